@@ -1,0 +1,270 @@
+//! The agents' gRPC service `outrider.agent.v1.Agents`, served on the same mTLS port as ADS.
+//!
+//! `Join` needs a token and no client certificate; `Sign` and `Session` need the agent's certificate. A
+//! `Session` is the fact stream of one host: it starts with [`Hello`]; every other fact replaces what was
+//! known under its key, so a new session re-sends everything and nothing depends on history.
+
+#![allow(missing_docs, clippy::all, clippy::unwrap_used, unreachable_pub)]
+
+/// Generated client.
+pub use agents_client::AgentsClient;
+/// Generated server.
+pub use agents_server::{Agents, AgentsServer};
+
+include!(concat!(env!("OUT_DIR"), "/outrider.agent.v1.Agents.rs"));
+
+/// Redeems a join token.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct JoinRequest {
+    /// The whole token as printed by `outrider token create`.
+    #[prost(string, tag = "1")]
+    pub token: String,
+    /// The node's name: an RFC 1123 subdomain, unique among live nodes.
+    #[prost(string, tag = "2")]
+    pub node: String,
+    /// Certificate signing request, DER. Only its key is used.
+    #[prost(bytes = "vec", tag = "3")]
+    pub csr: Vec<u8>,
+}
+
+/// The agent's identity.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct JoinResponse {
+    #[prost(string, tag = "1")]
+    pub trust_domain: String,
+    /// Leaf first, then issuers; DER.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub chain: Vec<Vec<u8>>,
+    /// Trust bundle; DER.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub bundle: Vec<Vec<u8>>,
+}
+
+/// Asks for a certificate: an SVID of a declared service, or the agent's own again.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SignRequest {
+    /// The SPIFFE ID wanted.
+    #[prost(string, tag = "1")]
+    pub spiffe_id: String,
+    /// Certificate signing request, DER. Only its key is used.
+    #[prost(bytes = "vec", tag = "2")]
+    pub csr: Vec<u8>,
+}
+
+/// The certificate.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SignResponse {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub chain: Vec<Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub bundle: Vec<Vec<u8>>,
+}
+
+/// Agent → control plane.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Fact {
+    #[prost(oneof = "FactKind", tags = "1, 2, 3, 4, 5")]
+    pub kind: Option<FactKind>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum FactKind {
+    #[prost(message, tag = "1")]
+    Hello(Hello),
+    /// All instances of the host, whenever one of them changed.
+    #[prost(message, tag = "2")]
+    Instances(Instances),
+    /// Resources a proxy newly has in use, or refused.
+    #[prost(message, tag = "3")]
+    Applied(Applied),
+    /// Traffic numbers of a proxy, every few seconds.
+    #[prost(message, tag = "4")]
+    Traffic(Traffic),
+    /// Sent every [`Welcome::heartbeat_ms`]; without one for three intervals the host's endpoints are gone.
+    #[prost(message, tag = "5")]
+    Heartbeat(Heartbeat),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hello {
+    #[prost(string, tag = "1")]
+    pub node: String,
+    /// Version of the agent.
+    #[prost(string, tag = "2")]
+    pub version: String,
+    /// Address other hosts reach this one at.
+    #[prost(string, tag = "3")]
+    pub address: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Heartbeat {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Instances {
+    #[prost(message, repeated, tag = "1")]
+    pub instances: Vec<Instance>,
+}
+
+/// One running copy of a service.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Instance {
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    #[prost(string, tag = "2")]
+    pub service: String,
+    /// `SERVICE-xxxxx`, unique in the namespace.
+    #[prost(string, tag = "3")]
+    pub name: String,
+    #[prost(enumeration = "InstanceState", tag = "4")]
+    pub state: i32,
+    /// Where its proxy takes connections from other proxies, per port.
+    #[prost(message, repeated, tag = "5")]
+    pub endpoints: Vec<InstanceEndpoint>,
+    /// `native` or `envoy`, as running.
+    #[prost(string, tag = "6")]
+    pub engine: String,
+    /// Version of the engine, as running; empty before it said so.
+    #[prost(string, tag = "7")]
+    pub engine_version: String,
+    /// Process id of the proxy; 0 while none runs.
+    #[prost(uint32, tag = "8")]
+    pub proxy_pid: u32,
+    /// Process id of the application; 0 while none runs.
+    #[prost(uint32, tag = "9")]
+    pub app_pid: u32,
+    /// Why it is in this state, for people; empty if there is nothing to say.
+    #[prost(string, tag = "10")]
+    pub reason: String,
+    /// Times the proxy was started again.
+    #[prost(uint32, tag = "11")]
+    pub restarts: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum InstanceState {
+    /// Its proxy is being prepared, or the application has not answered on its ports yet.
+    Starting = 0,
+    /// In the endpoint set.
+    Ready = 1,
+    /// Leaving: out of the endpoint set, finishing what is open.
+    Draining = 2,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InstanceEndpoint {
+    /// The port's name.
+    #[prost(string, tag = "1")]
+    pub port: String,
+    #[prost(string, tag = "2")]
+    pub address: String,
+    #[prost(uint32, tag = "3")]
+    pub number: u32,
+}
+
+/// What one proxy did with resources. Names are unscoped, as the proxy sees them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Applied {
+    /// `NS/INSTANCE`.
+    #[prost(string, tag = "1")]
+    pub proxy: String,
+    #[prost(string, tag = "2")]
+    pub type_url: String,
+    /// Now in use.
+    #[prost(message, repeated, tag = "3")]
+    pub acked: Vec<ResourceVersion>,
+    /// Now gone from the proxy.
+    #[prost(string, repeated, tag = "4")]
+    pub removed: Vec<String>,
+    /// Refused; the earlier version, if any, stays in use.
+    #[prost(message, repeated, tag = "5")]
+    pub refused: Vec<ResourceVersion>,
+    /// The engine's words on a refusal.
+    #[prost(string, tag = "6")]
+    pub error: String,
+    /// Forget everything known of this proxy and type before reading this fact.
+    #[prost(bool, tag = "7")]
+    pub reset: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ResourceVersion {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub version: String,
+}
+
+/// Totals of one proxy since its process started.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Traffic {
+    /// `NS/INSTANCE`.
+    #[prost(string, tag = "1")]
+    pub proxy: String,
+    #[prost(message, repeated, tag = "2")]
+    pub listeners: Vec<ListenerTraffic>,
+    /// Resident memory in bytes; 0 if unknown.
+    #[prost(uint64, tag = "3")]
+    pub resident_bytes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ListenerTraffic {
+    /// Listener name, `inbound/…` or `outbound/…`.
+    #[prost(string, tag = "1")]
+    pub listener: String,
+    #[prost(uint64, tag = "2")]
+    pub connections: u64,
+    #[prost(uint64, tag = "3")]
+    pub requests: u64,
+    /// Responses of class 5xx, and connections the proxy ended with a reason.
+    #[prost(uint64, tag = "4")]
+    pub errors: u64,
+    #[prost(message, repeated, tag = "5")]
+    pub reasons: Vec<ReasonCount>,
+    #[prost(uint64, tag = "6")]
+    pub latency_us_sum: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ReasonCount {
+    #[prost(string, tag = "1")]
+    pub reason: String,
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
+
+/// Control plane → agent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Instruction {
+    #[prost(oneof = "InstructionKind", tags = "1, 2")]
+    pub kind: Option<InstructionKind>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum InstructionKind {
+    /// Answer to [`Hello`].
+    #[prost(message, tag = "1")]
+    Welcome(Welcome),
+    /// The trust bundle changed.
+    #[prost(message, tag = "2")]
+    Bundle(Bundle),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Welcome {
+    #[prost(string, tag = "1")]
+    pub trust_domain: String,
+    #[prost(uint32, tag = "2")]
+    pub heartbeat_ms: u32,
+    #[prost(message, optional, tag = "3")]
+    pub bundle: Option<Bundle>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Bundle {
+    /// DER.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub certificates: Vec<Vec<u8>>,
+}

@@ -1,0 +1,336 @@
+//! Bodies of the control plane's HTTP API under `/v1`, as JSON. Field names are camelCase.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A named text with documents in it: a file, or standard input as `-`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Source {
+    /// Shown in diagnostics.
+    pub name: String,
+    /// YAML, one or more documents; at most 4 MiB over all sources.
+    pub text: String,
+}
+
+/// `POST /v1/apply`. Everything is applied, or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApplyRequest {
+    /// What to apply.
+    pub sources: Vec<Source>,
+    /// Answer as if applied, change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Also compute which resources of which proxies change.
+    #[serde(default)]
+    pub proxies: bool,
+}
+
+/// `POST /v1/delete`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeleteRequest {
+    /// Objects by key.
+    #[serde(default)]
+    pub objects: Vec<ObjectKey>,
+    /// Or every object declared in these sources.
+    #[serde(default)]
+    pub sources: Vec<Source>,
+    /// Delete services that others still call: their callers then get `unknown_service`.
+    #[serde(default)]
+    pub force: bool,
+    /// Answer as if deleted, change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Identifies an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ObjectKey {
+    /// `Namespace`, `Service` or `HTTPRoute`.
+    pub kind: String,
+    /// Empty for a `Namespace`.
+    #[serde(default)]
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// Answer to apply and delete (200), or with diagnostics of severity error (422).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeResponse {
+    /// The store's revision after the change.
+    pub revision: u64,
+    /// What happened to each object.
+    pub changes: Vec<ObjectChange>,
+    /// Everything found, errors and warnings.
+    pub diagnostics: Vec<DiagnosticView>,
+    /// Present if asked for: what changes in which proxy.
+    pub proxies: Vec<ProxyChange>,
+}
+
+/// What happened, or would happen, to an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectChange {
+    /// The object.
+    #[serde(flatten)]
+    pub key: ObjectKey,
+    /// What.
+    pub action: ChangeAction,
+}
+
+/// Kinds of change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeAction {
+    /// Was not there.
+    Created,
+    /// Differs.
+    Updated,
+    /// Is the same; its revision stays.
+    Unchanged,
+    /// Is gone.
+    Deleted,
+}
+
+/// Resources of one proxy that change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyChange {
+    /// `NS/INSTANCE`, or `NS/SERVICE` with a note if no instance runs.
+    pub proxy: String,
+    /// The resources.
+    pub resources: Vec<ResourceChange>,
+}
+
+/// One resource that changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceChange {
+    /// `listener`, `route`, `cluster` or `endpoints`.
+    pub kind: String,
+    /// Resource name as the proxy sees it.
+    pub name: String,
+    /// What happens to it.
+    pub action: ChangeAction,
+}
+
+/// A finding about a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiagnosticView {
+    /// `error` or `warning`.
+    pub severity: String,
+    /// Stable code, like `unknown-field`.
+    pub code: String,
+    /// Name of the source.
+    pub file: String,
+    /// From 1.
+    pub line: u32,
+    /// From 1, in characters.
+    pub column: u32,
+    /// Characters from there that are meant; 0 if only the place is known.
+    pub length: u32,
+    /// One sentence.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// A stored object.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectView {
+    /// Its key.
+    #[serde(flatten)]
+    pub key: ObjectKey,
+    /// Revision of its last change.
+    pub revision: u64,
+    /// The document as applied, as JSON.
+    #[schema(value_type = Object)]
+    pub document: serde_json::Value,
+}
+
+/// An effective value and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveValue {
+    /// Dotted path, like `timeouts.request`.
+    pub path: String,
+    /// As it would be written in YAML.
+    pub value: String,
+    /// `declared`, `namespace shop`, or `default`.
+    pub origin: String,
+    /// For defaults: why this one.
+    pub ground: Option<String>,
+}
+
+/// `GET /v1/describe/{kind}/{namespace}/{name}` (namespace `-` for a Namespace).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DescribeView {
+    /// The object.
+    pub object: ObjectView,
+    /// Every setting.
+    pub values: Vec<EffectiveValue>,
+    /// Services it may call.
+    pub calls: Vec<String>,
+    /// Services that may call it.
+    pub called_by: Vec<String>,
+    /// Running instances.
+    pub instances: Vec<InstanceView>,
+}
+
+/// A host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeView {
+    /// Name.
+    pub name: String,
+    /// Address other hosts reach it at.
+    pub address: String,
+    /// Version of its agent.
+    pub version: String,
+    /// Whether its session is up.
+    pub connected: bool,
+    /// Milliseconds since the last heartbeat.
+    pub heartbeat_age_ms: u64,
+    /// Instances on it.
+    pub instances: u32,
+}
+
+/// A running copy of a service, with its proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceView {
+    /// Namespace.
+    pub namespace: String,
+    /// Service.
+    pub service: String,
+    /// `SERVICE-xxxxx`.
+    pub name: String,
+    /// Host.
+    pub node: String,
+    /// `starting`, `ready`, `draining` or `lost` (its host is silent).
+    pub state: String,
+    /// Why, if there is something to say.
+    pub reason: String,
+    /// Port name → `IP:PORT` where its proxy takes connections.
+    pub endpoints: BTreeMap<String, String>,
+    /// Its proxy.
+    pub proxy: ProxyView,
+}
+
+/// A managed proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyView {
+    /// `native` or `envoy`.
+    pub engine: String,
+    /// Version running.
+    pub version: String,
+    /// Process id, 0 if none runs.
+    pub pid: u32,
+    /// `current`, `pending` or `rejected`.
+    pub config: String,
+    /// Names of resources it does not have in use yet, or refused, with the engine's words.
+    pub behind: Vec<String>,
+    /// Times it was started again.
+    pub restarts: u32,
+    /// Resident memory in bytes; 0 if unknown.
+    pub resident_bytes: u64,
+    /// Totals of its inbound listeners.
+    pub inbound: TrafficView,
+    /// Totals of its outbound listeners, by `NS/SERVICE`.
+    pub outbound: BTreeMap<String, TrafficView>,
+}
+
+/// Totals since a proxy's process started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficView {
+    /// Connections taken.
+    pub connections: u64,
+    /// HTTP requests.
+    pub requests: u64,
+    /// Responses of class 5xx, and connections ended with a reason.
+    pub errors: u64,
+    /// Sum of request times in microseconds.
+    pub latency_us_sum: u64,
+    /// By reason.
+    pub reasons: BTreeMap<String, u64>,
+}
+
+/// `GET /v1/rollout?revision=N&waitMs=M`: which live proxies have the configuration of revision N in use.
+/// Answers when all have, or after `waitMs` (at most 60,000).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutView {
+    /// The revision asked about.
+    pub revision: u64,
+    /// Proxies that have it.
+    pub current: Vec<String>,
+    /// Proxies that do not yet.
+    pub pending: Vec<ProxyBehind>,
+    /// Proxies that refused part of it.
+    pub rejected: Vec<ProxyBehind>,
+}
+
+/// Why a proxy is not current.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyBehind {
+    /// `NS/INSTANCE`.
+    pub proxy: String,
+    /// Resource and cause, one a line.
+    pub reasons: Vec<String>,
+}
+
+/// `POST /v1/tokens`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TokenRequest {
+    /// Seconds until it expires, 1–86,400; default 600.
+    pub ttl_seconds: Option<u32>,
+}
+
+/// A join token: good for one agent, once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenResponse {
+    /// `ort1.ID.SECRET.PIN`; PIN is the SHA-256 of the root certificate, so that joining needs no other trust.
+    pub token: String,
+    /// Seconds it stays good.
+    pub expires_in_seconds: u32,
+}
+
+/// Body of every answer that is not 2xx (and not a 422 of apply or delete).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorBody {
+    /// Stable code.
+    pub code: String,
+    /// One sentence.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// A line of `GET /v1/watch?revision=N` (newline-delimited JSON): changes after revision N.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WatchEvent {
+    /// Revision of the change.
+    pub revision: u64,
+    /// What happened.
+    pub change: ObjectChange,
+    /// The new document; absent if deleted.
+    #[schema(value_type = Option<Object>)]
+    pub document: Option<serde_json::Value>,
+}

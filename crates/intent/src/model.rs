@@ -1,0 +1,234 @@
+//! The meaning types: what a valid set of documents says, with every default filled in.
+//!
+//! Wire types (what serde reads from YAML) live in `wire` and are converted here; nothing after this module
+//! sees an unset optional whose default matters. Defaults and their origin are in `defaults`.
+//! All collections are ordered, so that everything computed from them is a function of their content.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The name of a service: its namespace and its name inside it. Prints as `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceRef {
+    /// Namespace, an RFC 1123 label.
+    pub namespace: String,
+    /// Service name, an RFC 1035 label.
+    pub name: String,
+}
+
+impl ServiceRef {
+    /// A reference from its two parts. The parts are taken as they are.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ServiceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Everything declared, valid as a whole: every reference resolves unless listed in `Service::missing_calls`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// Namespaces by name. A namespace used but never declared exists here with defaults.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Services by reference.
+    pub services: BTreeMap<ServiceRef, Service>,
+    /// HTTP routes by (namespace, name).
+    pub http_routes: BTreeMap<(String, String), HttpRoute>,
+}
+
+/// Whether connections between proxies are authenticated with mutual TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mtls {
+    /// Plaintext only.
+    Off,
+    /// Mutual TLS is offered and used by our proxies; plaintext callers are accepted too.
+    Both,
+    /// Mutual TLS only; plaintext callers are refused.
+    Required,
+}
+
+/// The kind of proxy that carries a service's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// `outrider-proxy`.
+    Native,
+    /// A managed Envoy.
+    Envoy,
+}
+
+/// The release channel a namespace follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Channel {
+    /// First to change.
+    Rapid,
+    /// The default.
+    Regular,
+    /// Last to change.
+    Stable,
+}
+
+/// Time limits. `None` means no limit (written as `0s`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// From the end of the request until the response head arrives. HTTP only.
+    pub request: Option<Duration>,
+    /// Without a byte in either direction: an HTTP exchange or a TCP connection is ended.
+    pub idle: Option<Duration>,
+    /// To open a connection to an endpoint.
+    pub connect: Duration,
+}
+
+/// A namespace with its effective settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Name.
+    pub name: String,
+    /// Mutual TLS mode of every service in it.
+    pub mtls: Mtls,
+    /// Release channel.
+    pub channel: Channel,
+    /// Engine of every service that does not name its own.
+    pub engine: Engine,
+    /// HTTP limits of its services.
+    pub timeouts: Timeouts,
+    /// Idle limit of its TCP ports.
+    pub tcp_idle: Option<Duration>,
+}
+
+/// Which directions a service's proxy serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Only calls others.
+    Client,
+    /// Is only called.
+    Server,
+    /// Both.
+    ClientServer,
+}
+
+/// What a port speaks. Declared, never sniffed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1, carried as HTTP/1.1.
+    Http,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// Bytes.
+    Tcp,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Unique within the service.
+    pub name: String,
+    /// What callers connect to, 1–65535.
+    pub port: u16,
+    /// Where the application listens on loopback, 1–65535.
+    pub target_port: u16,
+    /// What is spoken.
+    pub protocol: Protocol,
+}
+
+/// A service with its effective settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its reference.
+    pub id: ServiceRef,
+    /// Role.
+    pub role: Role,
+    /// Ports in the order written; empty for `Role::Client`.
+    pub ports: Vec<Port>,
+    /// Whom it may call. Every entry exists in the same [`Intent`].
+    pub calls: BTreeSet<ServiceRef>,
+    /// Called services that were deleted by force while still called: their callers get `unknown_service`.
+    pub missing_calls: BTreeSet<ServiceRef>,
+    /// Engine: its own, else its namespace's.
+    pub engine: Engine,
+    /// Limits that apply to calls *to* this service: its own, else its namespace's.
+    pub timeouts: Timeouts,
+}
+
+/// How a path is matched (Gateway API `HTTPPathMatch`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(String),
+    /// Path elements from the start: `/a` matches `/a` and `/a/b`, not `/ab`.
+    Prefix(String),
+}
+
+/// One condition of a rule; all parts must hold (Gateway API `HTTPRouteMatch`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpMatch {
+    /// Path condition.
+    pub path: PathMatch,
+    /// Method, upper case.
+    pub method: Option<String>,
+    /// Headers that must be present with exactly this value; names lower case.
+    pub headers: Vec<(String, String)>,
+}
+
+/// A weighted destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendRef {
+    /// The service.
+    pub service: ServiceRef,
+    /// Its port, as callers see it.
+    pub port: u16,
+    /// Share relative to the sum, 0–1,000,000.
+    pub weight: u32,
+}
+
+/// A rule of an HTTP route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpRule {
+    /// Alternatives; never empty (the default is prefix `/`).
+    pub matches: Vec<HttpMatch>,
+    /// Request headers to set, add, remove before forwarding, in that order of application.
+    pub request_headers: HeaderEdits,
+    /// Response headers likewise.
+    pub response_headers: HeaderEdits,
+    /// Destinations. Empty means 500 with `no_backends`, as the Gateway API says.
+    pub backends: Vec<BackendRef>,
+    /// `timeouts.request` of the rule; `None` inside means no limit; absent means the service's.
+    pub request_timeout: Option<Option<Duration>>,
+}
+
+/// Header modification (Gateway API `HTTPHeaderFilter`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderEdits {
+    /// Overwrites.
+    pub set: Vec<(String, String)>,
+    /// Appends.
+    pub add: Vec<(String, String)>,
+    /// Removes by name.
+    pub remove: Vec<String>,
+}
+
+/// A Gateway API `HTTPRoute` whose parents are services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpRoute {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Parent services, with the port if only one is meant.
+    pub parents: Vec<(ServiceRef, Option<u16>)>,
+    /// Rules in the order written.
+    pub rules: Vec<HttpRule>,
+}

@@ -1,0 +1,132 @@
+//! Building and reading resource names and listener metadata.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::pb::envoy::config::core::v3::Metadata;
+use crate::pb::google::protobuf::{Struct, Value, value::Kind};
+
+/// The authority of scoped names.
+pub const AUTHORITY: &str = "outrider";
+
+/// `inbound/PORT`.
+pub fn inbound(port: &str) -> String {
+    format!("inbound/{port}")
+}
+
+/// `outbound/NS/SERVICE/PORT`.
+pub fn outbound(namespace: &str, service: &str, port: &str) -> String {
+    format!("outbound/{namespace}/{service}/{port}")
+}
+
+/// `NS/SERVICE/PORT`, the name of a load assignment.
+pub fn endpoints(namespace: &str, service: &str, port: &str) -> String {
+    format!("{namespace}/{service}/{port}")
+}
+
+/// SPIFFE ID of a service's proxies: `spiffe://TRUST-DOMAIN/ns/NS/svc/SERVICE`.
+pub fn spiffe_service(trust_domain: &str, namespace: &str, service: &str) -> String {
+    format!("spiffe://{trust_domain}/ns/{namespace}/svc/{service}")
+}
+
+/// SPIFFE ID of an agent: `spiffe://TRUST-DOMAIN/node/NODE`.
+pub fn spiffe_node(trust_domain: &str, node: &str) -> String {
+    format!("spiffe://{trust_domain}/node/{node}")
+}
+
+/// SPIFFE ID of the control plane: `spiffe://TRUST-DOMAIN/server`.
+pub fn spiffe_server(trust_domain: &str) -> String {
+    format!("spiffe://{trust_domain}/server")
+}
+
+fn message_name(type_url: &str) -> &str {
+    type_url.rsplit('/').next().unwrap_or(type_url)
+}
+
+/// The name of `local` within the scope of one proxy (`proxy` is `NS/INSTANCE`).
+pub fn scoped(type_url: &str, proxy: &str, local: &str) -> String {
+    format!("xdstp://{AUTHORITY}/{}/{proxy}/{local}", message_name(type_url))
+}
+
+/// The subscription to everything in the scope of one proxy.
+pub fn scope_glob(type_url: &str, proxy: &str) -> String {
+    scoped(type_url, proxy, "*")
+}
+
+/// Takes a scoped name apart into (`NS/INSTANCE`, local name); `None` if it is not one.
+pub fn unscope(name: &str) -> Option<(&str, &str)> {
+    let rest = name.strip_prefix("xdstp://")?.strip_prefix(AUTHORITY)?.strip_prefix('/')?;
+    let (_message, rest) = rest.split_once('/')?;
+    let first = rest.find('/')?;
+    let second = first + 1 + rest[first + 1..].find('/')?;
+    Some((&rest[..second], &rest[second + 1..]))
+}
+
+/// What a listener says about itself to the agent, under [`crate::METADATA_KEY`].
+///
+/// Carried as one JSON string: a protobuf map with several keys has no stable encoding, and versions are
+/// hashes of content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerMetadata {
+    /// `NS/SERVICE` this listener leads to.
+    pub service: String,
+    /// The port's name.
+    pub port_name: String,
+    /// The declared port: what callers connect to.
+    pub port: u16,
+    /// Names the agent gives to the listener's address; empty for inbound listeners.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+const LISTENER_FIELD: &str = "listener";
+
+impl ListenerMetadata {
+    /// As Envoy metadata.
+    pub fn to_metadata(&self) -> Metadata {
+        let json = serde_json::json!(self).to_string();
+        let value = Value { kind: Some(Kind::StringValue(json)) };
+        let fields = HashMap::from([(LISTENER_FIELD.to_owned(), value)]);
+        Metadata {
+            filter_metadata: HashMap::from([(crate::METADATA_KEY.to_owned(), Struct { fields })]),
+            ..Metadata::default()
+        }
+    }
+
+    /// From Envoy metadata; `None` if ours is absent or has another shape.
+    pub fn from_metadata(metadata: &Metadata) -> Option<Self> {
+        match &metadata.filter_metadata.get(crate::METADATA_KEY)?.fields.get(LISTENER_FIELD)?.kind {
+            Some(Kind::StringValue(json)) => serde_json::from_str(json).ok(),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scoped_names_come_apart_again() {
+        let name = scoped(crate::type_url::LISTENER, "shop/checkout-x7k2p", "outbound/shop/inventory/http");
+        assert_eq!(
+            name,
+            "xdstp://outrider/envoy.config.listener.v3.Listener/shop/checkout-x7k2p/outbound/shop/inventory/http"
+        );
+        assert_eq!(unscope(&name), Some(("shop/checkout-x7k2p", "outbound/shop/inventory/http")));
+        assert_eq!(unscope("shop/checkout/http"), None);
+        assert_eq!(unscope("xdstp://outrider/x/shop"), None);
+    }
+
+    #[test]
+    fn metadata_survives_the_round_trip() {
+        let ours = ListenerMetadata {
+            service: "shop/inventory".into(),
+            port_name: "http".into(),
+            port: 80,
+            names: vec!["inventory".into(), "inventory.shop".into()],
+        };
+        assert_eq!(ListenerMetadata::from_metadata(&ours.to_metadata()), Some(ours));
+    }
+}
