@@ -132,6 +132,8 @@ struct TypeState {
     interest: Interest,
     /// What the server of this stream has been told; `None` before the first request of the type.
     announced: Option<BTreeSet<String>>,
+    /// Unsubscribed since; asked for anew if subscribed again before the server heard of it.
+    dropped: BTreeSet<String>,
     /// Name → version in use.
     held: BTreeMap<Arc<str>, Arc<str>>,
 }
@@ -186,7 +188,9 @@ impl Client {
     pub fn unsubscribe<S: AsRef<str>>(&mut self, type_url: &str, names: impl IntoIterator<Item = S>) {
         let Some(state) = self.types.get_mut(type_url) else { return };
         for name in names {
-            state.interest.remove(name.as_ref());
+            if state.interest.remove(name.as_ref()) {
+                state.dropped.insert(name.as_ref().to_owned());
+            }
         }
         let interest = &state.interest;
         state.held.retain(|name, _| interest.covers(name));
@@ -237,6 +241,18 @@ impl Client {
         let mut requests = Vec::new();
         for (type_url, state) in &mut self.types {
             let wanted: BTreeSet<String> = state.interest.iter().collect();
+            let dropped = std::mem::take(&mut state.dropped);
+            if let Some(told) = &mut state.announced {
+                let renewed: Vec<String> =
+                    dropped.into_iter().filter(|name| wanted.contains(name) && told.remove(name)).collect();
+                if !renewed.is_empty() {
+                    requests.push(DeltaDiscoveryRequest {
+                        type_url: type_url.to_string(),
+                        resource_names_unsubscribe: renewed,
+                        ..Default::default()
+                    });
+                }
+            }
             let mut request = DeltaDiscoveryRequest { type_url: type_url.to_string(), ..Default::default() };
             match &state.announced {
                 // A first request without names would mean the wildcard.
@@ -309,7 +325,7 @@ impl Client {
         if response.nonce.is_empty() {
             return Err(ResponseError::NoNonce { type_url: type_url() });
         }
-        if !self.types.get(&*response.type_url).is_some_and(|state| state.announced.is_some()) {
+        if self.types.get(&*response.type_url).is_none_or(|state| state.announced.is_none()) {
             return Err(ResponseError::NotSubscribed { type_url: type_url() });
         }
         if self.open.len() >= self.limits.unanswered {

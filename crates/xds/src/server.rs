@@ -211,16 +211,15 @@ impl Session {
 
         let legacy_wildcard = first && request.resource_names_subscribe.is_empty();
         let wildcard = legacy_wildcard.then_some(WILDCARD);
-        let subscribed: Vec<Arc<str>> = request
+        let mut subscribed: Vec<Arc<str>> = request
             .resource_names_subscribe
             .iter()
             .map(String::as_str)
             .chain(wildcard)
             .map(Arc::from)
             .collect();
-        for name in &subscribed {
-            state.subscribe(name, !first || request.initial_resource_versions.is_empty());
-        }
+        let nothing_claimed = !first || request.initial_resource_versions.is_empty();
+        subscribed.retain(|name| state.subscribe(name, nothing_claimed));
         let mut unsubscribed: Vec<Arc<str>> = Vec::new();
         for name in &request.resource_names_unsubscribe {
             if state.unsubscribe(name) {
@@ -296,11 +295,11 @@ impl Session {
             if state.outstanding.is_some() {
                 continue;
             }
-            let Some((resources, absent)) = state.take_additions(keep_accepted, self.options.response_bytes)
-            else {
+            let Some(next) = state.take_additions(keep_accepted, self.options.response_bytes) else {
                 continue;
             };
-            responses.push(self.send(&type_url, &resources, absent));
+            let resources = next.resources;
+            responses.push(self.send(&type_url, &resources, next.absent));
             if &*type_url == type_url::CLUSTER && self.options.resend_endpoints {
                 self.resend_endpoints(&resources, set);
             }

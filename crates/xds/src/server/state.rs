@@ -21,10 +21,17 @@ pub(super) struct Outstanding {
     pub(super) removed: Vec<Arc<str>>,
 }
 
+/// The content of one response.
+pub(super) struct Additions {
+    pub(super) resources: Vec<Arc<Resource>>,
+    /// To be told not to exist.
+    pub(super) absent: Vec<Arc<str>>,
+}
+
 #[derive(Debug)]
 struct Known {
-    /// Last version sent or claimed.
-    version: Arc<str>,
+    /// Last version sent or claimed; `None` if it was refused together with others, so nobody knows.
+    version: Option<Arc<str>>,
     /// Some version was acknowledged or claimed.
     accepted: bool,
     /// The client reacted to it, or was given up on.
@@ -66,8 +73,9 @@ impl TypeState {
         self.planned = false;
     }
 
-    pub(super) fn subscribe(&mut self, name: &Arc<str>, nothing_claimed: bool) {
-        self.interest.add(name);
+    /// `true` if the subscription is new.
+    pub(super) fn subscribe(&mut self, name: &Arc<str>, nothing_claimed: bool) -> bool {
+        let new = self.interest.add(name);
         if self.interest.names().contains(name) {
             self.told_absent.remove(name);
             if self.known.contains_key(name) {
@@ -78,6 +86,7 @@ impl TypeState {
             self.owes_answer |= nothing_claimed;
         }
         self.dirty();
+        new
     }
 
     pub(super) fn unsubscribe(&mut self, name: &str) -> bool {
@@ -102,7 +111,7 @@ impl TypeState {
     }
 
     pub(super) fn claim(&mut self, name: &Arc<str>, version: &Arc<str>, again: bool) {
-        let known = Known { version: version.clone(), accepted: true, answered: true };
+        let known = Known { version: Some(version.clone()), accepted: true, answered: true };
         self.known.insert(name.clone(), known);
         if again {
             self.again.insert(name.clone());
@@ -165,9 +174,11 @@ impl TypeState {
             known.answered = true;
             if error.is_none() {
                 known.accepted = true;
-                if self.refused.get(name) == Some(version) || known.version == *version {
+                if self.refused.get(name) == Some(version) {
                     self.refused.remove(name);
                 }
+            } else if resources.len() > 1 && known.version.as_ref() == Some(version) {
+                known.version = None;
             }
         }
         let type_url = type_url.clone();
@@ -199,13 +210,10 @@ impl TypeState {
         }
         let wanted = self.interest.select(type_url, set);
         let mut plan = Plan { made_for: stamp.cloned(), ..Plan::default() };
-        let suspected: BTreeMap<&Arc<str>, &Arc<str>> =
-            self.suspects.iter().flatten().map(|(name, version)| (name, version)).collect();
         for resource in &wanted {
-            let held = self.known.get(&resource.name).is_some_and(|known| known.version == resource.version);
+            let held = self.holds(resource);
             let refused = self.refused.get(&resource.name) == Some(&resource.version);
-            let asked = self.again.contains(&resource.name)
-                || suspected.get(&resource.name) == Some(&&resource.version);
+            let asked = self.again.contains(&resource.name);
             if asked || !(held || refused) {
                 plan.add.push((*resource).clone());
             }
@@ -229,15 +237,13 @@ impl TypeState {
 
     /// The additions of the next response, `None` if there is nothing to say. With `keep_accepted`, resources
     /// that the client has already accepted in some version are left as they are.
-    pub(super) fn take_additions(
-        &mut self,
-        keep_accepted: bool,
-        max_bytes: usize,
-    ) -> Option<(Vec<Arc<Resource>>, Vec<Arc<str>>)> {
-        let allowed =
-            |name: &Arc<str>| !(keep_accepted && self.known.get(name).is_some_and(|known| known.accepted));
+    pub(super) fn take_additions(&mut self, keep_accepted: bool, max_bytes: usize) -> Option<Additions> {
+        let kept = |resource: &Arc<Resource>| {
+            let accepted = self.known.get(&resource.name).is_some_and(|known| known.accepted);
+            keep_accepted && accepted && !self.holds(resource)
+        };
         let mut ready: Vec<Arc<Resource>> =
-            self.plan.add.iter().filter(|resource| allowed(&resource.name)).cloned().collect();
+            self.plan.add.iter().filter(|resource| !kept(resource)).cloned().collect();
         while let Some(group) = self.suspects.pop_front() {
             let apart: Vec<Arc<Resource>> = ready
                 .iter()
@@ -263,7 +269,7 @@ impl TypeState {
         if ready.is_empty() && absent.is_empty() && !self.owes_answer {
             return None;
         }
-        Some((ready, absent))
+        Some(Additions { resources: ready, absent })
     }
 
     pub(super) fn take_removals(&mut self) -> Vec<Arc<str>> {
@@ -273,7 +279,7 @@ impl TypeState {
     pub(super) fn sent(&mut self, outstanding: Outstanding) {
         for (name, version) in &outstanding.resources {
             let accepted = self.known.get(name).is_some_and(|known| known.accepted);
-            let known = Known { version: version.clone(), accepted, answered: false };
+            let known = Known { version: Some(version.clone()), accepted, answered: false };
             self.known.insert(name.clone(), known);
             self.again.remove(name);
             self.told_absent.remove(name);
@@ -297,16 +303,20 @@ impl TypeState {
     /// Nothing to add is waiting or on its way. Meaningful after [`TypeState::plan`].
     pub(super) fn additions_settled(&self) -> bool {
         let idle = self.outstanding.as_ref().is_none_or(|open| open.resources.is_empty());
-        idle && self.plan.add.is_empty() && self.suspects.is_empty()
+        idle && self.plan.add.is_empty()
     }
 
-    /// Nothing is waiting, on its way or refused.
+    /// Nothing is waiting or on its way, and nothing was refused that has a last good version in use.
     pub(super) fn settled(&self) -> bool {
+        let accepted = |name: &Arc<str>| self.known.get(name).is_some_and(|known| known.accepted);
         self.outstanding.is_none()
             && self.plan.add.is_empty()
             && self.plan.remove.is_empty()
-            && self.suspects.is_empty()
-            && self.refused.is_empty()
+            && !self.refused.keys().any(accepted)
+    }
+
+    fn holds(&self, resource: &Resource) -> bool {
+        self.known.get(&resource.name).is_some_and(|known| known.version.as_ref() == Some(&resource.version))
     }
 
     /// The client has reacted to a first answer for every name it subscribed to.
