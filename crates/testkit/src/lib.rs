@@ -25,6 +25,12 @@ pub use hosts::Hosts;
 pub use mesh::{Engine, Mesh, Pair};
 pub use wait::{promised, until};
 
+/// Puts a measurement into the test's output. Numbers are recorded, not judged, unless they are promised.
+#[allow(clippy::print_stderr, reason = "test output")]
+pub fn report(text: &str) {
+    eprintln!("{text}");
+}
+
 /// Makes one test per pair of engines (calling, called) out of a function that takes a [`Pair`].
 ///
 /// Pairs with Envoy are skipped with a message where no Envoy is found, and fail there if `CI=true`.

@@ -255,6 +255,11 @@ impl Mesh {
         Ok(command)
     }
 
+    /// Where agents reach the control plane.
+    pub fn grpc(&self) -> SocketAddr {
+        self.grpc
+    }
+
     /// The control plane's socket.
     pub fn api_socket(&self) -> PathBuf {
         self.folder().join("server/server/api.sock")

@@ -12,9 +12,8 @@ use crate::process::{User, find_program, run};
 use crate::wait::LONG;
 
 /// Says that something is not tested here.
-#[allow(clippy::print_stderr, reason = "test output")]
 pub fn skipped(why: &str) {
-    eprintln!("skipped: {why}");
+    crate::report(&format!("skipped: {why}"));
 }
 
 /// Whether everything must run.

@@ -2,11 +2,12 @@
 //! it is seen on the wire.
 
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -31,6 +32,23 @@ impl Identity {
         root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root = CertifiedIssuer::self_signed(root, KeyPair::generate()?)?;
 
+        let mut identity = Self::leaf(spiffe_id, &root)?;
+        identity.chain.push(root.der().clone());
+        Ok(identity)
+    }
+
+    /// An identity that the mesh itself could have issued: signed with the authority's key in this folder
+    /// (`STATE/server/ca`).
+    pub fn issued(authority: &Path, spiffe_id: &str) -> Result<Self> {
+        let read = |name: &str| {
+            let path = authority.join(name);
+            std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+        };
+        let key = KeyPair::from_pem(&read("root.key")?)?;
+        Self::leaf(spiffe_id, &Issuer::from_ca_cert_pem(&read("root.pem")?, key)?)
+    }
+
+    fn leaf(spiffe_id: &str, issuer: &Issuer<'_, KeyPair>) -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut leaf = CertificateParams::default();
         leaf.subject_alt_names = vec![SanType::URI(spiffe_id.try_into()?)];
@@ -38,9 +56,9 @@ impl Identity {
         leaf.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         leaf.use_authority_key_identifier_extension = true;
-        let certificate = leaf.signed_by(&key, &root)?;
+        let certificate = leaf.signed_by(&key, issuer)?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-        Ok(Self { chain: vec![certificate.der().clone(), root.der().clone()], key: key.into() })
+        Ok(Self { chain: vec![certificate.der().clone()], key: key.into() })
     }
 }
 
