@@ -66,7 +66,7 @@ impl File {
         // Other line breaks and control characters would move the cursor of the terminal; one character stands
         // for one, so that columns stay.
         let clean: String = text
-            .replace("\r\n", " \n")
+            .replace("\r\n", "\n")
             .chars()
             .map(|letter| match letter {
                 '\n' | '\t' => letter,
