@@ -185,7 +185,9 @@ fn service(
 ) -> Service {
     let Key { namespace, name, .. } = document.key();
     let settings = settings::service(spec, namespace, &set.namespace(namespace));
-    if settings.limits.idle_before_request() {
+    // What a namespace that cannot be read would say is not known.
+    let namespace_known = set.find(Kind::Namespace, "", namespace).is_none_or(Document::is_valid);
+    if namespace_known && settings.limits.idle_before_request() {
         findings.push(idle_before_request(document, &settings.limits));
     }
     let ports = ports(document, spec, findings);

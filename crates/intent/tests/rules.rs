@@ -326,3 +326,14 @@ fn renders_colours_only_when_asked() {
     assert!(render(&findings, &sources, true).contains('\u{1b}'));
     assert!(!render(&findings, &sources, false).contains('\u{1b}'));
 }
+
+/// Findings far apart and at the very ends of a text show their own lines.
+#[test]
+fn renders_findings_anywhere_in_a_long_text() {
+    let filler = "# filler\n".repeat(20_000);
+    let text = format!("kind: First\n{filler}---\nkind: Last");
+    let out = rendered(&text, 80);
+    assert!(out.contains("shop.yaml:1:7]\n 1 │ kind: First\n"), "{out}");
+    assert!(out.contains("shop.yaml:20003:7]\n 20002 │ ---\n 20003 │ kind: Last\n"), "{out}");
+    assert!(out.lines().count() < 30, "{out}");
+}
