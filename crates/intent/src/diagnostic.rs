@@ -187,8 +187,13 @@ impl Diagnostic {
         self
     }
 
-    /// With another place.
+    /// With another place. It is named in the message too, for those who only get that.
     pub(crate) fn related(mut self, place: Place, message: impl Into<String>) -> Self {
+        if place.file != self.place.file {
+            self.message = printable(format!("{}; see {place}", self.message));
+        } else if place.line > 0 {
+            self.message = format!("{}; see line {}", self.message, place.line);
+        }
         self.related.push(Related { place, message: message.into() });
         self
     }

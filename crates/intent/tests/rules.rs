@@ -337,3 +337,26 @@ fn renders_findings_anywhere_in_a_long_text() {
     assert!(out.contains("shop.yaml:20003:7]\n 20002 │ ---\n 20003 │ kind: Last\n"), "{out}");
     assert!(out.lines().count() < 30, "{out}");
 }
+
+#[test]
+fn messages_name_the_other_place() {
+    let cases = [
+        (
+            vec![service("a", PORTS) + &service("a", PORTS)],
+            "Service shop/a is declared a second time; see line 4",
+        ),
+        (
+            vec![service("a", PORTS), service("a", PORTS)],
+            "Service shop/a is declared a second time; see 0.yaml:4:18",
+        ),
+        (
+            vec![service("a", "{role: client,\n  role: server}")],
+            "the key `role` is here a second time; see line 5",
+        ),
+    ];
+    for (texts, message) in cases {
+        let sources: Vec<Source> =
+            texts.iter().enumerate().map(|(index, text)| source(&format!("{index}.yaml"), text)).collect();
+        assert_eq!(parse(&sources).diagnostics[0].message, message);
+    }
+}
