@@ -14,7 +14,7 @@ use crate::check::Checker;
 use crate::defaults;
 use crate::diagnostic::{Code, Diagnostic, Place};
 use crate::schema::shape;
-use crate::tree::{self, MAX_DEPTH, Node, Span, Value};
+use crate::tree::{self, MAX_DEPTH, MAX_TOTAL_WEIGHT, Node, Span, Value};
 use crate::wire::{HttpRouteDocument, NamespaceDocument, ServiceDocument};
 use crate::words::{nearest, shown};
 
@@ -237,13 +237,14 @@ impl Document {
 /// Reads all documents of all sources and reports everything wrong in them, duplicates of an object among the
 /// sources included. A source with a syntax error still gives its other documents.
 ///
-/// Limits: 4 MiB over all sources, 10,000 documents, 32 levels deep, 100,000 values a document with aliases
-/// expanded, 1,000 findings.
+/// Limits: 4 MiB over all sources, 10,000 documents, 32 levels deep, with aliases expanded 100,000 values a
+/// document and 1,000,000 over all, 1,000 findings.
 pub fn parse(sources: &[Source]) -> Parsed {
     let mut parsed = Parsed::default();
     let mut first_places: HashMap<Key, Place> = HashMap::new();
     let mut bytes = 0;
     let mut pieces = 0;
+    let mut budget = MAX_TOTAL_WEIGHT;
     'sources: for source in sources {
         let mut findings = Vec::new();
         let start = Place { file: source.name.clone(), line: 1, column: 1, length: 0 };
@@ -266,7 +267,7 @@ pub fn parse(sources: &[Source]) -> Parsed {
             }
             let mut checker = Checker { file: &source.name, findings: Vec::new() };
             let mut faults = Vec::new();
-            let root = tree::parse(piece, &mut faults);
+            let root = tree::parse(piece, &mut budget, &mut faults);
             let sound = faults.is_empty();
             for fault in faults {
                 let place = checker.place(fault.span);
@@ -295,6 +296,11 @@ pub fn parse(sources: &[Source]) -> Parsed {
                 parsed.documents.push(document);
             }
             findings.append(&mut checker.findings);
+            // Nothing more can be read: what follows would only fail in the same way.
+            if budget == 0 {
+                parsed.diagnostics.append(&mut findings);
+                break 'sources;
+            }
             if parsed.diagnostics.len() + findings.len() > MAX_FINDINGS {
                 break;
             }

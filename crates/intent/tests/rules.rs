@@ -130,6 +130,23 @@ fn sources_have_limits() {
     assert_eq!(parsed.diagnostics[0].place.line, 10_001);
 }
 
+/// Aliases must not turn a small text into a large set, over many documents neither.
+#[test]
+fn aliases_are_bounded_over_all_documents() {
+    let list = |name: &str, of: &str| format!("{name}: &{name} [{}]\n", vec![of; 40].join(", "));
+    let bomb = format!("---\n{}{}{}", list("a", "x"), list("b", "*a"), list("c", "*b"));
+    let alone = parse(&[source("bomb", &bomb)]);
+    assert_eq!(codes(&alone.diagnostics), [Code::TooLarge]);
+
+    let smaller = format!("---\nkind: Service\nmetadata: {{name: n}}\n{}{}", list("a", "x"), list("b", "*a"));
+    let fits = parse(&[source("one", &smaller)]);
+    assert!(codes(&fits.diagnostics).iter().all(|code| *code != Code::TooLarge));
+    let many: Vec<Source> = (0..20).map(|number| source(&number.to_string(), &smaller.repeat(20))).collect();
+    let parsed = parse(&many);
+    assert_eq!(parsed.diagnostics.last().unwrap().code, Code::TooLarge);
+    assert!(parsed.documents.len() < 400);
+}
+
 #[test]
 fn ten_thousand_documents_are_read() {
     let text: String = (0..10_000).map(|number| service(&format!("s{number}"), "{}")).collect();
