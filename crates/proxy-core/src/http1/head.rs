@@ -380,37 +380,41 @@ fn too_many(buf: &[u8], limits: &Limits) -> HeadError {
 }
 
 fn response_error(head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
-    match parse_error(head, head, error, limits) {
+    match head_error(head, error, limits, 0) {
         HeadError::RequestLine => HeadError::StatusLine,
         error => error,
     }
 }
 
-fn parse_error(buf: &[u8], head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
+fn request_error(head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
+    match error {
+        httparse::Error::Token if head.first() == Some(&TLS_HANDSHAKE) => HeadError::Tls,
+        httparse::Error::Version if head.starts_with(b"PRI * HTTP/2") => HeadError::Http2Preface,
+        _ => head_error(head, error, limits, 2),
+    }
+}
+
+/// `version_at` is the place of the version among the words of the first line.
+fn head_error(head: &[u8], error: httparse::Error, limits: &Limits, version_at: usize) -> HeadError {
     use httparse::Error;
     match error {
         Error::TooManyHeaders => too_many(head, limits),
         Error::HeaderName => error::diagnose(head, HeadError::HeaderName),
         Error::HeaderValue => error::diagnose(head, HeadError::HeaderValue),
         Error::NewLine => error::diagnose(head, HeadError::RequestLine),
-        Error::Token | Error::Version if buf.starts_with(&[TLS_HANDSHAKE]) => HeadError::Tls,
-        Error::Version if head.starts_with(b"PRI * HTTP/2") => HeadError::Http2Preface,
-        Error::Version if names_a_version(head) => HeadError::Version,
+        Error::Version if names_another_version(head, version_at) => HeadError::Version,
         Error::Token | Error::Version => HeadError::RequestLine,
         Error::Status => HeadError::StatusLine,
     }
 }
 
-/// Whether the first line has another version exactly where the version belongs.
-fn names_a_version(head: &[u8]) -> bool {
+/// Whether another version stands exactly where the version belongs: then only the number is wrong.
+fn names_another_version(head: &[u8], version_at: usize) -> bool {
     let line = head.split(|&b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
-    let is_version = |word: &[u8]| {
-        matches!(word.strip_prefix(b"HTTP/"), Some([b'0'..=b'9', ..]))
-            && word != b"HTTP/1.1"
-            && word != b"HTTP/1.0"
-    };
-    let mut words = line.split(|&b| b == b' ');
-    words.clone().next().is_some_and(is_version) || words.nth(2).is_some_and(is_version)
+    let word = line.split(|&b| b == b' ').nth(version_at).unwrap_or_default();
+    matches!(word.strip_prefix(b"HTTP/"), Some([b'0'..=b'9', ..]))
+        && word != b"HTTP/1.1"
+        && word != b"HTTP/1.0"
 }
 
 /// Blank lines before the first line: how many bytes, or that one is not a CRLF.
@@ -482,7 +486,7 @@ impl RequestHead {
             Ok(httparse::Status::Partial) => {
                 return self.common.too_large(buf, limits).map_or(Ok(Parsed::Incomplete), Err);
             }
-            Err(error) => return Err(parse_error(buf, head, error, limits)),
+            Err(error) => return Err(request_error(head, error, limits)),
         };
         self.common.version = if request.version == Some(0) { Version::Http10 } else { Version::Http11 };
         let method = request.method.unwrap_or_default().as_bytes();
