@@ -688,7 +688,8 @@ impl ResponseHead {
         self.common.version
     }
 
-    /// Whether another response to the same request follows: 1xx other than 101.
+    /// Whether another response to the same request follows: 1xx other than 101. An HTTP/1.0 caller must not be sent
+    /// one.
     pub const fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
     }
@@ -696,11 +697,11 @@ impl ResponseHead {
     /// How the body is framed, given what was asked.
     ///
     /// # Errors
-    /// [`HeadError::StatusLine`] for a 101 nobody asked for.
+    /// [`HeadError::UnexpectedSwitch`] for a 101 nobody asked for.
     pub fn framing(&self, asked: &Asked) -> Result<BodyFraming, HeadError> {
         match self.status {
             101 if asked.upgrade => Ok(BodyFraming::UntilClose),
-            101 => Err(HeadError::StatusLine),
+            101 => Err(HeadError::UnexpectedSwitch),
             100..=199 | 204 | 304 => Ok(BodyFraming::None),
             _ if asked.head => Ok(BodyFraming::None),
             _ => match self.common.framing() {

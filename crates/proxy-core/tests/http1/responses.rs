@@ -77,7 +77,7 @@ fn framing_depends_on_what_was_asked() {
         ("103 Early Hints", TE, get, Ok(None)),
         ("101 Switching Protocols", "", upgrade, Ok(UntilClose)),
         ("101 Switching Protocols", CL, upgrade, Ok(UntilClose)),
-        ("101 Switching Protocols", "", get, Err(HeadError::StatusLine)),
+        ("101 Switching Protocols", "", get, Err(HeadError::UnexpectedSwitch)),
         ("200 OK", CL, upgrade, Ok(Length(5))),
         ("999 What", CL, get, Ok(Length(5))),
     ] {

@@ -39,6 +39,9 @@ pub enum HeadError {
     /// The status line is not `VERSION SP STATUS [SP REASON]`.
     #[error("the status line is malformed")]
     StatusLine,
+    /// A 101 response to a request that went out without an upgrade.
+    #[error("the endpoint switched protocols without being asked")]
+    UnexpectedSwitch,
     /// CONNECT.
     #[error("the CONNECT method is not supported")]
     Connect,
