@@ -106,7 +106,10 @@ fn requests_are_edited() {
     let how =
         RequestEncoding { default_host: b"c", client_cert: ClientCert::Remove, ..RequestEncoding::default() };
     assert_eq!(
-        request_with("GET / HTTP/1.0\r\nX-Forwarded-Client-Cert: forged\r\n\r\n", &how),
+        request_with(
+            "GET / HTTP/1.0\r\nX-Forwarded-Client-Cert: forged\r\nx_forwarded-CLIENT_cert: forged\r\n\r\n",
+            &how
+        ),
         "GET / HTTP/1.1\r\nHost: c\r\n\r\n"
     );
 }

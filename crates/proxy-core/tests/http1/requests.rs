@@ -182,6 +182,8 @@ fn framing() {
         ("Transfer-Encoding: xchunked\r\n", CodingInvalid),
         ("Transfer-Encoding: x\tchunked\r\n", CodingInvalid),
         ("Transfer-Encoding : chunked\r\n", SpaceInName),
+        ("Transfer_Encoding: chunked\r\n", FramingLookAlike),
+        ("content_LENGTH: 5\r\n", FramingLookAlike),
     ];
     for (lines, expected) in refusals {
         refused(lines, &with(lines), Refused::Head(*expected));
@@ -264,6 +266,7 @@ fn chunks() {
         ("0\r\nContent-Length: 5\r\n\r\n", TrailerForbidden),
         ("0\r\ntransfer-encoding: chunked\r\n\r\n", TrailerForbidden),
         ("0\r\nx: y\r\nHOST: b\r\n\r\n", TrailerForbidden),
+        ("0\r\nx: y\r\nContent_Length: 5\r\n\r\n", TrailerForbidden),
         ("0\r\nX-Forwarded-Client-Cert: By=x\r\n\r\n", TrailerForbidden),
     ];
     for (body, expected) in refusals {

@@ -2,8 +2,12 @@
 
 use thiserror::Error;
 
+use super::Limits;
 use crate::http1::fields::{is_token_byte, is_value_byte};
 use crate::reason::Reason;
+
+/// First byte of a TLS record that carries a handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A head that is refused. The connection it came on must be closed: where the next message starts is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -96,6 +100,9 @@ pub enum HeadError {
     /// Content-Length and Transfer-Encoding.
     #[error("both Content-Length and Transfer-Encoding are present")]
     LengthAndCoding,
+    /// `Content_Length` or `Transfer_Encoding`: applications that see fields as variables take them for the real ones.
+    #[error("a header name is a framing field written with underscores")]
+    FramingLookAlike,
     /// Transfer-Encoding in HTTP/1.0.
     #[error("Transfer-Encoding is present in an HTTP/1.0 message")]
     CodingInHttp10,
@@ -130,6 +137,7 @@ impl HeadError {
             Self::ContentLengthRepeated
             | Self::ContentLengthInvalid
             | Self::LengthAndCoding
+            | Self::FramingLookAlike
             | Self::CodingInHttp10
             | Self::CodingInvalid => Reason::AmbiguousFraming,
             Self::CodingUnsupported => Reason::UnsupportedTransferCoding,
@@ -155,11 +163,57 @@ impl HeadError {
     }
 }
 
+/// Counts header lines that have arrived, for the message about too many.
+#[cold]
+fn too_many(buf: &[u8], limits: &Limits) -> HeadError {
+    let lines = buf.split(|&b| b == b'\n').skip(1);
+    let measured = lines.take_while(|line| !matches!(*line, b"" | b"\r")).count();
+    HeadError::TooManyHeaders { measured: measured.max(limits.max_headers + 1), limit: limits.max_headers }
+}
+
+pub(super) fn response_error(head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
+    match head_error(head, error, limits, 0) {
+        HeadError::RequestLine => HeadError::StatusLine,
+        error => error,
+    }
+}
+
+pub(super) fn request_error(head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
+    match error {
+        httparse::Error::Token if head.first() == Some(&TLS_HANDSHAKE) => HeadError::Tls,
+        httparse::Error::Version if head.starts_with(b"PRI * HTTP/2") => HeadError::Http2Preface,
+        _ => head_error(head, error, limits, 2),
+    }
+}
+
+/// `version_at` is the place of the version among the words of the first line.
+fn head_error(head: &[u8], error: httparse::Error, limits: &Limits, version_at: usize) -> HeadError {
+    use httparse::Error as Found;
+    match error {
+        Found::TooManyHeaders => too_many(head, limits),
+        Found::HeaderName => diagnose(head, HeadError::HeaderName),
+        Found::HeaderValue => diagnose(head, HeadError::HeaderValue),
+        Found::NewLine => diagnose(head, HeadError::RequestLine),
+        Found::Version if names_another_version(head, version_at) => HeadError::Version,
+        Found::Token | Found::Version => HeadError::RequestLine,
+        Found::Status => HeadError::StatusLine,
+    }
+}
+
+/// Whether another version stands exactly where the version belongs: then only the number is wrong.
+fn names_another_version(head: &[u8], version_at: usize) -> bool {
+    let line = head.split(|&b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
+    let word = line.split(|&b| b == b' ').nth(version_at).unwrap_or_default();
+    matches!(word.strip_prefix(b"HTTP/"), Some([b'0'..=b'9', ..]))
+        && word != b"HTTP/1.1"
+        && word != b"HTTP/1.0"
+}
+
 /// Finds the sentence for what httparse only names by its place. Cold: runs once per refused head.
 ///
 /// `head` starts at the first line; `fallback` is used when no line looks wrong.
 #[cold]
-pub(super) fn diagnose(head: &[u8], fallback: HeadError) -> HeadError {
+fn diagnose(head: &[u8], fallback: HeadError) -> HeadError {
     let mut first_header = true;
     for (index, line) in head.split_inclusive(|&b| b == b'\n').enumerate() {
         let Some(content) = line.strip_suffix(b"\n") else {
