@@ -367,3 +367,24 @@ fn persistence() {
         assert_eq!(head.is_persistent(), expected, "{bytes:?}");
     }
 }
+
+#[test]
+fn a_long_head_that_trickles_in_is_seen_to_end() {
+    let lines = format!("x: {}\r\n", "y".repeat(90)).repeat(150);
+    let good = format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n");
+    for piece in [1, 3, 1000] {
+        let outcome = serve(good.as_bytes(), piece);
+        assert_eq!((outcome.consumed, outcome.end), (good.len(), End::Clean), "pieces of {piece}");
+    }
+    // Wrong ends are ends too, and are refused without waiting for more.
+    for end in ["\n", "\n\r\n", "\r\n\n"] {
+        let bad = format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}x: y{end}");
+        let expected = if end == "\n" { None } else { Some(Refused::Head(HeadError::BareLf)) };
+        assert_eq!(serve(bad.as_bytes(), 1).refused(), expected, "{end:?}");
+    }
+    // The limit holds although the head is not parsed with every byte.
+    let endless = format!("GET / HTTP/1.1\r\nHost: a\r\nx: {}", "y".repeat(99_000));
+    let limit = Limits::default().max_head;
+    let expected = HeadError::TooLarge { measured: limit + 1, limit };
+    assert_eq!(serve(endless.as_bytes(), 1).refused(), Some(Refused::Head(expected)));
+}
