@@ -21,6 +21,9 @@ pub use error::HeadError;
 /// Most fields a `Connection` header may name beside `close`, `keep-alive`, `upgrade` and `te`.
 pub const MAX_NOMINATED: usize = 32;
 
+/// First byte of a TLS record that carries a handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// Most header lines any [`Limits`] can allow.
 pub const MAX_HEADERS: usize = 256;
 
@@ -99,7 +102,11 @@ impl Method {
     }
 }
 
-/// Remembers how much of an incomplete head was looked at, so that a head that trickles in costs linear time.
+/// Up to this size an incomplete head is parsed again with every read, so that what is wrong is seen at once.
+const REPARSE_ALWAYS: usize = 4096;
+
+/// Remembers how much of an incomplete head was looked at, so that a long head that trickles in costs linear time:
+/// from [`REPARSE_ALWAYS`] on it is parsed again when its end may have arrived or its size doubled.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     seen: usize,
@@ -112,14 +119,15 @@ impl Progress {
         if buf.len() < self.seen {
             *self = Self::default();
         }
-        let from = self.seen.saturating_sub(3);
-        let first = self.seen == 0;
-        let ended =
-            buf.get(from..).unwrap_or_default().windows(2).enumerate().any(|(at, pair)| {
-                pair == b"\n\n" || (pair == b"\n\r" && buf.get(from + at + 2) == Some(&b'\n'))
-            });
+        let from = self.seen.saturating_sub(2);
         self.seen = buf.len();
-        first || ended || buf.len() >= self.parsed.saturating_mul(2)
+        buf.len() <= REPARSE_ALWAYS
+            || buf.len() >= self.parsed.saturating_mul(2)
+            || buf
+                .get(from..)
+                .unwrap_or_default()
+                .windows(3)
+                .any(|end| end == b"\n\r\n" || end[1..] == *b"\n\n")
     }
 }
 
@@ -371,30 +379,42 @@ fn too_many(buf: &[u8], limits: &Limits) -> HeadError {
     HeadError::TooManyHeaders { measured: measured.max(limits.max_headers + 1), limit: limits.max_headers }
 }
 
-fn parse_error(buf: &[u8], head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
-    let fallback = match error {
-        httparse::Error::TooManyHeaders => return too_many(head, limits),
-        httparse::Error::HeaderName => HeadError::HeaderName,
-        httparse::Error::HeaderValue => HeadError::HeaderValue,
-        httparse::Error::NewLine => HeadError::BareCr,
-        httparse::Error::Status => HeadError::StatusLine,
-        httparse::Error::Token => HeadError::RequestLine,
-        httparse::Error::Version => HeadError::Version,
-    };
-    match fallback {
-        HeadError::RequestLine | HeadError::Version if buf.starts_with(&[0x16, 0x03]) => HeadError::Tls,
-        HeadError::Version if head.starts_with(b"PRI * HTTP/2") => HeadError::Http2Preface,
-        HeadError::Version if !names_a_version(head) => HeadError::RequestLine,
-        HeadError::HeaderName | HeadError::HeaderValue | HeadError::BareCr => error::diagnose(head, fallback),
-        _ => fallback,
+fn response_error(head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
+    match head_error(head, error, limits, 0) {
+        HeadError::RequestLine => HeadError::StatusLine,
+        error => error,
     }
 }
 
-/// Whether the first line has `HTTP/` and a digit where a version belongs: then only the number is wrong.
-fn names_a_version(head: &[u8]) -> bool {
+fn request_error(head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
+    match error {
+        httparse::Error::Token if head.first() == Some(&TLS_HANDSHAKE) => HeadError::Tls,
+        httparse::Error::Version if head.starts_with(b"PRI * HTTP/2") => HeadError::Http2Preface,
+        _ => head_error(head, error, limits, 2),
+    }
+}
+
+/// `version_at` is the place of the version among the words of the first line.
+fn head_error(head: &[u8], error: httparse::Error, limits: &Limits, version_at: usize) -> HeadError {
+    use httparse::Error;
+    match error {
+        Error::TooManyHeaders => too_many(head, limits),
+        Error::HeaderName => error::diagnose(head, HeadError::HeaderName),
+        Error::HeaderValue => error::diagnose(head, HeadError::HeaderValue),
+        Error::NewLine => error::diagnose(head, HeadError::RequestLine),
+        Error::Version if names_another_version(head, version_at) => HeadError::Version,
+        Error::Token | Error::Version => HeadError::RequestLine,
+        Error::Status => HeadError::StatusLine,
+    }
+}
+
+/// Whether another version stands exactly where the version belongs: then only the number is wrong.
+fn names_another_version(head: &[u8], version_at: usize) -> bool {
     let line = head.split(|&b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
-    let word = |word: &[u8]| matches!(word.strip_prefix(b"HTTP/"), Some([b'0'..=b'9', ..]));
-    line.split(|&b| b == b' ').any(word)
+    let word = line.split(|&b| b == b' ').nth(version_at).unwrap_or_default();
+    matches!(word.strip_prefix(b"HTTP/"), Some([b'0'..=b'9', ..]))
+        && word != b"HTTP/1.1"
+        && word != b"HTTP/1.0"
 }
 
 /// Blank lines before the first line: how many bytes, or that one is not a CRLF.
@@ -466,7 +486,7 @@ impl RequestHead {
             Ok(httparse::Status::Partial) => {
                 return self.common.too_large(buf, limits).map_or(Ok(Parsed::Incomplete), Err);
             }
-            Err(error) => return Err(parse_error(buf, head, error, limits)),
+            Err(error) => return Err(request_error(head, error, limits)),
         };
         self.common.version = if request.version == Some(0) { Version::Http10 } else { Version::Http11 };
         let method = request.method.unwrap_or_default().as_bytes();
@@ -642,7 +662,7 @@ impl ResponseHead {
             Ok(httparse::Status::Partial) => {
                 return self.common.too_large(buf, limits).map_or(Ok(Parsed::Incomplete), Err);
             }
-            Err(error) => return Err(parse_error(buf, buf, error, limits)),
+            Err(error) => return Err(response_error(buf, error, limits)),
         };
         self.common.version = if response.version == Some(0) { Version::Http10 } else { Version::Http11 };
         self.status = response.code.unwrap_or_default();
@@ -668,7 +688,8 @@ impl ResponseHead {
         self.common.version
     }
 
-    /// Whether another response to the same request follows: 1xx other than 101.
+    /// Whether another response to the same request follows: 1xx other than 101. An HTTP/1.0 caller must not be sent
+    /// one.
     pub const fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
     }
@@ -676,11 +697,11 @@ impl ResponseHead {
     /// How the body is framed, given what was asked.
     ///
     /// # Errors
-    /// [`HeadError::StatusLine`] for a 101 nobody asked for.
+    /// [`HeadError::UnexpectedSwitch`] for a 101 nobody asked for.
     pub fn framing(&self, asked: &Asked) -> Result<BodyFraming, HeadError> {
         match self.status {
             101 if asked.upgrade => Ok(BodyFraming::UntilClose),
-            101 => Err(HeadError::StatusLine),
+            101 => Err(HeadError::UnexpectedSwitch),
             100..=199 | 204 | 304 => Ok(BodyFraming::None),
             _ if asked.head => Ok(BodyFraming::None),
             _ => match self.common.framing() {
