@@ -36,7 +36,7 @@ pub(crate) struct Handle {
     clock: Clock,
     /// What streams serve.
     pub(crate) published: watch::Receiver<Arc<Published>>,
-    /// Counts changes of any sort.
+    /// Counts what may change a view, except heartbeats and traffic.
     pub(crate) changes: watch::Receiver<u64>,
     /// The store's revision.
     pub(crate) revision: watch::Receiver<u64>,
@@ -112,7 +112,7 @@ pub(crate) fn start(
     let (published, published_out) = watch::channel(Arc::new(world.published().clone()));
     let (changes, changes_out) = watch::channel(0);
     let (revision, revision_out) = watch::channel(world.declared().revision);
-    let actor = Actor { world, store, clock, published, changes, revision };
+    let actor = Actor { world, store, clock, published, changes, revision, stirred: false };
     let thread = std::thread::Builder::new().name("world".to_owned()).spawn(move || actor.work(&queue))?;
     let handle =
         Handle { commands, clock, published: published_out, changes: changes_out, revision: revision_out };
@@ -126,6 +126,8 @@ struct Actor {
     published: watch::Sender<Arc<Published>>,
     changes: watch::Sender<u64>,
     revision: watch::Sender<u64>,
+    /// Something happened that a view may show. Reading is not such a thing.
+    stirred: bool,
 }
 
 impl Actor {
@@ -136,21 +138,25 @@ impl Actor {
                 Some(wait) => queue.recv_timeout(Duration::from_millis(wait)),
                 None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            let mut open = true;
+            let (mut open, mut full) = (true, false);
             match first {
                 Ok(command) => {
                     self.take(command);
+                    let mut taken = 0;
                     for command in queue.try_iter().take(MAX_BATCH) {
                         self.take(command);
+                        taken += 1;
                     }
+                    full = taken == MAX_BATCH;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => open = false,
             }
-            if open {
-                // After the queue: a heartbeat that waits in it counts.
+            // After the whole queue: a heartbeat that waits in it counts.
+            if open && !full {
                 for host in self.world.tick(self.clock.now()) {
                     tracing::warn!(host, "nothing is heard of the host: its endpoints are withdrawn");
+                    self.stirred = true;
                 }
             }
             self.publish();
@@ -164,12 +170,16 @@ impl Actor {
     fn take(&mut self, command: Command) {
         match command {
             Command::Fact { node, session, fact, at, refused } => {
+                self.stirred |= !matches!(fact, FactKind::Heartbeat(_) | FactKind::Traffic(_));
                 if let Err(error) = self.world.fact(&node, session, &fact, at) {
                     tracing::warn!(node, session, %error, "fact refused");
                     let _ = refused.send(error);
                 }
             }
-            Command::Closed { node, session } => self.world.closed(&node, session),
+            Command::Closed { node, session } => {
+                self.world.closed(&node, session);
+                self.stirred = true;
+            }
             Command::Run(run) => run(&mut self.world, &self.store, self.clock.now()),
         }
     }
@@ -184,8 +194,11 @@ impl Actor {
             !same
         });
         let revision = self.world.declared().revision;
-        self.revision.send_if_modified(|current| std::mem::replace(current, revision) != revision);
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.stirred |=
+            self.revision.send_if_modified(|current| std::mem::replace(current, revision) != revision);
+        if std::mem::take(&mut self.stirred) {
+            self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        }
     }
 
     /// Stores what a restarted server must know. A failure is tried again with the next batch.

@@ -146,16 +146,20 @@ fn finish(
         }
     }
     let refused = findings.iter().chain(&resolved.diagnostics).any(Diagnostic::is_error);
-    let after = resolved
-        .intent
-        .filter(|_| !refused)
-        .map(|intent| Declared { revision: before.revision, documents, intent });
+    let after = resolved.intent.filter(|_| !refused).map(|intent| Declared {
+        revision: before.revision,
+        documents,
+        intent,
+    });
     Plan { changes, summary, diagnostics, after }
 }
 
 fn change(key: &Key, action: ChangeAction) -> ObjectChange {
-    let key =
-        ObjectKey { kind: key.kind.as_str().to_owned(), namespace: key.namespace.clone(), name: key.name.clone() };
+    let key = ObjectKey {
+        kind: key.kind.as_str().to_owned(),
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    };
     ObjectChange { key, action }
 }
 
@@ -175,7 +179,9 @@ pub(crate) fn restore(snapshot: &store::Snapshot) -> Result<Declared, Vec<Diagno
     let options = ResolveOptions { tolerate_missing_calls: true, ..ResolveOptions::default() };
     let resolved = resolve(&all, &options);
     match resolved.intent {
-        Some(intent) if findings.is_empty() => Ok(Declared { revision: snapshot.revision, documents, intent }),
+        Some(intent) if findings.is_empty() => {
+            Ok(Declared { revision: snapshot.revision, documents, intent })
+        }
         _ => {
             findings.extend(resolved.diagnostics.iter().filter(|finding| finding.is_error()).map(view));
             Err(findings)

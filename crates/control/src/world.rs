@@ -21,7 +21,6 @@ use outrider_intent::{Document, Key};
 use outrider_xds::ResourceSet;
 
 use acks::Acks;
-pub(crate) use acks::kind as kind_of_type;
 use hosts::{Changed, Hosts};
 pub(crate) use hosts::{FactError, HostRecord, is_node_name};
 use resources::Resources;

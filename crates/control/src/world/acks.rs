@@ -41,9 +41,13 @@ pub(crate) struct Expected {
 pub(crate) enum Standing {
     Current,
     /// Not in use yet; what is, if anything.
-    Pending { has: Option<String> },
+    Pending {
+        has: Option<String>,
+    },
     /// Refused in this version, with the engine's words.
-    Rejected { words: String },
+    Rejected {
+        words: String,
+    },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -109,9 +113,9 @@ impl Acks {
     ) -> impl Iterator<Item = &'a str> {
         let of_kind = self.0.get(proxy).and_then(|kinds| kinds.get(kind));
         let kind = kind.to_owned();
-        of_kind.into_iter().flat_map(|of_kind| of_kind.applied.keys()).map(String::as_str).filter(move |name| {
-            !expected.iter().any(|expected| expected.kind == kind && expected.name == *name)
-        })
+        of_kind.into_iter().flat_map(|of_kind| of_kind.applied.keys()).map(String::as_str).filter(
+            move |name| !expected.iter().any(|expected| expected.kind == kind && expected.name == *name),
+        )
     }
 }
 

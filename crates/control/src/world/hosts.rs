@@ -241,7 +241,10 @@ impl Hosts {
             let instance = read(reported)?;
             let proxy = instance.proxy();
             if self.owner(&proxy).is_some_and(|owner| owner != name) {
-                return Err(FactError::Instance { proxy, cause: "another host has an instance of this name" });
+                return Err(FactError::Instance {
+                    proxy,
+                    cause: "another host has an instance of this name",
+                });
             }
             instances.push(instance);
         }
@@ -254,7 +257,8 @@ impl Hosts {
         let new: BTreeMap<String, Instance> =
             instances.into_iter().map(|instance| (instance.proxy(), instance)).collect();
         let old = std::mem::replace(&mut host.instances, new.clone());
-        let shape = |instance: &Instance| (instance.service.clone(), instance.state, instance.endpoints.clone());
+        let shape =
+            |instance: &Instance| (instance.service.clone(), instance.state, instance.endpoints.clone());
         for (proxy, before) in &old {
             match new.get(proxy) {
                 Some(after) if shape(after) == shape(before) => {}

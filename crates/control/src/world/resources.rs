@@ -136,11 +136,7 @@ impl Resources {
         let mut expected = compiled.expected.clone();
         expected.extend(compiled.endpoints.iter().filter_map(|name| {
             let resource = self.published.shared.get(type_url::ENDPOINT, name)?;
-            Some(Expected {
-                kind: "endpoints",
-                name: name.clone(),
-                version: resource.version.to_string(),
-            })
+            Some(Expected { kind: "endpoints", name: name.clone(), version: resource.version.to_string() })
         }));
         expected
     }
@@ -165,9 +161,13 @@ impl Resources {
             }
             match instances.get(service) {
                 Some(proxies) => changes.extend(
-                    proxies.iter().map(|proxy| ProxyChange { proxy: (*proxy).clone(), resources: resources.clone() }),
+                    proxies
+                        .iter()
+                        .map(|proxy| ProxyChange { proxy: (*proxy).clone(), resources: resources.clone() }),
                 ),
-                None => changes.push(ProxyChange { proxy: format!("{service} (no instance runs)"), resources }),
+                None => {
+                    changes.push(ProxyChange { proxy: format!("{service} (no instance runs)"), resources })
+                }
             }
         }
         changes.sort_by(|a, b| a.proxy.cmp(&b.proxy));
@@ -223,7 +223,8 @@ fn resource_changes(before: &ResourceSet, after: &ResourceSet) -> Vec<ResourceCh
             Action::Removed => ChangeAction::Deleted,
         };
         // With a cluster its endpoints come and go.
-        if let Some(name) = assignment_of(kind, &difference.name).filter(|_| action != ChangeAction::Updated) {
+        if let Some(name) = assignment_of(kind, &difference.name).filter(|_| action != ChangeAction::Updated)
+        {
             changes.push(ResourceChange { kind: "endpoints".to_owned(), name: name.to_owned(), action });
         }
         changes.push(ResourceChange { kind: kind.to_owned(), name: difference.name, action });

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use outrider_api::http::{ProxyBehind, ResourceView, RolloutView};
 
+use super::World;
 use super::acks::{Expected, KINDS, Standing};
 use super::hosts::{Host, Instance, State};
-use super::World;
 
 /// Most names given for one proxy.
 const MAX_REASONS: usize = 50;

@@ -13,11 +13,7 @@ use super::hosts::{Host, Instance, State};
 use super::{Millis, Traffic, World};
 
 pub(crate) fn object_key(key: &Key) -> ObjectKey {
-    ObjectKey {
-        kind: key.kind.as_str().to_owned(),
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-    }
+    ObjectKey { kind: key.kind.as_str().to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
 }
 
 /// Sums the listeners of a traffic fact up by direction and destination.

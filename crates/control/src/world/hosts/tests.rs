@@ -1,6 +1,7 @@
 use super::*;
 
-const TIMING: Timing = Timing { heartbeat_ms: 2_000, lost_after_ms: 6_000, grace_ms: 10_000, forget_ms: 60_000 };
+const TIMING: Timing =
+    Timing { heartbeat_ms: 2_000, lost_after_ms: 6_000, grace_ms: 10_000, forget_ms: 60_000 };
 
 fn hello() -> wire::Hello {
     wire::Hello { node: "n".into(), version: "1".into(), address: "10.0.0.1".into() }
@@ -186,7 +187,9 @@ fn node_names() {
     for good in ["a", "host-1", "rack1.dc-2.example", &"a".repeat(63)] {
         assert!(is_node_name(good), "{good}");
     }
-    for bad in ["", ".", "a.", ".a", "a..b", "-a", "a-", "A", "a_b", "a/b", &"a".repeat(64), &"a.".repeat(130)] {
+    for bad in
+        ["", ".", "a.", ".a", "a..b", "-a", "a-", "A", "a_b", "a/b", &"a".repeat(64), &"a.".repeat(130)]
+    {
         assert!(!is_node_name(bad), "{bad}");
     }
 }
