@@ -142,7 +142,7 @@ mod tests {
     #[tokio::test]
     async fn ends_a_process_that_ignores_termination_and_waits_for_it() {
         let mut child = Command::new("/bin/sh")
-            .args(["-c", "trap '' TERM; echo ready; while :; do sleep 600; done"])
+            .args(["-c", "trap '' TERM; echo ready; exec sleep 600"])
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
