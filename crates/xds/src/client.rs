@@ -1,0 +1,417 @@
+//! The side that asks: used by the agent towards the control plane, and by the native proxy towards the agent.
+//!
+//! Holds: a [`Client`] outlives its streams. [`Client::connect`] begins a new one and claims the last version
+//! of every resource that was *acknowledged*, so nothing that is in use is sent again and what went away
+//! meanwhile is reported as removed. Every response must be answered with [`Client::ack`] or [`Client::nack`];
+//! the answer may come much later (when the resources are in use) and in any order. Does not: decide how long
+//! an answer may take. Servers keep one response per type unanswered, so the caller must bound it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use outrider_xds_types::pb::envoy::config::core::v3::Node;
+use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use outrider_xds_types::pb::google::rpc::Status;
+
+use crate::interest::Interest;
+use crate::set::Resource;
+
+/// `google.rpc.Code.INVALID_ARGUMENT`: the code of a refusal.
+const INVALID_ARGUMENT: i32 = 3;
+
+/// Most bytes of a refusal's text that travel.
+const MAX_ERROR_BYTES: usize = 4096;
+
+/// Limits on what a server may send.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Resources and removals in one response.
+    pub resources: usize,
+    /// Bytes of a name.
+    pub name_bytes: usize,
+    /// Responses without answer, over all types.
+    pub unanswered: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { resources: 100_000, name_bytes: 2048, unanswered: 256 }
+    }
+}
+
+/// Names one response. Given back to [`Client::ack`] or [`Client::nack`], once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(u64);
+
+/// One response: what changed. Not acknowledged yet.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// To be given to [`Client::ack`] or [`Client::nack`].
+    pub token: Token,
+    /// Type of everything in it.
+    pub type_url: Arc<str>,
+    /// New and changed resources. Only what is still subscribed; may include a version already in use.
+    pub added: Vec<Arc<Resource>>,
+    /// Gone, or not existing although subscribed by name.
+    pub removed: Vec<String>,
+    /// As sent by the server, for logs.
+    pub nonce: String,
+}
+
+/// Why a response is refused as a whole, before anybody looked into a resource.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResponseError {
+    /// Without a nonce nothing can be acknowledged.
+    #[error("response of type {type_url} has no nonce")]
+    NoNonce {
+        /// Type of the response.
+        type_url: String,
+    },
+    /// The type was never subscribed on this stream.
+    #[error("response of type {type_url}, which is not subscribed")]
+    NotSubscribed {
+        /// Type of the response.
+        type_url: String,
+    },
+    /// Larger than [`Limits::resources`].
+    #[error("response of type {type_url} has {count} resources, more than {limit}")]
+    TooMany {
+        /// Type of the response.
+        type_url: String,
+        /// Resources and removals in it.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A name is longer than [`Limits::name_bytes`], or empty.
+    #[error("response of type {type_url} has a resource whose name has {bytes} bytes")]
+    BadName {
+        /// Type of the response.
+        type_url: String,
+        /// Length of the name.
+        bytes: usize,
+    },
+    /// A resource without content, or of another type than the response.
+    #[error("resource {name} is of type {found:?}, the response of type {type_url}")]
+    WrongType {
+        /// Type of the response.
+        type_url: String,
+        /// Name of the resource.
+        name: String,
+        /// Its type; empty if it has no content.
+        found: String,
+    },
+    /// A name occurs twice.
+    #[error("resource {name} occurs twice in one response of type {type_url}")]
+    Twice {
+        /// Type of the response.
+        type_url: String,
+        /// The name.
+        name: String,
+    },
+    /// More than [`Limits::unanswered`] responses wait for an answer.
+    #[error("{limit} responses are unanswered, another one came")]
+    TooManyUnanswered {
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// A response refused as a whole.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{reason}")]
+pub struct BadResponse {
+    /// Why.
+    pub reason: ResponseError,
+    /// The refusal to send; `None` if there is no nonce to refuse: then end the stream.
+    pub request: Option<Box<DeltaDiscoveryRequest>>,
+}
+
+#[derive(Debug, Default)]
+struct TypeState {
+    interest: Interest,
+    /// What the server of this stream has been told; `None` before the first request of the type.
+    announced: Option<BTreeSet<String>>,
+    /// Unsubscribed since; asked for anew if subscribed again before the server heard of it.
+    dropped: BTreeSet<String>,
+    /// Name → version in use.
+    held: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    type_url: Arc<str>,
+    nonce: String,
+    stream: u64,
+    added: BTreeMap<Arc<str>, Arc<str>>,
+    removed: BTreeSet<String>,
+}
+
+/// The asking side of delta xDS, over any number of streams one after the other.
+#[derive(Debug)]
+pub struct Client {
+    node: Node,
+    limits: Limits,
+    types: BTreeMap<Arc<str>, TypeState>,
+    open: BTreeMap<Token, Open>,
+    next_token: u64,
+    /// Number of the stream; 0 before the first.
+    stream: u64,
+    connected: bool,
+    node_sent: bool,
+}
+
+impl Client {
+    /// A client that introduces itself as `node` in the first request of every stream.
+    pub fn new(node: Node, limits: Limits) -> Self {
+        Self {
+            node,
+            limits,
+            types: BTreeMap::new(),
+            open: BTreeMap::new(),
+            next_token: 0,
+            stream: 0,
+            connected: false,
+            node_sent: false,
+        }
+    }
+
+    /// Wants names, globs or the wildcard of a type. Takes effect with [`Client::requests`].
+    pub fn subscribe<S: AsRef<str>>(&mut self, type_url: &str, names: impl IntoIterator<Item = S>) {
+        let state = self.types.entry(type_url.into()).or_default();
+        for name in names {
+            state.interest.add(name.as_ref());
+        }
+    }
+
+    /// Wants them no more, and forgets what is held of them. Takes effect with [`Client::requests`].
+    pub fn unsubscribe<S: AsRef<str>>(&mut self, type_url: &str, names: impl IntoIterator<Item = S>) {
+        let Some(state) = self.types.get_mut(type_url) else { return };
+        for name in names {
+            if state.interest.remove(name.as_ref()) {
+                state.dropped.insert(name.as_ref().to_owned());
+            }
+        }
+        let interest = &state.interest;
+        state.held.retain(|name, _| interest.covers(name));
+    }
+
+    /// What is wanted of a type.
+    pub fn interest(&self, type_url: &str) -> Option<&Interest> {
+        self.types.get(type_url).map(|state| &state.interest)
+    }
+
+    /// Names and versions in use (acknowledged) of a type.
+    pub fn held(&self, type_url: &str) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        self.types.get(type_url).into_iter().flat_map(|state| state.held.iter())
+    }
+
+    /// Says that a resource is in use already, as after a restart with resources kept on disk. Only for
+    /// subscribed names; before [`Client::connect`].
+    pub fn claim(&mut self, type_url: &str, name: &str, version: &str) {
+        if let Some(state) = self.types.get_mut(type_url)
+            && state.interest.covers(name)
+        {
+            state.held.insert(name.into(), version.into());
+        }
+    }
+
+    /// Begins a new stream: the requests to send first. Responses of earlier streams can still be
+    /// acknowledged, which then only counts as in use.
+    pub fn connect(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        self.stream += 1;
+        self.connected = true;
+        self.node_sent = false;
+        for state in self.types.values_mut() {
+            state.announced = None;
+        }
+        self.requests()
+    }
+
+    /// The stream ended. Until [`Client::connect`], nothing is to be sent.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+    }
+
+    /// The requests that tell the server of changed subscriptions. Empty if there are none, or no stream.
+    pub fn requests(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        if !self.connected {
+            return Vec::new();
+        }
+        let mut requests = Vec::new();
+        for (type_url, state) in &mut self.types {
+            let wanted: BTreeSet<String> = state.interest.iter().collect();
+            let dropped = std::mem::take(&mut state.dropped);
+            if let Some(told) = &mut state.announced {
+                let renewed: Vec<String> =
+                    dropped.into_iter().filter(|name| wanted.contains(name) && told.remove(name)).collect();
+                if !renewed.is_empty() {
+                    requests.push(DeltaDiscoveryRequest {
+                        type_url: type_url.to_string(),
+                        resource_names_unsubscribe: renewed,
+                        ..Default::default()
+                    });
+                }
+            }
+            let mut request = DeltaDiscoveryRequest { type_url: type_url.to_string(), ..Default::default() };
+            match &state.announced {
+                // A first request without names would mean the wildcard.
+                None if wanted.is_empty() => continue,
+                None => {
+                    if !state.interest.only_wildcard() {
+                        request.resource_names_subscribe = wanted.iter().cloned().collect();
+                    }
+                    request.initial_resource_versions = state
+                        .held
+                        .iter()
+                        .map(|(name, version)| (name.to_string(), version.to_string()))
+                        .collect();
+                }
+                Some(told) if *told == wanted => continue,
+                Some(told) => {
+                    request.resource_names_subscribe = wanted.difference(told).cloned().collect();
+                    request.resource_names_unsubscribe = told.difference(&wanted).cloned().collect();
+                }
+            }
+            state.announced = Some(wanted);
+            if !self.node_sent {
+                request.node = Some(self.node.clone());
+                self.node_sent = true;
+            }
+            requests.push(request);
+        }
+        requests
+    }
+
+    /// Takes a response in.
+    ///
+    /// # Errors
+    /// [`BadResponse`] if it is malformed; its request, if any, is to be sent. Nothing of it is taken.
+    pub fn on_response(&mut self, response: DeltaDiscoveryResponse) -> Result<Update, BadResponse> {
+        if let Err(reason) = self.check(&response) {
+            let request = (!response.nonce.is_empty())
+                .then(|| Box::new(answer(&response.type_url, &response.nonce, Some(&reason.to_string()))));
+            return Err(BadResponse { reason, request });
+        }
+        let DeltaDiscoveryResponse { type_url, nonce, resources, removed_resources, .. } = response;
+        let type_url: Arc<str> = type_url.into();
+        let interest = self.types.get(&type_url).map(|state| &state.interest);
+        // The server may not know yet that we have unsubscribed.
+        let wanted = |name: &str| interest.is_some_and(|interest| interest.covers(name));
+        let added: Vec<Arc<Resource>> = resources
+            .into_iter()
+            .filter(|resource| wanted(&resource.name))
+            .map(|resource| {
+                let body = resource.resource.map(|any| any.value).unwrap_or_default();
+                Arc::new(Resource::new(type_url.clone(), resource.name, resource.version, body))
+            })
+            .collect();
+        let removed: Vec<String> = removed_resources.into_iter().filter(|name| wanted(name)).collect();
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        let open = Open {
+            type_url: type_url.clone(),
+            nonce: nonce.clone(),
+            stream: self.stream,
+            added: added.iter().map(|r| (r.name.clone(), r.version.clone())).collect(),
+            removed: removed.iter().cloned().collect(),
+        };
+        self.open.insert(token, open);
+        Ok(Update { token, type_url, added, removed, nonce })
+    }
+
+    fn check(&self, response: &DeltaDiscoveryResponse) -> Result<(), ResponseError> {
+        let type_url = || response.type_url.clone();
+        if response.nonce.is_empty() {
+            return Err(ResponseError::NoNonce { type_url: type_url() });
+        }
+        if self.types.get(&*response.type_url).is_none_or(|state| state.announced.is_none()) {
+            return Err(ResponseError::NotSubscribed { type_url: type_url() });
+        }
+        if self.open.len() >= self.limits.unanswered {
+            return Err(ResponseError::TooManyUnanswered { limit: self.limits.unanswered });
+        }
+        let count = response.resources.len() + response.removed_resources.len();
+        if count > self.limits.resources {
+            return Err(ResponseError::TooMany { type_url: type_url(), count, limit: self.limits.resources });
+        }
+        let mut seen = BTreeSet::new();
+        for resource in &response.resources {
+            let found = resource.resource.as_ref().map(|any| any.type_url.as_str()).unwrap_or_default();
+            if found != response.type_url {
+                return Err(ResponseError::WrongType {
+                    type_url: type_url(),
+                    name: resource.name.clone(),
+                    found: found.to_owned(),
+                });
+            }
+        }
+        let names = response.resources.iter().map(|resource| &resource.name);
+        for name in names.chain(&response.removed_resources) {
+            if name.is_empty() || name.len() > self.limits.name_bytes {
+                return Err(ResponseError::BadName { type_url: type_url(), bytes: name.len() });
+            }
+            if !seen.insert(name) {
+                return Err(ResponseError::Twice { type_url: type_url(), name: name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The update is in use: the request to send, `None` if its stream is over or the token was used.
+    pub fn ack(&mut self, token: Token) -> Option<DeltaDiscoveryRequest> {
+        let done = self.open.remove(&token)?;
+        // What an older unanswered update says of these resources is history now.
+        for older in self.open.range_mut(..token).map(|(_, open)| open) {
+            if older.type_url == done.type_url {
+                older.added.retain(|name, _| !done.mentions(name));
+                older.removed.retain(|name| !done.mentions(name));
+            }
+        }
+        if let Some(state) = self.types.get_mut(&done.type_url) {
+            for name in &done.removed {
+                state.held.remove(name.as_str());
+            }
+            for (name, version) in &done.added {
+                if state.interest.covers(name) {
+                    state.held.insert(name.clone(), version.clone());
+                }
+            }
+        }
+        self.answer(&done, None)
+    }
+
+    /// The update cannot be used; what was in use before stays. `error` names the resource and the cause.
+    /// The request to send, `None` if its stream is over or the token was used.
+    pub fn nack(&mut self, token: Token, error: &str) -> Option<DeltaDiscoveryRequest> {
+        let refused = self.open.remove(&token)?;
+        self.answer(&refused, Some(error))
+    }
+
+    fn answer(&self, open: &Open, error: Option<&str>) -> Option<DeltaDiscoveryRequest> {
+        (self.connected && open.stream == self.stream).then(|| answer(&open.type_url, &open.nonce, error))
+    }
+}
+
+impl Open {
+    fn mentions(&self, name: &str) -> bool {
+        self.added.contains_key(name) || self.removed.contains(name)
+    }
+}
+
+fn answer(type_url: &str, nonce: &str, error: Option<&str>) -> DeltaDiscoveryRequest {
+    let error_detail = error.map(|text| {
+        let end = (0..=text.len().min(MAX_ERROR_BYTES)).rev().find(|at| text.is_char_boundary(*at));
+        let message = text[..end.unwrap_or(0)].to_owned();
+        Status { code: INVALID_ARGUMENT, message, details: Vec::new() }
+    });
+    DeltaDiscoveryRequest {
+        type_url: type_url.to_owned(),
+        response_nonce: nonce.to_owned(),
+        error_detail,
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

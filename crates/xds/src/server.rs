@@ -1,0 +1,387 @@
+//! The side that answers: used by the control plane towards agents, and by the agent towards proxies.
+//!
+//! A [`Session`] is one stream. [`Session::on_request`] takes what the client says, [`Session::poll`] gives what
+//! to send now. Call `poll` after every request and after every change of the set.
+//!
+//! Holds:
+//! - *Make before break.* Clusters and endpoints go before the listeners and routes that need them: these wait
+//!   until every cluster sent and every endpoint set newly asked for is answered. Clusters, endpoints and
+//!   secrets are removed only when no listener or route is left to be sent, answered or corrected.
+//! - *Last good stays.* A refused version is not sent again until it changes (or the client asks again); while a
+//!   listener or route is refused nothing it may still use is removed; while a cluster the client never
+//!   accepted is refused, accepted listeners and routes are left as they are.
+//! - *One bad resource does not hide the good ones.* A refused response of several resources is sent again in
+//!   halves until the refused ones stand alone; only then they are reported.
+//! - *Bounded.* At most one unanswered response per type; what changes meanwhile is coalesced to the latest.
+//!
+//! Does not: keep time. If a client never answers, [`Session::abandon`] lets the next response go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use outrider_xds_types::pb::envoy::config::core::v3::Node;
+use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use outrider_xds_types::type_url;
+
+use crate::interest::{Interest, WILDCARD};
+use crate::set::{Resource, ResourceSet};
+
+mod state;
+
+use state::{Outstanding, TypeState};
+
+/// Limits and habits of a session.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Most subscriptions of a stream, over all types; also most initial versions in one request.
+    pub max_names: usize,
+    /// Most bytes of a subscribed name.
+    pub max_name_bytes: usize,
+    /// Most types of a stream.
+    pub max_types: usize,
+    /// A response is not made larger than this by adding resources to it, in bytes. The rest follows.
+    pub response_bytes: usize,
+    /// Send endpoints again whenever their cluster is sent, and when a stream begins: a proxy that builds a
+    /// changed cluster anew waits for them without asking. Agents do not need it.
+    pub resend_endpoints: bool,
+}
+
+impl Options {
+    /// For a stream that leads to a proxy.
+    pub fn for_proxy() -> Self {
+        Self {
+            max_names: 65_536,
+            max_name_bytes: 2048,
+            max_types: 32,
+            response_bytes: 1 << 20,
+            resend_endpoints: true,
+        }
+    }
+
+    /// For a stream that leads to an agent, which relays for many proxies.
+    pub fn for_agent() -> Self {
+        Self { resend_endpoints: false, ..Self::for_proxy() }
+    }
+}
+
+/// A resource by name and version.
+pub type Versioned = (Arc<str>, Arc<str>);
+
+/// What a request made known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// A new stream of a client that has resources in use from before.
+    Claimed {
+        /// Type.
+        type_url: Arc<str>,
+        /// What it has in use, by name.
+        resources: Vec<Versioned>,
+    },
+    /// Now in use, and now gone.
+    Acked {
+        /// Type.
+        type_url: Arc<str>,
+        /// In use.
+        resources: Vec<Versioned>,
+        /// Gone, or told not to exist.
+        removed: Vec<Arc<str>>,
+    },
+    /// Refused; an earlier version, if any, stays in use. One resource, unless it was a removal that was
+    /// refused.
+    Refused {
+        /// Type.
+        type_url: Arc<str>,
+        /// What was refused.
+        resources: Vec<Versioned>,
+        /// Removals that were refused.
+        removed: Vec<Arc<str>>,
+        /// The client's words.
+        error: String,
+    },
+    /// New subscriptions: names, globs, `*`.
+    Subscribed {
+        /// Type.
+        type_url: Arc<str>,
+        /// As written in the request; `*` for a first request without names.
+        names: Vec<Arc<str>>,
+    },
+    /// Ended subscriptions.
+    Unsubscribed {
+        /// Type.
+        type_url: Arc<str>,
+        /// As written in the request.
+        names: Vec<Arc<str>>,
+    },
+}
+
+/// Why a request cannot be served: the stream is to be ended with this message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The type URL is missing.
+    #[error("request without type_url")]
+    NoType,
+    /// More types than [`Options::max_types`].
+    #[error("more than {limit} types on one stream")]
+    TooManyTypes {
+        /// The limit.
+        limit: usize,
+    },
+    /// More names than [`Options::max_names`].
+    #[error("more than {limit} names on one stream")]
+    TooManyNames {
+        /// The limit.
+        limit: usize,
+    },
+    /// A name longer than [`Options::max_name_bytes`], or empty.
+    #[error("a name of {bytes} bytes; 1 to {limit} are allowed")]
+    BadName {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// The answering side of one delta xDS stream.
+#[derive(Debug)]
+pub struct Session {
+    options: Options,
+    node: Option<Node>,
+    types: BTreeMap<Arc<str>, TypeState>,
+    next_nonce: u64,
+}
+
+/// Order in which changes are sent; types not listed go first.
+const ORDER: [&str; 5] =
+    [type_url::SECRET, type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER, type_url::ROUTE];
+
+/// Order in which removals are sent.
+const REMOVAL_ORDER: [&str; 5] =
+    [type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER, type_url::ENDPOINT, type_url::SECRET];
+
+impl Session {
+    /// A session for a stream that was just opened.
+    pub fn new(options: Options) -> Self {
+        Self { options, node: None, types: BTreeMap::new(), next_nonce: 1 }
+    }
+
+    /// How the client introduced itself.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// What the client wants of a type.
+    pub fn interest(&self, type_url: &str) -> Option<&Interest> {
+        self.types.get(type_url).map(|state| &state.interest)
+    }
+
+    /// Types and nonces of responses that wait for an answer.
+    pub fn outstanding(&self) -> impl Iterator<Item = (&Arc<str>, &str)> {
+        self.types
+            .iter()
+            .filter_map(|(type_url, state)| Some((type_url, state.outstanding.as_ref()?.nonce.as_str())))
+    }
+
+    /// Stops waiting for the answer of a type. It still counts if it comes.
+    pub fn abandon(&mut self, type_url: &str) {
+        if let Some(state) = self.types.get_mut(type_url) {
+            state.abandon();
+        }
+    }
+
+    /// Takes a request in: subscriptions, and an acknowledgement or refusal.
+    ///
+    /// # Errors
+    /// [`RequestError`] if a limit is passed. The session is to be dropped then.
+    pub fn on_request(&mut self, request: &DeltaDiscoveryRequest) -> Result<Vec<Seen>, RequestError> {
+        self.check(request)?;
+        if self.node.is_none() {
+            self.node.clone_from(&request.node);
+        }
+        let mut seen = Vec::new();
+        let first = !self.types.contains_key(&*request.type_url);
+        let type_url: Arc<str> = request.type_url.as_str().into();
+        let state = self.types.entry(type_url.clone()).or_default();
+        state.dirty();
+
+        if !request.response_nonce.is_empty() {
+            let error = request.error_detail.as_ref().map(|status| status.message.as_str());
+            seen.extend(state.on_answer(&type_url, &request.response_nonce, error));
+        }
+
+        let legacy_wildcard = first && request.resource_names_subscribe.is_empty();
+        let wildcard = legacy_wildcard.then_some(WILDCARD);
+        let mut subscribed: Vec<Arc<str>> = request
+            .resource_names_subscribe
+            .iter()
+            .map(String::as_str)
+            .chain(wildcard)
+            .map(Arc::from)
+            .collect();
+        let nothing_claimed = !first || request.initial_resource_versions.is_empty();
+        subscribed.retain(|name| state.subscribe(name, nothing_claimed));
+        let mut unsubscribed: Vec<Arc<str>> = Vec::new();
+        for name in &request.resource_names_unsubscribe {
+            if state.unsubscribe(name) {
+                unsubscribed.push(name.as_str().into());
+            }
+        }
+        if first {
+            let mut claimed: Vec<Versioned> = request
+                .initial_resource_versions
+                .iter()
+                .map(|(name, version)| (Arc::from(name.as_str()), Arc::from(version.as_str())))
+                .filter(|(name, _): &Versioned| state.interest.covers(name))
+                .collect();
+            claimed.sort();
+            let again = self.options.resend_endpoints && &*type_url == type_url::ENDPOINT;
+            for (name, version) in &claimed {
+                state.claim(name, version, again);
+            }
+            if !claimed.is_empty() {
+                seen.push(Seen::Claimed { type_url: type_url.clone(), resources: claimed });
+            }
+        }
+        if !subscribed.is_empty() {
+            seen.push(Seen::Subscribed { type_url: type_url.clone(), names: subscribed });
+        }
+        if !unsubscribed.is_empty() {
+            seen.push(Seen::Unsubscribed { type_url, names: unsubscribed });
+        }
+        Ok(seen)
+    }
+
+    fn check(&self, request: &DeltaDiscoveryRequest) -> Result<(), RequestError> {
+        if request.type_url.is_empty() {
+            return Err(RequestError::NoType);
+        }
+        let limit = self.options.max_types;
+        if self.types.len() >= limit && !self.types.contains_key(&*request.type_url) {
+            return Err(RequestError::TooManyTypes { limit });
+        }
+        let limit = self.options.max_names;
+        let known: usize = self.types.values().map(|state| state.interest.len()).sum();
+        if known + request.resource_names_subscribe.len() > limit
+            || request.initial_resource_versions.len() > limit
+        {
+            return Err(RequestError::TooManyNames { limit });
+        }
+        let limit = self.options.max_name_bytes;
+        let names = request.resource_names_subscribe.iter().chain(request.initial_resource_versions.keys());
+        for name in names {
+            if name.is_empty() || name.len() > limit {
+                return Err(RequestError::BadName { bytes: name.len(), limit });
+            }
+        }
+        Ok(())
+    }
+
+    /// What to send now so that the client comes to hold what it wants of `set`. Empty if everything is sent,
+    /// or has to wait for an answer.
+    pub fn poll(&mut self, set: &ResourceSet) -> Vec<DeltaDiscoveryResponse> {
+        for (type_url, state) in &mut self.types {
+            state.plan(type_url, set);
+        }
+        let mut responses = Vec::new();
+        let others = self.types.keys().filter(|name| !ORDER.contains(&&***name)).cloned();
+        let order: Vec<Arc<str>> = others.chain(ORDER.map(Arc::from)).collect();
+        for type_url in order {
+            let dependent = [type_url::LISTENER, type_url::ROUTE].contains(&&*type_url);
+            if dependent && !self.upstreams_settled() {
+                continue;
+            }
+            let keep_accepted = dependent && self.new_cluster_refused();
+            let Some(state) = self.types.get_mut(&type_url) else { continue };
+            if state.outstanding.is_some() {
+                continue;
+            }
+            let Some(next) = state.take_additions(keep_accepted, self.options.response_bytes) else {
+                continue;
+            };
+            let resources = next.resources;
+            responses.push(self.send(&type_url, &resources, next.absent));
+            if &*type_url == type_url::CLUSTER && self.options.resend_endpoints {
+                self.resend_endpoints(&resources, set);
+            }
+        }
+        let others = self.types.keys().filter(|name| !ORDER.contains(&&***name)).cloned();
+        let order: Vec<Arc<str>> = others.chain(REMOVAL_ORDER.map(Arc::from)).collect();
+        for type_url in order {
+            if !self.may_remove(&type_url) {
+                continue;
+            }
+            let Some(state) = self.types.get_mut(&type_url) else { continue };
+            let removed = state.take_removals();
+            if !removed.is_empty() {
+                responses.push(self.send(&type_url, &[], removed));
+            }
+        }
+        responses
+    }
+
+    fn send(
+        &mut self,
+        type_url: &Arc<str>,
+        resources: &[Arc<Resource>],
+        removed: Vec<Arc<str>>,
+    ) -> DeltaDiscoveryResponse {
+        let nonce = self.next_nonce.to_string();
+        self.next_nonce += 1;
+        let response = DeltaDiscoveryResponse {
+            type_url: type_url.to_string(),
+            nonce: nonce.clone(),
+            resources: resources.iter().map(|resource| resource.to_wire()).collect(),
+            removed_resources: removed.iter().map(|name| name.to_string()).collect(),
+            ..Default::default()
+        };
+        if let Some(state) = self.types.get_mut(type_url) {
+            state.sent(Outstanding {
+                nonce,
+                resources: resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect(),
+                removed,
+            });
+        }
+        response
+    }
+
+    /// Nothing is on its way that a new listener or route could need.
+    fn upstreams_settled(&self) -> bool {
+        let clusters = self.types.get(type_url::CLUSTER);
+        let endpoints = self.types.get(type_url::ENDPOINT);
+        clusters.is_none_or(TypeState::additions_settled) && endpoints.is_none_or(TypeState::names_answered)
+    }
+
+    fn new_cluster_refused(&self) -> bool {
+        self.types.get(type_url::CLUSTER).is_some_and(TypeState::refused_before_ever_accepted)
+    }
+
+    fn settled(&self, type_url: &str) -> bool {
+        self.types.get(type_url).is_none_or(TypeState::settled)
+    }
+
+    fn may_remove(&self, type_url: &str) -> bool {
+        let own = |state: &TypeState| state.outstanding.is_none() && state.additions_settled();
+        if !self.types.get(type_url).is_some_and(own) {
+            return false;
+        }
+        match type_url {
+            type_url::ROUTE => self.settled(type_url::LISTENER),
+            type_url::CLUSTER => self.settled(type_url::LISTENER) && self.settled(type_url::ROUTE),
+            type_url::ENDPOINT | type_url::SECRET => {
+                [type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER].iter().all(|t| self.settled(t))
+            }
+            _ => true,
+        }
+    }
+
+    fn resend_endpoints(&mut self, clusters: &[Arc<Resource>], set: &ResourceSet) {
+        let Some(endpoints) = self.types.get_mut(type_url::ENDPOINT) else { return };
+        let names = clusters.iter().filter_map(|cluster| state::endpoints_of(cluster));
+        if endpoints.answer_again(names) {
+            endpoints.plan(type_url::ENDPOINT, set);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,345 @@
+//! What a session knows of one type: subscriptions, what the client holds, what it refused, what is planned.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use outrider_xds_types::pb::envoy::config::cluster::v3::{Cluster, cluster};
+use outrider_xds_types::prost::Message;
+
+use super::{Seen, Versioned};
+use crate::interest::Interest;
+use crate::set::{Resource, ResourceSet, Stamp};
+
+/// Abandoned responses whose late answer still counts, per type.
+const MAX_LATE: usize = 4;
+
+/// A response without answer.
+#[derive(Debug)]
+pub(super) struct Outstanding {
+    pub(super) nonce: String,
+    pub(super) resources: Vec<Versioned>,
+    pub(super) removed: Vec<Arc<str>>,
+}
+
+/// The content of one response.
+pub(super) struct Additions {
+    pub(super) resources: Vec<Arc<Resource>>,
+    /// To be told not to exist.
+    pub(super) absent: Vec<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Last version sent or claimed; `None` if it was refused together with others, so nobody knows.
+    version: Option<Arc<str>>,
+    /// Some version was acknowledged or claimed.
+    accepted: bool,
+    /// The client reacted to it, or was given up on.
+    answered: bool,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    /// For which content the plan was made; `None` if it has to be made anew.
+    made_for: Option<Stamp>,
+    add: Vec<Arc<Resource>>,
+    /// Subscribed by name, not existing, to be told.
+    absent: Vec<Arc<str>>,
+    remove: Vec<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct TypeState {
+    pub(super) interest: Interest,
+    pub(super) outstanding: Option<Outstanding>,
+    late: VecDeque<Outstanding>,
+    known: BTreeMap<Arc<str>, Known>,
+    /// Versions refused when they stood alone.
+    refused: BTreeMap<Arc<str>, Arc<str>>,
+    /// To be answered even if the client holds the same version.
+    again: BTreeSet<Arc<str>>,
+    /// Names the client was told not to exist.
+    told_absent: BTreeSet<Arc<str>>,
+    /// Parts of refused responses, to be sent apart until the refused resources stand alone.
+    suspects: VecDeque<Vec<Versioned>>,
+    /// A wildcard or glob without any answer yet: one is owed even if it is empty.
+    owes_answer: bool,
+    plan: Plan,
+    planned: bool,
+}
+
+impl TypeState {
+    pub(super) fn dirty(&mut self) {
+        self.planned = false;
+    }
+
+    /// `true` if the subscription is new.
+    pub(super) fn subscribe(&mut self, name: &Arc<str>, nothing_claimed: bool) -> bool {
+        let new = self.interest.add(name);
+        if self.interest.names().contains(name) {
+            self.told_absent.remove(name);
+            if self.known.contains_key(name) {
+                self.again.insert(name.clone());
+            }
+            self.refused.remove(name);
+        } else {
+            self.owes_answer |= nothing_claimed;
+        }
+        self.dirty();
+        new
+    }
+
+    pub(super) fn unsubscribe(&mut self, name: &str) -> bool {
+        if !self.interest.remove(name) {
+            return false;
+        }
+        let interest = &self.interest;
+        if interest.covers(name) {
+            // Still wanted by wildcard or glob: the client has dropped it and is owed it again.
+            let name: Arc<str> = name.into();
+            if self.known.contains_key(&name) {
+                self.again.insert(name);
+            }
+        } else {
+            self.known.retain(|name, _| interest.covers(name));
+            self.refused.retain(|name, _| interest.covers(name));
+            self.again.retain(|name| interest.covers(name));
+            self.told_absent.retain(|name| interest.covers(name));
+        }
+        self.dirty();
+        true
+    }
+
+    pub(super) fn claim(&mut self, name: &Arc<str>, version: &Arc<str>, again: bool) {
+        let known = Known { version: Some(version.clone()), accepted: true, answered: true };
+        self.known.insert(name.clone(), known);
+        if again {
+            self.again.insert(name.clone());
+        }
+        self.dirty();
+    }
+
+    /// Answers these names again although nothing changed. `true` if any of them is subscribed.
+    pub(super) fn answer_again(&mut self, names: impl Iterator<Item = String>) -> bool {
+        let mut any = false;
+        for name in names {
+            if !self.interest.covers(&name) {
+                continue;
+            }
+            let name: Arc<str> = name.into();
+            any = true;
+            self.told_absent.remove(&name);
+            if self.known.contains_key(&name) {
+                self.again.insert(name);
+            }
+        }
+        if any {
+            self.dirty();
+        }
+        any
+    }
+
+    pub(super) fn abandon(&mut self) {
+        let Some(given_up) = self.outstanding.take() else { return };
+        for (name, _) in &given_up.resources {
+            if let Some(known) = self.known.get_mut(name) {
+                known.answered = true;
+            }
+        }
+        if self.late.len() == MAX_LATE {
+            self.late.pop_front();
+        }
+        self.late.push_back(given_up);
+        self.dirty();
+    }
+
+    /// An ACK, or a NACK if there is an `error`. Answers to any other nonce than an open one are stale.
+    pub(super) fn on_answer(
+        &mut self,
+        type_url: &Arc<str>,
+        nonce: &str,
+        error: Option<&str>,
+    ) -> Option<Seen> {
+        let answered = match &self.outstanding {
+            Some(open) if open.nonce == nonce => self.outstanding.take(),
+            _ => {
+                let at = self.late.iter().position(|late| late.nonce == nonce)?;
+                self.late.remove(at)
+            }
+        }?;
+        self.dirty();
+        let Outstanding { resources, removed, .. } = answered;
+        for (name, version) in &resources {
+            let Some(known) = self.known.get_mut(name) else { continue };
+            known.answered = true;
+            if error.is_none() {
+                known.accepted = true;
+                if self.refused.get(name) == Some(version) {
+                    self.refused.remove(name);
+                }
+            } else if resources.len() > 1 && known.version.as_ref() == Some(version) {
+                known.version = None;
+            }
+        }
+        let type_url = type_url.clone();
+        let Some(error) = error else { return Some(Seen::Acked { type_url, resources, removed }) };
+        if resources.len() > 1 {
+            let half = resources.len().div_ceil(2);
+            self.suspects.push_front(resources[half..].to_vec());
+            self.suspects.push_front(resources[..half].to_vec());
+            return None;
+        }
+        for (name, version) in &resources {
+            if self.known.contains_key(name) {
+                self.refused.insert(name.clone(), version.clone());
+            }
+        }
+        Some(Seen::Refused { type_url, resources, removed, error: error.to_owned() })
+    }
+
+    /// Compares what the client holds with what it wants of `set`.
+    pub(super) fn plan(&mut self, type_url: &str, set: &ResourceSet) {
+        let stamp = set.stamp(type_url);
+        let unchanged = match (&self.plan.made_for, stamp) {
+            (Some(old), Some(new)) => old.same(new),
+            (None, None) => true,
+            _ => false,
+        };
+        if self.planned && unchanged {
+            return;
+        }
+        let wanted = self.interest.select(type_url, set);
+        let mut plan = Plan { made_for: stamp.cloned(), ..Plan::default() };
+        for resource in &wanted {
+            let held = self.holds(resource);
+            let refused = self.refused.get(&resource.name) == Some(&resource.version);
+            let asked = self.again.contains(&resource.name);
+            if asked || !(held || refused) {
+                plan.add.push((*resource).clone());
+            }
+        }
+        for name in self.known.keys() {
+            if set.get(type_url, name).is_none() {
+                plan.remove.push(name.clone());
+            }
+        }
+        for name in self.interest.names() {
+            if set.get(type_url, name).is_none()
+                && !self.known.contains_key(name)
+                && !self.told_absent.contains(name)
+            {
+                plan.absent.push(name.clone());
+            }
+        }
+        self.plan = plan;
+        self.planned = true;
+    }
+
+    /// The additions of the next response, `None` if there is nothing to say. With `keep_accepted`, resources
+    /// that the client has already accepted in some version are left as they are.
+    pub(super) fn take_additions(&mut self, keep_accepted: bool, max_bytes: usize) -> Option<Additions> {
+        let kept = |resource: &Arc<Resource>| {
+            let accepted = self.known.get(&resource.name).is_some_and(|known| known.accepted);
+            keep_accepted && accepted && !self.holds(resource)
+        };
+        let mut ready: Vec<Arc<Resource>> =
+            self.plan.add.iter().filter(|resource| !kept(resource)).cloned().collect();
+        while let Some(group) = self.suspects.pop_front() {
+            let apart: Vec<Arc<Resource>> = ready
+                .iter()
+                .filter(|r| group.iter().any(|(name, version)| *name == r.name && *version == r.version))
+                .cloned()
+                .collect();
+            if !apart.is_empty() {
+                ready = apart;
+                break;
+            }
+        }
+        let mut bytes = 0;
+        let mut count = 0;
+        for resource in &ready {
+            bytes += resource.body.len() + resource.name.len();
+            if count > 0 && bytes > max_bytes {
+                break;
+            }
+            count += 1;
+        }
+        ready.truncate(count);
+        let absent = std::mem::take(&mut self.plan.absent);
+        if ready.is_empty() && absent.is_empty() && !self.owes_answer {
+            return None;
+        }
+        Some(Additions { resources: ready, absent })
+    }
+
+    pub(super) fn take_removals(&mut self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.plan.remove)
+    }
+
+    pub(super) fn sent(&mut self, outstanding: Outstanding) {
+        for (name, version) in &outstanding.resources {
+            let accepted = self.known.get(name).is_some_and(|known| known.accepted);
+            let known = Known { version: Some(version.clone()), accepted, answered: false };
+            self.known.insert(name.clone(), known);
+            self.again.remove(name);
+            self.told_absent.remove(name);
+            if self.refused.get(name).is_some_and(|refused| refused != version) {
+                self.refused.remove(name);
+            }
+        }
+        for name in &outstanding.removed {
+            self.known.remove(name);
+            self.again.remove(name);
+            self.refused.remove(name);
+            if self.interest.names().contains(name) {
+                self.told_absent.insert(name.clone());
+            }
+        }
+        self.outstanding = Some(outstanding);
+        self.owes_answer = false;
+        self.dirty();
+    }
+
+    /// Nothing to add is waiting or on its way. Meaningful after [`TypeState::plan`].
+    pub(super) fn additions_settled(&self) -> bool {
+        let idle = self.outstanding.as_ref().is_none_or(|open| open.resources.is_empty());
+        idle && self.plan.add.is_empty()
+    }
+
+    /// Nothing is waiting or on its way, and nothing was refused that has a last good version in use.
+    pub(super) fn settled(&self) -> bool {
+        let accepted = |name: &Arc<str>| self.known.get(name).is_some_and(|known| known.accepted);
+        self.outstanding.is_none()
+            && self.plan.add.is_empty()
+            && self.plan.remove.is_empty()
+            && !self.refused.keys().any(accepted)
+    }
+
+    fn holds(&self, resource: &Resource) -> bool {
+        self.known.get(&resource.name).is_some_and(|known| known.version.as_ref() == Some(&resource.version))
+    }
+
+    /// The client has reacted to a first answer for every name it subscribed to.
+    pub(super) fn names_answered(&self) -> bool {
+        self.interest.names().iter().all(|name| {
+            self.told_absent.contains(name)
+                || self.known.get(name).is_some_and(|known| known.answered || known.accepted)
+        })
+    }
+
+    /// Some resource was refused of which the client never accepted any version.
+    pub(super) fn refused_before_ever_accepted(&self) -> bool {
+        self.refused.keys().any(|name| self.known.get(name).is_some_and(|known| !known.accepted))
+    }
+}
+
+/// The load assignment a cluster waits for, if it is of type EDS.
+pub(super) fn endpoints_of(resource: &Resource) -> Option<String> {
+    let cluster = Cluster::decode(resource.body.as_slice()).ok()?;
+    let cluster::ClusterDiscoveryType::Type(kind) = cluster.cluster_discovery_type? else { return None };
+    if kind != cluster::DiscoveryType::Eds as i32 {
+        return None;
+    }
+    let named = cluster.eds_cluster_config.map(|eds| eds.service_name).filter(|name| !name.is_empty());
+    Some(named.unwrap_or(cluster.name))
+}
