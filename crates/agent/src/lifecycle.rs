@@ -42,7 +42,7 @@ impl Default for Times {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// What is missing before the proxy can be started; `None` if nothing is.
     Missing(Option<String>),
@@ -69,10 +69,8 @@ pub enum Event {
     Tick,
 }
 
-impl Eq for Effect {}
-
 /// What to do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Start a proxy process.
     StartProxy,
@@ -178,7 +176,10 @@ impl Lifecycle {
 
     /// Whether it is on its way out.
     pub fn leaving(&self) -> bool {
-        matches!(self.phase, Phase::Settling | Phase::Draining | Phase::Stopping | Phase::Ending | Phase::Over)
+        matches!(
+            self.phase,
+            Phase::Settling | Phase::Draining | Phase::Stopping | Phase::Ending | Phase::Over
+        )
     }
 
     /// Why it is where it is, for people; empty if there is nothing to say.
@@ -251,7 +252,7 @@ impl Lifecycle {
                     self.app_may_end(&mut effects);
                 }
             }
-            Event::AppEnded => self.app_ended(now, &mut effects),
+            Event::AppEnded => self.app_ended(&mut effects),
             Event::Tick => {}
         }
         self.pass_time(now, &mut effects);
@@ -305,7 +306,7 @@ impl Lifecycle {
         effects.push(Effect::TellDrained);
     }
 
-    fn app_ended(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+    fn app_ended(&mut self, effects: &mut Vec<Effect>) {
         if matches!(self.phase, Phase::Ending | Phase::Over) {
             return;
         }
@@ -313,15 +314,13 @@ impl Lifecycle {
         self.phase = Phase::Ending;
         self.until = None;
         match self.proxy {
-            Proxy::Running { .. } => {
-                let _ = now;
-                effects.push(Effect::EndProxy(self.times.end));
-            }
+            Proxy::Running { .. } => effects.push(Effect::EndProxy(self.times.end)),
             _ => self.over(effects),
         }
     }
 
     fn over(&mut self, effects: &mut Vec<Effect>) {
+        self.proxy = Proxy::None;
         self.phase = Phase::Over;
         effects.push(Effect::Over);
     }

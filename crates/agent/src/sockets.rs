@@ -150,7 +150,10 @@ mod tests {
         assert_ne!(other, some, "still in use");
         addresses.release(some);
         assert_eq!(addresses.allocate(Some(some), |_| Some(())).unwrap().0, some);
-        assert_eq!(addresses.allocate(Some(Ipv4Addr::new(10, 0, 0, 1)), |_| Some(())).map(|a| is_ours(&a.0)), Some(true));
+        assert_eq!(
+            addresses.allocate(Some(Ipv4Addr::new(10, 0, 0, 1)), |_| Some(())).map(|a| is_ours(&a.0)),
+            Some(true)
+        );
         assert!(addresses.allocate(None, |_| None::<()>).is_none(), "bounded");
     }
 
@@ -164,7 +167,9 @@ mod tests {
                 .allocate(None, |ip| bind((ip, 0).into(), mode).ok().inspect(|(_, a)| ports.0 = a.port()))
                 .unwrap();
             let (two, _also) = second
-                .allocate(None, |ip| bind((ip, ports.0).into(), mode).ok().inspect(|(_, a)| ports.1 = a.port()))
+                .allocate(None, |ip| {
+                    bind((ip, ports.0).into(), mode).ok().inspect(|(_, a)| ports.1 = a.port())
+                })
                 .unwrap();
             assert_eq!(ports.0, ports.1);
             assert_ne!(one, two, "{mode:?}");

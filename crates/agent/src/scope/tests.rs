@@ -46,8 +46,11 @@ fn routes(name: &str, cluster: &str) -> Resource {
     };
     let route = Route { action: Some(route::Action::Route(action)), ..Route::default() };
     let host = VirtualHost { routes: vec![route], ..VirtualHost::default() };
-    let config =
-        RouteConfiguration { name: name.to_owned(), virtual_hosts: vec![host], ..RouteConfiguration::default() };
+    let config = RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![host],
+        ..RouteConfiguration::default()
+    };
     resource(type_url::ROUTE, name, config.encode_to_vec())
 }
 
@@ -118,7 +121,8 @@ fn listeners_say_which_sockets_they_need() {
     let mut resources = whole();
     resources.push(resource(type_url::LISTENER, "outbound/bad", vec![0xff]));
     let (wanted, unreadable) = Scope::read(&set(resources), PROXY).wanted();
-    let brief: Vec<_> = wanted.iter().map(|w| (w.listener.as_str(), w.inbound, w.port, w.names.len())).collect();
+    let brief: Vec<_> =
+        wanted.iter().map(|w| (w.listener.as_str(), w.inbound, w.port, w.names.len())).collect();
     assert_eq!(brief, [("inbound/http", true, 80, 0), (OUT, false, 80, 2)]);
     assert_eq!(unreadable, ["listener outbound/bad does not say what it is for"]);
 }
@@ -129,7 +133,10 @@ fn localising_puts_addresses_in_and_leaves_out_what_has_no_socket() {
     let address: SocketAddr = ([127, 64, 0, 7], 80).into();
     let local = Scope::read(&set, PROXY).localise(&BTreeMap::from([(OUT.to_owned(), address)]), &set);
 
-    let names: Vec<_> = local.iter().map(|r| (r.type_url.rsplit('.').next().unwrap().to_owned(), r.name.to_string())).collect();
+    let names: Vec<_> = local
+        .iter()
+        .map(|r| (r.type_url.rsplit('.').next().unwrap().to_owned(), r.name.to_string()))
+        .collect();
     let expect = [
         ("Cluster", "inbound/http"),
         ("Cluster", OUT),
