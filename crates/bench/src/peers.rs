@@ -92,9 +92,10 @@ pub(crate) fn haproxy(job: &Job) -> Result<Vec<String>> {
     let ca = job.pem("ca.pem");
     let (bind, server) = match job.side {
         Side::Plain => (String::new(), String::new()),
-        Side::Client => {
-            (String::new(), format!(" ssl crt {bundle} ca-file {ca} verify required verifyhost server ssl-min-ver TLSv1.3"))
-        }
+        Side::Client => (
+            String::new(),
+            format!(" ssl crt {bundle} ca-file {ca} verify required verifyhost server ssl-min-ver TLSv1.3"),
+        ),
         Side::Server => {
             (format!(" ssl crt {bundle} ca-file {ca} verify required ssl-min-ver TLSv1.3"), String::new())
         }
@@ -114,12 +115,16 @@ pub(crate) fn nginx(job: &Job) -> Result<Vec<String>> {
     let (ca, cert, key) =
         (job.pem("ca.pem"), job.pem(&format!("{}.pem", job.who())), job.pem(&format!("{}.key", job.who())));
     let listen_tls = if job.side == Side::Server {
-        format!("ssl_certificate {cert}; ssl_certificate_key {key}; ssl_client_certificate {ca}; ssl_verify_client on; ssl_protocols TLSv1.3;")
+        format!(
+            "ssl_certificate {cert}; ssl_certificate_key {key}; ssl_client_certificate {ca}; ssl_verify_client on; ssl_protocols TLSv1.3;"
+        )
     } else {
         String::new()
     };
     let upstream_tls = if job.side == Side::Client {
-        format!("proxy_ssl_certificate {cert}; proxy_ssl_certificate_key {key}; proxy_ssl_trusted_certificate {ca}; proxy_ssl_verify on; proxy_ssl_name server; proxy_ssl_protocols TLSv1.3;")
+        format!(
+            "proxy_ssl_certificate {cert}; proxy_ssl_certificate_key {key}; proxy_ssl_trusted_certificate {ca}; proxy_ssl_verify on; proxy_ssl_name server; proxy_ssl_protocols TLSv1.3;"
+        )
     } else {
         String::new()
     };
@@ -185,7 +190,9 @@ pub(crate) fn envoy(binary: &Path, job: &Job) -> Result<Vec<String>> {
     };
     let filters = "type.googleapis.com/envoy.extensions.filters";
     let filter = if job.tcp {
-        format!("{{name: t, typed_config: {{'@type': {filters}.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}}}}")
+        format!(
+            "{{name: t, typed_config: {{'@type': {filters}.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}}}}"
+        )
     } else {
         format!(
             "{{name: h, typed_config: {{'@type': {filters}.network.http_connection_manager.v3.HttpConnectionManager, \
@@ -194,9 +201,8 @@ pub(crate) fn envoy(binary: &Path, job: &Job) -> Result<Vec<String>> {
              http_filters: [{{name: r, typed_config: {{'@type': {filters}.http.router.v3.Router}}}}]}}}}"
         )
     };
-    let address = |a: SocketAddr| {
-        format!("{{socket_address: {{address: {}, port_value: {}}}}}", a.ip(), a.port())
-    };
+    let address =
+        |a: SocketAddr| format!("{{socket_address: {{address: {}, port_value: {}}}}}", a.ip(), a.port());
     let text = format!(
         "static_resources:\n  listeners:\n  - name: l\n    address: {listen}\n    filter_chains:\n    - {downstream}filters: [{filter}]\n  \
          clusters:\n  - name: c\n    connect_timeout: 5s\n    type: STATIC\n    circuit_breakers: {{thresholds: [{{max_connections: 20000, max_pending_requests: 20000, max_requests: 20000}}]}}\n    \

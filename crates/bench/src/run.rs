@@ -95,8 +95,7 @@ fn measure_route(arguments: &Arguments, route: Route) -> Result<Vec<Row>> {
     let source = tcp::Source::start()?;
     let origin_address = free_address()?;
     let log = dir.path().join("log");
-    let _origin =
-        Pinned::start("the origin", LOAD_CORE, &peers::origin(dir.path(), origin_address)?, &log)?;
+    let _origin = Pinned::start("the origin", LOAD_CORE, &peers::origin(dir.path(), origin_address)?, &log)?;
     wait_for(origin_address, "the origin")?;
     let origin = if route.is_tcp() { source.address } else { origin_address };
 
