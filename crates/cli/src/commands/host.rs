@@ -1,15 +1,82 @@
-//! Long-running commands
-use crate::args::{AgentArgs, RunArgs, ServerArgs};
-use crate::exit::{Outcome, ok};
+//! The long-running commands: `server`, `agent`, and `run`.
+//!
+//! Holds: SIGTERM and SIGINT end each of them in order, a second one at once; where they can be reached is said on
+//! standard error once they can.
+
+use std::process::ExitCode;
+
+use outrider_control as control;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{LogArgs, ServerArgs};
+use crate::exit::{CliError, Outcome, ok};
+use crate::output::note;
+use crate::paths;
+
+/// `server`.
 pub(crate) async fn server(args: ServerArgs) -> Outcome {
-    let _ = args;
+    start_log(&args.log)?;
+    let mut options = control::ServerOptions::new(args.state.unwrap_or_else(paths::state));
+    options.trust_domain = args.trust_domain;
+    options.api = Some(args.http);
+    options.agents = args.grpc;
+    let stop = stop_signal()?;
+    let server = control::Server::start(options).await.map_err(failed)?;
+    let bound = server.bound();
+    note(&format!("control plane at unix:{}", bound.api_socket.display()));
+    if let Some(address) = bound.api {
+        let scheme = if bound.api_tls { "https" } else { "http" };
+        note(&format!("          and {scheme}://{address} with the token in {}", bound.admin_token.display()));
+    }
+    note(&format!("agents join at {}", bound.agents));
+    server.run(stop).await.map_err(failed)?;
     ok()
 }
-pub(crate) async fn agent(args: AgentArgs) -> Outcome {
-    let _ = args;
-    ok()
+
+fn failed(error: impl std::fmt::Display) -> CliError {
+    CliError::Failed(error.to_string())
 }
-pub(crate) async fn run(args: RunArgs) -> Outcome {
-    let _ = args;
-    ok()
+
+/// Logs to standard error.
+fn start_log(args: &LogArgs) -> Result<(), CliError> {
+    let filter = EnvFilter::try_new(&args.log)
+        .map_err(|error| CliError::Usage(format!("--log {}: {error}", args.log)))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = if args.log_json {
+        builder.json().try_init()
+    } else {
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        builder.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).try_init()
+    };
+    started.map_err(|error| CliError::Failed(format!("cannot log: {error}")))
+}
+
+/// Ends at the first SIGTERM or SIGINT; the process exits at the second.
+fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
+    let listen = |kind| signal(kind).map_err(|error| failed(format!("cannot listen for signals: {error}")));
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let (first, told) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut first = Some(first);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            match first.take() {
+                Some(first) => drop(first.send(())),
+                None => std::process::exit(130),
+            }
+        }
+    });
+    Ok(async move {
+        let _ = told.await;
+    })
+}
+
+/// An application's code as ours.
+fn code(number: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(number).unwrap_or(1))
 }
