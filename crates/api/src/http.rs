@@ -292,6 +292,22 @@ pub struct ProxyBehind {
     pub reasons: Vec<String>,
 }
 
+/// One resource of a proxy: `GET /v1/proxies/{namespace}/{instance}/resources`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceView {
+    /// `listener`, `route`, `cluster` or `endpoints`.
+    pub kind: String,
+    /// Resource name as the proxy sees it.
+    pub name: String,
+    /// Version it should have; empty if it should be gone.
+    pub version: String,
+    /// `current`, `pending` or `rejected`.
+    pub state: String,
+    /// What else is known: the version in use, or the engine's words.
+    pub note: Option<String>,
+}
+
 /// `POST /v1/tokens`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

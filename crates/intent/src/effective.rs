@@ -2,13 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Document, Key};
+use crate::defaults::{self, Yaml};
+use crate::document::{Document, Key, Kind, Wire};
+use crate::resolve::Set;
+use crate::settings::{self, Limits, NamespaceSettings, Origin, Row};
+use crate::wire::{HttpRouteSpec, ServiceSpec};
 
 /// An effective value and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EffectiveValue {
-    /// Dotted path below `spec`, like `timeouts.request` or `ports[0].targetPort`.
+    /// Dotted path below `spec`, like `timeouts.request` or `ports[0].targetPort`. Of a service, also what holds
+    /// for it in its namespace: `mtls`, `channel`, `tcpIdle`.
     pub path: String,
     /// As it would be written in YAML.
     pub value: String,
@@ -19,6 +24,128 @@ pub struct EffectiveValue {
 }
 
 /// Every setting of an object, in the order of the reference. Empty if no valid document has that key.
-pub fn effective(_documents: &[Document], _key: &Key) -> Vec<EffectiveValue> {
-    Vec::new()
+/// If several have it, the later one counts, as in [`crate::resolve`].
+pub fn effective(documents: &[Document], key: &Key) -> Vec<EffectiveValue> {
+    let set = Set::new(documents);
+    let Some(wire) = set.find(key.kind, &key.namespace, &key.name).and_then(Document::wire) else {
+        return Vec::new();
+    };
+    match wire {
+        Wire::Namespace(wire) => namespace(&settings::namespace(wire.spec.as_ref())),
+        Wire::Service(wire) => service(wire.spec.as_ref(), &key.namespace, &set.namespace(&key.namespace)),
+        Wire::HttpRoute(wire) => http_route(&set, &wire.spec, &key.namespace),
+    }
+}
+
+fn value(path: impl Into<String>, value: impl Into<String>, origin: &Origin) -> EffectiveValue {
+    EffectiveValue {
+        path: path.into(),
+        value: value.into(),
+        origin: origin.to_string(),
+        ground: origin.ground().map(str::to_owned),
+    }
+}
+
+fn row((path, yaml, origin): Row<'_>) -> EffectiveValue {
+    value(path, yaml.yaml(), origin)
+}
+
+fn limits(limits: &Limits) -> [EffectiveValue; 3] {
+    [row(limits.request.row()), row(limits.idle.row()), row(limits.connect.row())]
+}
+
+fn namespace(settings: &NamespaceSettings) -> Vec<EffectiveValue> {
+    let mut values = vec![row(settings.mtls.row()), row(settings.channel.row()), row(settings.engine.row())];
+    values.extend(limits(&settings.limits));
+    values.push(row(settings.tcp_idle.row()));
+    values
+}
+
+fn service(spec: Option<&ServiceSpec>, name: &str, outer: &NamespaceSettings) -> Vec<EffectiveValue> {
+    let settings = settings::service(spec, name, outer);
+    let mut values = vec![row(settings.role.row())];
+    for (index, port) in spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default().iter().enumerate() {
+        let path = |field: &str| format!("ports[{index}].{field}");
+        values.push(value(path("name"), &port.name.0, &Origin::Declared));
+        values.push(value(path("port"), port.port.to_string(), &Origin::Declared));
+        let (target, origin) = match port.target_port {
+            Some(target) => (target, Origin::Declared),
+            None => (port.port, Origin::Default(defaults::TARGET_PORT_GROUND)),
+        };
+        values.push(value(path("targetPort"), target.to_string(), &origin));
+        values.push(value(path("protocol"), port.protocol.yaml(), &Origin::Declared));
+    }
+    let (calls, origin) = match spec.and_then(|spec| spec.calls.as_deref()) {
+        Some(calls) => (calls, Origin::Declared),
+        None => (&[][..], Origin::Default(defaults::CALLS_GROUND)),
+    };
+    let calls: Vec<&str> = calls.iter().map(|call| call.0.as_str()).collect();
+    values.push(value("calls", format!("[{}]", calls.join(", ")), &origin));
+    values.push(row(settings.engine.row()));
+    values.extend(limits(&settings.limits));
+    values.extend([row(settings.mtls.row()), row(settings.channel.row()), row(settings.tcp_idle.row())]);
+    values
+}
+
+fn http_route(set: &Set<'_>, spec: &HttpRouteSpec, namespace: &str) -> Vec<EffectiveValue> {
+    let mut values = Vec::new();
+    for (index, rule) in spec.rules.iter().enumerate() {
+        if rule.matches.as_deref().unwrap_or_default().is_empty() {
+            let origin = Origin::Default(defaults::MATCHES_GROUND);
+            values.push(value(
+                format!("rules[{index}].matches"),
+                "[{path: {type: PathPrefix, value: /}}]",
+                &origin,
+            ));
+        } else {
+            values.push(value(format!("rules[{index}].matches"), flow(&rule.matches), &Origin::Declared));
+        }
+        if rule.filters.is_some() {
+            values.push(value(format!("rules[{index}].filters"), flow(&rule.filters), &Origin::Declared));
+        }
+        for (position, backend) in rule.backend_refs.as_deref().unwrap_or_default().iter().enumerate() {
+            let path = |field: &str| format!("rules[{index}].backendRefs[{position}].{field}");
+            values.push(value(path("name"), &backend.name.0, &Origin::Declared));
+            values.push(value(path("port"), backend.port.to_string(), &Origin::Declared));
+            let (weight, origin) = match backend.weight {
+                Some(weight) => (weight, Origin::Declared),
+                None => (defaults::WEIGHT.default, Origin::Default(defaults::WEIGHT.ground)),
+            };
+            values.push(value(path("weight"), weight.yaml(), &origin));
+        }
+        let path = format!("rules[{index}].timeouts.request");
+        match rule.timeouts.as_ref().and_then(|timeouts| timeouts.request.as_ref()) {
+            Some(text) => values.push(value(path, &text.0, &Origin::Declared)),
+            None => values.extend(parents_request(set, spec, namespace, &path)),
+        }
+    }
+    values
+}
+
+/// The request limit of a rule that has none: that of each parent, once if they agree.
+fn parents_request(set: &Set<'_>, spec: &HttpRouteSpec, namespace: &str, path: &str) -> Vec<EffectiveValue> {
+    let outer = set.namespace(namespace);
+    let mut values: Vec<EffectiveValue> = Vec::new();
+    for parent in &spec.parent_refs {
+        let Some(Wire::Service(wire)) =
+            set.find(Kind::Service, namespace, &parent.name.0).and_then(Document::wire)
+        else {
+            continue;
+        };
+        let request = settings::service(wire.spec.as_ref(), namespace, &outer).limits.request;
+        let origin = match request.origin {
+            Origin::Declared => Origin::Service(format!("{namespace}/{}", parent.name.0)),
+            origin => origin,
+        };
+        let found = value(path, request.value.yaml(), &origin);
+        if !values.contains(&found) {
+            values.push(found);
+        }
+    }
+    values
+}
+
+/// As YAML on one line. JSON is that.
+fn flow<T: Serialize>(part: &T) -> String {
+    serde_json::to_string(part).unwrap_or_default()
 }

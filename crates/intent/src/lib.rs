@@ -15,13 +15,20 @@
 //! assert!(resolved.intent.is_some_and(|intent| intent.namespaces.contains_key("shop")));
 //! ```
 
+mod check;
+mod defaults;
 pub mod diagnostic;
 mod document;
 mod effective;
+mod formats;
 pub mod model;
 mod render;
 mod resolve;
+mod route;
 mod schema;
+mod settings;
+mod tree;
+mod wire;
 
 pub use diagnostic::{Code, Diagnostic, Place, Related, Severity};
 pub use document::{Document, Key, Kind, Parsed, Source, parse};

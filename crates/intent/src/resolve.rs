@@ -1,9 +1,18 @@
-//! From documents to meaning: defaults, inheritance, references.
+//! From documents to meaning: defaults, inheritance, references, and rules that concern several fields or objects.
+//!
+//! Holds: an [`Intent`] is given only if nothing is wrong in the whole set. A document with errors of its own
+//! counts as declared, so that references to it are not reported on top. Does not: report again what
+//! [`crate::parse`] reported.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Intent, ServiceRef};
-use crate::{Diagnostic, Document};
+use crate::check::{listed, nearest};
+use crate::diagnostic::{Code, Diagnostic};
+use crate::document::{Document, Key, Kind, Wire};
+use crate::model::{Intent, Namespace, Port, Protocol, Role, Service, ServiceRef};
+use crate::route;
+use crate::settings::{self, NamespaceSettings};
+use crate::wire::ServiceSpec;
 
 /// How to resolve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +36,273 @@ pub struct Resolved {
 /// Computes the meaning of a whole set of documents. If a key occurs more than once, the later document wins:
 /// so stored documents come first and new ones after them. (Duplicates within new sources are found by
 /// [`crate::parse`].)
-pub fn resolve(_documents: &[Document], _options: &ResolveOptions) -> Resolved {
-    Resolved::default()
+pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
+    let set = Set::new(documents);
+    let mut findings = Vec::new();
+    let mut intent = Intent::default();
+
+    for (name, settings) in &set.namespaces {
+        if let Some(document) = set.find(Kind::Namespace, "", name)
+            && settings.limits.idle_before_request()
+        {
+            findings.push(idle_before_request(document));
+        }
+        let namespace = Namespace {
+            name: name.clone(),
+            mtls: settings.mtls.value,
+            channel: settings.channel.value,
+            engine: settings.engine.value,
+            timeouts: settings.limits.timeouts(),
+            tcp_idle: settings.tcp_idle.value,
+        };
+        intent.namespaces.insert(name.clone(), namespace);
+    }
+    for (key, document) in &set.documents {
+        match document.wire() {
+            Some(Wire::Service(wire)) => {
+                let service = service(&set, document, wire.spec.as_ref(), options, &mut findings);
+                intent.services.insert(service.id.clone(), service);
+            }
+            Some(Wire::HttpRoute(wire)) => {
+                let route = route::http_route(&set, document, &wire.spec, &mut findings);
+                intent.http_routes.insert((key.namespace.clone(), key.name.clone()), route);
+            }
+            Some(Wire::Namespace(_)) | None => {}
+        }
+    }
+    findings.sort_by(|a, b| a.place.cmp(&b.place));
+    let valid = set.documents.values().all(|document| document.is_valid());
+    let intent = Some(intent).filter(|_| valid && !findings.iter().any(Diagnostic::is_error));
+    Resolved { intent, diagnostics: findings }
+}
+
+/// A set of documents by key, with the settings of every namespace that is declared or used.
+pub(crate) struct Set<'a> {
+    documents: BTreeMap<&'a Key, &'a Document>,
+    services: BTreeMap<ServiceRef, &'a Document>,
+    namespaces: BTreeMap<String, NamespaceSettings>,
+}
+
+/// What a reference leads to.
+pub(crate) enum Found<'a> {
+    Nothing,
+    /// Declared in a document that has errors of its own.
+    Unreadable,
+    Service(Option<&'a ServiceSpec>),
+}
+
+impl<'a> Set<'a> {
+    pub(crate) fn new(documents: &'a [Document]) -> Self {
+        let documents: BTreeMap<&Key, &Document> =
+            documents.iter().map(|document| (document.key(), document)).collect();
+        let mut namespaces = BTreeMap::new();
+        let mut services = BTreeMap::new();
+        for (key, document) in &documents {
+            if key.kind == Kind::Service {
+                services.insert(ServiceRef::new(&key.namespace, &key.name), *document);
+            }
+            match document.wire() {
+                Some(Wire::Namespace(wire)) => {
+                    namespaces.insert(key.name.clone(), settings::namespace(wire.spec.as_ref()));
+                }
+                Some(_) => {
+                    namespaces.entry(key.namespace.clone()).or_insert_with(|| settings::namespace(None));
+                }
+                None => {}
+            }
+        }
+        Self { documents, services, namespaces }
+    }
+
+    pub(crate) fn find(&self, kind: Kind, namespace: &str, name: &str) -> Option<&'a Document> {
+        let key = Key { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+        self.documents.get(&key).copied()
+    }
+
+    /// The settings of a namespace; defaults if nothing declares it.
+    pub(crate) fn namespace(&self, name: &str) -> NamespaceSettings {
+        self.namespaces.get(name).cloned().unwrap_or_else(|| settings::namespace(None))
+    }
+
+    pub(crate) fn service(&self, id: &ServiceRef) -> Found<'a> {
+        match self.services.get(id).map(|document| document.wire()) {
+            None => Found::Nothing,
+            Some(Some(Wire::Service(wire))) => Found::Service(wire.spec.as_ref()),
+            Some(_) => Found::Unreadable,
+        }
+    }
+
+    /// What a reference from `namespace` to a service that nothing declares may have meant.
+    pub(crate) fn meant(&self, namespace: &str, missing: &ServiceRef, other_namespaces: bool) -> String {
+        if other_namespaces {
+            let elsewhere = self.services.keys().find(|id| id.name == missing.name);
+            if let Some(id) = elsewhere {
+                return format!("did you mean `{}`?", written_from(namespace, id));
+            }
+        }
+        let siblings = self.services.keys().filter(|id| id.namespace == missing.namespace);
+        match nearest(&missing.name, siblings.map(|id| id.name.as_str())) {
+            Some(near) => {
+                let id = ServiceRef::new(&missing.namespace, near);
+                format!("did you mean `{}`?", written_from(namespace, &id))
+            }
+            None => format!("declare a Service `{}` in namespace `{}`", missing.name, missing.namespace),
+        }
+    }
+}
+
+/// A reference as it is written in a document of `namespace`.
+fn written_from(namespace: &str, id: &ServiceRef) -> String {
+    if id.namespace == namespace { id.name.clone() } else { format!("{}.{}", id.name, id.namespace) }
+}
+
+fn idle_before_request(document: &Document) -> Diagnostic {
+    let request = document.at("spec/timeouts/request");
+    let message = "the idle limit is shorter than the request limit, so it ends requests first";
+    Diagnostic::warning(Code::IdleBeforeRequest, request, message)
+        .help("make `timeouts.idle` at least as long as `timeouts.request`")
+}
+
+fn service(
+    set: &Set<'_>,
+    document: &Document,
+    spec: Option<&ServiceSpec>,
+    options: &ResolveOptions,
+    findings: &mut Vec<Diagnostic>,
+) -> Service {
+    let Key { namespace, name, .. } = document.key();
+    let settings = settings::service(spec, namespace, &set.namespace(namespace));
+    if settings.limits.idle_before_request() {
+        findings.push(idle_before_request(document));
+    }
+    let ports = ports(document, spec, findings);
+    check_role(document, spec, settings.role.value, findings);
+
+    let id = ServiceRef::new(namespace, name);
+    let mut calls = BTreeMap::new();
+    let mut missing_calls = BTreeSet::new();
+    let written = spec.and_then(|spec| spec.calls.as_deref()).unwrap_or_default();
+    for (index, call) in written.iter().enumerate() {
+        let place = document.at(&format!("spec/calls/{index}"));
+        let callee = match call.0.split_once('.') {
+            Some((name, namespace)) => ServiceRef::new(namespace, name),
+            None => ServiceRef::new(namespace, &call.0),
+        };
+        if let Some(first) = calls.get(&callee) {
+            let message = format!("{callee} is listed a second time");
+            findings.push(
+                Diagnostic::error(Code::DuplicateValue, place, message)
+                    .related(document.at(&format!("spec/calls/{first}")), "first here")
+                    .help("remove one of the two"),
+            );
+            continue;
+        }
+        calls.insert(callee.clone(), index);
+        match set.service(&callee) {
+            Found::Unreadable => {}
+            Found::Nothing => {
+                if options.tolerate_missing_calls || options.known_missing.contains(&callee) {
+                    missing_calls.insert(callee);
+                } else {
+                    let message = format!("nothing declares the service {callee}");
+                    findings.push(
+                        Diagnostic::error(Code::UnknownService, place, message)
+                            .help(set.meant(namespace, &callee, true)),
+                    );
+                }
+            }
+            Found::Service(spec) => {
+                if spec.and_then(|spec| spec.ports.as_ref()).is_none_or(Vec::is_empty) {
+                    let message = format!("the service {callee} has no ports, so it cannot be called");
+                    findings.push(
+                        Diagnostic::error(Code::NotCallable, place, message)
+                            .help(format!("give {callee} a port, or remove the call")),
+                    );
+                }
+            }
+        }
+    }
+    Service {
+        id,
+        role: settings.role.value,
+        ports,
+        calls: calls.into_keys().filter(|callee| !missing_calls.contains(callee)).collect(),
+        missing_calls,
+        engine: settings.engine.value,
+        timeouts: settings.limits.timeouts(),
+    }
+}
+
+fn ports(document: &Document, spec: Option<&ServiceSpec>, findings: &mut Vec<Diagnostic>) -> Vec<Port> {
+    let written = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let mut names = BTreeMap::new();
+    let mut numbers = BTreeMap::new();
+    let mut ports = Vec::new();
+    for (index, port) in written.iter().enumerate() {
+        if let Some(first) = names.get(&port.name.0) {
+            let message = format!("a port named `{}` is here a second time", port.name.0);
+            let place = document.at(&format!("spec/ports/{index}/name"));
+            findings.push(
+                Diagnostic::error(Code::DuplicateName, place, message)
+                    .related(document.at(&format!("spec/ports/{first}/name")), "first here")
+                    .help("give one of them another name"),
+            );
+        } else {
+            names.insert(&port.name.0, index);
+        }
+        if let Some(first) = numbers.get(&port.port) {
+            let message = format!("the port number {} is here a second time", port.port);
+            let place = document.at(&format!("spec/ports/{index}/port"));
+            findings.push(
+                Diagnostic::error(Code::PortClash, place, message)
+                    .related(document.at(&format!("spec/ports/{first}/port")), "first here")
+                    .help("callers tell ports apart by number; give one of them another"),
+            );
+        } else {
+            numbers.insert(port.port, index);
+        }
+        ports.push(Port {
+            name: port.name.0.clone(),
+            port: port.port,
+            target_port: port.target_port.unwrap_or(port.port),
+            protocol: port.protocol,
+        });
+    }
+    ports
+}
+
+/// The role against ports and calls.
+fn check_role(document: &Document, spec: Option<&ServiceSpec>, role: Role, findings: &mut Vec<Diagnostic>) {
+    let has_ports = spec.and_then(|spec| spec.ports.as_ref()).is_some_and(|ports| !ports.is_empty());
+    let has_calls = spec.and_then(|spec| spec.calls.as_ref()).is_some_and(|calls| !calls.is_empty());
+    let place = document.at("spec/role");
+    match role {
+        Role::Client if has_ports => findings.push(
+            Diagnostic::error(Code::RoleMismatch, place, "a `client` is not called, and this one has ports")
+                .help("remove `ports`, or use `client-server`"),
+        ),
+        Role::Server | Role::ClientServer if !has_ports => findings.push(
+            Diagnostic::error(
+                Code::RoleMismatch,
+                place,
+                "a service that is called needs ports, and there are none",
+            )
+            .help("add `ports`, or use `client`"),
+        ),
+        _ => {}
+    }
+    if role == Role::Server && has_calls {
+        let message = "a `server` is only called, and this one calls others";
+        findings.push(
+            Diagnostic::error(Code::RoleMismatch, document.at("spec/calls"), message)
+                .help("remove `calls`, or use `client-server`"),
+        );
+    }
+}
+
+/// The HTTP ports of a service, for a message.
+pub(crate) fn http_ports(spec: Option<&ServiceSpec>) -> String {
+    let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let http = ports.iter().filter(|port| port.protocol == Protocol::Http);
+    listed(http.map(|port| port.port.to_string()))
 }

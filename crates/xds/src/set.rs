@@ -155,6 +155,14 @@ impl ResourceSet {
         }
     }
 
+    /// Takes over every type of `other` as it is there, in place of ours. Shares the content, so that a set
+    /// composed anew of the same parts costs nothing to serve.
+    pub fn adopt(&mut self, other: &Self) {
+        for (type_url, of_type) in &other.types {
+            self.types.insert(type_url.clone(), of_type.clone());
+        }
+    }
+
     /// The resource of that name.
     pub fn get(&self, type_url: &str, name: &str) -> Option<&Arc<Resource>> {
         self.types.get(type_url)?.tree.get(name)

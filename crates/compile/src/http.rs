@@ -1,0 +1,179 @@
+//! HTTP connection managers: the settings that both directions share.
+//!
+//! The aim of most of them is that the application's bytes arrive as they were sent: header case, path and
+//! `server` stay, nothing is appended to `x-forwarded-for`, no request id is made up.
+
+use outrider_intent::model::Timeouts;
+use outrider_xds_types::pb::envoy::config::accesslog::v3 as accesslog;
+use outrider_xds_types::pb::envoy::config::core::v3 as core;
+use outrider_xds_types::pb::envoy::config::listener::v3 as listener;
+use outrider_xds_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use outrider_xds_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
+use outrider_xds_types::prost::Name;
+
+use crate::envoy::{any, boolean, limit, seconds, uint};
+use crate::routes::REASON_HEADER;
+
+use accesslog::access_log_filter::FilterSpecifier;
+use core::header_value_option::HeaderAppendAction;
+use hcm::http_connection_manager::{CodecType, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig};
+
+/// Largest request head, in KiB.
+const MAX_REQUEST_HEAD_KIB: u32 = 96;
+/// Most headers of a message.
+const MAX_HEADERS: u32 = 200;
+/// From the first byte of a request to the end of its head, in seconds.
+const REQUEST_HEAD_SECONDS: u64 = 10;
+
+/// What differs between connection managers.
+pub(crate) struct Manager<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) timeouts: &'a Timeouts,
+    /// Seconds after which a connection without a request is closed.
+    pub(crate) connection_idle: u64,
+    pub(crate) routes: RouteSpecifier,
+    /// Before the router.
+    pub(crate) filters: Vec<hcm::HttpFilter>,
+    pub(crate) client_certificates: Option<ClientCertificates>,
+}
+
+/// What is told to the application about the caller's certificate.
+pub(crate) struct ClientCertificates;
+
+/// An HTTP connection manager as a network filter.
+pub(crate) fn manager(manager: Manager<'_>) -> listener::Filter {
+    let mut filters = manager.filters;
+    filters.push(filter(
+        "envoy.filters.http.router",
+        &Router { suppress_envoy_headers: true, ..Default::default() },
+    ));
+    let mut config = hcm::HttpConnectionManager {
+        codec_type: CodecType::Http1 as i32,
+        stat_prefix: manager.name.to_owned(),
+        http_filters: filters,
+        common_http_protocol_options: Some(core::HttpProtocolOptions {
+            idle_timeout: Some(seconds(manager.connection_idle)),
+            max_headers_count: Some(uint(MAX_HEADERS)),
+            ..Default::default()
+        }),
+        http_protocol_options: Some(http1_options()),
+        server_header_transformation: ServerHeaderTransformation::PassThrough as i32,
+        max_request_headers_kb: Some(uint(MAX_REQUEST_HEAD_KIB)),
+        stream_idle_timeout: Some(limit(manager.timeouts.idle)),
+        request_headers_timeout: Some(seconds(REQUEST_HEAD_SECONDS)),
+        skip_xff_append: true,
+        generate_request_id: Some(boolean(false)),
+        upgrade_configs: vec![UpgradeConfig {
+            upgrade_type: "websocket".to_owned(),
+            ..UpgradeConfig::default()
+        }],
+        normalize_path: Some(boolean(false)),
+        local_reply_config: Some(local_replies()),
+        route_specifier: Some(manager.routes),
+        ..Default::default()
+    };
+    if manager.client_certificates.is_some() {
+        config.forward_client_cert_details =
+            hcm::http_connection_manager::ForwardClientCertDetails::SanitizeSet as i32;
+        config.set_current_client_cert_details =
+            Some(hcm::http_connection_manager::SetCurrentClientCertDetails {
+                uri: true,
+                ..Default::default()
+            });
+    }
+    listener::Filter {
+        name: "envoy.filters.network.http_connection_manager".to_owned(),
+        config_type: Some(listener::filter::ConfigType::TypedConfig(any(&config))),
+    }
+}
+
+/// An HTTP filter under its stable name.
+pub(crate) fn filter<M: Name>(name: &str, config: &M) -> hcm::HttpFilter {
+    hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(config))),
+        ..Default::default()
+    }
+}
+
+/// HTTP/1.1 as the application wrote it: header case kept, trailers passed on.
+pub(crate) fn http1_options() -> core::Http1ProtocolOptions {
+    let formatter = core::TypedExtensionConfig {
+        name: "preserve_case".to_owned(),
+        typed_config: Some(any(&PreserveCaseFormatterConfig::default())),
+    };
+    core::Http1ProtocolOptions {
+        header_key_format: Some(core::http1_protocol_options::HeaderKeyFormat {
+            header_format: Some(
+                core::http1_protocol_options::header_key_format::HeaderFormat::StatefulFormatter(formatter),
+            ),
+        }),
+        enable_trailers: true,
+        ..Default::default()
+    }
+}
+
+/// Envoy's response flags, and the reason each of them is here. The first that fits wins.
+const FLAGS: [(&str, &str); 9] = [
+    ("NR", "no_route"),
+    ("UH", "no_healthy_endpoints"),
+    ("UF", "connect_failed"),
+    ("UO", "overload_pending"),
+    ("UT", "request_timeout"),
+    ("UC", "upstream_closed_before_response"),
+    ("UR", "upstream_reset"),
+    ("SI", "idle_timeout"),
+    ("UPE", "upstream_protocol_error"),
+];
+
+/// Status codes of local replies without a flag of their own.
+const CODES: [(u32, &str); 3] =
+    [(403, "caller_not_allowed"), (408, "request_head_timeout"), (431, "header_too_large")];
+
+/// What the proxy answers by itself says why, in the same words whatever the engine. Envoy's own words where
+/// there is no reason of ours.
+fn local_replies() -> hcm::LocalReplyConfig {
+    let flag = |(flag, reason): (&str, &str)| {
+        let filter = accesslog::ResponseFlagFilter { flags: vec![flag.to_owned()] };
+        mapper(FilterSpecifier::ResponseFlagFilter(filter), reason)
+    };
+    let code = |(code, reason)| mapper(comparison(accesslog::comparison_filter::Op::Eq, code), reason);
+    let any_code = comparison(accesslog::comparison_filter::Op::Ge, 100);
+    hcm::LocalReplyConfig {
+        mappers: FLAGS
+            .map(flag)
+            .into_iter()
+            .chain(CODES.map(code))
+            .chain([mapper(any_code, "%RESPONSE_CODE_DETAILS%")])
+            .collect(),
+        ..Default::default()
+    }
+}
+
+fn comparison(op: accesslog::comparison_filter::Op, code: u32) -> FilterSpecifier {
+    // Envoy demands a key under which an operator could overrule the number.
+    let value = core::RuntimeUInt32 { default_value: code, runtime_key: "outrider.unused".to_owned() };
+    let comparison = accesslog::ComparisonFilter { op: op as i32, value: Some(value) };
+    FilterSpecifier::StatusCodeFilter(accesslog::StatusCodeFilter { comparison: Some(comparison) })
+}
+
+fn mapper(filter: FilterSpecifier, reason: &str) -> hcm::ResponseMapper {
+    hcm::ResponseMapper {
+        filter: Some(accesslog::AccessLogFilter { filter_specifier: Some(filter) }),
+        headers_to_add: vec![header(REASON_HEADER, reason, HeaderAppendAction::AddIfAbsent)],
+        ..Default::default()
+    }
+}
+
+pub(crate) fn header(name: &str, value: &str, action: HeaderAppendAction) -> core::HeaderValueOption {
+    core::HeaderValueOption {
+        header: Some(core::HeaderValue {
+            key: name.to_owned(),
+            value: value.to_owned(),
+            ..Default::default()
+        }),
+        append_action: action as i32,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,506 @@
+//! Wire types: documents as written, one struct per mapping.
+//!
+//! These are the one definition of every field: its name, type, bounds and help. The JSON Schema is derived from
+//! them (see [`crate::schema`]), the check of what people write reads that schema (see `check`), and serde reads
+//! what passed. Two keywords of our own go along: `x-outrider-format` names a rule of `formats`, and
+//! `x-outrider-later` lists fields or values that exist but are not honoured yet, so they are refused as such.
+//! Defaults are not here but in `defaults`: an unset field stays unset in a document.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Channel, Engine, Mtls, Protocol, Role};
+
+macro_rules! text {
+    ($($(#[doc = $doc:literal])+ $name:ident: $format:literal, $max:literal, $pattern:literal;)*) => { $(
+        $(#[doc = $doc])+
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub(crate) struct $name(pub(crate) String);
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({
+                    "type": "string",
+                    "maxLength": $max,
+                    "pattern": $pattern,
+                    "x-outrider-format": $format,
+                })
+            }
+        }
+    )* };
+}
+
+text! {
+    /// RFC 1123 label.
+    Label: "label", 63, "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+    /// RFC 1035 label.
+    ServiceName: "service-name", 63, "^[a-z]([-a-z0-9]*[a-z0-9])?$";
+    /// RFC 1123 subdomain.
+    Subdomain: "subdomain", 253, "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+    /// `name` or `name.namespace`.
+    ServiceCall: "service-call", 127,
+        "^[a-z]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)?$";
+    /// Gateway API duration.
+    DurationText: "duration", 24, "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+    /// Gateway API duration above zero.
+    PositiveDurationText: "positive-duration", 24, "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+    /// RFC 9110 token.
+    HeaderName: "header-name", 256, "^[A-Za-z0-9!#$%&'*+\\-.^_`|~]+$";
+    /// Header value.
+    HeaderValue: "header-value", 4096, "^[^\\s].*$";
+    /// Path.
+    PathText: "path", 1024, "^/(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})*$";
+    /// Key of a label or annotation.
+    MetadataKey: "metadata-key", 317, "^([-a-z0-9.]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
+    /// Value of a label.
+    LabelValue: "label-value", 63, "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
+}
+
+/// A namespace: settings that its services share.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct NamespaceDocument {
+    /// Version of the kind.
+    pub(crate) api_version: String,
+    /// Kind.
+    pub(crate) kind: String,
+    /// Name and labels.
+    pub(crate) metadata: NamespaceMetadata,
+    /// Settings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spec: Option<NamespaceSpec>,
+}
+
+/// A service: something that is called, or calls, or both.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ServiceDocument {
+    /// Version of the kind.
+    pub(crate) api_version: String,
+    /// Kind.
+    pub(crate) kind: String,
+    /// Name, namespace and labels.
+    pub(crate) metadata: ServiceMetadata,
+    /// Settings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spec: Option<ServiceSpec>,
+}
+
+/// A route of HTTP requests to a service: splits, matches, header changes and limits (Gateway API).
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct HttpRouteDocument {
+    /// Version of the kind.
+    pub(crate) api_version: String,
+    /// Kind.
+    pub(crate) kind: String,
+    /// Name, namespace and labels.
+    pub(crate) metadata: RouteMetadata,
+    /// The route.
+    pub(crate) spec: HttpRouteSpec,
+}
+
+/// Name and labels of a namespace.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct NamespaceMetadata {
+    /// Name: lower case letters, digits and `-`.
+    pub(crate) name: Label,
+    /// Labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) labels: Option<BTreeMap<MetadataKey, LabelValue>>,
+    /// Annotations: notes that nothing here interprets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) annotations: Option<BTreeMap<MetadataKey, String>>,
+}
+
+/// Name, namespace and labels of a service.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ServiceMetadata {
+    /// Name: lower case letters, digits and `-`, starting with a letter.
+    pub(crate) name: ServiceName,
+    /// Namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<Label>,
+    /// Labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) labels: Option<BTreeMap<MetadataKey, LabelValue>>,
+    /// Annotations: notes that nothing here interprets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) annotations: Option<BTreeMap<MetadataKey, String>>,
+}
+
+/// Name, namespace and labels of a route.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct RouteMetadata {
+    /// Name: lower case letters, digits, `-` and `.`.
+    pub(crate) name: Subdomain,
+    /// Namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<Label>,
+    /// Labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) labels: Option<BTreeMap<MetadataKey, LabelValue>>,
+    /// Annotations: notes that nothing here interprets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) annotations: Option<BTreeMap<MetadataKey, String>>,
+}
+
+/// Settings of a namespace.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct NamespaceSpec {
+    /// Whether connections between proxies are authenticated with mutual TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mtls: Option<Mtls>,
+    /// Release channel that its proxies follow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) channel: Option<Channel>,
+    /// Engine of every service that does not name its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) engine: Option<Engine>,
+    /// Limits of every service that does not set its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeouts: Option<TimeoutsSpec>,
+    /// A TCP connection without a byte in either direction ends after this; `0s` is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tcp_idle: Option<DurationText>,
+}
+
+/// Time limits.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TimeoutsSpec {
+    /// From the end of an HTTP request until the head of its response; `0s` is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) request: Option<DurationText>,
+    /// An HTTP exchange without a byte in either direction ends after this; `0s` is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle: Option<DurationText>,
+    /// To open a connection to an endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connect: Option<PositiveDurationText>,
+}
+
+/// Settings of a service.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ServiceSpec {
+    /// Which directions its proxy serves. Default: `client-server`, or `client` if there are no ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) role: Option<Role>,
+    /// Ports that callers connect to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub(crate) ports: Option<Vec<PortSpec>>,
+    /// Services it may call, as `name` or `name.namespace`: its permission, and all that its proxy knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub(crate) calls: Option<Vec<ServiceCall>>,
+    /// Engine that carries its bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) engine: Option<Engine>,
+    /// Limits of calls to this service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeouts: Option<TimeoutsSpec>,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct PortSpec {
+    /// Name, unique in the service.
+    pub(crate) name: Label,
+    /// What callers connect to.
+    #[schemars(range(min = 1, max = 65535))]
+    pub(crate) port: u16,
+    /// Where the application listens on loopback. Default: the same as `port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub(crate) target_port: Option<u16>,
+    /// What is spoken. Declared, never guessed.
+    #[schemars(extend("x-outrider-later" = ["http2", "grpc"]))]
+    pub(crate) protocol: Protocol,
+}
+
+/// The route.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-outrider-later" = ["hostnames", "useDefaultGateways"]))]
+pub(crate) struct HttpRouteSpec {
+    /// Services whose callers this route is for.
+    #[schemars(length(min = 1, max = 32))]
+    pub(crate) parent_refs: Vec<ParentRef>,
+    /// Rules; the most specific match wins, as the Gateway API says.
+    #[schemars(length(min = 1, max = 16))]
+    pub(crate) rules: Vec<RuleSpec>,
+}
+
+/// A parent: a service, or one port of it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ParentRef {
+    /// API group of the parent: empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) group: Option<Group>,
+    /// Kind of the parent: `Service`.
+    #[schemars(extend("x-outrider-later" = ["Gateway"]))]
+    pub(crate) kind: ParentKind,
+    /// Namespace of the parent: the route's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<Label>,
+    /// Name of the service.
+    pub(crate) name: ServiceName,
+    /// Name of the port. Default: every HTTP port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) section_name: Option<Label>,
+    /// Number of the port, as callers see it. Default: every HTTP port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub(crate) port: Option<u16>,
+}
+
+/// The core API group, written as an empty text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum Group {
+    /// Core.
+    #[serde(rename = "")]
+    Core,
+}
+
+/// Kinds a route's parent may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum ParentKind {
+    /// Service.
+    Service,
+}
+
+/// A rule: requests that match go to the backends.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-outrider-later" = ["name", "retry", "sessionPersistence"]))]
+pub(crate) struct RuleSpec {
+    /// Conditions, one of which must hold. Default: every path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub(crate) matches: Option<Vec<MatchSpec>>,
+    /// Changes to requests and responses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub(crate) filters: Option<Vec<FilterSpec>>,
+    /// Where requests go, by weight. Without one they are answered with 500.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub(crate) backend_refs: Option<Vec<BackendRefSpec>>,
+    /// Limits of requests that match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeouts: Option<RuleTimeouts>,
+}
+
+/// A condition: everything in it must hold.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-outrider-later" = ["queryParams"]))]
+pub(crate) struct MatchSpec {
+    /// Path of the request. Default: prefix `/`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) path: Option<PathSpec>,
+    /// Headers of the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub(crate) headers: Option<Vec<HeaderMatchSpec>>,
+    /// Method of the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) method: Option<Method>,
+}
+
+/// A condition on the path.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct PathSpec {
+    /// How it is compared.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-outrider-later" = ["RegularExpression"]))]
+    pub(crate) kind: Option<PathKind>,
+    /// The path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) value: Option<PathText>,
+}
+
+/// Ways to compare a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum PathKind {
+    /// The whole path.
+    Exact,
+    /// Path elements from the start.
+    PathPrefix,
+}
+
+/// A condition on a header.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct HeaderMatchSpec {
+    /// How it is compared.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-outrider-later" = ["RegularExpression"]))]
+    pub(crate) kind: Option<HeaderMatchKind>,
+    /// Header, in any case.
+    pub(crate) name: HeaderName,
+    /// Its value.
+    pub(crate) value: HeaderValue,
+}
+
+/// Ways to compare a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum HeaderMatchKind {
+    /// The whole value.
+    Exact,
+}
+
+/// Request methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub(crate) enum Method {
+    /// GET.
+    Get,
+    /// HEAD.
+    Head,
+    /// POST.
+    Post,
+    /// PUT.
+    Put,
+    /// DELETE.
+    Delete,
+    /// CONNECT.
+    Connect,
+    /// OPTIONS.
+    Options,
+    /// TRACE.
+    Trace,
+    /// PATCH.
+    Patch,
+}
+
+impl Method {
+    /// As on the wire.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+            Self::Patch => "PATCH",
+        }
+    }
+}
+
+/// A change to requests or responses: `type` says which field holds it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-outrider-later" = [
+    "requestMirror", "requestRedirect", "urlRewrite", "cors", "externalAuth", "extensionRef"
+]))]
+pub(crate) struct FilterSpec {
+    /// Which change.
+    #[serde(rename = "type")]
+    #[schemars(extend("x-outrider-later" = [
+        "RequestMirror", "RequestRedirect", "URLRewrite", "CORS", "ExternalAuth", "ExtensionRef"
+    ]))]
+    pub(crate) kind: FilterKind,
+    /// Changes to the headers of requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) request_header_modifier: Option<HeaderModifier>,
+    /// Changes to the headers of responses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) response_header_modifier: Option<HeaderModifier>,
+}
+
+/// Kinds of change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum FilterKind {
+    /// Change headers of the request.
+    RequestHeaderModifier,
+    /// Change headers of the response.
+    ResponseHeaderModifier,
+}
+
+/// Changes to headers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct HeaderModifier {
+    /// Overwrites.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub(crate) set: Option<Vec<HeaderSpec>>,
+    /// Appends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub(crate) add: Option<Vec<HeaderSpec>>,
+    /// Removes by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub(crate) remove: Option<Vec<HeaderName>>,
+}
+
+/// A header.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct HeaderSpec {
+    /// Name, in any case.
+    pub(crate) name: HeaderName,
+    /// Value.
+    pub(crate) value: HeaderValue,
+}
+
+/// A destination.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-outrider-later" = ["filters"]))]
+pub(crate) struct BackendRefSpec {
+    /// API group: empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) group: Option<Group>,
+    /// Kind: `Service`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<ParentKind>,
+    /// Name of the service.
+    pub(crate) name: ServiceName,
+    /// Namespace of the service: the route's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<Label>,
+    /// Number of the port, as callers see it.
+    #[schemars(range(min = 1, max = 65535))]
+    pub(crate) port: u16,
+    /// Share of the requests, relative to the sum of all weights of the rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub(crate) weight: Option<u32>,
+}
+
+/// Limits of a rule.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-outrider-later" = ["backendRequest"]))]
+pub(crate) struct RuleTimeouts {
+    /// From the end of the request until the head of its response; `0s` is no limit. Default: the service's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) request: Option<DurationText>,
+}
