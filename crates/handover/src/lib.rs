@@ -15,11 +15,18 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+mod channel;
+
+pub use channel::{Channel, ChannelError, Receiver, Sender};
+
 /// The descriptor at which a proxy finds its end of the socket.
 pub const CONTROL_FD: i32 = 3;
 
 /// Largest JSON body, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// Most descriptors one message may carry.
+pub const MAX_DESCRIPTORS: usize = 64;
 
 /// Agent → proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,1 +1,7 @@
-//! Placeholder.
+//! What the rest of the project needs from the operating system and cannot say in safe Rust.
+//!
+//! The only crate that may contain `unsafe`; each block gives its reason and has a test.
+
+pub mod inherit;
+
+pub use inherit::{InheritError, take_inherited_fd};
