@@ -414,3 +414,6 @@ fn without_port(authority: &[u8]) -> &[u8] {
         _ => authority,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -167,3 +167,34 @@ fn add(into: &mut [u64], from: &[u64]) {
         *a += b;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_and_reasons_are_counted_and_merged() {
+        let mut worker = WorkerStats::default();
+        for status in [100, 204, 200, 304, 404, 503, 599, 700, 999] {
+            worker.listener(1).response(status);
+        }
+        worker.listener(1).reason(Reason::NoRoute);
+        worker.listener(1).latency.record(250);
+        worker.cluster(0).requests += 2;
+        assert_eq!(worker.listeners().len(), 2);
+        assert_eq!(worker.listeners()[1].responses, [1, 2, 1, 1, 4]);
+
+        let mut other = WorkerStats::default();
+        other.listener(0).connections += 1;
+        other.listener(1).reason(Reason::NoRoute);
+        other.cluster(2).retries += 1;
+        let (mut one_way, mut other_way) = (worker.clone(), other.clone());
+        one_way.merge(&other);
+        other_way.merge(&worker);
+        assert_eq!(one_way.listeners(), other_way.listeners());
+        assert_eq!(one_way.clusters(), other_way.clusters());
+        assert_eq!(one_way.listeners()[1].reasons().collect::<Vec<_>>(), [(Reason::NoRoute, 2)]);
+        assert_eq!((one_way.clusters()[0].requests, one_way.clusters()[2].retries), (2, 1));
+        assert_eq!(one_way.listeners()[1].latency.count(), 1);
+    }
+}

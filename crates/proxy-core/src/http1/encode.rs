@@ -157,9 +157,11 @@ pub fn response(head: &ResponseHead, buf: &[u8], how: &ResponseEncoding<'_>, out
     let edits = how.edits.filter(|edits| !edits.is_empty());
     for line in head.lines() {
         let keep = match line.kind {
-            HeaderKind::Other | HeaderKind::Host | HeaderKind::Expect | HeaderKind::ForwardedClientCert => {
-                true
-            }
+            HeaderKind::Other
+            | HeaderKind::Host
+            | HeaderKind::Expect
+            | HeaderKind::FramingLookAlike
+            | HeaderKind::ForwardedClientCert => true,
             HeaderKind::ContentLength => !no_framing,
             HeaderKind::TransferEncoding => !no_framing && delivery.client == Version::Http11,
             HeaderKind::Upgrade => upgrade,

@@ -69,7 +69,10 @@ pub enum HeaderKind {
     Upgrade,
     /// `Expect`.
     Expect,
-    /// `X-Forwarded-Client-Cert`: who called, as a proxy vouches for it.
+    /// `Content_Length` or `Transfer_Encoding`. Refused in requests.
+    FramingLookAlike,
+    /// `X-Forwarded-Client-Cert`: who called, as a proxy vouches for it. Underscores count as hyphens, because
+    /// applications that see fields as variables cannot tell them apart.
     ForwardedClientCert,
     /// Any other that this message's `Connection` names, so that it ends here.
     Nominated,
@@ -88,15 +91,23 @@ impl HeaderKind {
             10 if is(b"connection") => Self::Connection,
             10 if is(b"keep-alive") => Self::KeepAlive,
             14 if is(b"content-length") => Self::ContentLength,
+            14 if is(b"content_length") => Self::FramingLookAlike,
             16 if is(b"proxy-connection") => Self::ProxyConnection,
             17 if is(b"transfer-encoding") => Self::TransferEncoding,
+            17 if is(b"transfer_encoding") => Self::FramingLookAlike,
             18 if is(b"proxy-authenticate") => Self::ProxyAuthentication,
             19 if is(b"proxy-authorization") => Self::ProxyAuthentication,
-            23 if is(b"x-forwarded-client-cert") => Self::ForwardedClientCert,
+            23 if is_hyphenated(name, b"x-forwarded-client-cert") => Self::ForwardedClientCert,
             25 if is(b"proxy-authentication-info") => Self::ProxyAuthentication,
             _ => Self::Other,
         }
     }
+}
+
+/// Whether `name` is `known` in any case, with underscores for any of its hyphens.
+fn is_hyphenated(name: &[u8], known: &[u8]) -> bool {
+    let same = |(&a, &b): (&u8, &u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
+    name.len() == known.len() && name.iter().zip(known).all(same)
 }
 
 /// One header line.

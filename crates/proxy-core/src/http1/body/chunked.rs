@@ -9,7 +9,7 @@ use crate::http1::fields::{is_token_byte, is_value_byte};
 const NAME_CAPACITY: usize = 24;
 
 /// Fields that must not arrive after the body: they frame or route the message, concern the connection, or vouch
-/// for the caller.
+/// for the caller. Underscores count as hyphens.
 const FORBIDDEN: [&[u8]; 10] = [
     b"content-length",
     b"transfer-encoding",
@@ -236,7 +236,7 @@ impl Chunked {
 
     fn remember(&mut self, b: u8) {
         if let Some(slot) = self.name.get_mut(usize::from(self.name_len)) {
-            *slot = b.to_ascii_lowercase();
+            *slot = if b == b'_' { b'-' } else { b.to_ascii_lowercase() };
             self.name_len += 1;
         }
     }

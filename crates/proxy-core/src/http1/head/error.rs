@@ -2,7 +2,12 @@
 
 use thiserror::Error;
 
+use super::Limits;
+use crate::http1::fields::{is_token_byte, is_value_byte};
 use crate::reason::Reason;
+
+/// First byte of a TLS record that carries a handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A head that is refused. The connection it came on must be closed: where the next message starts is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -38,6 +43,9 @@ pub enum HeadError {
     /// The status line is not `VERSION SP STATUS [SP REASON]`.
     #[error("the status line is malformed")]
     StatusLine,
+    /// A 101 response to a request that went out without an upgrade.
+    #[error("the endpoint switched protocols without being asked")]
+    UnexpectedSwitch,
     /// CONNECT.
     #[error("the CONNECT method is not supported")]
     Connect,
@@ -62,9 +70,9 @@ pub enum HeadError {
     /// White space before the first header field.
     #[error("white space comes before the first header field")]
     SpaceBeforeFirst,
-    /// White space between a name and its colon.
-    #[error("white space comes between a header name and its colon")]
-    SpaceBeforeColon,
+    /// White space between a name and its colon, or within a name.
+    #[error("white space comes in a header name or before its colon")]
+    SpaceInName,
     /// A line without a colon, an empty name, or a byte no name may have.
     #[error("a header name is empty or has a forbidden byte")]
     HeaderName,
@@ -92,6 +100,9 @@ pub enum HeadError {
     /// Content-Length and Transfer-Encoding.
     #[error("both Content-Length and Transfer-Encoding are present")]
     LengthAndCoding,
+    /// `Content_Length` or `Transfer_Encoding`: applications that see fields as variables take them for the real ones.
+    #[error("a header name is a framing field written with underscores")]
+    FramingLookAlike,
     /// Transfer-Encoding in HTTP/1.0.
     #[error("Transfer-Encoding is present in an HTTP/1.0 message")]
     CodingInHttp10,
@@ -126,6 +137,7 @@ impl HeadError {
             Self::ContentLengthRepeated
             | Self::ContentLengthInvalid
             | Self::LengthAndCoding
+            | Self::FramingLookAlike
             | Self::CodingInHttp10
             | Self::CodingInvalid => Reason::AmbiguousFraming,
             Self::CodingUnsupported => Reason::UnsupportedTransferCoding,
@@ -151,24 +163,70 @@ impl HeadError {
     }
 }
 
+/// Counts header lines that have arrived, for the message about too many.
+#[cold]
+fn too_many(buf: &[u8], limits: &Limits) -> HeadError {
+    let lines = buf.split(|&b| b == b'\n').skip(1);
+    let measured = lines.take_while(|line| !matches!(*line, b"" | b"\r")).count();
+    HeadError::TooManyHeaders { measured: measured.max(limits.max_headers + 1), limit: limits.max_headers }
+}
+
+pub(super) fn response_error(head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
+    match head_error(head, error, limits, 0) {
+        HeadError::RequestLine => HeadError::StatusLine,
+        error => error,
+    }
+}
+
+pub(super) fn request_error(head: &[u8], error: httparse::Error, limits: &Limits) -> HeadError {
+    match error {
+        httparse::Error::Token if head.first() == Some(&TLS_HANDSHAKE) => HeadError::Tls,
+        httparse::Error::Version if head.starts_with(b"PRI * HTTP/2") => HeadError::Http2Preface,
+        _ => head_error(head, error, limits, 2),
+    }
+}
+
+/// `version_at` is the place of the version among the words of the first line.
+fn head_error(head: &[u8], error: httparse::Error, limits: &Limits, version_at: usize) -> HeadError {
+    use httparse::Error as Found;
+    match error {
+        Found::TooManyHeaders => too_many(head, limits),
+        Found::HeaderName => diagnose(head, HeadError::HeaderName),
+        Found::HeaderValue => diagnose(head, HeadError::HeaderValue),
+        Found::NewLine => diagnose(head, HeadError::RequestLine),
+        Found::Version if names_another_version(head, version_at) => HeadError::Version,
+        Found::Token | Found::Version => HeadError::RequestLine,
+        Found::Status => HeadError::StatusLine,
+    }
+}
+
+/// Whether another version stands exactly where the version belongs: then only the number is wrong.
+fn names_another_version(head: &[u8], version_at: usize) -> bool {
+    let line = head.split(|&b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
+    let word = line.split(|&b| b == b' ').nth(version_at).unwrap_or_default();
+    matches!(word.strip_prefix(b"HTTP/"), Some([b'0'..=b'9', ..]))
+        && word != b"HTTP/1.1"
+        && word != b"HTTP/1.0"
+}
+
 /// Finds the sentence for what httparse only names by its place. Cold: runs once per refused head.
 ///
 /// `head` starts at the first line; `fallback` is used when no line looks wrong.
 #[cold]
-pub(super) fn diagnose(head: &[u8], fallback: HeadError) -> HeadError {
+fn diagnose(head: &[u8], fallback: HeadError) -> HeadError {
     let mut first_header = true;
     for (index, line) in head.split_inclusive(|&b| b == b'\n').enumerate() {
         let Some(content) = line.strip_suffix(b"\n") else {
             // The last line has not ended, so only a byte in it can be wrong.
-            return byte_in(line, index, first_header).unwrap_or(fallback);
+            return byte_in(line, false, index, first_header).unwrap_or(fallback);
         };
         let Some(content) = content.strip_suffix(b"\r") else {
-            return byte_in(content, index, first_header).unwrap_or(HeadError::BareLf);
+            return byte_in(content, true, index, first_header).unwrap_or(HeadError::BareLf);
         };
         if index > 0 && content.is_empty() {
             break;
         }
-        if let Some(error) = byte_in(content, index, first_header) {
+        if let Some(error) = byte_in(content, true, index, first_header) {
             return error;
         }
         if index > 0 {
@@ -181,32 +239,29 @@ pub(super) fn diagnose(head: &[u8], fallback: HeadError) -> HeadError {
     fallback
 }
 
-fn byte_in(line: &[u8], index: usize, first_header: bool) -> Option<HeadError> {
-    use super::super::fields::{is_token_byte, is_value_byte};
-    if let Some(at) = line.iter().position(|&b| b == b'\r') {
-        // A CR that ends what has arrived so far may still be followed by its LF.
-        if at + 1 < line.len() {
-            return Some(HeadError::BareCr);
-        }
-    }
+/// The first wrong byte of a line decides, so that a line that arrives in pieces is named the same.
+fn byte_in(line: &[u8], ended: bool, index: usize, first_header: bool) -> Option<HeadError> {
+    // A CR that ends what has arrived so far may still be followed by its LF.
+    let bare_cr = |at: usize| (ended || at + 1 < line.len()).then_some(HeadError::BareCr);
     if index == 0 {
-        return None;
+        return line.iter().position(|&b| b == b'\r').and_then(bare_cr);
     }
-    if matches!(line.first(), Some(b' ' | b'\t')) {
-        return Some(if first_header { HeadError::SpaceBeforeFirst } else { HeadError::Folded });
+    match line.first() {
+        Some(b' ' | b'\t') if first_header => return Some(HeadError::SpaceBeforeFirst),
+        Some(b' ' | b'\t') => return Some(HeadError::Folded),
+        Some(b'\r') => return bare_cr(0),
+        Some(b':') => return Some(HeadError::HeaderName),
+        _ => {}
     }
-    let colon = line.iter().position(|&b| b == b':');
-    let (name, value) = line.split_at(colon.unwrap_or(line.len()));
-    if let Some(at) = name.iter().position(|&b| !is_token_byte(b)) {
-        let only_space = name[at..].iter().all(|&b| matches!(b, b' ' | b'\t'));
-        return Some(if only_space && colon.is_some() {
-            HeadError::SpaceBeforeColon
-        } else {
-            HeadError::HeaderName
-        });
+    let colon = line.iter().position(|&b| b == b':').unwrap_or(line.len());
+    let (name, value) = line.split_at(colon);
+    match name.iter().find(|&&b| !is_token_byte(b)) {
+        Some(b' ' | b'\t') => return Some(HeadError::SpaceInName),
+        Some(_) => return Some(HeadError::HeaderName),
+        None => {}
     }
-    if name.is_empty() {
-        return Some(HeadError::HeaderName);
+    match value.iter().position(|&b| !is_value_byte(b)) {
+        Some(at) if value[at] == b'\r' => bare_cr(colon + at),
+        found => found.map(|_| HeadError::HeaderValue),
     }
-    value.iter().any(|&b| !is_value_byte(b) && b != b'\r').then_some(HeadError::HeaderValue)
 }
