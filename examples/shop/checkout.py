@@ -8,10 +8,10 @@ import threading
 import urllib.error
 import urllib.request
 
-from web import Refused, serve
+from web import Refused, host, serve
 
-INVENTORY = os.environ.get("INVENTORY_URL", "http://inventory:8080")
-LEDGER = (os.environ.get("LEDGER_NAME", "ledger"), int(os.environ.get("LEDGER_BOOKS", "9000")))
+INVENTORY = os.environ.get("INVENTORY_URL", f"http://{host('inventory')}:8080")
+LEDGER = (os.environ.get("LEDGER_NAME") or host("ledger"), int(os.environ.get("LEDGER_BOOKS", "9000")))
 NUMBERS = itertools.count(1)
 
 

@@ -8,9 +8,9 @@ import os
 import urllib.error
 import urllib.request
 
-from web import Refused, serve
+from web import Refused, host, serve
 
-CHECKOUT = os.environ.get("CHECKOUT_URL", "http://checkout:8080")
+CHECKOUT = os.environ.get("CHECKOUT_URL", f"http://{host('checkout')}:8080")
 
 PAGE = """<!doctype html><title>The little shop</title>
 <style>body{{font:16px system-ui;max-width:36em;margin:3em auto}}td{{padding:.2em 1em}}</style>

@@ -10,7 +10,9 @@ import os
 import signal
 import time
 
-HOST, PORT = os.environ.get("FRONTEND_NAME", "frontend"), int(os.environ.get("FRONTEND_HTTP", "8080"))
+from web import host
+
+HOST, PORT = os.environ.get("FRONTEND_NAME") or host("frontend"), int(os.environ.get("FRONTEND_HTTP", "8080"))
 RATE = float(os.environ.get("TRAFFIC_RATE", "20"))
 GOODS = ["cup", "saucer", "cup", "teapot"]
 

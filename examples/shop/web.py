@@ -4,7 +4,9 @@ The services bind to loopback, as applications beside a proxy should: nobody rea
 """
 
 import json
+import os
 import signal
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +18,15 @@ class Refused(Exception):
     def __init__(self, status, message):
         super().__init__(message)
         self.status = status
+
+
+def host(name):
+    """The name of a service, or its address where the system does not let us have names (README, platform notes)."""
+    try:
+        socket.gethostbyname(name)
+        return name
+    except OSError:
+        return os.environ.get(f"{name.upper()}_HOST", name)
 
 
 def serve(name, port, routes):

@@ -147,11 +147,6 @@ impl Client {
         Self { target, token }
     }
 
-    /// Where calls go.
-    pub(crate) fn target(&self) -> &Target {
-        &self.target
-    }
-
     /// `GET`, answered within `ANSWER_LIMIT` plus `server_wait`.
     pub(crate) async fn get<T: DeserializeOwned>(
         &self,

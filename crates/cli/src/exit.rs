@@ -36,6 +36,9 @@ pub(crate) enum CliError {
     /// Talking to the control plane failed.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The application was not started.
+    #[error(transparent)]
+    Run(#[from] outrider_agent::RunError),
     /// Anything else.
     #[error("{0:#}")]
     Other(#[from] anyhow::Error),
@@ -50,6 +53,7 @@ impl CliError {
             Self::TimedOut(_) => TIMED_OUT,
             Self::Call(error) if error.is_unreachable() => UNREACHABLE,
             Self::Call(_) => FAILED,
+            Self::Run(error) => error.exit_code(),
         }
     }
 

@@ -5,11 +5,13 @@
 
 use std::process::ExitCode;
 
+use outrider_agent::{AgentOptions, RunOptions};
 use outrider_control as control;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{LogArgs, ServerArgs};
+use crate::args::{AgentArgs, LogArgs, RunArgs, ServerArgs};
 use crate::exit::{CliError, Outcome, ok};
 use crate::output::note;
 use crate::paths;
@@ -27,11 +29,73 @@ pub(crate) async fn server(args: ServerArgs) -> Outcome {
     note(&format!("control plane at unix:{}", bound.api_socket.display()));
     if let Some(address) = bound.api {
         let scheme = if bound.api_tls { "https" } else { "http" };
-        note(&format!("          and {scheme}://{address} with the token in {}", bound.admin_token.display()));
+        note(&format!(
+            "          and {scheme}://{address} with the token in {}",
+            bound.admin_token.display()
+        ));
     }
     note(&format!("agents join at {}", bound.agents));
     server.run(stop).await.map_err(failed)?;
     ok()
+}
+
+/// `agent`.
+pub(crate) async fn agent(args: AgentArgs) -> Outcome {
+    start_log(&args.log)?;
+    let node = match args.node {
+        Some(node) => node,
+        None => host_name()?,
+    };
+    let mut options = AgentOptions::new(
+        args.state.unwrap_or_else(paths::state),
+        args.runtime.unwrap_or_else(paths::runtime),
+        node,
+        args.server,
+    );
+    options.join_token = args.join;
+    options.advertise = args.advertise;
+    options.proxy_binary = args.engines.proxy;
+    options.envoy_binary = args.engines.envoy;
+    note(&format!("agent of node {} at {}", options.node, options.socket().display()));
+    let stop = stop_signal()?;
+    let shutdown = CancellationToken::new();
+    let serving = outrider_agent::serve(options, shutdown.clone());
+    tokio::pin!(serving);
+    tokio::select! {
+        served = &mut serving => return served.map_err(failed).and_then(|()| ok()),
+        () = stop => shutdown.cancel(),
+    }
+    serving.await.map_err(failed)?;
+    ok()
+}
+
+/// The kernel's name of this host, in the lower case that names of nodes have.
+fn host_name() -> Result<String, CliError> {
+    let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    if name.is_empty() || name == "(none)" {
+        return Err(CliError::Usage("this host has no name: give one with --node".into()));
+    }
+    Ok(name)
+}
+
+/// `run`: the application's exit code is ours.
+pub(crate) async fn run(args: RunArgs) -> Outcome {
+    let mut words = args.command.into_iter();
+    let command = words.next().ok_or_else(|| CliError::Usage("there is no command after --".into()))?;
+    let socket = args.agent.unwrap_or_else(|| paths::runtime().join("agent.sock"));
+    let options = RunOptions {
+        socket,
+        service: args.service,
+        command,
+        args: words.collect(),
+        env: Vec::new(),
+        folder: None,
+        timeout: Some(args.timeout),
+    };
+    match outrider_agent::run(options).await {
+        Ok(code) => Ok(ExitCode::from(code)),
+        Err(error) => Err(CliError::Run(error)),
+    }
 }
 
 fn failed(error: impl std::fmt::Display) -> CliError {
@@ -74,9 +138,4 @@ fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
     Ok(async move {
         let _ = told.await;
     })
-}
-
-/// An application's code as ours.
-fn code(number: i32) -> ExitCode {
-    ExitCode::from(u8::try_from(number).unwrap_or(1))
 }

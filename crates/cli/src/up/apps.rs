@@ -61,7 +61,10 @@ impl Launcher {
         process: &Process,
         events: &mpsc::Sender<AppEvent>,
     ) -> std::io::Result<App> {
-        let mut child = Command::new(&self.program)
+        let mut command = std::process::Command::new(&self.program);
+        // Should we be killed, the application ends in order all the same.
+        outrider_os::child::signal_on_parent_exit(&mut command, Signal::TERM);
+        let mut child = Command::from(command)
             .arg("run")
             .arg("--agent")
             .arg(&self.agent)

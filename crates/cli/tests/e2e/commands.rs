@@ -40,7 +40,12 @@ fn apply_diff_get_describe_delete() {
     assert!(text.contains("~ service shop/client") && text.contains("outbound/shop/web/http"), "{text}");
 
     let described = mesh.json(&["describe", "service", "web", "-n", "shop"]);
-    let request = described["values"].as_array().unwrap().iter().find(|value| value["path"] == "timeouts.request").unwrap();
+    let request = described["values"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|value| value["path"] == "timeouts.request")
+        .unwrap();
     assert_eq!((request["value"].as_str(), request["origin"].as_str()), (Some("7s"), Some("namespace shop")));
     let one = mesh.json(&["get", "service", "web", "-n", "shop"]);
     assert_eq!(one["name"], "web");
@@ -114,6 +119,11 @@ fn exit_codes_of_what_needs_no_server() {
     ];
     for (args, code) in cases {
         let output = std::process::Command::new(outrider()).args(*args).output().unwrap();
-        assert_eq!(output.status.code(), Some(*code), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(*code),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }

@@ -69,7 +69,9 @@ fn a_running_client_reaches_a_service_declared_later() {
     mesh.apply(&intent(web, ""));
     let script = "echo up; until curl -fsS http://late:8081/ 2>/dev/null; do sleep 0.05; done";
     let mut client = mesh.run("client", "shop/client", &["sh", "-c", script]);
-    eventually("the client must run", || client.log().contains("up").then_some(()).ok_or_else(|| client.log()));
+    eventually("the client must run", || {
+        client.log().contains("up").then_some(()).ok_or_else(|| client.log())
+    });
 
     let _heads = wire::recording_server(late, OK);
     let declared = intent(
@@ -131,7 +133,8 @@ fn traffic_and_state_survive_the_control_plane() {
     let _heads = wire::recording_server(port, OK);
     let _web = mesh.run("web", "shop/web", &["sleep", "600"]);
     mesh.ready("web");
-    let script = "while :; do curl -fsS -m 5 http://web:8080/ >/dev/null && echo good || echo bad; sleep 0.05; done";
+    let script =
+        "while :; do curl -fsS -m 5 http://web:8080/ >/dev/null && echo good || echo bad; sleep 0.05; done";
     let client = mesh.run("client", "shop/client", &["sh", "-c", script]);
     let good = |client: &crate::mesh::Daemon| client.log().lines().filter(|line| *line == "good").count();
     let at_least = |number: usize, client: &crate::mesh::Daemon| {

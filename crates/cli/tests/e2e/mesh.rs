@@ -180,7 +180,8 @@ impl Mesh {
         let mesh = Self { agent, server, grpc, folder };
         eventually("the agent must join", || {
             let nodes = mesh.json(&["get", "nodes"]);
-            let joined = nodes.as_array().is_some_and(|nodes| nodes.iter().any(|node| node["connected"] == true));
+            let joined =
+                nodes.as_array().is_some_and(|nodes| nodes.iter().any(|node| node["connected"] == true));
             joined.then_some(()).ok_or_else(|| nodes.to_string())
         });
         mesh

@@ -81,7 +81,14 @@ macro_rules! for_every_pair {
     };
 }
 
-for_every_pair!(http_clients_reach_nginx, bodies_of_any_size, web_sockets, redis, refusals, only_tls_13_between_proxies);
+for_every_pair!(
+    http_clients_reach_nginx,
+    bodies_of_any_size,
+    web_sockets,
+    redis,
+    refusals,
+    only_tls_13_between_proxies
+);
 
 fn http_clients_reach_nginx(pair: Pair) {
     let mesh = Mesh::start();
@@ -95,14 +102,18 @@ fn http_clients_reach_nginx(pair: Pair) {
         assert_eq!(mesh.expect("shop/client", &["curl", "-fsS", url]), "hello from nginx\n");
         let long = "http://web.shop:8080/hello.txt";
         assert_eq!(mesh.expect("shop/client", &["curl", "-fsS", long]), "hello from nginx\n");
-        let absent = mesh.expect("shop/client", &["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://web:8080/absent"]);
+        let absent = mesh.expect(
+            "shop/client",
+            &["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://web:8080/absent"],
+        );
         assert_eq!(absent, "404");
         let several = mesh.expect("shop/client", &["curl", "-fsS", "-w", "%{num_connects} ", url, url, url]);
         assert_eq!(several.matches("hello from nginx").count(), 3);
         assert!(several.contains("1 hello") && several.contains("0 hello"), "kept alive: {several}");
     }
     if peers::find("python3").is_some() {
-        let program = format!("import urllib.request as u; print(u.urlopen('{url}').read().decode(), end='')");
+        let program =
+            format!("import urllib.request as u; print(u.urlopen('{url}').read().decode(), end='')");
         assert_eq!(mesh.expect("shop/client", &["python3", "-c", &program]), "hello from nginx\n");
     }
     if peers::find("wrk").is_some() {
@@ -216,19 +227,45 @@ fn web_sockets(pair: Pair) {
 }
 
 fn redis(pair: Pair) {
-    let (Some(server), Some(benchmark)) = (peers::find("redis-server"), peers::find("redis-benchmark")) else { return };
+    let (Some(server), Some(benchmark)) = (peers::find("redis-server"), peers::find("redis-benchmark"))
+    else {
+        return;
+    };
     let mesh = Mesh::start();
     let port = free_port();
     mesh.apply(&pair.tcp(16379, port));
     let _redis = mesh.run(
         "redis",
         "shop/web",
-        &[server.to_str().unwrap(), "--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+        &[
+            server.to_str().unwrap(),
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ],
     );
     mesh.ready("web");
     let report = mesh.expect(
         "shop/client",
-        &[benchmark.to_str().unwrap(), "-h", "web", "-p", "16379", "-n", "5000", "-c", "20", "-t", "set,get", "--csv"],
+        &[
+            benchmark.to_str().unwrap(),
+            "-h",
+            "web",
+            "-p",
+            "16379",
+            "-n",
+            "5000",
+            "-c",
+            "20",
+            "-t",
+            "set,get",
+            "--csv",
+        ],
     );
     assert!(report.contains("\"SET\"") && report.contains("\"GET\""), "{report}");
 }
@@ -282,7 +319,19 @@ fn only_tls_13_between_proxies(pair: Pair) {
     let mut recorder = crate::mesh::Daemon::start(
         "tcpdump",
         mesh.folder(),
-        Command::new(tcpdump).args(["-i", "lo", "-U", "-s0", "-Z", "root", "-w", file.to_str().unwrap(), "tcp", "port", number]),
+        Command::new(tcpdump).args([
+            "-i",
+            "lo",
+            "-U",
+            "-s0",
+            "-Z",
+            "root",
+            "-w",
+            file.to_str().unwrap(),
+            "tcp",
+            "port",
+            number,
+        ]),
     );
     eventually("tcpdump must record", || {
         recorder.log().contains("listening on").then_some(()).ok_or_else(|| recorder.log())
@@ -327,7 +376,10 @@ print(data.decode(), end="")
     let head = heads.iter().next().unwrap();
     let wanted = "GET /a%2Fb?x=1&y HTTP/1.1\r\nX-First: 1\r\nHOST: web:8080\r\nx-SECOND: 2\r\nX-first: 3\r\nAccept: */*\r\n";
     assert!(head.starts_with(wanted), "{head}");
-    assert!(response.replace("\r\n", "\n").starts_with(&answer.replace("\r\n", "\n").replace("\n\n", "\n")), "{response}");
+    assert!(
+        response.replace("\r\n", "\n").starts_with(&answer.replace("\r\n", "\n").replace("\n\n", "\n")),
+        "{response}"
+    );
 }
 
 #[test]
@@ -345,7 +397,8 @@ fn postgresql_by_psql_and_pgbench() {
     let data = data.to_str().unwrap();
     // PostgreSQL refuses to run as root.
     let user = "setpriv --reuid=65534 --regid=65534 --clear-groups";
-    let (as_user, own) = if rustix::process::geteuid().is_root() { (user, "chown 65534:65534") } else { ("", "true") };
+    let (as_user, own) =
+        if rustix::process::geteuid().is_root() { (user, "chown 65534:65534") } else { ("", "true") };
     let prepare = format!(
         "chmod 755 {folder}; {own} {data} && {as_user} {initdb} -D {data} -U shop -A trust --no-sync >/dev/null",
         folder = mesh.folder().display(),

@@ -82,7 +82,15 @@ fn a_folder_runs_and_leaves_nothing_behind() {
     let file = up.folder.path().join("dir/a.yaml");
     std::fs::write(&file, intent(port).replace("protocol: http", "protocol: htp")).unwrap();
     up.says("what ran before goes on");
-    std::fs::write(&file, format!("{}---\n{}", intent(port), "apiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {name: more}\n")).unwrap();
+    std::fs::write(
+        &file,
+        format!(
+            "{}---\n{}",
+            intent(port),
+            "apiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {name: more}\n"
+        ),
+    )
+    .unwrap();
     up.says("created namespace more");
 
     let pids = descendants(up.daemon.pid());
@@ -97,7 +105,11 @@ fn a_folder_runs_and_leaves_nothing_behind() {
 
 #[test]
 fn a_second_signal_ends_at_once() {
-    let mut up = Up::start(&["--plain", "--ephemeral"], &intent(free_port()), "client: trap '' TERM; echo deaf; while :; do sleep 1; done\n");
+    let mut up = Up::start(
+        &["--plain", "--ephemeral"],
+        &intent(free_port()),
+        "client: trap '' TERM; echo deaf; while :; do sleep 1; done\n",
+    );
     up.says("│ deaf");
     let pids = descendants(up.daemon.pid());
     up.daemon.signal(Signal::INT);
@@ -136,7 +148,9 @@ fn folders_with_mistakes_are_refused_before_anything_starts() {
 fn descendants(root: u32) -> Vec<u32> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
         let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
         if let Some(parent) = rest.split_whitespace().nth(1).and_then(|text| text.parse::<u32>().ok()) {
