@@ -32,6 +32,9 @@ mod control;
 
 pub use control::Applied;
 
+/// What server and agents log: everything of ours, and what libraries find worth saying.
+const LOG: &str = "info,outrider_control=debug,outrider_agent=debug";
+
 /// A kind of proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
@@ -62,6 +65,14 @@ pub struct Pair {
 impl Pair {
     /// Both native.
     pub const NATIVE: Self = Self { client: Engine::Native, server: Engine::Native };
+
+    /// What a caller is told about a service without any endpoint. Envoy has one word for none and none healthy.
+    pub fn no_endpoints(self) -> &'static str {
+        match self.client {
+            Engine::Native => "no_endpoints",
+            Engine::Envoy => "no_healthy_endpoints",
+        }
+    }
 
     /// Whether either is this.
     pub fn has(self, engine: Engine) -> bool {
@@ -272,7 +283,7 @@ impl Mesh {
     /// Starts the control plane (again) and waits until it answers.
     pub fn start_server(&mut self) -> Result<()> {
         let mut command = self.outrider_on(None)?;
-        command.args(["server", "--http", "127.0.0.1:0", "--log", "debug,h2=info,hyper=info", "--state"]);
+        command.args(["server", "--http", "127.0.0.1:0", "--log", LOG, "--state"]);
         command.arg(self.folder().join("server")).args(["--grpc", &self.grpc.to_string()]);
         let server = Proc::start("server", command, &self.log("server"))?;
         self.server = Some(server.clone());
@@ -310,7 +321,7 @@ impl Mesh {
     fn start_agent_with(&mut self, node: &str, more: &[&str]) -> Result<()> {
         let mut command = self.outrider_on(Some(node))?;
         command.args(["agent", "--node", node, "--server", &self.grpc.to_string()]).args(more);
-        command.args(["--log", "debug,h2=info,hyper=info", "--state"]).arg(self.folder().join(node));
+        command.args(["--log", LOG, "--state"]).arg(self.folder().join(node));
         command.arg("--runtime").arg(self.runtime(node));
         command.arg("--proxy").arg(self.binaries.join("outrider-proxy"));
         if let Some(envoy) = peers::find_envoy() {

@@ -146,20 +146,20 @@ fn bodies_trailers_and_interim_responses_arrive(pair: Pair) -> Result<()> {
     let mut connection = connect(&shell)?;
 
     connection.send(b"POST /echo HTTP/1.1\r\nHost: web\r\nContent-Length: 11\r\n\r\nhello world")?;
-    assert_eq!(connection.response("POST")?.text(), "hello world");
+    assert_eq!(connection.response("POST").context("a body of known length")?.text(), "hello world");
 
     // Chunked both ways, in pieces that end in the middle of chunk lines.
     connection.send(b"POST /echo HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n")?;
     for piece in [b"5\r".as_slice(), b"\nhel", b"lo\r\n", b"6\r\n world\r\n0\r\n", b"\r\n"] {
         connection.send(piece)?;
     }
-    let response = connection.response("POST")?;
+    let response = connection.response("POST").context("chunked both ways")?;
     assert_eq!(response.text(), "hello world");
     assert_eq!(response.head.get("content-length"), None);
 
     let mut pattern = Pattern::new();
     connection.send(b"GET /chunked/1000000 HTTP/1.1\r\nHost: web\r\n\r\n")?;
-    let head = connection.head()?.context("no response")?;
+    let head = connection.head().context("a chunked response")?.context("no response")?;
     assert_eq!(head.response_framing("GET")?, Framing::Chunked);
     let trailers = connection.body(Framing::Chunked, |bytes| pattern.check(bytes))?;
     assert_eq!(pattern.position(), 1_000_000);
@@ -169,31 +169,32 @@ fn bodies_trailers_and_interim_responses_arrive(pair: Pair) -> Result<()> {
         connection
             .send(b"POST /echo HTTP/1.1\r\nHost: web\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n")?;
         connection.send(b"Trailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 2\r\n\r\n")?;
-        let response = connection.response("POST")?;
+        let response = connection.response("POST").context("trailers")?;
         assert_eq!(response.trailers, [("X-Sum".to_owned(), "2".to_owned())]);
     }
 
     // 100-continue: the interim response comes before the body is sent.
     connection
         .send(b"POST /echo HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")?;
-    let interim = connection.head()?.context("no interim response")?;
+    let interim = connection.head().context("100-continue")?.context("no interim response")?;
     assert_eq!(interim.status()?, 100, "{}", interim.line);
     connection.send(b"body")?;
-    let response = connection.response("POST")?;
+    let response = connection.response("POST").context("after 100")?;
     assert_eq!((response.status()?, response.text().as_str()), (200, "body"));
 
     connection.send(b"HEAD /echo HTTP/1.1\r\nHost: web\r\n\r\n")?;
-    let response = connection.response("HEAD")?;
+    let response = connection.response("HEAD").context("HEAD")?;
     assert_eq!((response.status()?, response.head.get("content-length")), (200, Some("0")));
     for status in [204, 304, 404, 503] {
-        let response = connection.get("web", &format!("/status/{status}"))?;
+        let response =
+            connection.get("web", &format!("/status/{status}")).with_context(|| format!("{status}"))?;
         assert_eq!((response.status()?, response.reason()), (status, None));
     }
 
     // Pipelined requests are answered in order.
     connection.send(b"GET /one HTTP/1.1\r\nHost: web\r\n\r\nGET /two HTTP/1.1\r\nHost: web\r\n\r\n")?;
-    assert_eq!(connection.response("GET")?.text(), "/one");
-    assert_eq!(connection.response("GET")?.text(), "/two");
+    assert_eq!(connection.response("GET").context("pipelined, first")?.text(), "/one");
+    assert_eq!(connection.response("GET").context("pipelined, second")?.text(), "/two");
     mesh.wait_current()?;
     mesh.finish()
 }
@@ -262,7 +263,7 @@ fn a_service_without_endpoints_is_answered_at_once(pair: Pair) -> Result<()> {
     for _ in 0..5 {
         let start = Instant::now();
         let response = connection.get("web", "/")?;
-        assert_eq!((response.status()?, response.reason()), (503, Some("no_endpoints")));
+        assert_eq!((response.status()?, response.reason()), (503, Some(pair.no_endpoints())));
         let limit = outrider_testkit::promised(Duration::from_secs(1));
         ensure!(start.elapsed() < limit, "the answer took {:?}", start.elapsed());
     }
