@@ -171,14 +171,15 @@ impl<S: Read + Write> Connection<S> {
 
     /// Sends these bytes.
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes)?;
-        Ok(self.stream.flush()?)
+        let start = || format!("sending {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(60)]));
+        self.stream.write_all(bytes).and_then(|()| self.stream.flush()).with_context(start)
     }
 
     /// Reads more; `false` at the end.
     fn fill(&mut self) -> Result<bool> {
         let mut buffer = [0; 1 << 16];
-        let length = self.stream.read(&mut buffer)?;
+        let unread = || format!("reading after {:?}", String::from_utf8_lossy(&self.unread));
+        let length = self.stream.read(&mut buffer).with_context(unread)?;
         self.unread.extend_from_slice(&buffer[..length]);
         Ok(length > 0)
     }
@@ -252,7 +253,8 @@ impl<S: Read + Write> Connection<S> {
             if left == 0 {
                 return Ok(());
             }
-            ensure!(self.fill()?, "the body ended {left} bytes early, of {length}");
+            let more = self.fill().with_context(|| format!("{left} bytes before the end of {length}"))?;
+            ensure!(more, "the body ended {left} bytes early, of {length}");
         }
     }
 
