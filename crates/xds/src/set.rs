@@ -247,3 +247,6 @@ impl FromIterator<Resource> for ResourceSet {
         set
     }
 }
+
+#[cfg(test)]
+mod tests;
