@@ -83,6 +83,7 @@ async fn every_error_has_a_body_that_says_what_to_do() {
         ("GET", "/v1/objects?knd=Service", None, 400, "bad-request"),
         ("GET", "/v1/objects?kind=Pod", None, 400, "bad-request"),
         ("GET", "/v1/objects/Service/shop/nothing", None, 404, "not-found"),
+        ("GET", "/v1/objects/Service/shop/%ff", None, 400, "bad-request"),
         ("GET", "/v1/describe/Namespace/-/nothing", None, 404, "not-found"),
         ("GET", "/v1/proxies/shop/nothing/resources", None, 404, "not-found"),
         ("GET", "/v1/rollout?revision=7", None, 404, "not-found"),
