@@ -138,8 +138,9 @@ pub struct Related {
     pub message: String,
 }
 
-/// A finding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A finding. Prints on one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{place}: {} [{code}] {message}", severity.as_str())]
 pub struct Diagnostic {
     /// How bad.
     pub severity: Severity,
@@ -187,8 +188,13 @@ impl Diagnostic {
         self
     }
 
-    /// With another place.
+    /// With another place. It is named in the message too, for those who only get that.
     pub(crate) fn related(mut self, place: Place, message: impl Into<String>) -> Self {
+        if place.file != self.place.file {
+            self.message = printable(format!("{}; see {place}", self.message));
+        } else if place.line > 0 {
+            self.message = format!("{}; see line {}", self.message, place.line);
+        }
         self.related.push(Related { place, message: message.into() });
         self
     }
@@ -198,11 +204,3 @@ impl Diagnostic {
 fn printable(text: String) -> String {
     if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
-
-impl fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} [{}] {}", self.place, self.severity.as_str(), self.code, self.message)
-    }
-}
-
-impl std::error::Error for Diagnostic {}

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -13,7 +14,7 @@ use crate::check::Checker;
 use crate::defaults;
 use crate::diagnostic::{Code, Diagnostic, Place};
 use crate::schema::shape;
-use crate::tree::{self, MAX_DEPTH, Node, Span, Value};
+use crate::tree::{self, MAX_DEPTH, MAX_TOTAL_WEIGHT, Node, Span, Value};
 use crate::wire::{HttpRouteDocument, NamespaceDocument, ServiceDocument};
 use crate::words::{nearest, shown};
 
@@ -141,8 +142,9 @@ impl fmt::Display for Key {
 pub struct Document {
     key: Key,
     file: String,
-    root: Node,
-    wire: Option<Wire>,
+    // Shared, because sets of documents are copied often and documents never change.
+    root: Arc<Node>,
+    wire: Option<Arc<Wire>>,
 }
 
 /// The wire form of a valid document.
@@ -173,7 +175,7 @@ impl Document {
     /// each in a fixed order and without defaults. Two documents that say the same give the same bytes.
     /// `None` if it is not valid.
     pub fn to_json(&self) -> Option<Json> {
-        match self.wire.as_ref()? {
+        match self.wire()? {
             Wire::Namespace(document) => serde_json::to_value(document),
             Wire::Service(document) => serde_json::to_value(document),
             Wire::HttpRoute(document) => serde_json::to_value(document),
@@ -206,13 +208,13 @@ impl Document {
     }
 
     pub(crate) fn wire(&self) -> Option<&Wire> {
-        self.wire.as_ref()
+        self.wire.as_deref()
     }
 
     /// The place of what is at a path like `spec/ports/0/name`: of a scalar itself, of the key of a mapping or
     /// list; of the nearest thing around it if there is nothing.
     pub(crate) fn at(&self, path: &str) -> Place {
-        let mut node = &self.root;
+        let mut node: &Node = &self.root;
         let mut span = node.span;
         for part in path.split('/') {
             let (next, key) = match node.entry(part) {
@@ -235,13 +237,14 @@ impl Document {
 /// Reads all documents of all sources and reports everything wrong in them, duplicates of an object among the
 /// sources included. A source with a syntax error still gives its other documents.
 ///
-/// Limits: 4 MiB over all sources, 10,000 documents, 32 levels deep, 100,000 values a document with aliases
-/// expanded, 1,000 findings.
+/// Limits: 4 MiB over all sources, 10,000 documents, 32 levels deep, with aliases expanded 100,000 values a
+/// document and 1,000,000 over all, 1,000 findings.
 pub fn parse(sources: &[Source]) -> Parsed {
     let mut parsed = Parsed::default();
     let mut first_places: HashMap<Key, Place> = HashMap::new();
     let mut bytes = 0;
     let mut pieces = 0;
+    let mut budget = MAX_TOTAL_WEIGHT;
     'sources: for source in sources {
         let mut findings = Vec::new();
         let start = Place { file: source.name.clone(), line: 1, column: 1, length: 0 };
@@ -264,7 +267,7 @@ pub fn parse(sources: &[Source]) -> Parsed {
             }
             let mut checker = Checker { file: &source.name, findings: Vec::new() };
             let mut faults = Vec::new();
-            let root = tree::parse(piece, &mut faults);
+            let root = tree::parse(piece, &mut budget, &mut faults);
             let sound = faults.is_empty();
             for fault in faults {
                 let place = checker.place(fault.span);
@@ -293,6 +296,11 @@ pub fn parse(sources: &[Source]) -> Parsed {
                 parsed.documents.push(document);
             }
             findings.append(&mut checker.findings);
+            // Nothing more can be read: what follows would only fail in the same way.
+            if budget == 0 {
+                parsed.diagnostics.append(&mut findings);
+                break 'sources;
+            }
             if parsed.diagnostics.len() + findings.len() > MAX_FINDINGS {
                 break;
             }
@@ -333,8 +341,12 @@ fn document(root: Node, sound: bool, checker: &mut Checker<'_>) -> Option<Docume
             metadata.get("namespace").and_then(Node::text).unwrap_or(defaults::NAMESPACE).to_owned()
         }
     };
-    let mut document =
-        Document { key: Key { kind, namespace, name }, file: checker.file.to_owned(), root, wire: None };
+    let mut document = Document {
+        key: Key { kind, namespace, name },
+        file: checker.file.to_owned(),
+        root: Arc::new(root),
+        wire: None,
+    };
     if sound && !checker.findings[before..].iter().any(Diagnostic::is_error) {
         let json = document.root.to_json();
         let wire = match kind {
@@ -343,7 +355,7 @@ fn document(root: Node, sound: bool, checker: &mut Checker<'_>) -> Option<Docume
             Kind::HttpRoute => serde_json::from_value(json).map(Wire::HttpRoute),
         };
         match wire {
-            Ok(wire) => document.wire = Some(wire),
+            Ok(wire) => document.wire = Some(Arc::new(wire)),
             // The check accepts only what serde accepts; if they ever differ, nothing is half read.
             Err(error) => {
                 checker.error(

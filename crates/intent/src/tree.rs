@@ -19,6 +19,8 @@ use crate::words::shown;
 pub(crate) const MAX_DEPTH: usize = 32;
 /// Weight of a document: one for each node, and one more for every 64 bytes of text.
 pub(crate) const MAX_WEIGHT: usize = 100_000;
+/// Weight of all documents that are read together.
+pub(crate) const MAX_TOTAL_WEIGHT: usize = 1_000_000;
 
 /// A place in a text: line and column from 1, in characters; all 0 if there is no text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -213,7 +215,8 @@ fn next_line(text: &str) -> Option<&str> {
 
 /// Parses a piece. `None` if it has no document, or one that cannot be read; then `faults` says why.
 /// Faults may also come with a tree, which then lacks what they are about.
-pub(crate) fn parse(piece: Piece<'_>, faults: &mut Vec<Fault>) -> Option<Node> {
+/// `budget` is what is left of [`MAX_TOTAL_WEIGHT`], and is reduced by what the document weighs.
+pub(crate) fn parse(piece: Piece<'_>, budget: &mut usize, faults: &mut Vec<Fault>) -> Option<Node> {
     let mut options = options! {
         emit_unresolved_aliases: true,
         flow_nesting_limit: MAX_DEPTH * 2,
@@ -221,7 +224,7 @@ pub(crate) fn parse(piece: Piece<'_>, faults: &mut Vec<Fault>) -> Option<Node> {
     };
     options.set_emit_comments(false);
     let mut builder =
-        Builder { piece, faults, stack: Vec::new(), anchors: HashMap::new(), weight: 0, root: None };
+        Builder { piece, faults, stack: Vec::new(), anchors: HashMap::new(), weight: 0, budget, root: None };
     for event in Parser::new_from_str_with_options(piece.text, options) {
         let step = match event {
             Ok((event, span)) => builder.event(event, span),
@@ -263,6 +266,7 @@ struct Builder<'a> {
     stack: Vec<Frame>,
     anchors: HashMap<usize, Anchored>,
     weight: usize,
+    budget: &'a mut usize,
     root: Option<Node>,
 }
 
@@ -323,14 +327,11 @@ impl Builder<'_> {
                 if self.stack.len() + found.height > MAX_DEPTH {
                     return Err(too_deep(span));
                 }
-                // Checked before the copy is made.
+                // Before the copy is made.
                 let weight = found.weight;
-                if self.weight + weight > MAX_WEIGHT {
-                    return Err(too_heavy(span));
-                }
-                let mut copy = found.clone();
-                copy.node.span = span;
                 self.spend(weight, span)?;
+                let Some(mut copy) = self.anchors.get(&id).cloned() else { return Ok(()) };
+                copy.node.span = span;
                 self.finish(copy, 0)
             }
             Event::UnresolvedAlias(name) => {
@@ -354,7 +355,18 @@ impl Builder<'_> {
 
     fn spend(&mut self, weight: usize, span: Span) -> Result<(), Fault> {
         self.weight += weight;
-        if self.weight > MAX_WEIGHT { Err(too_heavy(span)) } else { Ok(()) }
+        if self.weight > MAX_WEIGHT {
+            return Err(too_heavy(span));
+        }
+        match self.budget.checked_sub(weight) {
+            Some(left) => *self.budget = left,
+            None => {
+                *self.budget = 0;
+                let message = "the sources are too large together: 1,000,000 values are the limit";
+                return Err(fault(Code::TooLarge, span, message));
+            }
+        }
+        Ok(())
     }
 
     /// Puts a finished node where it belongs.

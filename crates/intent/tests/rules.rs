@@ -130,6 +130,23 @@ fn sources_have_limits() {
     assert_eq!(parsed.diagnostics[0].place.line, 10_001);
 }
 
+/// Aliases must not turn a small text into a large set, over many documents neither.
+#[test]
+fn aliases_are_bounded_over_all_documents() {
+    let list = |name: &str, of: &str| format!("{name}: &{name} [{}]\n", vec![of; 40].join(", "));
+    let bomb = format!("---\n{}{}{}", list("a", "x"), list("b", "*a"), list("c", "*b"));
+    let alone = parse(&[source("bomb", &bomb)]);
+    assert_eq!(codes(&alone.diagnostics), [Code::TooLarge]);
+
+    let smaller = format!("---\nkind: Service\nmetadata: {{name: n}}\n{}{}", list("a", "x"), list("b", "*a"));
+    let fits = parse(&[source("one", &smaller)]);
+    assert!(codes(&fits.diagnostics).iter().all(|code| *code != Code::TooLarge));
+    let many: Vec<Source> = (0..20).map(|number| source(&number.to_string(), &smaller.repeat(20))).collect();
+    let parsed = parse(&many);
+    assert_eq!(parsed.diagnostics.last().unwrap().code, Code::TooLarge);
+    assert!(parsed.documents.len() < 400);
+}
+
 #[test]
 fn ten_thousand_documents_are_read() {
     let text: String = (0..10_000).map(|number| service(&format!("s{number}"), "{}")).collect();
@@ -336,4 +353,40 @@ fn renders_findings_anywhere_in_a_long_text() {
     assert!(out.contains("shop.yaml:1:7]\n 1 │ kind: First\n"), "{out}");
     assert!(out.contains("shop.yaml:20003:7]\n 20002 │ ---\n 20003 │ kind: Last\n"), "{out}");
     assert!(out.lines().count() < 30, "{out}");
+}
+
+#[test]
+fn messages_name_the_other_place() {
+    let cases = [
+        (
+            vec![service("a", PORTS) + &service("a", PORTS)],
+            "Service shop/a is declared a second time; see line 4",
+        ),
+        (
+            vec![service("a", PORTS), service("a", PORTS)],
+            "Service shop/a is declared a second time; see 0.yaml:4:18",
+        ),
+        (
+            vec![service("a", "{role: client,\n  role: server}")],
+            "the key `role` is here a second time; see line 5",
+        ),
+    ];
+    for (texts, message) in cases {
+        let sources: Vec<Source> =
+            texts.iter().enumerate().map(|(index, text)| source(&format!("{index}.yaml"), text)).collect();
+        assert_eq!(parse(&sources).diagnostics[0].message, message);
+    }
+}
+
+/// What a document with a repeated key says is not known, even if the rest of it is fine.
+#[test]
+fn documents_with_faults_are_not_valid() {
+    for spec in ["{role: client,\n  role: client}", "{role: client, calls: *nobody}"] {
+        let parsed = parse(&[source("a.yaml", &service("a", spec))]);
+        assert!(parsed.has_errors());
+        assert!(!parsed.documents[0].is_valid());
+        assert_eq!(parsed.documents[0].to_json(), None);
+        assert_eq!(resolve(&parsed.documents, &ResolveOptions::default()).intent, None);
+        assert_eq!(effective(&parsed.documents, parsed.documents[0].key()), []);
+    }
 }

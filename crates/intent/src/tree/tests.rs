@@ -2,7 +2,8 @@ use super::*;
 
 fn read(text: &str) -> (Vec<Node>, Vec<Fault>) {
     let mut faults = Vec::new();
-    let roots = pieces(text).filter_map(|piece| parse(piece, &mut faults)).collect();
+    let mut budget = MAX_TOTAL_WEIGHT;
+    let roots = pieces(text).filter_map(|piece| parse(piece, &mut budget, &mut faults)).collect();
     (roots, faults)
 }
 

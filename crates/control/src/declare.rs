@@ -1,0 +1,193 @@
+//! Apply and delete: from documents and what is stored to a change set, or to findings.
+//!
+//! Holds: no I/O. The set as a whole is resolved with the changes in it; if anything in it is an error, nothing
+//! changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use outrider_api::http::{ChangeAction, DiagnosticView, ObjectChange, ObjectKey};
+use outrider_intent::model::{Intent, ServiceRef};
+use outrider_intent::{Diagnostic, Document, Key, Kind, Parsed, ResolveOptions, resolve};
+use outrider_store as store;
+
+use crate::world::Declared;
+
+/// What would be done.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// For the store; empty if nothing is to be done.
+    pub(crate) changes: Vec<store::Change>,
+    /// The same for people, unchanged objects included.
+    pub(crate) summary: Vec<ObjectChange>,
+    /// Everything found.
+    pub(crate) diagnostics: Vec<DiagnosticView>,
+    /// What is declared after it, still with the old revision; `None` if it is refused.
+    pub(crate) after: Option<Declared>,
+}
+
+/// A key does not name an object that is declared.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum KeyError {
+    #[error("there is no kind `{0}`; kinds are Namespace, Service and HTTPRoute")]
+    Kind(String),
+    #[error("{0} is not declared")]
+    Absent(Key),
+}
+
+pub(crate) fn store_key(key: &Key) -> store::Key {
+    store::Key::new(key.kind.as_str(), &key.namespace, &key.name)
+}
+
+/// The meaning of a key written by people.
+pub(crate) fn read_key(key: &ObjectKey) -> Result<Key, KeyError> {
+    let kind = Kind::from_name(&key.kind).ok_or_else(|| KeyError::Kind(key.kind.clone()))?;
+    Ok(Key { kind, namespace: key.namespace.clone(), name: key.name.clone() })
+}
+
+pub(crate) fn view(diagnostic: &Diagnostic) -> DiagnosticView {
+    DiagnosticView {
+        severity: diagnostic.severity.as_str().to_owned(),
+        code: diagnostic.code.as_str().to_owned(),
+        file: diagnostic.place.file.clone(),
+        line: diagnostic.place.line,
+        column: diagnostic.place.column,
+        length: diagnostic.place.length,
+        message: diagnostic.message.clone(),
+        help: diagnostic.help.clone(),
+    }
+}
+
+/// Called services that were deleted by force earlier.
+fn known_missing(intent: &Intent) -> BTreeSet<ServiceRef> {
+    intent.services.values().flat_map(|service| &service.missing_calls).cloned().collect()
+}
+
+/// What applying these documents does.
+pub(crate) fn apply(before: &Declared, parsed: &Parsed) -> Plan {
+    let mut documents = before.documents.clone();
+    let (mut changes, mut summary) = (Vec::new(), Vec::new());
+    for document in &parsed.documents {
+        let key = document.key();
+        let action = match (before.documents.get(key), document.to_json()) {
+            (Some((_, old)), Some(json)) if old.to_json().as_ref() == Some(&json) => ChangeAction::Unchanged,
+            (old, Some(json)) => {
+                changes.push(store::Change::Put(store_key(key), json));
+                if old.is_some() { ChangeAction::Updated } else { ChangeAction::Created }
+            }
+            (_, None) => continue,
+        };
+        summary.push(change(key, action));
+    }
+    for document in &parsed.documents {
+        let revision = before.documents.get(document.key()).map_or(0, |(revision, _)| *revision);
+        // Also if unchanged: places in the new text are better than none.
+        documents.insert(document.key().clone(), (revision, document.clone()));
+    }
+    let options =
+        ResolveOptions { known_missing: known_missing(&before.intent), ..ResolveOptions::default() };
+    finish(before, documents, changes, summary, &parsed.diagnostics, &options)
+}
+
+/// What deleting these objects does. Keys of `explicit` must exist, objects of `parsed` need not.
+pub(crate) fn delete(
+    before: &Declared,
+    explicit: &[ObjectKey],
+    parsed: &Parsed,
+    force: bool,
+) -> Result<Plan, KeyError> {
+    let mut keys = BTreeSet::new();
+    for key in explicit {
+        let key = read_key(key)?;
+        if !before.documents.contains_key(&key) {
+            return Err(KeyError::Absent(key));
+        }
+        keys.insert(key);
+    }
+    keys.extend(parsed.documents.iter().map(|document| document.key().clone()));
+    let mut documents = before.documents.clone();
+    let (mut changes, mut summary) = (Vec::new(), Vec::new());
+    let mut missing = known_missing(&before.intent);
+    for key in &keys {
+        if documents.remove(key).is_none() {
+            summary.push(change(key, ChangeAction::Unchanged));
+            continue;
+        }
+        changes.push(store::Change::Delete(store_key(key)));
+        summary.push(change(key, ChangeAction::Deleted));
+        if force && key.kind == Kind::Service {
+            missing.insert(ServiceRef::new(&key.namespace, &key.name));
+        }
+    }
+    let options = ResolveOptions { known_missing: missing, ..ResolveOptions::default() };
+    // Findings in the sources themselves do not matter for a delete, except those that hide documents.
+    let findings: Vec<Diagnostic> = parsed
+        .diagnostics
+        .iter()
+        .filter(|finding| parsed.documents.is_empty() || finding.is_error())
+        .cloned()
+        .collect();
+    Ok(finish(before, documents, changes, summary, &findings, &options))
+}
+
+fn finish(
+    before: &Declared,
+    documents: BTreeMap<Key, (u64, Document)>,
+    changes: Vec<store::Change>,
+    summary: Vec<ObjectChange>,
+    findings: &[Diagnostic],
+    options: &ResolveOptions,
+) -> Plan {
+    let all: Vec<Document> = documents.values().map(|(_, document)| document.clone()).collect();
+    let resolved = resolve(&all, options);
+    let mut diagnostics: Vec<DiagnosticView> = findings.iter().map(view).collect();
+    for finding in resolved.diagnostics.iter().map(view) {
+        if !diagnostics.contains(&finding) {
+            diagnostics.push(finding);
+        }
+    }
+    let refused = findings.iter().chain(&resolved.diagnostics).any(Diagnostic::is_error);
+    let after = resolved.intent.filter(|_| !refused).map(|intent| Declared {
+        revision: before.revision,
+        documents,
+        intent,
+    });
+    Plan { changes, summary, diagnostics, after }
+}
+
+fn change(key: &Key, action: ChangeAction) -> ObjectChange {
+    let key = ObjectKey {
+        kind: key.kind.as_str().to_owned(),
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    };
+    ObjectChange { key, action }
+}
+
+/// Brings stored objects back to meaning.
+pub(crate) fn restore(snapshot: &store::Snapshot) -> Result<Declared, Vec<DiagnosticView>> {
+    let (mut documents, mut findings) = (BTreeMap::new(), Vec::new());
+    for object in &snapshot.objects {
+        match Document::from_json(&object.document, &format!("stored {}", object.key)) {
+            Ok(document) => {
+                documents.insert(document.key().clone(), (object.revision, document));
+            }
+            Err(diagnostics) => findings.extend(diagnostics.iter().map(view)),
+        }
+    }
+    // Calls to services that are gone can be there by force only: they were checked before they were stored.
+    let all: Vec<Document> = documents.values().map(|(_, document)| document.clone()).collect();
+    let options = ResolveOptions { tolerate_missing_calls: true, ..ResolveOptions::default() };
+    let resolved = resolve(&all, &options);
+    match resolved.intent {
+        Some(intent) if findings.is_empty() => {
+            Ok(Declared { revision: snapshot.revision, documents, intent })
+        }
+        _ => {
+            findings.extend(resolved.diagnostics.iter().filter(|finding| finding.is_error()).map(view));
+            Err(findings)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

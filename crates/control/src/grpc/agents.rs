@@ -1,0 +1,215 @@
+//! Joining, certificates, and the fact stream.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::Stream;
+use outrider_api::agent as wire;
+use outrider_identity::{Authority, CertificateDer, JoinToken, SignError, SpiffeId, TokenHash};
+use outrider_intent::model::ServiceRef;
+use outrider_store::UseTokenError;
+use outrider_xds_types::names;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{node_of, stopping};
+use crate::actor::Handle;
+use crate::world::is_node_name;
+
+/// A session must begin with `Hello` within this time.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// The service.
+pub(crate) struct AgentsService {
+    pub(crate) world: Handle,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) heartbeat_ms: u32,
+    pub(crate) sessions: AtomicU64,
+    pub(crate) stop: CancellationToken,
+}
+
+impl AgentsService {
+    fn bundle(&self) -> Vec<Vec<u8>> {
+        ders(&self.authority.bundle())
+    }
+
+    fn sign(&self, request: &[u8], id: &str) -> Result<Vec<Vec<u8>>, Status> {
+        let id = SpiffeId::parse(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        match self.authority.sign_request(request, &id, SystemTime::now()) {
+            Ok(chain) => Ok(ders(&chain)),
+            Err(error @ SignError::Request(_)) => Err(Status::invalid_argument(error.to_string())),
+            Err(error @ SignError::TrustDomain { .. }) => Err(Status::permission_denied(error.to_string())),
+            Err(error) => {
+                tracing::error!(%error, %id, "cannot sign");
+                Err(Status::internal(error.to_string()))
+            }
+        }
+    }
+}
+
+fn ders(certificates: &[CertificateDer<'_>]) -> Vec<Vec<u8>> {
+    certificates.iter().map(|certificate| certificate.to_vec()).collect()
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[tonic::async_trait]
+impl wire::Agents for AgentsService {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<wire::Instruction, Status>> + Send>>;
+
+    async fn join(
+        &self,
+        request: Request<wire::JoinRequest>,
+    ) -> Result<Response<wire::JoinResponse>, Status> {
+        let request = request.into_inner();
+        if !is_node_name(&request.node) {
+            let text = "a node's name is an RFC 1123 subdomain: a–z, 0–9, dash, dots, at most 253 characters";
+            return Err(Status::invalid_argument(text));
+        }
+        let token =
+            JoinToken::parse(&request.token).map_err(|error| Status::unauthenticated(error.to_string()))?;
+        // Signed before the token is spent: a bad request costs no token. Nobody sees it before that.
+        let trust_domain = self.authority.trust_domain().to_owned();
+        let chain = self.sign(&request.csr, &names::spiffe_node(&trust_domain, &request.node))?;
+        let (id, node) = (token.id(), request.node.clone());
+        self.world
+            .run(move |world, store, now| {
+                let name = request.node;
+                if !world.reserve_node(&name, now) {
+                    return Err(Status::already_exists(format!("a live agent has the name {name}")));
+                }
+                let used =
+                    store.use_token(&token.id(), |hash| token.matches(&TokenHash(*hash)), &name, unix_now());
+                if used.is_err() {
+                    world.release_node(&name);
+                }
+                used.map_err(|error| refusal(&error))
+            })
+            .await
+            .map_err(stopping)?
+            .inspect_err(|status| {
+                tracing::warn!(node, token = id, reason = status.message(), "join refused")
+            })?;
+        tracing::info!(node, token = id, "node joined");
+        Ok(Response::new(wire::JoinResponse { trust_domain, chain, bundle: self.bundle() }))
+    }
+
+    async fn sign(
+        &self,
+        request: Request<wire::SignRequest>,
+    ) -> Result<Response<wire::SignResponse>, Status> {
+        let trust_domain = self.authority.trust_domain().to_owned();
+        let node = node_of(&request, &trust_domain)?;
+        let request = request.into_inner();
+        let id = SpiffeId::parse(&request.spiffe_id)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if request.spiffe_id != names::spiffe_node(&trust_domain, &node) {
+            let service = service_of(&id, &trust_domain)
+                .ok_or_else(|| Status::permission_denied(format!("node {node} may not be {id}")))?;
+            let text = format!("service {service} is not declared");
+            let declared =
+                self.world.read(move |world, _| world.is_service(&service)).await.map_err(stopping)?;
+            if !declared {
+                return Err(Status::permission_denied(text));
+            }
+        }
+        let chain = self.sign(&request.csr, id.as_str())?;
+        tracing::debug!(node, %id, "certificate issued");
+        Ok(Response::new(wire::SignResponse { chain, bundle: self.bundle() }))
+    }
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::Fact>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let node = node_of(&request, self.authority.trust_domain())?;
+        let welcome = wire::Instruction {
+            kind: Some(wire::InstructionKind::Welcome(wire::Welcome {
+                trust_domain: self.authority.trust_domain().to_owned(),
+                heartbeat_ms: self.heartbeat_ms,
+                bundle: Some(wire::Bundle { certificates: self.bundle() }),
+            })),
+        };
+        let session = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let (instructions, out) = mpsc::channel(4);
+        let (world, stop, facts) = (self.world.clone(), self.stop.clone(), request.into_inner());
+        tokio::spawn(async move {
+            let end = tokio::select! {
+                () = stop.cancelled() => Err(Status::unavailable("the server is stopping")),
+                () = instructions.closed() => Ok(()),
+                end = listen(&world, &node, session, facts, &instructions, welcome) => end,
+            };
+            world.closed(&node, session);
+            tracing::info!(node, session, ?end, "session ended");
+            if let Err(status) = end {
+                let _ = instructions.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+}
+
+fn refusal(error: &UseTokenError) -> Status {
+    match error {
+        UseTokenError::Storage(_) => Status::internal(error.to_string()),
+        _ => Status::unauthenticated(format!("{error}: make a new one with `outrider token create`")),
+    }
+}
+
+/// The service of a SPIFFE ID of the form `/ns/NS/svc/SERVICE`.
+fn service_of(id: &SpiffeId, trust_domain: &str) -> Option<ServiceRef> {
+    let mut parts = id.path().strip_prefix("/ns/")?.split('/');
+    let (namespace, word, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let ours = id.trust_domain() == trust_domain && word == "svc" && parts.next().is_none();
+    ours.then(|| ServiceRef::new(namespace, name))
+}
+
+/// Takes facts until the stream ends or one shows that the session does not count.
+async fn listen(
+    world: &Handle,
+    node: &str,
+    session: u64,
+    mut facts: Streaming<wire::Fact>,
+    instructions: &mpsc::Sender<Result<wire::Instruction, Status>>,
+    welcome: wire::Instruction,
+) -> Result<(), Status> {
+    let first = tokio::time::timeout(HELLO_LIMIT, facts.message())
+        .await
+        .map_err(|_elapsed| Status::deadline_exceeded("no Hello within 10 seconds"))??;
+    let Some(wire::Fact { kind: Some(kind @ wire::FactKind::Hello(_)) }) = first else {
+        return Err(Status::failed_precondition("the first fact of a session must be Hello"));
+    };
+    let refused = world.fact(node, session, kind).map_err(stopping)?;
+    if let Ok(error) = refused.await {
+        return Err(Status::permission_denied(error.to_string()));
+    }
+    tracing::info!(node, session, "session began");
+    if instructions.send(Ok(welcome)).await.is_err() {
+        return Ok(());
+    }
+    while let Some(fact) = facts.message().await? {
+        // A kind of fact this version does not know.
+        let Some(kind) = fact.kind else { continue };
+        if matches!(kind, wire::FactKind::Hello(_)) {
+            return Err(Status::failed_precondition("Hello comes once"));
+        }
+        // Waiting for each answer keeps one host from filling the queue.
+        let refused = world.fact(node, session, kind).map_err(stopping)?;
+        if let Ok(error) = refused.await {
+            match error {
+                crate::world::FactError::NoHello | crate::world::FactError::Superseded => {
+                    return Err(Status::aborted(error.to_string()));
+                }
+                // Logged where it was refused; the other facts of the host are good.
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}

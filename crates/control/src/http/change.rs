@@ -1,0 +1,153 @@
+//! Requests that change something.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use outrider_api::http::{
+    ApplyRequest, ChangeResponse, DeleteRequest, ErrorBody, Source, TokenRequest, TokenResponse,
+};
+use outrider_identity::JoinToken;
+use outrider_intent::{Parsed, parse};
+use outrider_store::{Change, CommitError, NewTokenError, Store, Token};
+
+use super::Api;
+use super::error::{Body, Problem};
+use crate::declare::{self, KeyError, Plan};
+use crate::world::World;
+
+/// Bytes of all sources together: what `intent` reads at most.
+const MAX_SOURCES: usize = 4 << 20;
+
+/// Declares objects: everything, or nothing.
+#[utoipa::path(post, path = "/v1/apply", request_body = ApplyRequest, responses(
+    (status = 200, body = ChangeResponse, description = "applied, and on disk"),
+    (status = 422, body = ChangeResponse, description = "refused; `diagnostics` say why"),
+    (status = "default", body = ErrorBody),
+))]
+pub(crate) async fn apply(
+    State(api): State<Api>,
+    Body(request): Body<ApplyRequest>,
+) -> Result<Response, Problem> {
+    let parsed = read(request.sources).await?;
+    api.world
+        .run(move |world, store, _| {
+            let plan = declare::apply(world.declared(), &parsed);
+            carry_out(world, store, plan, request.dry_run, request.proxies)
+        })
+        .await?
+}
+
+/// Deletes objects: everything, or nothing. Refuses services that others still call, unless forced.
+#[utoipa::path(post, path = "/v1/delete", request_body = DeleteRequest, responses(
+    (status = 200, body = ChangeResponse, description = "deleted, and on disk"),
+    (status = 422, body = ChangeResponse, description = "refused; `diagnostics` say why"),
+    (status = "default", body = ErrorBody),
+))]
+pub(crate) async fn delete(
+    State(api): State<Api>,
+    Body(request): Body<DeleteRequest>,
+) -> Result<Response, Problem> {
+    let parsed = read(request.sources).await?;
+    api.world
+        .run(move |world, store, _| {
+            let plan = declare::delete(world.declared(), &request.objects, &parsed, request.force);
+            let plan = plan.map_err(|error| match &error {
+                KeyError::Kind(_) => Problem::bad_request(error.to_string()),
+                KeyError::Absent(_) => Problem::not_found(error.to_string()),
+            })?;
+            carry_out(world, store, plan, request.dry_run, false)
+        })
+        .await?
+}
+
+/// Parses where it holds up nobody.
+async fn read(sources: Vec<Source>) -> Result<Parsed, Problem> {
+    if sources.iter().map(|source| source.text.len()).sum::<usize>() > MAX_SOURCES {
+        let text = "the sources together are larger than 4 MiB";
+        return Err(
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", text).help("apply them in parts")
+        );
+    }
+    let sources: Vec<_> = sources
+        .into_iter()
+        .map(|source| outrider_intent::Source { name: source.name, text: source.text })
+        .collect();
+    tokio::task::spawn_blocking(move || parse(&sources)).await.map_err(Problem::internal)
+}
+
+fn carry_out(
+    world: &mut World,
+    store: &Store,
+    plan: Plan,
+    dry_run: bool,
+    proxies: bool,
+) -> Result<Response, Problem> {
+    let before = world.declared().revision;
+    let mut response = ChangeResponse {
+        revision: before,
+        changes: plan.summary,
+        diagnostics: plan.diagnostics,
+        proxies: Vec::new(),
+    };
+    let Some(mut after) = plan.after else {
+        response.changes.clear();
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, Json(response)).into_response());
+    };
+    if proxies {
+        response.proxies = world.differences(&after.intent);
+    }
+    if !dry_run && !plan.changes.is_empty() {
+        let committed = store.commit(Some(before), &plan.changes).map_err(|error| match error {
+            CommitError::TooLarge { .. } => {
+                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", error.to_string())
+            }
+            // Nobody else writes, so a conflict is a defect too.
+            error => Problem::internal(error),
+        })?;
+        let changed: BTreeSet<_> = plan.changes.iter().map(Change::key).collect();
+        for (key, (revision, _)) in &mut after.documents {
+            if changed.contains(&declare::store_key(key)) {
+                *revision = committed.revision;
+            }
+        }
+        after.revision = committed.revision;
+        response.revision = committed.revision;
+        tracing::info!(revision = committed.revision, changes = plan.changes.len(), "intent changed");
+        world.declare(after);
+    }
+    Ok(Json(response).into_response())
+}
+
+/// Makes a join token for one agent.
+#[utoipa::path(post, path = "/v1/tokens", request_body = TokenRequest, responses(
+    (status = 200, body = TokenResponse, description = "the token; it is shown this once"),
+    (status = "default", body = ErrorBody),
+))]
+pub(crate) async fn create_token(
+    State(api): State<Api>,
+    Body(request): Body<TokenRequest>,
+) -> Result<Json<TokenResponse>, Problem> {
+    let seconds = request.ttl_seconds.unwrap_or(600);
+    if !(1..=86_400).contains(&seconds) {
+        return Err(Problem::bad_request(format!("ttlSeconds is {seconds}; it must be 1 to 86400")));
+    }
+    let token = JoinToken::generate(api.authority.pin()).map_err(Problem::internal)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let stored = Token { id: token.id(), hash: token.hash().0, expires: now + u64::from(seconds) };
+    let store = api.store.clone();
+    let put = tokio::task::spawn_blocking(move || store.put_token(&stored, now)).await;
+    match put.map_err(Problem::internal)? {
+        Ok(()) => {
+            tracing::info!(token = token.id(), seconds, "join token made");
+            Ok(Json(TokenResponse { token: token.reveal(), expires_in_seconds: seconds }))
+        }
+        Err(error @ NewTokenError::TooMany) => {
+            Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-tokens", error.to_string()))
+        }
+        Err(error) => Err(Problem::internal(error)),
+    }
+}

@@ -1,0 +1,402 @@
+//! Putting the control plane together: open, bind, report, serve, stop.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
+
+use outrider_api::agent::AgentsServer;
+use outrider_api::http::DiagnosticView;
+use outrider_identity::{
+    Authority, AuthorityError, CertificateInfo, CertificateSlot, FileError, KeyError, PrivateKey, Secret,
+    SignError, SpiffeId, TlsError, TokenError, read_optional, server_config, write_private,
+};
+use outrider_store::{OpenError, StorageError, Store};
+use outrider_xds_types::names;
+use outrider_xds_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::actor::{self, Handle};
+use crate::declare;
+use crate::grpc::ads::Ads;
+use crate::grpc::agents::AgentsService;
+use crate::http::{self, Api};
+use crate::incoming::{TlsListener, accept_tls};
+use crate::world::Timing;
+
+/// How often a quiet connection of an agent is pinged, and how long the answer may take: a host that vanished
+/// is noticed in five seconds.
+const PING_EVERY: Duration = Duration::from_secs(2);
+const PING_ANSWER: Duration = Duration::from_secs(3);
+/// How long open requests may take to end at shutdown.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of one message of an agent.
+const MAX_MESSAGE: usize = 16 << 20;
+/// How often the server's own certificate is looked at.
+const RENEW_CHECK: Duration = Duration::from_secs(600);
+
+/// What to serve, and where.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Root of all state; the server uses the folder `server` in it.
+    pub state: PathBuf,
+    /// Trust domain of all identities. Cannot change once the authority exists.
+    pub trust_domain: String,
+    /// TCP address of the HTTP API; `None` for the Unix socket only. Served over TLS unless it is a loopback
+    /// address.
+    pub api: Option<SocketAddr>,
+    /// TCP address for agents.
+    pub agents: SocketAddr,
+    /// When hosts are lost.
+    pub timing: Timing,
+}
+
+impl ServerOptions {
+    /// Defaults: trust domain `outrider.internal`, HTTP on 127.0.0.1:7600, agents on port 7601 of all addresses.
+    pub fn new(state: impl Into<PathBuf>) -> Self {
+        Self {
+            state: state.into(),
+            trust_domain: "outrider.internal".to_owned(),
+            api: Some(SocketAddr::from(([127, 0, 0, 1], 7600))),
+            agents: SocketAddr::from(([0, 0, 0, 0], 7601)),
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// Where a server can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Unix socket of the HTTP API, mode 0600.
+    pub api_socket: PathBuf,
+    /// TCP address of the HTTP API, with its real port.
+    pub api: Option<SocketAddr>,
+    /// Whether that address is served over TLS.
+    pub api_tls: bool,
+    /// TCP address for agents, with its real port.
+    pub agents: SocketAddr,
+    /// File with the bearer token for the TCP address.
+    pub admin_token: PathBuf,
+}
+
+/// The server could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The database.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Reading the database.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The certificate authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The admin token's file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The admin token is damaged.
+    #[error("{} does not hold an admin token: remove it to get a new one", .0.display())]
+    AdminToken(PathBuf),
+    /// No random numbers.
+    #[error(transparent)]
+    Random(#[from] TokenError),
+    /// The server's own certificate.
+    #[error("the server's own certificate: {0}")]
+    Sign(#[from] SignError),
+    /// The server's own key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Stored intent is not valid for this version. Serving less than was declared would take traffic down, so
+    /// nothing is served; agents go on with what they have.
+    #[error("what is stored is not valid for this version ({} findings): {}", .0.len(), .0.first().map_or("", |finding| &finding.message))]
+    StoredIntent(Vec<DiagnosticView>),
+    /// A stored host is not readable.
+    #[error("what is stored of host {host} is not readable: {cause}")]
+    StoredHost {
+        /// Name.
+        host: String,
+        /// Why.
+        cause: String,
+    },
+    /// An address is taken or not ours.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Address or path.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A listener failed.
+    #[error("cannot serve: {0}")]
+    Serve(String),
+}
+
+/// A server that is bound and not yet serving.
+pub struct Server {
+    bound: Bound,
+    unix: UnixListener,
+    api: Option<TcpListener>,
+    agents: TcpListener,
+    secret: Secret,
+    store: Arc<Store>,
+    authority: Arc<Authority>,
+    timing: Timing,
+    world: Handle,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// Starts a server, says through `ready` where it is, and serves until `shutdown`.
+pub async fn serve(
+    options: ServerOptions,
+    ready: impl FnOnce(&Bound),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let server = Server::start(options).await?;
+    ready(server.bound());
+    server.run(shutdown).await
+}
+
+impl Server {
+    /// Opens everything and binds all addresses. Loads what is stored before anyone can connect.
+    pub async fn start(options: ServerOptions) -> Result<Self, ServeError> {
+        let folder = options.state.join("server");
+        let domain = options.trust_domain.clone();
+        let (opened, loaded, secret) = {
+            let folder = folder.clone();
+            let open = move || open(&folder, &domain);
+            tokio::task::spawn_blocking(open)
+                .await
+                .map_err(|error| ServeError::Serve(error.to_string()))??
+        };
+        let (store, authority) = opened;
+        let (declared, known) = loaded;
+        let agents = bind(options.agents).await?;
+        let api = match options.api {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        let api_socket = folder.join("api.sock");
+        let unix = bind_unix(&api_socket)?;
+        let bound = Bound {
+            api_socket,
+            api: api.as_ref().map(local).transpose()?,
+            api_tls: options.api.is_some_and(|address| !address.ip().is_loopback()),
+            agents: local(&agents)?,
+            admin_token: folder.join("admin.token"),
+        };
+        tracing::info!(revision = declared.revision, hosts = known.len(), ?bound, "server starts");
+        let (world, thread) =
+            actor::start(store.clone(), &options.trust_domain, options.timing, declared, known)
+                .map_err(|error| ServeError::Serve(error.to_string()))?;
+        Ok(Self { bound, unix, api, agents, secret, store, authority, timing: options.timing, world, thread })
+    }
+
+    /// Where it can be reached.
+    pub fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    /// Serves until `shutdown`, then lets open requests end for up to five seconds.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let stop = CancellationToken::new();
+        let slot = OwnCertificate::issue(&self.authority)?;
+        let bundle = self.authority.bundle();
+        let api = Api {
+            world: self.world.clone(),
+            store: self.store,
+            authority: self.authority.clone(),
+            stop: stop.clone(),
+        };
+        let mut parts = tokio::task::JoinSet::new();
+
+        let router = http::router(api.clone(), None);
+        parts.spawn(serve_http(self.unix, router, stop.clone()));
+        if let Some(listener) = self.api {
+            let router = http::router(api, Some(self.secret));
+            if self.bound.api_tls {
+                let address = local(&listener)?;
+                let config = server_config(slot.slot.clone(), &bundle, &["http/1.1"])?;
+                let connections = accept_tls(listener, config, stop.clone());
+                parts.spawn(serve_http(TlsListener { connections, address }, router, stop.clone()));
+            } else {
+                parts.spawn(serve_http(listener, router, stop.clone()));
+            }
+        } else {
+            drop(api);
+        }
+
+        let agents = AgentsService {
+            world: self.world.clone(),
+            authority: self.authority.clone(),
+            heartbeat_ms: u32::try_from(self.timing.heartbeat_ms).unwrap_or(u32::MAX),
+            sessions: AtomicU64::new(1),
+            stop: stop.clone(),
+        };
+        let ads =
+            Ads { world: self.world, trust_domain: self.authority.trust_domain().into(), stop: stop.clone() };
+        let config = server_config(slot.slot.clone(), &bundle, &["h2"])?;
+        let incoming =
+            ReceiverStream::new(accept_tls(self.agents, config, stop.clone())).map(Ok::<_, io::Error>);
+        let grpc = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(PING_EVERY))
+            .http2_keepalive_timeout(Some(PING_ANSWER))
+            .add_service(AgentsServer::new(agents).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(MAX_MESSAGE));
+        let end = stop.clone().cancelled_owned();
+        parts.spawn(async move {
+            let served = grpc.serve_with_incoming_shutdown(incoming, end).await;
+            served.map_err(|error| ServeError::Serve(error.to_string()))
+        });
+        parts.spawn(renew(slot, self.authority, stop.clone()));
+
+        tokio::pin!(shutdown);
+        let ended = tokio::select! {
+            () = &mut shutdown => Ok(()),
+            Some(part) = parts.join_next() => joined(part)
+                .and_then(|()| Err(ServeError::Serve("a listener ended by itself".to_owned()))),
+        };
+        stop.cancel();
+        let rest = async { while parts.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_LIMIT, rest).await.is_err() {
+            tracing::warn!("open requests are cut");
+        }
+        parts.shutdown().await;
+        let _ = fs::remove_file(&self.bound.api_socket);
+        // The world ends with its last handle; tasks of streams drop theirs once they see the stop.
+        let thread = self.thread;
+        let joined = tokio::task::spawn_blocking(move || thread.join());
+        if tokio::time::timeout(STOP_LIMIT, joined).await.is_err() {
+            tracing::warn!("the world is still busy");
+        }
+        tracing::info!("server stopped");
+        ended
+    }
+}
+
+type Opened = (Arc<Store>, Arc<Authority>);
+type Loaded = (crate::world::Declared, BTreeMap<String, crate::world::HostRecord>);
+
+fn open(folder: &Path, trust_domain: &str) -> Result<(Opened, Loaded, Secret), ServeError> {
+    // The lock on the database is what keeps two servers out of one folder, so it comes first.
+    let store = Store::open(&folder.join("store.redb"))?;
+    let authority = Authority::open_or_create(&folder.join("ca"), trust_domain, SystemTime::now())?;
+    let declared = declare::restore(&store.snapshot()?).map_err(ServeError::StoredIntent)?;
+    let mut known = BTreeMap::new();
+    for (host, record) in store.hosts()? {
+        let record = serde_json::from_value(record)
+            .map_err(|error| ServeError::StoredHost { host: host.clone(), cause: error.to_string() })?;
+        known.insert(host, record);
+    }
+    let path = folder.join("admin.token");
+    let secret = match read_optional(&path)? {
+        Some(text) => Secret::parse(&String::from_utf8_lossy(&text)).ok_or(ServeError::AdminToken(path))?,
+        None => {
+            let secret = Secret::generate()?;
+            write_private(&path, format!("{}\n", secret.reveal()).as_bytes())?;
+            secret
+        }
+    };
+    Ok(((Arc::new(store), Arc::new(authority)), (declared, known), secret))
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Bind { address: address.to_string(), source })
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, ServeError> {
+    listener.local_addr().map_err(|error| ServeError::Serve(error.to_string()))
+}
+
+/// Binds a socket that only we may use. One that is there already was left by a server that died: we hold the
+/// database, so it is nobody's.
+fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
+    let error = |source| ServeError::Bind { address: path.display().to_string(), source };
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(error(source)),
+        _ => {}
+    }
+    // The folder has mode 0700, so nobody connects between the two steps.
+    let listener = UnixListener::bind(path).map_err(error)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(error)?;
+    Ok(listener)
+}
+
+async fn serve_http<L>(listener: L, router: axum::Router, stop: CancellationToken) -> Result<(), ServeError>
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+{
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+    served.map_err(|error| ServeError::Serve(error.to_string()))
+}
+
+fn joined(part: Result<Result<(), ServeError>, tokio::task::JoinError>) -> Result<(), ServeError> {
+    part.unwrap_or_else(|error| Err(ServeError::Serve(error.to_string())))
+}
+
+/// The certificate the server presents. Its key lives in memory only.
+struct OwnCertificate {
+    slot: Arc<CertificateSlot>,
+    renew_at: SystemTime,
+}
+
+fn own_chain(
+    authority: &Authority,
+) -> Result<(Vec<outrider_identity::CertificateDer<'static>>, PrivateKey, SystemTime), ServeError> {
+    let key = PrivateKey::generate()?;
+    let id = SpiffeId::parse(&names::spiffe_server(authority.trust_domain()))
+        .map_err(|error| ServeError::Authority(error.into()))?;
+    let mut chain = authority.sign_own(&key, &id, &["localhost".to_owned()], SystemTime::now())?;
+    let info = chain.first().map(|leaf| CertificateInfo::read(leaf)).transpose().map_err(TlsError::Peer)?;
+    let renew_at = info.map_or_else(SystemTime::now, |info| info.renew_at(0.5));
+    // With the root, for agents that join by its fingerprint.
+    chain.extend(authority.bundle());
+    Ok((chain, key, renew_at))
+}
+
+impl OwnCertificate {
+    fn issue(authority: &Authority) -> Result<Self, ServeError> {
+        let (chain, key, renew_at) = own_chain(authority)?;
+        Ok(Self { slot: CertificateSlot::new(chain, &key)?, renew_at })
+    }
+}
+
+/// Replaces the certificate half-way through its life. Looks at the clock instead of sleeping until then: a
+/// machine may be suspended, or its clock set.
+async fn renew(
+    mut own: OwnCertificate,
+    authority: Arc<Authority>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(RENEW_CHECK) => {}
+        }
+        if SystemTime::now() < own.renew_at {
+            continue;
+        }
+        let renewed = own_chain(&authority).and_then(|(chain, key, renew_at)| {
+            own.slot.set(chain, &key)?;
+            own.renew_at = renew_at;
+            Ok(())
+        });
+        match renewed {
+            Ok(()) => tracing::info!("the server's certificate was renewed"),
+            Err(error) => tracing::error!(%error, "the server's certificate cannot be renewed"),
+        }
+    }
+}

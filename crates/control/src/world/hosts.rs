@@ -1,0 +1,399 @@
+//! Hosts, their instances, and whether they are alive.
+//!
+//! A host is *lost* when nothing was heard of it for [`Timing::lost_after_ms`]; its instances then leave the
+//! endpoint sets, and come back when it is heard of again. Facts count only from the newest session of a host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use outrider_api::agent as wire;
+use outrider_intent::model::ServiceRef;
+use serde::{Deserialize, Serialize};
+
+use super::{Millis, Timing};
+
+/// Most instances of one host.
+const MAX_INSTANCES: usize = 4_096;
+/// Most ports of one instance.
+const MAX_ENDPOINTS: usize = 64;
+/// Most characters kept of a text an agent sends.
+const MAX_TEXT: usize = 500;
+
+/// State of an instance as its agent says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum State {
+    Starting,
+    Ready,
+    Draining,
+}
+
+/// One running copy of a service, as its agent reported it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Instance {
+    pub(crate) service: ServiceRef,
+    pub(crate) name: String,
+    pub(crate) state: State,
+    pub(crate) endpoints: BTreeMap<String, SocketAddr>,
+    pub(crate) engine: String,
+    pub(crate) engine_version: String,
+    pub(crate) proxy_pid: u32,
+    pub(crate) reason: String,
+    pub(crate) restarts: u32,
+}
+
+impl Instance {
+    /// `NS/INSTANCE`.
+    pub(crate) fn proxy(&self) -> String {
+        format!("{}/{}", self.service.namespace, self.name)
+    }
+}
+
+/// What the store keeps of a host.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct HostRecord {
+    pub(crate) address: String,
+    pub(crate) version: String,
+    pub(crate) instances: Vec<Instance>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    pub(crate) address: String,
+    pub(crate) version: String,
+    /// The session whose facts count, while it is open.
+    pub(crate) session: Option<u64>,
+    pub(crate) last_heard: Millis,
+    /// When it is lost unless heard of before.
+    deadline: Millis,
+    pub(crate) lost: bool,
+    /// By `NS/INSTANCE`.
+    pub(crate) instances: BTreeMap<String, Instance>,
+}
+
+/// What became different.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// Services whose endpoints may be others now.
+    pub(crate) endpoints: BTreeSet<ServiceRef>,
+    /// Hosts whose set of instances is another now.
+    pub(crate) proxies: BTreeSet<String>,
+    /// Hosts whose record is another now, or gone.
+    pub(crate) records: BTreeSet<String>,
+    /// Proxies that are no more.
+    pub(crate) gone: BTreeSet<String>,
+    /// Hosts that were lost just now.
+    pub(crate) lost: BTreeSet<String>,
+}
+
+/// A fact was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FactError {
+    #[error("the first fact of a session must be Hello, of the node whose certificate it uses")]
+    NoHello,
+    #[error("a newer session of this node took over")]
+    Superseded,
+    #[error("instance {proxy}: {cause}")]
+    Instance { proxy: String, cause: &'static str },
+    #[error("more than {MAX_INSTANCES} instances on one host")]
+    TooMany,
+    #[error("{0} is not an instance of this host")]
+    Foreign(String),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Hosts {
+    timing: Timing,
+    hosts: BTreeMap<String, Host>,
+    /// `NS/INSTANCE` → host.
+    owners: BTreeMap<String, String>,
+    by_service: BTreeMap<ServiceRef, BTreeSet<String>>,
+    /// Names given to joining agents that have not said hello yet, until when.
+    reserved: BTreeMap<String, Millis>,
+}
+
+impl Hosts {
+    /// Starts with the hosts known before a restart. Their instances stay in use for [`Timing::grace_ms`].
+    pub(crate) fn new(timing: Timing, known: BTreeMap<String, HostRecord>, now: Millis) -> Self {
+        let mut hosts = Self {
+            timing,
+            hosts: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            by_service: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+        };
+        for (name, record) in known {
+            let host = Host {
+                address: record.address,
+                version: record.version,
+                session: None,
+                last_heard: now,
+                deadline: now + timing.grace_ms,
+                lost: false,
+                instances: BTreeMap::new(),
+            };
+            hosts.hosts.insert(name.clone(), host);
+            hosts.replace_instances(&name, record.instances);
+        }
+        hosts
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Host)> {
+        self.hosts.iter()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Host> {
+        self.hosts.get(name)
+    }
+
+    /// The host of a proxy.
+    pub(crate) fn owner(&self, proxy: &str) -> Option<&str> {
+        self.owners.get(proxy).map(String::as_str)
+    }
+
+    pub(crate) fn find(&self, proxy: &str) -> Option<(&str, &Host, &Instance)> {
+        let name = self.owner(proxy)?;
+        let host = self.hosts.get(name)?;
+        Some((name, host, host.instances.get(proxy)?))
+    }
+
+    /// Instances of a service on any host, by `NS/INSTANCE`.
+    pub(crate) fn of_service(&self, service: &ServiceRef) -> impl Iterator<Item = (&str, &Host, &Instance)> {
+        self.by_service.get(service).into_iter().flatten().filter_map(|proxy| self.find(proxy))
+    }
+
+    /// Everything of a host that outlives this process.
+    pub(crate) fn record(&self, name: &str) -> Option<HostRecord> {
+        self.hosts.get(name).map(|host| HostRecord {
+            address: host.address.clone(),
+            version: host.version.clone(),
+            instances: host.instances.values().cloned().collect(),
+        })
+    }
+
+    /// Gives the name to a joining agent, unless a live agent has it.
+    pub(crate) fn reserve(&mut self, name: &str, now: Millis) -> bool {
+        let live = self.hosts.get(name).is_some_and(|host| host.session.is_some() && !host.lost);
+        let reserved = self.reserved.get(name).is_some_and(|until| now < *until);
+        self.reserved.retain(|_, until| now < *until);
+        if !live && !reserved {
+            self.reserved.insert(name.to_owned(), now + self.timing.grace_ms);
+        }
+        !live && !reserved
+    }
+
+    /// Takes a name back that was reserved for a join that failed.
+    pub(crate) fn release(&mut self, name: &str) {
+        self.reserved.remove(name);
+    }
+
+    /// A session begins. An earlier one of the same host counts no more.
+    pub(crate) fn hello(&mut self, name: &str, session: u64, hello: &wire::Hello, now: Millis) -> Changed {
+        self.reserved.remove(name);
+        let new = !self.hosts.contains_key(name);
+        let host = self.hosts.entry(name.to_owned()).or_insert_with(|| Host {
+            address: String::new(),
+            version: String::new(),
+            session: None,
+            last_heard: now,
+            deadline: now,
+            lost: false,
+            instances: BTreeMap::new(),
+        });
+        let (address, version) = (cut(&hello.address), cut(&hello.version));
+        let differs = new || host.address != address || host.version != version;
+        (host.address, host.version, host.session) = (address, version, Some(session));
+        let mut changed = self.heard(name, now);
+        if differs {
+            changed.records.insert(name.to_owned());
+        }
+        changed
+    }
+
+    /// Checks that a fact of this session counts.
+    pub(crate) fn check(&self, name: &str, session: u64) -> Result<(), FactError> {
+        match self.hosts.get(name).map(|host| host.session) {
+            Some(Some(current)) if current == session => Ok(()),
+            Some(Some(_)) => Err(FactError::Superseded),
+            _ => Err(FactError::NoHello),
+        }
+    }
+
+    /// Something was heard of the host: it is alive, and its instances are back if it was lost.
+    pub(crate) fn heard(&mut self, name: &str, now: Millis) -> Changed {
+        let mut changed = Changed::default();
+        if let Some(host) = self.hosts.get_mut(name) {
+            host.last_heard = host.last_heard.max(now);
+            host.deadline = host.deadline.max(now + self.timing.lost_after_ms);
+            if std::mem::take(&mut host.lost) {
+                changed.endpoints.extend(host.instances.values().map(|instance| instance.service.clone()));
+            }
+        }
+        changed
+    }
+
+    /// All instances of the host.
+    pub(crate) fn instances(&mut self, name: &str, report: &wire::Instances) -> Result<Changed, FactError> {
+        if report.instances.len() > MAX_INSTANCES {
+            return Err(FactError::TooMany);
+        }
+        let mut instances = Vec::with_capacity(report.instances.len());
+        for reported in &report.instances {
+            let instance = read(reported)?;
+            let proxy = instance.proxy();
+            if self.owner(&proxy).is_some_and(|owner| owner != name) {
+                return Err(FactError::Instance {
+                    proxy,
+                    cause: "another host has an instance of this name",
+                });
+            }
+            instances.push(instance);
+        }
+        Ok(self.replace_instances(name, instances))
+    }
+
+    fn replace_instances(&mut self, name: &str, instances: Vec<Instance>) -> Changed {
+        let mut changed = Changed::default();
+        let Some(host) = self.hosts.get_mut(name) else { return changed };
+        let new: BTreeMap<String, Instance> =
+            instances.into_iter().map(|instance| (instance.proxy(), instance)).collect();
+        let old = std::mem::replace(&mut host.instances, new.clone());
+        let shape =
+            |instance: &Instance| (instance.service.clone(), instance.state, instance.endpoints.clone());
+        for (proxy, before) in &old {
+            match new.get(proxy) {
+                Some(after) if shape(after) == shape(before) => {}
+                after => {
+                    changed.endpoints.insert(before.service.clone());
+                    changed.endpoints.extend(after.map(|after| after.service.clone()));
+                }
+            }
+            let moved = new.get(proxy).is_none_or(|after| after.service != before.service);
+            if moved {
+                changed.proxies.insert(name.to_owned());
+                changed.gone.insert(proxy.clone());
+                self.owners.remove(proxy);
+                if let Some(proxies) = self.by_service.get_mut(&before.service) {
+                    proxies.remove(proxy);
+                    if proxies.is_empty() {
+                        self.by_service.remove(&before.service);
+                    }
+                }
+            }
+        }
+        for (proxy, after) in &new {
+            if self.owners.insert(proxy.clone(), name.to_owned()).is_none() {
+                changed.proxies.insert(name.to_owned());
+                changed.endpoints.insert(after.service.clone());
+                self.by_service.entry(after.service.clone()).or_default().insert(proxy.clone());
+            }
+        }
+        if old != new {
+            changed.records.insert(name.to_owned());
+        }
+        changed
+    }
+
+    /// The session ended. The host stays until its deadline, for it may be back at once.
+    pub(crate) fn closed(&mut self, name: &str, session: u64) {
+        if let Some(host) = self.hosts.get_mut(name)
+            && host.session == Some(session)
+        {
+            host.session = None;
+        }
+    }
+
+    /// Lets time pass.
+    pub(crate) fn tick(&mut self, now: Millis) -> Changed {
+        let mut changed = Changed::default();
+        let mut forgotten = Vec::new();
+        for (name, host) in &mut self.hosts {
+            if !host.lost && now >= host.deadline {
+                host.lost = true;
+                changed.lost.insert(name.clone());
+                changed.endpoints.extend(host.instances.values().map(|instance| instance.service.clone()));
+            }
+            if host.lost && now >= host.deadline + self.timing.forget_ms {
+                forgotten.push(name.clone());
+            }
+        }
+        for name in forgotten {
+            let emptied = self.replace_instances(&name, Vec::new());
+            changed.proxies.extend(emptied.proxies);
+            changed.gone.extend(emptied.gone);
+            changed.records.insert(name.clone());
+            self.hosts.remove(&name);
+        }
+        changed
+    }
+
+    /// When [`Hosts::tick`] has something to do next.
+    pub(crate) fn next_deadline(&self) -> Option<Millis> {
+        self.hosts
+            .values()
+            .map(|host| if host.lost { host.deadline + self.timing.forget_ms } else { host.deadline })
+            .min()
+    }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
+}
+
+fn read(reported: &wire::Instance) -> Result<Instance, FactError> {
+    let proxy = format!("{}/{}", cut(&reported.namespace), cut(&reported.name));
+    let refuse = |cause| FactError::Instance { proxy: proxy.clone(), cause };
+    if ![&reported.namespace, &reported.service, &reported.name].into_iter().all(|name| is_label(name)) {
+        return Err(refuse("its namespace, service or name is not a DNS label"));
+    }
+    if reported.endpoints.len() > MAX_ENDPOINTS {
+        return Err(refuse("it has more than 64 endpoints"));
+    }
+    let mut endpoints = BTreeMap::new();
+    for endpoint in &reported.endpoints {
+        let address = endpoint.address.parse().ok();
+        let number = u16::try_from(endpoint.number).ok().filter(|number| *number != 0);
+        match (address, number, is_label(&endpoint.port)) {
+            (Some(address), Some(number), true) => {
+                endpoints.insert(endpoint.port.clone(), SocketAddr::new(address, number));
+            }
+            _ => return Err(refuse("an endpoint has no port name, IP address or port number")),
+        }
+    }
+    let state = match wire::InstanceState::try_from(reported.state) {
+        Ok(wire::InstanceState::Starting) => State::Starting,
+        Ok(wire::InstanceState::Ready) => State::Ready,
+        Ok(wire::InstanceState::Draining) => State::Draining,
+        // A state of a newer agent: whatever it is, it is not known to be ready.
+        Err(_) => State::Starting,
+    };
+    Ok(Instance {
+        service: ServiceRef::new(&reported.namespace, &reported.service),
+        name: reported.name.clone(),
+        state,
+        endpoints,
+        engine: cut(&reported.engine),
+        engine_version: cut(&reported.engine_version),
+        proxy_pid: reported.proxy_pid,
+        reason: cut(&reported.reason),
+        restarts: reported.restarts,
+    })
+}
+
+/// An RFC 1123 label. Instance names may be longer than one by their suffix.
+fn is_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let inner = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    (1..=80).contains(&bytes.len())
+        && bytes.iter().all(inner)
+        && bytes.first() != Some(&b'-')
+        && bytes.last() != Some(&b'-')
+}
+
+/// An RFC 1123 subdomain: labels with dots between, at most 253 bytes. What a node may be called.
+pub(crate) fn is_node_name(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(|label| label.len() <= 63 && is_label(label))
+}
+
+#[cfg(test)]
+#[path = "hosts/tests.rs"]
+mod tests;

@@ -1,0 +1,197 @@
+use super::*;
+
+const TIMING: Timing =
+    Timing { heartbeat_ms: 2_000, lost_after_ms: 6_000, grace_ms: 10_000, forget_ms: 60_000 };
+
+fn hello() -> wire::Hello {
+    wire::Hello { node: "n".into(), version: "1".into(), address: "10.0.0.1".into() }
+}
+
+fn instance(service: &str, name: &str, state: wire::InstanceState) -> wire::Instance {
+    wire::Instance {
+        namespace: "shop".into(),
+        service: service.into(),
+        name: name.into(),
+        state: state as i32,
+        endpoints: vec![wire::InstanceEndpoint {
+            port: "http".into(),
+            address: "10.0.0.1".into(),
+            number: 4_000,
+        }],
+        ..wire::Instance::default()
+    }
+}
+
+fn report(instances: &[wire::Instance]) -> wire::Instances {
+    wire::Instances { instances: instances.to_vec() }
+}
+
+fn service(name: &str) -> ServiceRef {
+    ServiceRef::new("shop", name)
+}
+
+use wire::InstanceState::{Draining, Ready, Starting};
+
+#[test]
+fn a_silent_host_is_lost_and_returns() {
+    let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
+    hosts.hello("a", 1, &hello(), 0);
+    let changed = hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
+    assert_eq!((changed.proxies.len(), changed.records.len()), (1, 1));
+
+    // Heartbeats until 20 s, then silence.
+    for now in (0..=20_000).step_by(2_000) {
+        hosts.heard("a", now);
+        assert_eq!(hosts.tick(now), Changed::default());
+    }
+    assert_eq!(hosts.next_deadline(), Some(26_000));
+    assert_eq!(hosts.tick(25_999), Changed::default());
+    let changed = hosts.tick(26_000);
+    assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
+    assert!(changed.gone.is_empty() && hosts.get("a").unwrap().lost);
+    let timing = Timing::default();
+    assert_eq!(timing.lost_after_ms, 3 * timing.heartbeat_ms);
+    assert!(timing.lost_after_ms <= 10_000, "the promise is ten seconds");
+    assert_eq!(hosts.tick(26_001), Changed::default(), "said once");
+
+    // A late heartbeat of the same session brings it back.
+    let changed = hosts.heard("a", 40_000);
+    assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
+    assert!(!hosts.get("a").unwrap().lost);
+    assert_eq!(hosts.next_deadline(), Some(46_000));
+}
+
+#[test]
+fn a_closed_session_is_not_yet_a_lost_host() {
+    let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
+    hosts.hello("a", 1, &hello(), 0);
+    hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    hosts.closed("a", 1);
+    assert_eq!(hosts.check("a", 1), Err(FactError::NoHello));
+    assert_eq!(hosts.tick(5_999), Changed::default());
+    // Back in time: nothing happened to the endpoints.
+    assert_eq!(hosts.hello("a", 2, &hello(), 5_999), Changed::default());
+    assert_eq!(hosts.check("a", 1), Err(FactError::Superseded));
+    assert_eq!(hosts.check("a", 2), Ok(()));
+    hosts.closed("a", 1);
+    assert_eq!(hosts.check("a", 2), Ok(()), "the end of an old session says nothing of the new one");
+}
+
+#[test]
+fn known_hosts_stay_for_the_grace_time_after_a_restart() {
+    let mut before = Hosts::new(TIMING, BTreeMap::new(), 0);
+    before.hello("a", 1, &hello(), 0);
+    before.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    let record = serde_json::to_value(before.record("a").unwrap()).unwrap();
+    let known = BTreeMap::from([("a".to_owned(), serde_json::from_value(record).unwrap())]);
+
+    let mut hosts = Hosts::new(TIMING, known, 1_000);
+    assert_eq!(hosts.of_service(&service("inventory")).count(), 1);
+    assert_eq!(hosts.tick(10_999), Changed::default());
+    assert_eq!(hosts.tick(11_000).endpoints, BTreeSet::from([service("inventory")]));
+
+    // Its agent was back within the grace time but has less to report.
+    let known = BTreeMap::from([("a".to_owned(), before.record("a").unwrap())]);
+    let mut hosts = Hosts::new(TIMING, known, 1_000);
+    assert_eq!(hosts.hello("a", 7, &hello(), 3_000), Changed::default());
+    let changed = hosts.instances("a", &report(&[])).unwrap();
+    assert_eq!(changed.gone, BTreeSet::from(["shop/inventory-1".to_owned()]));
+    assert_eq!(hosts.of_service(&service("inventory")).count(), 0);
+}
+
+#[test]
+fn long_lost_hosts_are_forgotten() {
+    let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
+    hosts.hello("a", 1, &hello(), 0);
+    hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    hosts.tick(6_000);
+    assert_eq!(hosts.next_deadline(), Some(66_000));
+    let changed = hosts.tick(66_000);
+    assert_eq!(changed.records, BTreeSet::from(["a".to_owned()]));
+    assert_eq!(changed.gone, BTreeSet::from(["shop/inventory-1".to_owned()]));
+    assert!(hosts.get("a").is_none() && hosts.record("a").is_none());
+    assert_eq!(hosts.next_deadline(), None);
+}
+
+#[test]
+fn changes_name_the_services_they_concern_and_no_others() {
+    let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
+    hosts.hello("a", 1, &hello(), 0);
+    let both = [instance("inventory", "inventory-1", Starting), instance("ledger", "ledger-1", Ready)];
+    hosts.instances("a", &report(&both)).unwrap();
+    assert_eq!(hosts.instances("a", &report(&both)).unwrap(), Changed::default(), "nothing new");
+
+    let mut ready = both.clone();
+    ready[0].state = Ready as i32;
+    let changed = hosts.instances("a", &report(&ready)).unwrap();
+    assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
+    assert!(changed.proxies.is_empty() && changed.gone.is_empty());
+
+    let mut pid = ready.clone();
+    pid[0].proxy_pid = 77;
+    let changed = hosts.instances("a", &report(&pid)).unwrap();
+    assert!(changed.endpoints.is_empty() && !changed.records.is_empty());
+
+    pid[1].state = Draining as i32;
+    let changed = hosts.instances("a", &report(&pid)).unwrap();
+    assert_eq!(changed.endpoints, BTreeSet::from([service("ledger")]));
+}
+
+#[test]
+fn bad_reports_change_nothing() {
+    let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
+    hosts.hello("a", 1, &hello(), 0);
+    hosts.hello("b", 2, &hello(), 0);
+    let good = instance("inventory", "inventory-1", Ready);
+    hosts.instances("a", &report(std::slice::from_ref(&good))).unwrap();
+    let with = |change: fn(&mut wire::Instance)| {
+        let mut bad = good.clone();
+        change(&mut bad);
+        report(&[instance("other", "other-1", Ready), bad])
+    };
+    for (name, bad) in [
+        ("a", with(|bad| bad.name = "x/y".into())),
+        ("a", with(|bad| bad.namespace = String::new())),
+        ("a", with(|bad| bad.service = "-x".into())),
+        ("a", with(|bad| bad.endpoints[0].address = "localhost".into())),
+        ("a", with(|bad| bad.endpoints[0].number = 0)),
+        ("a", with(|bad| bad.endpoints[0].number = 65_536)),
+        ("a", with(|bad| bad.endpoints = vec![bad.endpoints[0].clone(); 65])),
+        // The same instance on two hosts.
+        ("b", with(|_| ())),
+    ] {
+        assert!(matches!(hosts.instances(name, &bad), Err(FactError::Instance { .. })), "{bad:?}");
+    }
+    let many = report(&vec![good; MAX_INSTANCES + 1]);
+    assert_eq!(hosts.instances("a", &many), Err(FactError::TooMany));
+    assert!(hosts.owner("shop/other-1").is_none());
+    assert_eq!(hosts.owner("shop/inventory-1"), Some("a"));
+}
+
+#[test]
+fn a_name_is_given_to_one_joining_agent_at_a_time() {
+    let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
+    assert!(hosts.reserve("a", 0));
+    assert!(!hosts.reserve("a", 9_999));
+    assert!(hosts.reserve("b", 0));
+    assert!(hosts.reserve("a", 10_000), "an agent that never said hello does not keep the name");
+    hosts.hello("a", 1, &hello(), 10_000);
+    assert!(!hosts.reserve("a", 10_001), "live");
+    hosts.closed("a", 1);
+    assert!(hosts.reserve("a", 10_002), "gone: it may join again");
+    hosts.release("a");
+    assert!(hosts.reserve("a", 10_003));
+}
+
+#[test]
+fn node_names() {
+    for good in ["a", "host-1", "rack1.dc-2.example", &"a".repeat(63)] {
+        assert!(is_node_name(good), "{good}");
+    }
+    for bad in
+        ["", ".", "a.", ".a", "a..b", "-a", "a-", "A", "a_b", "a/b", &"a".repeat(64), &"a.".repeat(130)]
+    {
+        assert!(!is_node_name(bad), "{bad}");
+    }
+}

@@ -1,0 +1,171 @@
+//! From state to the wire types of the HTTP API.
+
+use std::collections::BTreeMap;
+
+use outrider_api::agent as wire;
+use outrider_api::http::{
+    DescribeView, EffectiveValue, InstanceView, NodeView, ObjectKey, ObjectView, ProxyView, TrafficView,
+};
+use outrider_intent::model::ServiceRef;
+use outrider_intent::{Document, Key, Kind, effective};
+
+use super::hosts::{Host, Instance, State};
+use super::{Millis, Traffic, World};
+
+pub(crate) fn object_key(key: &Key) -> ObjectKey {
+    ObjectKey { kind: key.kind.as_str().to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
+}
+
+/// Sums the listeners of a traffic fact up by direction and destination.
+pub(super) fn traffic(fact: &wire::Traffic) -> Traffic {
+    let mut traffic = Traffic { resident_bytes: fact.resident_bytes, ..Traffic::default() };
+    for listener in fact.listeners.iter().take(10_000) {
+        let mut parts = listener.listener.split('/');
+        let view = match (parts.next(), parts.next(), parts.next()) {
+            (Some("outbound"), Some(namespace), Some(service)) => {
+                traffic.outbound.entry(format!("{namespace}/{service}")).or_default()
+            }
+            (Some("inbound"), ..) => &mut traffic.inbound,
+            _ => continue,
+        };
+        add(view, listener);
+    }
+    traffic
+}
+
+fn add(view: &mut TrafficView, listener: &wire::ListenerTraffic) {
+    view.connections = view.connections.saturating_add(listener.connections);
+    view.requests = view.requests.saturating_add(listener.requests);
+    view.errors = view.errors.saturating_add(listener.errors);
+    view.latency_us_sum = view.latency_us_sum.saturating_add(listener.latency_us_sum);
+    for reason in listener.reasons.iter().take(100) {
+        let count = view.reasons.entry(reason.reason.chars().take(100).collect()).or_default();
+        *count = count.saturating_add(reason.count);
+    }
+}
+
+impl World {
+    fn object(key: &Key, revision: u64, document: &Document) -> ObjectView {
+        let document = document.to_json().unwrap_or_default();
+        ObjectView { key: object_key(key), revision, document }
+    }
+
+    /// Declared objects that pass the filters.
+    pub(crate) fn objects(&self, kind: Option<Kind>, namespace: Option<&str>) -> Vec<ObjectView> {
+        self.declared
+            .documents
+            .iter()
+            .filter(|(key, _)| kind.is_none_or(|kind| key.kind == kind))
+            .filter(|(key, _)| namespace.is_none_or(|namespace| key.namespace == namespace))
+            .map(|(key, (revision, document))| Self::object(key, *revision, document))
+            .collect()
+    }
+
+    pub(crate) fn find_object(&self, key: &Key) -> Option<ObjectView> {
+        let (revision, document) = self.declared.documents.get(key)?;
+        Some(Self::object(key, *revision, document))
+    }
+
+    /// An object with everything that follows from it.
+    pub(crate) fn describe(&self, key: &Key) -> Option<DescribeView> {
+        let object = self.find_object(key)?;
+        let documents: Vec<Document> =
+            self.declared.documents.values().map(|(_, document)| document.clone()).collect();
+        let values = effective(&documents, key)
+            .into_iter()
+            .map(|value| EffectiveValue {
+                path: value.path,
+                value: value.value,
+                origin: value.origin,
+                ground: value.ground,
+            })
+            .collect();
+        let (mut calls, mut called_by, mut instances) = (Vec::new(), Vec::new(), Vec::new());
+        if key.kind == Kind::Service {
+            let id = ServiceRef::new(&key.namespace, &key.name);
+            if let Some(service) = self.declared.intent.services.get(&id) {
+                calls = service.calls.iter().chain(&service.missing_calls).map(ToString::to_string).collect();
+            }
+            called_by = self
+                .declared
+                .intent
+                .services
+                .values()
+                .filter(|service| service.calls.contains(&id))
+                .map(|service| service.id.to_string())
+                .collect();
+            instances = self.instances(Some(&key.namespace), Some(&key.name));
+        }
+        Some(DescribeView { object, values, calls, called_by, instances })
+    }
+
+    /// Hosts by name.
+    pub(crate) fn nodes(&self, now: Millis) -> Vec<NodeView> {
+        self.hosts
+            .iter()
+            .map(|(name, host)| NodeView {
+                name: name.clone(),
+                address: host.address.clone(),
+                version: host.version.clone(),
+                connected: host.session.is_some() && !host.lost,
+                heartbeat_age_ms: now.saturating_sub(host.last_heard),
+                instances: u32::try_from(host.instances.len()).unwrap_or(u32::MAX),
+            })
+            .collect()
+    }
+
+    /// Instances by namespace and name.
+    pub(crate) fn instances(&self, namespace: Option<&str>, service: Option<&str>) -> Vec<InstanceView> {
+        let mut views: BTreeMap<&String, InstanceView> = BTreeMap::new();
+        for (node, host) in self.hosts.iter() {
+            for (proxy, instance) in &host.instances {
+                if namespace.is_none_or(|namespace| instance.service.namespace == namespace)
+                    && service.is_none_or(|service| instance.service.name == service)
+                {
+                    views.insert(proxy, self.instance(node, host, proxy, instance));
+                }
+            }
+        }
+        views.into_values().collect()
+    }
+
+    fn instance(&self, node: &str, host: &Host, proxy: &str, instance: &Instance) -> InstanceView {
+        let (state, reason) = match instance.state {
+            _ if host.lost => ("lost", "nothing is heard of its host".to_owned()),
+            State::Starting => ("starting", instance.reason.clone()),
+            State::Ready => ("ready", instance.reason.clone()),
+            State::Draining => ("draining", instance.reason.clone()),
+        };
+        let reason = if reason.is_empty() && !self.is_service(&instance.service) {
+            format!("service {} is not declared", instance.service)
+        } else {
+            reason
+        };
+        let comparison = self.compare(proxy, instance);
+        let traffic = self.traffic.get(proxy).cloned().unwrap_or_default();
+        InstanceView {
+            namespace: instance.service.namespace.clone(),
+            service: instance.service.name.clone(),
+            name: instance.name.clone(),
+            node: node.to_owned(),
+            state: state.to_owned(),
+            reason,
+            endpoints: instance
+                .endpoints
+                .iter()
+                .map(|(port, address)| (port.clone(), address.to_string()))
+                .collect(),
+            proxy: ProxyView {
+                engine: instance.engine.clone(),
+                version: instance.engine_version.clone(),
+                pid: instance.proxy_pid,
+                config: comparison.word().to_owned(),
+                behind: comparison.reasons(),
+                restarts: instance.restarts,
+                resident_bytes: traffic.resident_bytes,
+                inbound: traffic.inbound,
+                outbound: traffic.outbound,
+            },
+        }
+    }
+}
