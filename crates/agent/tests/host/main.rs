@@ -113,11 +113,18 @@ impl Mesh {
         service: &str,
         condition: impl Fn(&InstanceOverview) -> bool,
     ) -> InstanceOverview {
-        eventually(service, || async {
-            let all = list(&self.socket()).await.ok()?.instances;
-            all.into_iter().find(|i| i.service == service && condition(i))
-        })
-        .await
+        let last = std::cell::RefCell::new(Vec::new());
+        let found = tokio::time::timeout(DEADLINE, async {
+            loop {
+                let all = list(&self.socket()).await.map(|o| o.instances).unwrap_or_default();
+                if let Some(found) = all.iter().find(|i| i.service == service && condition(i)) {
+                    return found.clone();
+                }
+                last.replace(all);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("not in time; last seen: {:#?}", last.borrow()))
     }
 
     fn run(&self, service: &str, script: &str) -> App {
@@ -248,7 +255,7 @@ async fn everything_local_goes_on_without_the_control_plane_even_a_new_agent() {
     mesh.control().stop();
     eventually("the agent notices", || async { (!mesh.overview().await.away.is_empty()).then_some(()) })
         .await;
-    kill(instance.proxy_pid, Signal::SEGV);
+    kill(instance.proxy_pid, Signal::ABORT);
     let again = mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0).await;
     assert_eq!(ask(outbound).await, again.proxy_pid.to_string());
 
