@@ -133,7 +133,7 @@ const CODES: [(u32, &str); 3] =
 
 /// What the proxy answers by itself says why, in the same words whatever the engine. Envoy's own words where
 /// there is no reason of ours.
-fn local_replies() -> hcm::LocalReplyConfig {
+pub(crate) fn local_replies() -> hcm::LocalReplyConfig {
     let flag = |(flag, reason): (&str, &str)| {
         let filter = accesslog::ResponseFlagFilter { flags: vec![flag.to_owned()] };
         mapper(FilterSpecifier::ResponseFlagFilter(filter), reason)
@@ -149,6 +149,11 @@ fn local_replies() -> hcm::LocalReplyConfig {
             .collect(),
         ..Default::default()
     }
+}
+
+#[cfg(test)]
+pub(crate) fn local_reply_reasons() -> impl Iterator<Item = &'static str> {
+    FLAGS.map(|(_, reason)| reason).into_iter().chain(CODES.map(|(_, reason)| reason))
 }
 
 fn comparison(op: accesslog::comparison_filter::Op, code: u32) -> FilterSpecifier {

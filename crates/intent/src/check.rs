@@ -9,6 +9,7 @@ use crate::diagnostic::{Code, Diagnostic, Place};
 use crate::formats::Format;
 use crate::schema::{Content, Shape};
 use crate::tree::{Entry, Node, Span, Value};
+use crate::words::{listed, nearest, shown};
 
 /// Fields of an object and what Kubernetes writes there by itself.
 const WRITTEN_BY_KUBERNETES: [&str; 9] = [
@@ -143,12 +144,12 @@ impl Checker<'_> {
                 Value::Text(text) => size += entry.key.len() + text.len(),
                 // Unlike a field, an entry that is there counts; its value must be text.
                 Value::Null => {
-                    self.wrong_type(&entry.value, element, &entry.key, entry.span);
+                    self.wrong_type(&entry.value, element, &shown(&entry.key), entry.span);
                     continue;
                 }
                 _ => {}
             }
-            self.value(&entry.value, element, &entry.key, entry.span);
+            self.value(&entry.value, element, &shown(&entry.key), entry.span);
         }
         if size > 256 * 1024 {
             let message = format!("`{name}` has {size} bytes; 256 KiB are the limit");
@@ -219,67 +220,4 @@ impl Checker<'_> {
         };
         self.error(Code::WrongType, span, format!("`{name}` must be {expected}, and is {found}")).help = help;
     }
-}
-
-/// Words in a sentence: `` `a`, `b` or `c` ``.
-pub(crate) fn listed<T: AsRef<str>>(words: impl IntoIterator<Item = T>) -> String {
-    let words: Vec<String> = words.into_iter().map(|word| format!("`{}`", word.as_ref())).collect();
-    match words.split_last() {
-        None => "none".to_owned(),
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
-    }
-}
-
-/// A text from outside, short and without control characters, for a message.
-pub(crate) fn shown(text: &str) -> String {
-    const LONGEST: usize = 60;
-    let clean = |letter: char| if letter.is_control() { '\u{fffd}' } else { letter };
-    let mut short: String = text.chars().take(LONGEST).map(clean).collect();
-    if text.chars().nth(LONGEST).is_some() {
-        short.push('…');
-    }
-    short
-}
-
-/// The candidate that `text` is probably a slip of.
-pub(crate) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Nobody writes a name this long by mistake, and the distance is quadratic.
-    if text.len() > 64 {
-        return None;
-    }
-    let most = match text.len() {
-        0 => return None,
-        1..=3 => 1,
-        4..=7 => 2,
-        _ => 3,
-    };
-    candidates
-        .into_iter()
-        .map(|candidate| (distance(text, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= most && *distance < candidate.chars().count())
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Insertions, deletions, replacements and swaps of neighbours that make `from` into `to`; case does not count.
-fn distance(from: &str, to: &str) -> usize {
-    let from: Vec<char> = from.to_lowercase().chars().collect();
-    let to: Vec<char> = to.to_lowercase().chars().collect();
-    let mut before_last: Vec<usize> = Vec::new();
-    let mut last: Vec<usize> = (0..=to.len()).collect();
-    for (row, &left) in from.iter().enumerate() {
-        let mut current = vec![row + 1];
-        for (column, &right) in to.iter().enumerate() {
-            let replace = last[column] + usize::from(left != right);
-            let mut best = replace.min(last[column + 1] + 1).min(current[column] + 1);
-            let swapped = row > 0 && column > 0 && left == to[column - 1] && from[row - 1] == right;
-            if swapped {
-                best = best.min(before_last[column - 1] + 1);
-            }
-            current.push(best);
-        }
-        before_last = std::mem::replace(&mut last, current);
-    }
-    last.last().copied().unwrap_or(0)
 }

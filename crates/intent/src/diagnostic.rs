@@ -170,7 +170,7 @@ impl Diagnostic {
             severity: Severity::Error,
             code,
             place,
-            message: message.into(),
+            message: printable(message.into()),
             help: None,
             related: Vec::new(),
         }
@@ -183,7 +183,7 @@ impl Diagnostic {
 
     /// With a sentence on what to do.
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.help = Some(printable(help.into()));
         self
     }
 
@@ -192,6 +192,11 @@ impl Diagnostic {
         self.related.push(Related { place, message: message.into() });
         self
     }
+}
+
+/// Texts from outside end up in messages, and messages on terminals: control characters have no place in them.
+fn printable(text: String) -> String {
+    if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
 
 impl fmt::Display for Diagnostic {

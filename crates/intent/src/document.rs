@@ -9,19 +9,20 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::check::{Checker, nearest, shown};
+use crate::check::Checker;
 use crate::defaults;
 use crate::diagnostic::{Code, Diagnostic, Place};
 use crate::schema::shape;
 use crate::tree::{self, MAX_DEPTH, Node, Span, Value};
 use crate::wire::{HttpRouteDocument, NamespaceDocument, ServiceDocument};
+use crate::words::{nearest, shown};
 
 /// Most bytes over all sources.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Most documents over all sources.
 const MAX_DOCUMENTS: usize = 10_000;
 /// Most findings that are reported.
-const MAX_FINDINGS: usize = 1_000;
+pub(crate) const MAX_FINDINGS: usize = 1_000;
 
 /// Kinds that exist, or will, but are not honoured by this version.
 const LATER_KINDS: [&str; 17] = [
@@ -195,9 +196,13 @@ impl Document {
             }
         };
         match document {
-            Some(document) if document.is_valid() => Ok(document),
-            _ => Err(checker.findings),
+            Some(document) if document.is_valid() => return Ok(document),
+            _ if checker.findings.is_empty() => {
+                checker.error(Code::WrongType, Span::default(), "there is no document");
+            }
+            _ => {}
         }
+        Err(checker.findings)
     }
 
     pub(crate) fn wire(&self) -> Option<&Wire> {
@@ -273,7 +278,8 @@ pub fn parse(sources: &[Source]) -> Parsed {
             if let Some(document) = root.and_then(|root| document(root, sound, &mut checker)) {
                 match first_places.get(document.key()) {
                     Some(first) => {
-                        let message = format!("{} is declared a second time", document.key());
+                        let message =
+                            format!("{} is declared a second time", shown(&document.key().to_string()));
                         checker.findings.push(
                             Diagnostic::error(Code::DuplicateObject, document.place(), message)
                                 .related(first.clone(), "first declared here")

@@ -258,7 +258,12 @@ fn path(text: &str) -> Result<(), Refusal> {
         return Err(too_long("path", 1024));
     }
     if !text.starts_with('/') {
-        return Err(value("does not start with `/`", format!("did you mean `/{text}`?")));
+        let rooted = format!("/{text}");
+        let help = match path(&rooted) {
+            Ok(()) => format!("did you mean `{rooted}`?"),
+            Err(_) => "write the path from its root".to_owned(),
+        };
+        return Err(value("does not start with `/`", help));
     }
     for part in ["//", "/./", "/../", "%2f", "%2F", "#"] {
         if text.contains(part) {
@@ -283,7 +288,6 @@ fn path(text: &str) -> Result<(), Refusal> {
         if !valid {
             let help = match byte {
                 b'?' => "a path has no query",
-                b'*' => "wildcards do not exist; use type `PathPrefix`",
                 _ => "write other characters percent-encoded, like `%20`",
             };
             return Err(value("contains a character that a path cannot have", help));
@@ -314,3 +318,6 @@ fn qualified(text: &str, what: &str) -> Result<(), Refusal> {
         "use letters, digits, `-`, `_` and `.`, starting and ending with a letter or digit",
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,7 @@ mod schema;
 mod settings;
 mod tree;
 mod wire;
+mod words;
 
 pub use diagnostic::{Code, Diagnostic, Place, Related, Severity};
 pub use document::{Document, Key, Kind, Parsed, Source, parse};

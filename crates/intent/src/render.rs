@@ -6,7 +6,8 @@
 use std::fmt;
 
 use miette::{
-    GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, Severity as Level, SourceCode,
+    GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, Severity as Level,
+    SourceCode, SourceSpan, SpanContents,
 };
 
 use crate::diagnostic::{Diagnostic, Place, Severity};
@@ -52,10 +53,11 @@ pub fn render_with_width(
     out
 }
 
-/// A source that can be looked up by line.
+/// A source that can be looked up by line, so that a finding costs its own lines and not the whole text.
+#[derive(Debug)]
 struct File {
     name: String,
-    source: NamedSource<String>,
+    text: String,
     /// Byte offset of each line.
     starts: Vec<usize>,
 }
@@ -66,7 +68,7 @@ impl File {
         // Other line breaks and control characters would move the cursor of the terminal; one character stands
         // for one, so that columns stay.
         let clean: String = text
-            .replace("\r\n", " \n")
+            .replace("\r\n", "\n")
             .chars()
             .map(|letter| match letter {
                 '\n' | '\t' => letter,
@@ -77,15 +79,14 @@ impl File {
             .collect();
         let breaks = clean.match_indices('\n').map(|(at, _)| at + 1);
         let starts = std::iter::once(0).chain(breaks).collect();
-        Self { name: source.name.clone(), source: NamedSource::new(&source.name, clean), starts }
+        Self { name: source.name.clone(), text: clean, starts }
     }
 
     /// The bytes of a place.
     fn span(&self, place: &Place) -> (usize, usize) {
-        let text = self.source.inner();
         let line = (place.line as usize).clamp(1, self.starts.len());
         let start = self.starts.get(line - 1).copied().unwrap_or(0);
-        let content = text[start..].split('\n').next().unwrap_or_default().trim_end();
+        let content = self.text[start..].split('\n').next().unwrap_or_default().trim_end();
         let skip = (place.column as usize).saturating_sub(1);
         let from = content.char_indices().nth(skip).map_or(content.len(), |(at, _)| at);
         let rest = &content[from..];
@@ -94,11 +95,38 @@ impl File {
     }
 }
 
+impl SourceCode for File {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        before: usize,
+        after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let line_of = |at: usize| self.starts.partition_point(|start| *start <= at).saturating_sub(1);
+        let first = line_of(span.offset()).saturating_sub(before + 1);
+        let last = line_of(span.offset() + span.len()) + after + 2;
+        let from = self.starts.get(first).copied().unwrap_or(0);
+        let to = self.starts.get(last).copied().unwrap_or(self.text.len());
+        let window = self.text.get(from..to).ok_or(MietteError::OutOfBounds)?;
+        let local = SourceSpan::from((span.offset().saturating_sub(from), span.len()));
+        let found = window.read_span(&local, before, after)?;
+        let data_span = SourceSpan::from((found.span().offset() + from, found.span().len()));
+        Ok(Box::new(MietteSpanContents::new_named(
+            self.name.clone(),
+            found.data(),
+            data_span,
+            found.line() + first,
+            found.column(),
+            found.line_count() + first,
+        )))
+    }
+}
+
 /// A finding in miette's terms.
 #[derive(Debug)]
 struct Report<'a> {
     finding: &'a Diagnostic,
-    source: Option<&'a NamedSource<String>>,
+    source: Option<&'a File>,
     labels: Vec<LabeledSpan>,
     message: String,
     help: Option<String>,
@@ -127,7 +155,7 @@ impl<'a> Report<'a> {
                 }
             }
         }
-        Self { finding, source: file.map(|file| &file.source), labels, message, help }
+        Self { finding, source: file, labels, message, help }
     }
 }
 

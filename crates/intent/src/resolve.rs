@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::check::{listed, nearest};
 use crate::diagnostic::{Code, Diagnostic};
-use crate::document::{Document, Key, Kind, Wire};
+use crate::document::{Document, Key, Kind, MAX_FINDINGS, Wire};
 use crate::model::{Intent, Namespace, Port, Protocol, Role, Service, ServiceRef};
 use crate::route;
-use crate::settings::{self, NamespaceSettings};
+use crate::settings::{self, Limits, NamespaceSettings};
 use crate::wire::ServiceSpec;
+use crate::words::{listed, nearest};
 
 /// How to resolve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
         if let Some(document) = set.find(Kind::Namespace, "", name)
             && settings.limits.idle_before_request()
         {
-            findings.push(idle_before_request(document));
+            findings.push(idle_before_request(document, &settings.limits));
         }
         let namespace = Namespace {
             name: name.clone(),
@@ -57,7 +57,12 @@ pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
         };
         intent.namespaces.insert(name.clone(), namespace);
     }
+    let mut complete = true;
     for (key, document) in &set.documents {
+        if findings.len() > MAX_FINDINGS {
+            complete = false;
+            break;
+        }
         match document.wire() {
             Some(Wire::Service(wire)) => {
                 let service = service(&set, document, wire.spec.as_ref(), options, &mut findings);
@@ -71,6 +76,13 @@ pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
         }
     }
     findings.sort_by(|a, b| a.place.cmp(&b.place));
+    if !complete || findings.len() > MAX_FINDINGS {
+        findings.truncate(MAX_FINDINGS);
+        if let Some(last) = findings.last() {
+            let message = "there are more findings; only the first 1,000 are reported";
+            findings.push(Diagnostic::error(Code::TooLarge, last.place.clone(), message));
+        }
+    }
     let valid = set.documents.values().all(|document| document.is_valid());
     let intent = Some(intent).filter(|_| valid && !findings.iter().any(Diagnostic::is_error));
     Resolved { intent, diagnostics: findings }
@@ -156,10 +168,11 @@ fn written_from(namespace: &str, id: &ServiceRef) -> String {
     if id.namespace == namespace { id.name.clone() } else { format!("{}.{}", id.name, id.namespace) }
 }
 
-fn idle_before_request(document: &Document) -> Diagnostic {
-    let request = document.at("spec/timeouts/request");
+fn idle_before_request(document: &Document, limits: &Limits) -> Diagnostic {
+    let written = if limits.request.is_declared() { "request" } else { "idle" };
+    let place = document.at(&format!("spec/timeouts/{written}"));
     let message = "the idle limit is shorter than the request limit, so it ends requests first";
-    Diagnostic::warning(Code::IdleBeforeRequest, request, message)
+    Diagnostic::warning(Code::IdleBeforeRequest, place, message)
         .help("make `timeouts.idle` at least as long as `timeouts.request`")
 }
 
@@ -172,8 +185,10 @@ fn service(
 ) -> Service {
     let Key { namespace, name, .. } = document.key();
     let settings = settings::service(spec, namespace, &set.namespace(namespace));
-    if settings.limits.idle_before_request() {
-        findings.push(idle_before_request(document));
+    // What a namespace that cannot be read would say is not known.
+    let namespace_known = set.find(Kind::Namespace, "", namespace).is_none_or(Document::is_valid);
+    if namespace_known && settings.limits.idle_before_request() {
+        findings.push(idle_before_request(document, &settings.limits));
     }
     let ports = ports(document, spec, findings);
     check_role(document, spec, settings.role.value, findings);

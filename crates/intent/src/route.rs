@@ -42,7 +42,8 @@ pub(crate) fn http_route(
     let Key { namespace, name, .. } = document.key();
     let mut route = Walk { set, document, namespace, findings };
     let parents = route.parents(&spec.parent_refs);
-    let rules = spec.rules.iter().enumerate().map(|(index, rule)| route.rule(index, rule)).collect();
+    let rules: Vec<HttpRule> =
+        spec.rules.iter().enumerate().map(|(index, rule)| route.rule(index, rule)).collect();
     route.count_matches(&rules);
     route.find_unreachable(&rules);
     HttpRoute { namespace: namespace.clone(), name: name.clone(), parents, rules }
@@ -349,7 +350,7 @@ impl<'a> Walk<'a> {
         backends
     }
 
-    fn count_matches(&mut self, rules: &Vec<HttpRule>) {
+    fn count_matches(&mut self, rules: &[HttpRule]) {
         let count: usize = rules.iter().map(|rule| rule.matches.len()).sum();
         if count > MAX_MATCHES {
             let message =

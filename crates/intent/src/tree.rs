@@ -13,6 +13,7 @@ use serde_saphyr::granit_parser::{
 };
 
 use crate::diagnostic::Code;
+use crate::words::shown;
 
 /// Deepest nesting of mappings and sequences.
 pub(crate) const MAX_DEPTH: usize = 32;
@@ -333,7 +334,8 @@ impl Builder<'_> {
                 self.finish(copy, 0)
             }
             Event::UnresolvedAlias(name) => {
-                let fault = fault(Code::YamlSyntax, span, format!("no value is anchored as `&{name}`"));
+                let fault =
+                    fault(Code::YamlSyntax, span, format!("no value is anchored as `&{}`", shown(&name)));
                 self.faults.push(fault);
                 self.finish(Anchored { node: Node { span, value: Value::Null }, height: 0, weight: 1 }, 0)
             }
@@ -373,7 +375,7 @@ impl Builder<'_> {
             Content::Map { entries, seen, key } => match key.take() {
                 Some((key, span)) => match seen.get(&key) {
                     Some(first) => {
-                        let message = format!("the key `{key}` is here a second time");
+                        let message = format!("the key `{}` is here a second time", shown(&key));
                         let fault = fault(Code::DuplicateKey, span, message);
                         self.faults.push(Fault { first: Some(*first), ..fault });
                     }
@@ -439,7 +441,7 @@ fn too_heavy(span: Span) -> Fault {
 }
 
 fn unknown_tag(span: Span, tag: &str) -> Fault {
-    let fault = fault(Code::YamlSyntax, span, format!("the tag `{tag}` has no meaning here"));
+    let fault = fault(Code::YamlSyntax, span, format!("the tag `{}` has no meaning here", shown(tag)));
     Fault { help: Some("remove the tag".to_owned()), ..fault }
 }
 
@@ -463,10 +465,9 @@ fn plain_scalar(text: &str) -> Value {
         let sign = if text.starts_with('-') { -1.0 } else { 1.0 };
         return Value::Float(sign * f64::INFINITY);
     }
-    if !unsigned.is_empty() && unsigned.bytes().all(|byte| byte.is_ascii_digit()) {
-        if let Ok(value) = text.parse() {
-            return Value::Int(value);
-        }
+    let whole = !unsigned.is_empty() && unsigned.bytes().all(|byte| byte.is_ascii_digit());
+    if whole && let Ok(value) = text.parse() {
+        return Value::Int(value);
     }
     let numeric = unsigned.starts_with(|first: char| first.is_ascii_digit() || first == '.')
         && unsigned.bytes().all(|byte| byte.is_ascii_digit() || b".eE+-".contains(&byte));
@@ -475,3 +476,6 @@ fn plain_scalar(text: &str) -> Value {
         _ => Value::Text(text.to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,13 +53,13 @@ text! {
     ServiceCall: "service-call", 127,
         "^[a-z]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)?$";
     /// Gateway API duration.
-    DurationText: "duration", 24, "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+    DurationText: "duration", 28, "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
     /// Gateway API duration above zero.
-    PositiveDurationText: "positive-duration", 24, "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+    PositiveDurationText: "positive-duration", 28, "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
     /// RFC 9110 token.
     HeaderName: "header-name", 256, "^[A-Za-z0-9!#$%&'*+\\-.^_`|~]+$";
     /// Header value.
-    HeaderValue: "header-value", 4096, "^[^\\s].*$";
+    HeaderValue: "header-value", 4096, "^[^ \\t]";
     /// Path.
     PathText: "path", 1024, "^/(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})*$";
     /// Key of a label or annotation.
@@ -256,6 +256,7 @@ pub(crate) struct HttpRouteSpec {
 pub(crate) struct ParentRef {
     /// API group of the parent: empty.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-outrider-later" = ["gateway.networking.k8s.io"]))]
     pub(crate) group: Option<Group>,
     /// Kind of the parent: `Service`.
     #[schemars(extend("x-outrider-later" = ["Gateway"]))]
@@ -480,6 +481,7 @@ pub(crate) struct BackendRefSpec {
     pub(crate) group: Option<Group>,
     /// Kind: `Service`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-outrider-later" = ["ServiceImport"]))]
     pub(crate) kind: Option<ParentKind>,
     /// Name of the service.
     pub(crate) name: ServiceName,

@@ -1,2 +1,73 @@
-//! Placeholder.
-fn main() {}
+//! `outrider-proxy`: reads its command line and runs [`outrider_proxy::conductor`].
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use outrider_proxy::conductor::{self, Options};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// The native proxy of Outrider's data plane. Started by the agent; people start it for tests.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The xDS server: `unix:PATH`.
+    #[arg(long, value_parser = unix_path)]
+    xds: Option<PathBuf>,
+    /// Who we are towards the xDS server: NAMESPACE/INSTANCE.
+    #[arg(long, default_value = "")]
+    node: String,
+    /// Number of the inherited descriptor of the agent's control socket.
+    #[arg(long)]
+    control_fd: Option<i32>,
+    /// Worker threads.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
+    /// Bind the addresses of listeners ourselves. Not together with --control-fd.
+    #[arg(long, conflicts_with = "control_fd")]
+    standalone: bool,
+    /// A file of resources to begin with: length-delimited DeltaDiscoveryResponse messages.
+    #[arg(long)]
+    snapshot: Option<PathBuf>,
+    /// What to log, as `tracing` directives.
+    #[arg(long, default_value = "info")]
+    log: String,
+}
+
+fn unix_path(text: &str) -> Result<PathBuf, String> {
+    text.strip_prefix("unix:").map(PathBuf::from).ok_or_else(|| "only unix:PATH is supported".to_owned())
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Before anything else opens files: the number must still be the parent's.
+    let control = match arguments.control_fd.map(outrider_os::take_inherited_fd).transpose() {
+        Ok(control) => control,
+        Err(error) => return fail(&error),
+    };
+    let filter = match EnvFilter::try_new(&arguments.log) {
+        Ok(filter) => filter,
+        Err(error) => return fail(&error),
+    };
+    tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).with_env_filter(filter).init();
+    let options = Options {
+        xds: arguments.xds,
+        node: arguments.node,
+        workers: usize::from(arguments.workers),
+        standalone: arguments.standalone,
+        snapshot: arguments.snapshot,
+    };
+    match conductor::run(options, control) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+#[allow(clippy::print_stderr)]
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("outrider-proxy: {error}");
+    ExitCode::FAILURE
+}

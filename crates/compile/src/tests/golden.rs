@@ -1,0 +1,108 @@
+//! Intents and what is made of them, as text to be reviewed.
+
+use outrider_xds_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+
+use super::*;
+use crate::http::local_reply_reasons;
+
+/// Everything of a case, by service, then type and name.
+fn everything(yaml: &str) -> String {
+    let intent = intent(yaml);
+    let output = compile(&Input { intent: &intent, trust_domain: TRUST_DOMAIN, endpoints: &BTreeMap::new() });
+    let mut text = String::new();
+    for (service, proxy) in &output.proxies {
+        text.push_str(&format!("# {service}\n"));
+        for resource in proxy.resources.iter() {
+            text.push_str(&text::resource(resource));
+        }
+    }
+    text.push_str("# shared\n");
+    for resource in output.shared.iter() {
+        text.push_str(&text::resource(resource));
+    }
+    text
+}
+
+/// The parts of a text whose headings contain one of `wanted`, below the service `# of`.
+fn only(text: &str, of: &str, wanted: &[&str]) -> String {
+    let mut out = String::new();
+    let (mut in_service, mut shown) = (false, false);
+    for line in text.lines() {
+        if let Some(service) = line.strip_prefix("# ") {
+            (in_service, shown) = (service == of, false);
+        } else if let Some(name) = line.strip_prefix("### ") {
+            shown = in_service && wanted.contains(&name);
+        }
+        if shown {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    assert!(!out.is_empty(), "{of} has none of {wanted:?}");
+    out
+}
+
+macro_rules! golden {
+    ($($test:ident: $file:literal $(, $of:literal $wanted:expr)?;)*) => {$(
+        #[test]
+        fn $test() {
+            let text = everything(include_str!(concat!("cases/", $file, ".yaml")));
+            $( let text = only(&text, $of, &$wanted); )?
+            insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
+                insta::assert_snapshot!(stringify!($test), text);
+            });
+        }
+    )*};
+}
+
+golden! {
+    everything_with_mtls_required: "mtls-required";
+    inbound_of_both: "mtls-both", "shop/api" ["inbound/http"];
+    inbound_tcp_of_both: "mtls-both", "shop/db" ["inbound/db"];
+    outbound_to_both: "mtls-both", "shop/web" ["outbound/shop/db/db"];
+    inbound_of_off: "mtls-off", "shop/api" ["inbound/http"];
+    inbound_tcp_of_off: "mtls-off", "shop/db" ["inbound/db"];
+    outbound_to_off: "mtls-off", "shop/web" ["outbound/shop/db/db"];
+    nobody_may_call: "nobody-calls", "shop/db" ["inbound/db"];
+    without_limits: "no-limits", "shop/web" ["outbound/shop/api/http", "outbound/shop/db/db"];
+    engines: "engines", "shared" ["shop/api", "shop/web"];
+    caller_and_callee_in_different_modes: "cross-namespace", "shop/web"
+        ["outbound/legacy/api/http", "outbound/shop/api/http"];
+    a_route_for_one_port: "many-ports", "shop/web" ["outbound/shop/api/http", "outbound/shop/api/admin"];
+    weight_zero_is_500: "weight-zero", "shop/web" ["outbound/shop/api/http"];
+    a_service_that_calls_itself: "calls-itself", "shop/ring" ["inbound/http"];
+    precedence_weights_and_edits: "routes", "shop/checkout" ["outbound/shop/inventory/http"];
+    a_service_without_anybody: "lonely";
+}
+
+#[test]
+fn routes_in_the_order_of_the_gateway_api() {
+    use outrider_xds_types::pb::envoy::config::route::v3::RouteConfiguration;
+    use outrider_xds_types::prost::Message;
+    let checkout = proxy(&intent(SHOP), "shop/checkout");
+    let routes = checkout.resources.get(type_url::ROUTE, "outbound/shop/inventory/http").expect("routes");
+    let routes = RouteConfiguration::decode(routes.body.as_slice()).expect("decodes");
+    let names: Vec<&str> = routes.virtual_hosts[0].routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "shop/a-special/0/1", // exact
+            "shop/a-special/1/0", // /closed: seven characters
+            "shop/a-special/0/0", // /old and a method
+            "shop/split/1/0",     // /old/ counts as /old
+            "shop/a-special/0/2", // / and a header
+            "shop/split/0/0",     // /
+        ]
+    );
+}
+
+#[test]
+fn local_replies_carry_a_reason_and_never_replace_one() {
+    let mappers = crate::http::local_replies().mappers;
+    assert_eq!(mappers.len(), local_reply_reasons().count() + 1);
+    for mapper in &mappers {
+        let [header] = mapper.headers_to_add.as_slice() else { panic!("one header: {mapper:?}") };
+        assert_eq!(header.append_action, HeaderAppendAction::AddIfAbsent as i32);
+        assert_eq!(header.header.as_ref().expect("a header").key, REASON_HEADER);
+    }
+}

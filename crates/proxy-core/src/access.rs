@@ -1,0 +1,88 @@
+//! Who may call: the decision of an inbound listener, once per connection.
+//!
+//! Identities are compared as whole strings; there are no patterns. Holds: a list never admits a caller
+//! without an identity. Does not: verify certificates; the peer given here has been verified.
+
+use hashbrown::HashSet;
+
+use crate::reason::Reason;
+
+/// Who is at the other end, as the transport proved it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer<'a> {
+    /// Plaintext, or TLS without a client certificate.
+    Anonymous,
+    /// A verified certificate with this SPIFFE ID.
+    Authenticated(&'a str),
+}
+
+/// A compiled access policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AccessPolicy {
+    /// Everyone, plaintext included.
+    AllowAll,
+    /// Everyone who authenticates.
+    AnyAuthenticated,
+    /// Exactly these SPIFFE IDs.
+    Allow(HashSet<Box<str>, foldhash::fast::RandomState>),
+    /// Nobody: also what holds before a policy arrived.
+    #[default]
+    DenyAll,
+}
+
+impl AccessPolicy {
+    /// A policy that allows exactly these SPIFFE IDs.
+    pub fn allow<S: Into<Box<str>>>(ids: impl IntoIterator<Item = S>) -> Self {
+        Self::Allow(ids.into_iter().map(Into::into).collect())
+    }
+
+    /// Decides.
+    ///
+    /// # Errors
+    /// [`Reason::MtlsRequired`] for an anonymous peer where an identity is needed, else
+    /// [`Reason::CallerNotAllowed`].
+    pub fn decide(&self, peer: Peer<'_>) -> Result<(), Reason> {
+        match (self, peer) {
+            (Self::AllowAll, _) | (Self::AnyAuthenticated, Peer::Authenticated(_)) => Ok(()),
+            (Self::Allow(ids), Peer::Authenticated(id)) if ids.contains(id) => Ok(()),
+            (Self::AnyAuthenticated | Self::Allow(_), Peer::Anonymous) => Err(Reason::MtlsRequired),
+            _ => Err(Reason::CallerNotAllowed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decisions() {
+        const A: &str = "spiffe://outrider.internal/ns/shop/svc/a";
+        let list = AccessPolicy::allow([A]);
+        let empty = AccessPolicy::allow::<&str>([]);
+        let known = Peer::Authenticated(A);
+        let longer = Peer::Authenticated("spiffe://outrider.internal/ns/shop/svc/a2");
+        let cased = Peer::Authenticated("spiffe://outrider.internal/ns/shop/svc/A");
+        let nobody = Peer::Authenticated("");
+        use Peer::Anonymous;
+        use Reason::{CallerNotAllowed, MtlsRequired};
+        for (policy, peer, expected) in [
+            (&AccessPolicy::AllowAll, Anonymous, Ok(())),
+            (&AccessPolicy::AllowAll, known, Ok(())),
+            (&AccessPolicy::AnyAuthenticated, Anonymous, Err(MtlsRequired)),
+            (&AccessPolicy::AnyAuthenticated, longer, Ok(())),
+            (&list, known, Ok(())),
+            (&list, longer, Err(CallerNotAllowed)),
+            (&list, cased, Err(CallerNotAllowed)),
+            (&list, nobody, Err(CallerNotAllowed)),
+            (&list, Anonymous, Err(MtlsRequired)),
+            (&empty, known, Err(CallerNotAllowed)),
+            (&empty, Anonymous, Err(MtlsRequired)),
+            (&AccessPolicy::DenyAll, Anonymous, Err(CallerNotAllowed)),
+            (&AccessPolicy::DenyAll, known, Err(CallerNotAllowed)),
+            (&AccessPolicy::default(), known, Err(CallerNotAllowed)),
+        ] {
+            assert_eq!(policy.decide(peer), expected, "{policy:?} {peer:?}");
+        }
+    }
+}

@@ -1,0 +1,537 @@
+//! From resources as they arrive to snapshots that may be used: warming, make-before-break, and which updates
+//! are in use.
+//!
+//! No I/O and no clock. Holds: a cluster is used when its endpoints and certificates are there, a route table
+//! when its clusters are used, a listener when its routes, certificates and sockets are there; until then what
+//! was used before stays. A cluster that lost its resource stays while a route leads to it.
+//! Does not: talk to servers or workers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use outrider_proxy_core::route::RouteTable;
+use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
+use rustls::ServerConfig;
+
+use crate::config::cluster::{ParsedCluster, Source};
+use crate::config::listener::{ParsedListener, ParsedService, Routes};
+use crate::config::secret::ParsedSecret;
+use crate::config::{
+    Cluster, Endpoint, HttpService, Listener, Refusal, Service, Slots, Snapshot, TcpService, UpstreamTls, cluster,
+    listener, route, secret,
+};
+use crate::tls::{self, Bundle, Identity};
+
+/// Counts resources as they arrive; a later one has a larger number.
+type Serial = u64;
+
+/// Something parsed, and when it came.
+struct Latest<T> {
+    serial: Serial,
+    value: T,
+}
+
+struct ActiveCluster {
+    cluster: Serial,
+    endpoints: Serial,
+    secrets: (Serial, Serial),
+    value: Arc<Cluster>,
+}
+
+struct ActiveRoutes {
+    serial: Serial,
+    table: Arc<RouteTable>,
+    clusters: Vec<u32>,
+}
+
+struct ActiveListener {
+    listener: Serial,
+    routes: Vec<Serial>,
+    secrets: (Serial, Serial),
+    /// Slots it leads to.
+    clusters: Vec<u32>,
+    value: Arc<Listener>,
+}
+
+/// Names an item of an update: its type, name and serial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Type URL.
+    pub type_url: Arc<str>,
+    /// Resource name.
+    pub name: String,
+    serial: Serial,
+}
+
+/// What became of one response.
+#[derive(Debug, Default)]
+pub struct Ingested {
+    /// Taken; each is in use later, or never.
+    pub items: Vec<Item>,
+    /// Not taken: resource name and why.
+    pub refused: Vec<(String, Refusal)>,
+}
+
+/// All resources of this proxy.
+#[derive(Default)]
+pub struct Assembler {
+    /// Bind what has no sockets: the shell does it when [`wanted_sockets`](Self::wanted_sockets) says so.
+    slots: Slots,
+    next: Serial,
+    listeners: BTreeMap<Arc<str>, Latest<ParsedListener>>,
+    routes: BTreeMap<Arc<str>, Latest<route::Table>>,
+    clusters: BTreeMap<Arc<str>, Latest<ParsedCluster>>,
+    endpoints: BTreeMap<String, Latest<Arc<[Endpoint]>>>,
+    identity: Option<Latest<Identity>>,
+    bundle: Option<Latest<Bundle>>,
+    sockets: BTreeMap<String, SocketAddr>,
+
+    active_clusters: BTreeMap<Arc<str>, ActiveCluster>,
+    active_routes: BTreeMap<Arc<str>, ActiveRoutes>,
+    active_listeners: BTreeMap<Arc<str>, ActiveListener>,
+    generation: u64,
+    seen_listeners: bool,
+    seen_clusters: bool,
+    /// Failures to make TLS settings, by resource name.
+    broken: BTreeMap<Arc<str>, String>,
+}
+
+impl Assembler {
+    /// Takes a response in. Resources that cannot be honoured are left out, and what they replace stays.
+    pub fn ingest<'a>(
+        &mut self,
+        type_url: &Arc<str>,
+        added: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+        removed: &[String],
+    ) -> Ingested {
+        let mut ingested = Ingested::default();
+        self.seen_listeners |= **type_url == *type_url::LISTENER;
+        self.seen_clusters |= **type_url == *type_url::CLUSTER;
+        for (name, body) in added {
+            self.next += 1;
+            let serial = self.next;
+            match self.take(type_url, name, body, serial) {
+                Ok(()) => {
+                    ingested.items.push(Item { type_url: Arc::clone(type_url), name: name.to_owned(), serial });
+                }
+                Err(refusal) => ingested.refused.push((name.to_owned(), refusal)),
+            }
+        }
+        for name in removed {
+            self.next += 1;
+            match &**type_url {
+                type_url::LISTENER => drop(self.listeners.remove(name.as_str())),
+                type_url::ROUTE => drop(self.routes.remove(name.as_str())),
+                type_url::CLUSTER => drop(self.clusters.remove(name.as_str())),
+                // Discovery says that there are none, which is an answer.
+                type_url::ENDPOINT => {
+                    let none = Latest { serial: self.next, value: Arc::from([]) };
+                    self.endpoints.insert(name.clone(), none);
+                }
+                // A withdrawn secret is no reason to end what works.
+                _ => {}
+            }
+        }
+        ingested
+    }
+
+    fn take(&mut self, type_url: &str, name: &str, body: &[u8], serial: Serial) -> Result<(), Refusal> {
+        let misnamed = |actual: &str| {
+            Refusal::new("name", format!("is `{actual}`, the resource was sent as `{name}`"))
+        };
+        match type_url {
+            type_url::LISTENER => {
+                let value = listener::parse(body, &mut self.slots)?;
+                if *value.name != *name {
+                    return Err(misnamed(&value.name));
+                }
+                self.listeners.insert(name.into(), Latest { serial, value });
+            }
+            type_url::ROUTE => {
+                let value = route::parse(body, &mut self.slots)?;
+                self.routes.insert(name.into(), Latest { serial, value });
+            }
+            type_url::CLUSTER => {
+                let value = cluster::parse(body)?;
+                if *value.name != *name {
+                    return Err(misnamed(&value.name));
+                }
+                self.slots.of(name);
+                self.clusters.insert(name.into(), Latest { serial, value });
+            }
+            type_url::ENDPOINT => {
+                let value = cluster::parse_endpoints(body)?;
+                self.endpoints.insert(name.to_owned(), Latest { serial, value });
+            }
+            type_url::SECRET => match (name, secret::parse(body)?) {
+                (SECRET_SVID, ParsedSecret::Identity(value)) => self.identity = Some(Latest { serial, value }),
+                (SECRET_BUNDLE, ParsedSecret::Bundle(value)) => self.bundle = Some(Latest { serial, value }),
+                _ => return Err(Refusal::new("type", "this name stands for another kind of secret")),
+            },
+            other => return Err(Refusal::new("", format!("resources of type `{other}` are not used"))),
+        }
+        Ok(())
+    }
+
+    /// Says that sockets bound to `address` are with the workers for this listener.
+    pub fn add_sockets(&mut self, name: &str, address: SocketAddr) {
+        self.sockets.insert(name.to_owned(), address);
+    }
+
+    /// Says that they are gone.
+    pub fn remove_sockets(&mut self, name: &str) {
+        self.sockets.remove(name);
+    }
+
+    /// Listeners without sockets at their address.
+    pub fn wanted_sockets(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        let listeners = self.listeners.iter().map(|(name, latest)| (Arc::clone(name), latest.value.address));
+        listeners.filter(|(name, address)| self.sockets.get(&**name) != Some(address)).collect()
+    }
+
+    /// Names to subscribe to, by type.
+    pub fn interest(&self) -> [(&'static str, BTreeSet<String>); 3] {
+        let mut routes = BTreeSet::new();
+        let mut secure = false;
+        for latest in self.listeners.values() {
+            secure |= latest.value.tls.is_some();
+            for service in latest.value.services() {
+                if let ParsedService::Http(http) = service
+                    && let Routes::Rds(name) = &http.routes
+                {
+                    routes.insert(name.clone());
+                }
+            }
+        }
+        let mut endpoints = BTreeSet::new();
+        for latest in self.clusters.values() {
+            secure |= latest.value.tls.is_some();
+            if let Source::Eds(name) = &latest.value.endpoints {
+                endpoints.insert(name.clone());
+            }
+        }
+        let secrets: &[&str] = if secure { &[SECRET_SVID, SECRET_BUNDLE] } else { &[] };
+        let secrets = secrets.iter().map(|name| (*name).to_owned()).collect();
+        [(type_url::ROUTE, routes), (type_url::ENDPOINT, endpoints), (type_url::SECRET, secrets)]
+    }
+
+    /// Makes whatever is ready the thing to use. `None` if nothing changed.
+    pub fn assemble(&mut self) -> Option<Arc<Snapshot>> {
+        let wanted = self.interest();
+        // Endpoints of a cluster that went and comes back must be asked for again.
+        self.endpoints.retain(|name, _| wanted[1].1.contains(name));
+        let mut changed = self.warm_clusters();
+        changed |= self.warm_routes();
+        changed |= self.warm_listeners();
+        changed |= self.drop_clusters();
+        if !changed {
+            return None;
+        }
+        self.generation += 1;
+        let mut clusters = vec![None; self.slots.len()];
+        for (name, active) in &self.active_clusters {
+            let slot = self.slots.of(name) as usize;
+            if let Some(place) = clusters.get_mut(slot) {
+                *place = Some(Arc::clone(&active.value));
+            }
+        }
+        let listeners = self.active_listeners.iter().map(|(name, active)| (Arc::clone(name), Arc::clone(&active.value)));
+        Some(Arc::new(Snapshot { generation: self.generation, listeners: listeners.collect(), clusters }))
+    }
+
+    fn secrets(&self) -> Option<(&Identity, &Bundle, (Serial, Serial))> {
+        let (identity, bundle) = (self.identity.as_ref()?, self.bundle.as_ref()?);
+        Some((&identity.value, &bundle.value, (identity.serial, bundle.serial)))
+    }
+
+    fn warm_clusters(&mut self) -> bool {
+        let mut fresh = Vec::new();
+        let mut broken = Vec::new();
+        for (name, latest) in &self.clusters {
+            let parsed = &latest.value;
+            let (endpoints, endpoints_serial) = match &parsed.endpoints {
+                Source::Static(list) => (Arc::clone(list), 0),
+                Source::Eds(service) => match self.endpoints.get(service) {
+                    Some(known) => (Arc::clone(&known.value), known.serial),
+                    None => continue,
+                },
+            };
+            let secrets = match (&parsed.tls, self.secrets()) {
+                (None, _) => None,
+                (Some(_), None) => continue,
+                (Some(_), Some(secrets)) => Some(secrets),
+            };
+            let serials = secrets.map_or((0, 0), |(_, _, serials)| serials);
+            let active = self.active_clusters.get(name);
+            if active.is_some_and(|a| {
+                (a.cluster, a.endpoints, a.secrets) == (latest.serial, endpoints_serial, serials)
+            }) {
+                continue;
+            }
+            let tls = match (&parsed.tls, secrets) {
+                (Some(wanted), Some((identity, bundle, _))) => {
+                    // The same settings object as long as nothing in it changed: connections depend on it.
+                    let same = active.filter(|a| a.cluster == latest.serial && a.secrets == serials);
+                    match same.and_then(|a| a.value.tls.clone()) {
+                        Some(kept) => Some(kept),
+                        None => match tls::client_config(identity, bundle, &wanted.expected, &wanted.alpn) {
+                            Ok(config) => {
+                                Some(UpstreamTls { config, server_name: wanted.server_name.clone() })
+                            }
+                            Err(e) => {
+                                broken.push((Arc::clone(name), e.to_string()));
+                                continue;
+                            }
+                        },
+                    }
+                }
+                _ => None,
+            };
+            let value = Arc::new(Cluster {
+                name: Arc::clone(name),
+                connect_timeout: parsed.connect_timeout,
+                policy: parsed.policy,
+                panic_threshold: parsed.panic_threshold,
+                tls,
+                pool_idle: parsed.pool_idle,
+                max_requests: parsed.max_requests,
+                max_connections: parsed.max_connections,
+                endpoints,
+            });
+            let active =
+                ActiveCluster { cluster: latest.serial, endpoints: endpoints_serial, secrets: serials, value };
+            fresh.push((Arc::clone(name), active));
+        }
+        let changed = !fresh.is_empty();
+        for (name, _) in &fresh {
+            self.broken.remove(name);
+        }
+        self.broken.extend(broken);
+        self.active_clusters.extend(fresh);
+        changed
+    }
+
+    fn are_active(&self, clusters: &[u32]) -> bool {
+        clusters.iter().all(|slot| self.active_clusters.contains_key(self.slots.name(*slot)))
+    }
+
+    fn warm_routes(&mut self) -> bool {
+        let mut fresh = Vec::new();
+        for (name, latest) in &self.routes {
+            let known = self.active_routes.get(name).is_some_and(|active| active.serial == latest.serial);
+            let (table, clusters) = &latest.value;
+            if !known && self.are_active(clusters) {
+                let active =
+                    ActiveRoutes { serial: latest.serial, table: Arc::clone(table), clusters: clusters.clone() };
+                fresh.push((Arc::clone(name), active));
+            }
+        }
+        let changed = !fresh.is_empty();
+        self.active_routes.extend(fresh);
+        changed
+    }
+
+    fn warm_listeners(&mut self) -> bool {
+        let mut fresh = Vec::new();
+        for (name, latest) in &self.listeners {
+            if self.sockets.get(&**name) != Some(&latest.value.address) {
+                continue;
+            }
+            let serials = match (&latest.value.tls, self.secrets()) {
+                (None, _) => (0, 0),
+                (Some(_), Some((_, _, serials))) => serials,
+                (Some(_), None) => continue,
+            };
+            let Some((routes, clusters)) = self.leads_to(&latest.value) else { continue };
+            let active = self.active_listeners.get(name);
+            if active.is_some_and(|a| a.listener == latest.serial && a.routes == routes && a.secrets == serials) {
+                continue;
+            }
+            // Sessions of callers stay resumable as long as the certificates are the same.
+            let kept = active
+                .filter(|a| a.secrets == serials)
+                .and_then(|a| a.value.tls.as_ref())
+                .map(|(config, _)| Arc::clone(config));
+            match self.listener(&latest.value, kept) {
+                Ok(value) => {
+                    let value = Arc::new(value);
+                    let active =
+                        ActiveListener { listener: latest.serial, routes, secrets: serials, clusters, value };
+                    fresh.push((Arc::clone(name), Ok(active)));
+                }
+                Err(error) => fresh.push((Arc::clone(name), Err(error))),
+            }
+        }
+        let mut changed = false;
+        for (name, listener) in fresh {
+            match listener {
+                Ok(active) => {
+                    self.broken.remove(&name);
+                    self.active_listeners.insert(name, active);
+                    changed = true;
+                }
+                Err(error) => drop(self.broken.insert(name, error)),
+            }
+        }
+        let before = self.active_listeners.len();
+        self.active_listeners.retain(|name, _| self.listeners.contains_key(name));
+        changed | (self.active_listeners.len() != before)
+    }
+
+    /// Serials of the routes and slots of the clusters a listener uses, once all of them are active.
+    fn leads_to(&self, listener: &ParsedListener) -> Option<(Vec<Serial>, Vec<u32>)> {
+        let mut routes = Vec::new();
+        let mut clusters = Vec::new();
+        for service in listener.services() {
+            match service {
+                ParsedService::Tcp { cluster, .. } => clusters.push(*cluster),
+                ParsedService::Http(http) => match &http.routes {
+                    Routes::Inline(_, slots) => clusters.extend(slots),
+                    Routes::Rds(name) => {
+                        let active = self.active_routes.get(name.as_str())?;
+                        routes.push(active.serial);
+                        clusters.extend(&active.clusters);
+                    }
+                },
+            }
+        }
+        self.are_active(&clusters).then_some((routes, clusters))
+    }
+
+    fn listener(&self, parsed: &ParsedListener, kept: Option<Arc<ServerConfig>>) -> Result<Listener, String> {
+        let service = |parsed: &ParsedService| match parsed {
+            ParsedService::Tcp { cluster, access, idle, attempts } => Service::Tcp(Arc::new(TcpService {
+                cluster: *cluster,
+                access: access.clone(),
+                idle: *idle,
+                attempts: *attempts,
+            })),
+            ParsedService::Http(http) => Service::Http(Arc::new(HttpService {
+                routes: match &http.routes {
+                    Routes::Inline(table, _) => Arc::clone(table),
+                    Routes::Rds(name) => {
+                        self.active_routes.get(name.as_str()).map(|r| Arc::clone(&r.table)).unwrap_or_default()
+                    }
+                },
+                access: http.access.clone(),
+                forward_client_cert: http.forward_client_cert,
+                upgrades: http.upgrades,
+                idle: http.idle,
+                head_timeout: http.head_timeout,
+                limits: http.limits,
+            })),
+        };
+        let tls = match (&parsed.tls, self.secrets()) {
+            (Some((alpn, secure)), Some((identity, bundle, _))) => {
+                let config = match kept.filter(|config| config.alpn_protocols == *alpn) {
+                    Some(config) => config,
+                    None => tls::server_config(identity, bundle, alpn).map_err(|e| e.to_string())?,
+                };
+                Some((config, service(secure)))
+            }
+            _ => None,
+        };
+        Ok(Listener {
+            name: Arc::clone(&parsed.name),
+            address: parsed.address,
+            tls,
+            plain: parsed.plain.as_ref().map(service),
+        })
+    }
+
+    /// Drops routes without listener or resource, and clusters without resource that nothing leads to.
+    fn drop_clusters(&mut self) -> bool {
+        let wanted = self.interest();
+        self.active_routes.retain(|name, _| wanted[0].1.contains(&**name));
+        self.routes.retain(|name, _| wanted[0].1.contains(&**name));
+        let used: BTreeSet<&str> = self
+            .active_listeners
+            .values()
+            .flat_map(|active| &active.clusters)
+            .map(|slot| self.slots.name(*slot))
+            .collect();
+        let before = self.active_clusters.len();
+        self.active_clusters.retain(|name, _| self.clusters.contains_key(name) || used.contains(&**name));
+        self.active_clusters.len() != before
+    }
+
+    /// Whether this item is used, or was overtaken by a later one or a removal.
+    pub fn is_in_use(&self, item: &Item) -> bool {
+        let name = item.name.as_str();
+        match &*item.type_url {
+            type_url::LISTENER => {
+                let latest = self.listeners.get(name).map(|l| l.serial);
+                latest != Some(item.serial)
+                    || self.active_listeners.get(name).is_some_and(|a| a.listener == item.serial)
+            }
+            type_url::CLUSTER => {
+                let latest = self.clusters.get(name).map(|l| l.serial);
+                latest != Some(item.serial)
+                    || self.active_clusters.get(name).is_some_and(|a| a.cluster == item.serial)
+            }
+            type_url::ROUTE => {
+                let latest = self.routes.get(name).map(|l| l.serial);
+                latest != Some(item.serial)
+                    || self.active_routes.get(name).is_some_and(|a| a.serial == item.serial)
+            }
+            // Endpoints and certificates go into everything that is warm in the same step as they arrive.
+            _ => true,
+        }
+    }
+
+    /// Whether the first configuration has arrived and all of it is in use.
+    pub fn is_complete(&self) -> bool {
+        self.seen_listeners
+            && self.seen_clusters
+            && self.listeners.iter().all(|(name, latest)| {
+                self.active_listeners.get(name).is_some_and(|active| active.listener == latest.serial)
+            })
+            && self.clusters.keys().all(|name| self.active_clusters.contains_key(name))
+    }
+
+    /// What an item waits for, in a sentence.
+    pub fn waits_for(&self, item: &Item) -> String {
+        let name = item.name.as_str();
+        if let Some(error) = self.broken.get(name) {
+            return error.clone();
+        }
+        let secrets = || self.secrets().is_none().then(|| "its certificates".to_owned());
+        let cold = |slots: &[u32]| {
+            let names = slots.iter().map(|slot| self.slots.name(*slot));
+            names.filter(|name| !self.active_clusters.contains_key(*name)).map(|name| format!("cluster {name}")).next()
+        };
+        let missing = match &*item.type_url {
+            type_url::CLUSTER => self.clusters.get(name).and_then(|latest| {
+                let endpoints = match &latest.value.endpoints {
+                    Source::Eds(service) if !self.endpoints.contains_key(service) => {
+                        Some(format!("endpoints {service}"))
+                    }
+                    _ => None,
+                };
+                endpoints.or_else(secrets)
+            }),
+            type_url::ROUTE => self.routes.get(name).and_then(|latest| cold(&latest.value.1)),
+            type_url::LISTENER => self.listeners.get(name).and_then(|latest| {
+                if self.sockets.get(name) != Some(&latest.value.address) {
+                    return Some(format!("its sockets at {}", latest.value.address));
+                }
+                if latest.value.tls.is_some() && self.secrets().is_none() {
+                    return secrets();
+                }
+                latest.value.services().find_map(|service| match service {
+                    ParsedService::Tcp { cluster, .. } => cold(&[*cluster]),
+                    ParsedService::Http(http) => match &http.routes {
+                        Routes::Inline(_, slots) => cold(slots),
+                        Routes::Rds(rds) if !self.active_routes.contains_key(rds.as_str()) => {
+                            Some(format!("routes {rds}"))
+                        }
+                        Routes::Rds(_) => None,
+                    },
+                })
+            }),
+            _ => None,
+        };
+        format!("waits for {}", missing.unwrap_or_else(|| "nothing".to_owned()))
+    }
+}

@@ -1,0 +1,241 @@
+//! Memory for bytes on their way through, lent by the worker and given back while a connection is idle.
+//!
+//! Holds: an idle connection owns no block; blocks come in three sizes; what the worker keeps for later is
+//! bounded. Does not: know what the bytes mean.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Sizes of blocks in bytes: ordinary reads; heads above 16 KiB and busy tunnels; bulk.
+pub const SIZES: [usize; 3] = [16 << 10, 64 << 10, 256 << 10];
+
+/// Blocks of each size a worker keeps: 1 MiB + 512 KiB + 1 MiB.
+const KEPT: [usize; 3] = [64, 8, 4];
+
+type Block = Box<[u8]>;
+
+/// A worker's free blocks.
+#[derive(Default)]
+pub struct Buffers {
+    free: RefCell<[Vec<Block>; 3]>,
+    scratch: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Buffers {
+    fn take(&self, class: usize) -> Block {
+        let class = class.min(SIZES.len() - 1);
+        let kept = self.free.borrow_mut()[class].pop();
+        kept.unwrap_or_else(|| vec![0; SIZES[class]].into_boxed_slice())
+    }
+
+    fn give(&self, block: Block) {
+        if let Some(class) = SIZES.iter().position(|size| *size == block.len()) {
+            let free = &mut self.free.borrow_mut()[class];
+            if free.len() < KEPT[class] {
+                free.push(block);
+            }
+        }
+    }
+
+    /// An empty growable buffer for outgoing heads.
+    pub fn take_scratch(&self) -> Vec<u8> {
+        self.scratch.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(4 << 10))
+    }
+
+    /// Gives back what [`take_scratch`](Self::take_scratch) lent.
+    pub fn give_scratch(&self, mut scratch: Vec<u8>) {
+        let mut kept = self.scratch.borrow_mut();
+        if kept.len() < KEPT[0] && scratch.capacity() <= SIZES[1] {
+            scratch.clear();
+            kept.push(scratch);
+        }
+    }
+}
+
+/// What a read brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// This many new bytes.
+    Bytes(usize),
+    /// The other side will send no more.
+    End,
+}
+
+/// Bytes read from one side of a connection and not yet used up.
+#[derive(Default)]
+pub struct Inbox {
+    block: Option<Block>,
+    start: usize,
+    end: usize,
+}
+
+impl Inbox {
+    /// The unused bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.block {
+            Some(block) => &block[self.start..self.end],
+            None => &[],
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether nothing more can be read before some are used or the block [grows](Self::grow).
+    pub fn is_full(&self) -> bool {
+        self.block.as_ref().is_some_and(|block| self.len() == block.len())
+    }
+
+    /// Uses up the first `n`.
+    pub fn consume(&mut self, n: usize) {
+        self.start = (self.start + n).min(self.end);
+        if self.is_empty() {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Gives the block back if nothing is in it.
+    pub fn park(&mut self, buffers: &Buffers) {
+        if self.is_empty()
+            && let Some(block) = self.block.take()
+        {
+            buffers.give(block);
+        }
+    }
+
+    /// Throws everything away and gives the block back.
+    pub fn clear(&mut self, buffers: &Buffers) {
+        self.start = 0;
+        self.end = 0;
+        self.park(buffers);
+    }
+
+    /// Moves to a block of the next size; `false` if it is the largest already.
+    pub fn grow(&mut self, buffers: &Buffers) -> bool {
+        let Some(old) = self.block.take() else { return true };
+        let Some(class) = SIZES.iter().position(|size| *size > old.len()) else {
+            self.block = Some(old);
+            return false;
+        };
+        let mut new = buffers.take(class);
+        let length = self.end - self.start;
+        new[..length].copy_from_slice(&old[self.start..self.end]);
+        self.start = 0;
+        self.end = length;
+        buffers.give(old);
+        self.block = Some(new);
+        true
+    }
+
+    /// Reads once into free space, borrowing a block of size class `class` (see [`SIZES`]) if there is none.
+    /// While nothing comes and nothing is held, the block is back with the worker.
+    ///
+    /// # Errors
+    /// What the stream says. A full inbox is [`io::ErrorKind::OutOfMemory`].
+    pub fn poll_fill<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut S,
+        buffers: &Buffers,
+        class: usize,
+    ) -> Poll<io::Result<Filled>> {
+        let block = self.block.get_or_insert_with(|| buffers.take(class));
+        if self.end == block.len() {
+            if self.start == 0 {
+                return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+            }
+            block.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let mut space = ReadBuf::new(&mut block[self.end..]);
+        match Pin::new(stream).poll_read(cx, &mut space) {
+            Poll::Ready(Ok(())) => {
+                let n = space.filled().len();
+                self.end += n;
+                if n == 0 {
+                    self.park(buffers);
+                    return Poll::Ready(Ok(Filled::End));
+                }
+                Poll::Ready(Ok(Filled::Bytes(n)))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => {
+                self.park(buffers);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(inbox: &mut Inbox, mut bytes: &[u8], buffers: &Buffers) -> io::Result<Filled> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match inbox.poll_fill(&mut cx, &mut bytes, buffers, 0) {
+            Poll::Ready(filled) => filled,
+            Poll::Pending => panic!("a slice is always ready"),
+        }
+    }
+
+    #[test]
+    fn bytes_survive_compaction_and_growth() {
+        let buffers = Buffers::default();
+        let mut inbox = Inbox::default();
+        let pattern: Vec<u8> = (0..SIZES[0]).map(|n| (n % 251) as u8).collect();
+        assert_eq!(fill(&mut inbox, &pattern, &buffers).unwrap(), Filled::Bytes(SIZES[0]));
+        assert!(inbox.is_full());
+        assert_eq!(fill(&mut inbox, b"x", &buffers).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        inbox.consume(100);
+        assert_eq!(fill(&mut inbox, b"tail", &buffers).unwrap(), Filled::Bytes(4));
+        let expected = [&pattern[100..], b"tail"].concat();
+        assert_eq!(inbox.bytes(), expected);
+        assert!(inbox.grow(&buffers));
+        assert_eq!(inbox.bytes(), expected);
+        assert!(inbox.grow(&buffers));
+        assert!(!inbox.grow(&buffers));
+        assert_eq!(inbox.bytes(), expected);
+        inbox.consume(expected.len());
+        inbox.park(&buffers);
+        assert!(inbox.block.is_none());
+        assert_eq!(buffers.free.borrow().each_ref().map(Vec::len), [1, 1, 1]);
+    }
+
+    #[test]
+    fn an_inbox_that_waits_holds_no_block() {
+        let buffers = Buffers::default();
+        let mut inbox = Inbox::default();
+        let (mut ours, _theirs) = tokio::io::duplex(16);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(inbox.poll_fill(&mut cx, &mut ours, &buffers, 0).is_pending());
+        assert!(inbox.block.is_none());
+        assert_eq!(buffers.free.borrow()[0].len(), 1);
+    }
+
+    #[test]
+    fn what_the_worker_keeps_is_bounded() {
+        let buffers = Buffers::default();
+        for _ in 0..2 * KEPT[0] {
+            buffers.give(vec![0; SIZES[0]].into_boxed_slice());
+            buffers.give_scratch(Vec::with_capacity(64));
+        }
+        buffers.give_scratch(Vec::with_capacity(1 << 20));
+        assert_eq!(buffers.free.borrow()[0].len(), KEPT[0]);
+        assert!(buffers.scratch.borrow().iter().all(|s| s.capacity() <= SIZES[1]));
+        assert_eq!(buffers.scratch.borrow().len(), KEPT[0]);
+    }
+}

@@ -1,0 +1,438 @@
+//! Listeners: filter chains, TLS, access, HTTP and TCP services.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrider_proxy_core::access::AccessPolicy;
+use outrider_proxy_core::http1::Limits;
+use outrider_proxy_core::route::RouteTable;
+use outrider_xds_types::pb::envoy::config::listener::v3::{
+    Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
+};
+use outrider_xds_types::pb::envoy::config::rbac::v3::{
+    Permission, Policy, Principal, Rbac as Rules, permission::Rule, principal::Authenticated, principal::Identifier,
+    rbac::Action,
+};
+use outrider_xds_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
+use outrider_xds_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use outrider_xds_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType, ForwardClientCertDetails, RouteSpecifier, SetCurrentClientCertDetails, UpgradeConfig,
+};
+use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, Rds, http_filter,
+};
+use outrider_xds_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use outrider_xds_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
+    TcpProxy, tcp_proxy::ClusterSpecifier,
+};
+use outrider_xds_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use outrider_xds_types::pb::google::protobuf::Any;
+use outrider_xds_types::prost::{Message, Name};
+
+use super::Slots;
+use super::cluster::{common_tls, exact, http1_options};
+use super::fields::{
+    Refusal, join, limit, nothing_left, over_ads, socket_address, transport_socket, unpack,
+};
+use super::route;
+
+/// Idle limit of HTTP connections where none is given; Envoy's.
+const DEFAULT_IDLE: Duration = Duration::from_secs(300);
+/// Limit of a head's arrival where none is given.
+const DEFAULT_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Idle limit of TCP where none is given; Envoy's.
+const DEFAULT_TCP_IDLE: Duration = Duration::from_secs(3600);
+
+/// A listener without what arrives separately: routes over RDS, certificates, descriptors.
+pub struct ParsedListener {
+    /// Resource name.
+    pub name: Arc<str>,
+    /// Where callers connect.
+    pub address: SocketAddr,
+    /// Connections that begin with TLS, and the ALPN names offered.
+    pub tls: Option<(Vec<Vec<u8>>, ParsedService)>,
+    /// Others.
+    pub plain: Option<ParsedService>,
+}
+
+impl ParsedListener {
+    /// Both services.
+    pub fn services(&self) -> impl Iterator<Item = &ParsedService> {
+        self.tls.iter().map(|(_, service)| service).chain(&self.plain)
+    }
+}
+
+/// What is done with a connection.
+pub enum ParsedService {
+    /// HTTP/1.1.
+    Http(ParsedHttp),
+    /// Bytes.
+    Tcp {
+        /// Slot of the cluster.
+        cluster: u32,
+        /// Who may.
+        access: AccessPolicy,
+        /// Longest silence.
+        idle: Option<Duration>,
+        /// Endpoints tried.
+        attempts: u32,
+    },
+}
+
+/// An HTTP service whose routes may still be elsewhere.
+pub struct ParsedHttp {
+    /// Routes.
+    pub routes: Routes,
+    /// Who may.
+    pub access: AccessPolicy,
+    /// Whether `x-forwarded-client-cert` is ours.
+    pub forward_client_cert: bool,
+    /// Whether 101 makes a tunnel.
+    pub upgrades: bool,
+    /// Longest silence.
+    pub idle: Option<Duration>,
+    /// From the first byte of a head to its last.
+    pub head_timeout: Duration,
+    /// Limits of heads.
+    pub limits: Limits,
+}
+
+/// Where routes are.
+pub enum Routes {
+    /// In the listener.
+    Inline(Arc<RouteTable>, Vec<u32>),
+    /// In the route configuration of this name.
+    Rds(String),
+}
+
+/// Reads a `Listener`.
+///
+/// # Errors
+/// What cannot be honoured.
+pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> {
+    let mut listener = Listener::decode(body).map_err(|e| Refusal::new("", e.to_string()))?;
+    let name: Arc<str> = std::mem::take(&mut listener.name).into();
+    let address = socket_address(listener.address.take(), "address")?;
+    for (n, filter) in std::mem::take(&mut listener.listener_filters).into_iter().enumerate() {
+        listener_filter(filter, &format!("listener_filters[{n}]"))?;
+    }
+    let mut parsed = ParsedListener { name, address, tls: None, plain: None };
+    let chains = std::mem::take(&mut listener.filter_chains);
+    if chains.is_empty() {
+        return Err(Refusal::new("filter_chains", "at least one is required"));
+    }
+    let only = chains.len() == 1;
+    for (n, chain) in chains.into_iter().enumerate() {
+        filter_chain(chain, only, &format!("filter_chains[{n}]"), &mut parsed, slots)?;
+    }
+    // What follows says what this proxy does anyway, or is for others.
+    listener.metadata = None;
+    listener.traffic_direction = 0;
+    listener.stat_prefix.clear();
+    // The agent binds; how is its affair.
+    listener.enable_reuse_port = None;
+    listener.tcp_backlog_size = None;
+    // Looking at the first byte is bounded by the head timeout.
+    listener.listener_filters_timeout = None;
+    listener.continue_on_listener_filters_timeout = false;
+    listener.per_connection_buffer_limit_bytes = None;
+    nothing_left(&listener, "")?;
+    Ok(parsed)
+}
+
+fn listener_filter(filter: ListenerFilter, path: &str) -> Result<(), Refusal> {
+    match filter.config_type {
+        Some(listener_filter::ConfigType::TypedConfig(any)) => {
+            let inspector: TlsInspector = unpack(&any, &join(path, "typed_config"))?;
+            nothing_left(&inspector, &join(path, "typed_config"))
+        }
+        _ => Err(Refusal::new(join(path, "typed_config"), "required")),
+    }
+}
+
+fn filter_chain(
+    mut chain: FilterChain,
+    only: bool,
+    path: &str,
+    parsed: &mut ParsedListener,
+    slots: &mut Slots,
+) -> Result<(), Refusal> {
+    let mut matched: FilterChainMatch = chain.filter_chain_match.take().unwrap_or_default();
+    let protocol = std::mem::take(&mut matched.transport_protocol);
+    nothing_left(&matched, &join(path, "filter_chain_match"))?;
+    chain.name.clear();
+    chain.metadata = None;
+    chain.transport_socket_connect_timeout = None;
+    let filters = std::mem::take(&mut chain.filters);
+    let socket = chain.transport_socket.take();
+    nothing_left(&chain, path)?;
+
+    let protocol_path = join(path, "filter_chain_match.transport_protocol");
+    let service = service(filters, path, slots)?;
+    match (protocol.as_str(), socket) {
+        ("tls" | "", Some(socket)) if parsed.tls.is_none() && (only || !protocol.is_empty()) => {
+            let path = join(path, "transport_socket");
+            let any = transport_socket(socket, &path)?;
+            parsed.tls = Some((downstream_tls(&any, &path)?, service));
+        }
+        ("raw_buffer" | "", None) if parsed.plain.is_none() && (only || !protocol.is_empty()) => {
+            parsed.plain = Some(service);
+        }
+        _ => {
+            return Err(Refusal::new(
+                protocol_path,
+                "supported are one chain alone, or one `tls` with a TLS socket and one `raw_buffer` without",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn downstream_tls(any: &Any, path: &str) -> Result<Vec<Vec<u8>>, Refusal> {
+    let mut context: DownstreamTlsContext = unpack(any, path)?;
+    if !context.require_client_certificate.take().is_some_and(|b| b.value) {
+        return Err(Refusal::new(join(path, "require_client_certificate"), "must be true"));
+    }
+    let common = context
+        .common_tls_context
+        .take()
+        .ok_or_else(|| Refusal::new(join(path, "common_tls_context"), "required"))?;
+    nothing_left(&context, path)?;
+    let common = common_tls(common, &join(path, "common_tls_context"))?;
+    if !common.expected.is_empty() {
+        return Err(Refusal::new(
+            join(path, "common_tls_context"),
+            "callers are admitted by RBAC, not by match_typed_subject_alt_names",
+        ));
+    }
+    Ok(common.alpn)
+}
+
+fn service(filters: Vec<Filter>, path: &str, slots: &mut Slots) -> Result<ParsedService, Refusal> {
+    let mut access: Option<AccessPolicy> = None;
+    let mut filters = filters.into_iter().enumerate().peekable();
+    while let Some((n, filter)) = filters.next() {
+        let path = join(path, &format!("filters[{n}].typed_config"));
+        let Some(filter::ConfigType::TypedConfig(any)) = filter.config_type else {
+            return Err(Refusal::new(path, "required"));
+        };
+        let last = filters.peek().is_none();
+        if any.type_url == NetworkRbac::type_url() && access.is_none() {
+            access = Some(network_rbac(unpack(&any, &path)?, &path)?);
+        } else if any.type_url == HttpConnectionManager::type_url() && last && access.is_none() {
+            return Ok(ParsedService::Http(http(unpack(&any, &path)?, &path, slots)?));
+        } else if any.type_url == TcpProxy::type_url() && last {
+            return tcp(unpack(&any, &path)?, access.unwrap_or_else(|| AccessPolicy::AllowAll), &path, slots);
+        } else {
+            return Err(Refusal::new(path, format!("`{}` is not supported here", any.type_url)));
+        }
+    }
+    Err(Refusal::new(join(path, "filters"), "an HTTP connection manager or TCP proxy is required at the end"))
+}
+
+fn tcp(mut proxy: TcpProxy, access: AccessPolicy, path: &str, slots: &mut Slots) -> Result<ParsedService, Refusal> {
+    let cluster = match proxy.cluster_specifier.take() {
+        Some(ClusterSpecifier::Cluster(name)) => slots.of(&name),
+        _ => return Err(Refusal::new(join(path, "cluster"), "one cluster is required")),
+    };
+    let idle = match proxy.idle_timeout.take() {
+        None => Some(DEFAULT_TCP_IDLE),
+        given => limit(given, &join(path, "idle_timeout"))?,
+    };
+    let attempts = proxy.max_connect_attempts.take().map_or(1, |n| n.value).clamp(1, 3);
+    proxy.stat_prefix.clear();
+    nothing_left(&proxy, path)?;
+    Ok(ParsedService::Tcp { cluster, access, idle, attempts })
+}
+
+fn http(mut hcm: HttpConnectionManager, path: &str, slots: &mut Slots) -> Result<ParsedHttp, Refusal> {
+    let codec = CodecType::try_from(std::mem::take(&mut hcm.codec_type));
+    if codec != Ok(CodecType::Http1) {
+        return Err(Refusal::new(join(path, "codec_type"), "only HTTP1 is supported"));
+    }
+    let routes = match hcm.route_specifier.take() {
+        Some(RouteSpecifier::RouteConfig(routes)) => {
+            let (table, clusters) = route::table(routes, &join(path, "route_config"), slots)?;
+            Routes::Inline(table, clusters)
+        }
+        Some(RouteSpecifier::Rds(mut rds)) => {
+            over_ads(rds.config_source.take(), &join(path, "rds.config_source"))?;
+            let name = std::mem::take(&mut rds.route_config_name);
+            nothing_left::<Rds>(&rds, &join(path, "rds"))?;
+            Routes::Rds(name)
+        }
+        _ => return Err(Refusal::new(join(path, "route_specifier"), "rds or route_config is required")),
+    };
+    let mut limits = Limits::default();
+    if let Some(kb) = hcm.max_request_headers_kb.take() {
+        limits.max_head = (kb.value.clamp(1, 96) as usize) << 10;
+    }
+    let mut idle = match hcm.stream_idle_timeout.take() {
+        None => Some(DEFAULT_IDLE),
+        given => limit(given, &join(path, "stream_idle_timeout"))?,
+    };
+    if let Some(mut common) = hcm.common_http_protocol_options.take() {
+        let path = join(path, "common_http_protocol_options");
+        if let Some(count) = common.max_headers_count.take() {
+            limits.max_headers = (count.value as usize).clamp(1, outrider_proxy_core::http1::head::MAX_HEADERS);
+        }
+        if let Some(connection_idle) = limit(common.idle_timeout.take(), &join(&path, "idle_timeout"))? {
+            idle = idle.or(Some(connection_idle));
+        }
+        // Underscores pass, as any other byte of a name.
+        common.headers_with_underscores_action = 0;
+        nothing_left(&common, &path)?;
+    }
+    let head_timeout = limit(hcm.request_headers_timeout.take(), &join(path, "request_headers_timeout"))?
+        .unwrap_or(DEFAULT_HEAD_TIMEOUT);
+    if let Some(options) = hcm.http_protocol_options.take() {
+        http1_options(options, &join(path, "http_protocol_options"))?;
+    }
+    let mut upgrades = false;
+    for mut upgrade in std::mem::take(&mut hcm.upgrade_configs) {
+        let path = join(path, "upgrade_configs");
+        let kind = std::mem::take(&mut upgrade.upgrade_type);
+        let enabled = upgrade.enabled.take().is_none_or(|b| b.value);
+        nothing_left::<UpgradeConfig>(&upgrade, &path)?;
+        if !kind.eq_ignore_ascii_case("websocket") {
+            return Err(Refusal::new(path, format!("upgrade to `{kind}` is not supported")));
+        }
+        upgrades |= enabled;
+    }
+    let forward_client_cert = client_cert(&mut hcm, path)?;
+    let access = http_filters(std::mem::take(&mut hcm.http_filters), path)?;
+
+    // What follows says what this proxy does anyway.
+    hcm.stat_prefix.clear();
+    hcm.server_header_transformation = 0;
+    hcm.skip_xff_append = false;
+    if hcm.generate_request_id.take().is_some_and(|b| b.value) {
+        return Err(Refusal::new(join(path, "generate_request_id"), "headers are not added here"));
+    }
+    if hcm.normalize_path.take().is_some_and(|b| b.value) {
+        return Err(Refusal::new(join(path, "normalize_path"), "paths are forwarded as they came"));
+    }
+    if hcm.use_remote_address.take().is_some_and(|b| b.value) {
+        return Err(Refusal::new(join(path, "use_remote_address"), "headers are not added here"));
+    }
+    if limit(hcm.request_timeout.take(), &join(path, "request_timeout"))?.is_some() {
+        return Err(Refusal::new(join(path, "request_timeout"), "timeouts of requests belong to routes"));
+    }
+    hcm.stream_error_on_invalid_http_message = None;
+    hcm.preserve_external_request_id = false;
+    hcm.drain_timeout = None;
+    hcm.delayed_close_timeout = None;
+    // Every reply of this proxy carries its reason already.
+    hcm.local_reply_config = None;
+    nothing_left(&hcm, path)?;
+    Ok(ParsedHttp { routes, access, forward_client_cert, upgrades, idle, head_timeout, limits })
+}
+
+fn client_cert(hcm: &mut HttpConnectionManager, path: &str) -> Result<bool, Refusal> {
+    let mut details = hcm.set_current_client_cert_details.take().unwrap_or_default();
+    let mode = ForwardClientCertDetails::try_from(std::mem::take(&mut hcm.forward_client_cert_details));
+    match mode {
+        Ok(ForwardClientCertDetails::Sanitize) => Ok(false),
+        Ok(ForwardClientCertDetails::SanitizeSet) => {
+            details.uri = false;
+            nothing_left::<SetCurrentClientCertDetails>(&details, &join(path, "set_current_client_cert_details"))?;
+            Ok(true)
+        }
+        _ => Err(Refusal::new(join(path, "forward_client_cert_details"), "only SANITIZE and SANITIZE_SET are supported")),
+    }
+}
+
+fn http_filters(filters: Vec<HttpFilter>, path: &str) -> Result<AccessPolicy, Refusal> {
+    let mut access: Option<AccessPolicy> = None;
+    let mut filters = filters.into_iter().enumerate().peekable();
+    while let Some((n, mut filter)) = filters.next() {
+        let path = join(path, &format!("http_filters[{n}]"));
+        filter.name.clear();
+        let Some(http_filter::ConfigType::TypedConfig(any)) = filter.config_type.take() else {
+            return Err(Refusal::new(join(&path, "typed_config"), "required"));
+        };
+        nothing_left(&filter, &path)?;
+        let path = join(&path, "typed_config");
+        let last = filters.peek().is_none();
+        if any.type_url == HttpRbac::type_url() && access.is_none() && !last {
+            let mut rbac: HttpRbac = unpack(&any, &path)?;
+            rbac.rules_stat_prefix.clear();
+            let rules = rbac.rules.take();
+            nothing_left(&rbac, &path)?;
+            access = Some(rules_to_access(rules, &join(&path, "rules"))?);
+        } else if any.type_url == Router::type_url() && last {
+            let mut router: Router = unpack(&any, &path)?;
+            // Such headers are never made here.
+            router.suppress_envoy_headers = false;
+            router.dynamic_stats = None;
+            nothing_left(&router, &path)?;
+            return Ok(access.unwrap_or_else(|| AccessPolicy::AllowAll));
+        } else {
+            return Err(Refusal::new(path, format!("`{}` is not supported here", any.type_url)));
+        }
+    }
+    Err(Refusal::new(join(path, "http_filters"), "the router is required at the end"))
+}
+
+fn network_rbac(mut rbac: NetworkRbac, path: &str) -> Result<AccessPolicy, Refusal> {
+    rbac.stat_prefix.clear();
+    let rules = rbac.rules.take();
+    nothing_left(&rbac, path)?;
+    rules_to_access(rules, &join(path, "rules"))
+}
+
+fn rules_to_access(rules: Option<Rules>, path: &str) -> Result<AccessPolicy, Refusal> {
+    // An RBAC filter without rules enforces nothing.
+    let Some(mut rules) = rules else { return Ok(AccessPolicy::AllowAll) };
+    if rules.action != Action::Allow as i32 {
+        return Err(Refusal::new(join(path, "action"), "only ALLOW is supported"));
+    }
+    let mut everybody = false;
+    let mut authenticated = false;
+    let mut ids = Vec::new();
+    for (name, mut policy) in std::mem::take(&mut rules.policies) {
+        let path = join(path, &format!("policies[{name}]"));
+        for permission in std::mem::take(&mut policy.permissions) {
+            if !matches!(permission, Permission { rule: Some(Rule::Any(true)) }) {
+                return Err(Refusal::new(join(&path, "permissions"), "only `any` is supported"));
+            }
+        }
+        for principal in std::mem::take(&mut policy.principals) {
+            who(principal, &join(&path, "principals"), &mut everybody, &mut authenticated, &mut ids)?;
+        }
+        nothing_left::<Policy>(&policy, &path)?;
+    }
+    nothing_left(&rules, path)?;
+    Ok(if everybody {
+        AccessPolicy::AllowAll
+    } else if authenticated {
+        AccessPolicy::AnyAuthenticated
+    } else {
+        AccessPolicy::allow(ids)
+    })
+}
+
+fn who(
+    principal: Principal,
+    path: &str,
+    everybody: &mut bool,
+    authenticated: &mut bool,
+    ids: &mut Vec<String>,
+) -> Result<(), Refusal> {
+    match principal.identifier {
+        Some(Identifier::Any(true)) => *everybody = true,
+        Some(Identifier::Authenticated(Authenticated { principal_name: None })) => *authenticated = true,
+        Some(Identifier::Authenticated(Authenticated { principal_name })) => {
+            ids.push(exact(principal_name, &join(path, "authenticated.principal_name"))?);
+        }
+        Some(Identifier::OrIds(set)) => {
+            for inner in set.ids {
+                who(inner, &join(path, "or_ids"), everybody, authenticated, ids)?;
+            }
+        }
+        _ => return Err(Refusal::new(path, "only `any`, `authenticated` and `or_ids` of those are supported")),
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! The first bytes of a connection: plain or TLS, who is there, and which service it gets.
+//!
+//! Holds: a caller without TLS where TLS is required is told so in HTTP, or hung up on in TCP; what a listener
+//! serves is asked anew for every request, so a change reaches open connections. Does not: serve.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrider_proxy_core::access::Peer;
+use outrider_proxy_core::http1::reply::Reply;
+use outrider_proxy_core::reason::{ProxyError, Reason, Side};
+use rustls::ServerConfig;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::{HttpService, Service};
+use crate::log::Context;
+use crate::stream::Stream;
+use crate::timers::Alarm;
+use crate::worker::{Serving, Worker};
+use crate::{http, tcp, tls};
+
+/// First byte of a TLS record that carries a handshake.
+const HANDSHAKE: u8 = 0x16;
+/// How long the first byte and the handshake may take together.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// A connection whose other end is known.
+pub struct Downstream {
+    /// The bytes.
+    pub stream: Stream,
+    /// Who proved to be there; `None` without TLS.
+    pub peer: Option<Arc<str>>,
+    /// The one deadline of this connection.
+    pub alarm: Alarm,
+}
+
+impl Downstream {
+    /// For access decisions.
+    pub fn peer(&self) -> Peer<'_> {
+        self.peer.as_deref().map_or(Peer::Anonymous, Peer::Authenticated)
+    }
+}
+
+/// The service for connections with or without TLS, as configured now.
+fn service(serving: &Serving, secure: bool) -> Option<Service> {
+    let config = serving.config();
+    if secure { config.tls.as_ref().map(|(_, service)| service.clone()) } else { config.plain.clone() }
+}
+
+/// The HTTP service of now; `None` if the listener has become something else.
+pub fn http_service(serving: &Serving, secure: bool) -> Option<Arc<HttpService>> {
+    match service(serving, secure)? {
+        Service::Http(http) => Some(http),
+        Service::Tcp(_) => None,
+    }
+}
+
+/// Serves one connection from accept to close.
+pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
+    let alarm = worker.timers.alarm();
+    let config = serving.config();
+    let greeted = match &config.tls {
+        None => Ok((Stream::Plain(tcp), None)),
+        Some((settings, secure)) => {
+            let plain = config.plain.is_some();
+            let settings = Arc::clone(settings);
+            let http = matches!(secure, Service::Http(_));
+            alarm.set(Some(GREETING));
+            greet(&alarm, tcp, settings, plain, http).await
+        }
+    };
+    drop(config);
+    let (stream, peer) = match greeted {
+        Ok(greeted) => greeted,
+        Err(None) => return,
+        Err(Some((error, status))) => {
+            serving.stats.borrow_mut().reason(error.reason);
+            worker.log.event(&error, Context { listener: &serving.name, status, ..Context::default() });
+            return;
+        }
+    };
+    alarm.set(None);
+    let secure = peer.is_some();
+    let downstream = Downstream { stream, peer, alarm };
+    match service(serving, secure) {
+        Some(Service::Http(_)) => http::serve(worker, serving, downstream).await,
+        Some(Service::Tcp(service)) => tcp::serve(worker, serving, downstream, &service).await,
+        None => {}
+    }
+}
+
+/// An end before anything was served: `None` if the caller just left, else why and what status was sent.
+type Farewell = Option<(ProxyError, Option<u16>)>;
+
+async fn greet(
+    alarm: &Alarm,
+    mut tcp: TcpStream,
+    settings: Arc<ServerConfig>,
+    plain: bool,
+    http: bool,
+) -> Result<(Stream, Option<Arc<str>>), Farewell> {
+    let failed = |error: ProxyError| Some((error, None));
+    let mut first = [0; 1];
+    match alarm.within(tcp.peek(&mut first)).await {
+        Some(Ok(0) | Err(_)) => return Err(None),
+        // Nobody spoke: not worth a line for each health checker.
+        None => return Err(None),
+        Some(Ok(_)) => {}
+    }
+    if first[0] != HANDSHAKE {
+        if plain {
+            return Ok((Stream::Plain(tcp), None));
+        }
+        let error = ProxyError::new(Side::Downstream, Reason::MtlsRequired);
+        if !http {
+            return Err(failed(error));
+        }
+        let reply = Reply { close: true, ..Reply::new(Reason::MtlsRequired) };
+        let mut bytes = Vec::with_capacity(512);
+        reply.write(&mut bytes);
+        let sent = alarm.within(tcp.write_all(&bytes)).await;
+        http::linger(&mut Stream::Plain(tcp), alarm).await;
+        return Err(Some((error, sent.and_then(Result::ok).map(|()| reply.status()))));
+    }
+    let handshake = Box::pin(TlsAcceptor::from(settings).accept(tcp));
+    let handshake_failed = |error: io::Error| {
+        failed(ProxyError::new(Side::Downstream, Reason::TlsHandshakeFailed).with_source(error))
+    };
+    match alarm.within(handshake).await {
+        Some(Ok(stream)) => match tls::peer_id(stream.get_ref().1) {
+            Ok(peer) => Ok((Stream::Server(Box::new(stream)), Some(peer))),
+            Err(error) => Err(handshake_failed(io::Error::other(error))),
+        },
+        Some(Err(error)) => Err(handshake_failed(error)),
+        None => Err(handshake_failed(io::ErrorKind::TimedOut.into())),
+    }
+}

@@ -1,0 +1,538 @@
+//! HTTP/1.1: a connection's requests, one after the other.
+//!
+//! [`serve`] is the life of a connection, [`Request::serve`] that of a request, in the order of its phases;
+//! [`exchange`] moves the bytes. Holds: one task per connection, no task or allocation per request; a response
+//! ends up with the request it answers or not at all; after anything that leaves the position in a stream
+//! unclear, that connection is closed. Does not: change bytes beyond hop-by-hop fields and configured edits.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::{Duration, Instant};
+
+use outrider_proxy_core::http1::body::BodyScanner;
+use outrider_proxy_core::http1::encode::{self, ClientCert, RequestEncoding};
+use outrider_proxy_core::http1::head::{Asked, Method};
+use outrider_proxy_core::http1::reply::Reply;
+use outrider_proxy_core::http1::{HeadError, Parsed, Version};
+use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
+use outrider_proxy_core::route::{Destination, Route};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::buffers::{Filled, Inbox};
+use crate::config::HttpService;
+use crate::connection::{Downstream, http_service};
+use crate::log::Context;
+use crate::stream::Stream;
+use crate::tcp::{Flow, Tunnel};
+use crate::timers::Alarm;
+use crate::upstream::{Connection, Picked, Upstream};
+use crate::worker::{Heads, Serving, Worker};
+
+mod exchange;
+
+use exchange::{Exchange, Outcome};
+
+/// Endpoints tried for one request before the connect failure is told.
+const CONNECT_ATTEMPTS: u32 = 3;
+/// How long and how much a closing connection is still read, so that the last response is not lost to a reset.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1 << 20;
+/// Idle limit between requests if the listener has none.
+const PARKED: Duration = Duration::from_secs(3600);
+
+/// What becomes of the connection after a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// Another request may follow.
+    Keep,
+    /// Everything was read: close.
+    Close,
+    /// Something may still be arriving: close without a reset.
+    Linger,
+    /// The response was cut off: close with a reset.
+    Abort,
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, downstream: Downstream) {
+    let secure = downstream.peer.is_some();
+    let mut xfcc = Vec::new();
+    if let Some(peer) = &downstream.peer {
+        xfcc.extend_from_slice(b"URI=");
+        xfcc.extend_from_slice(peer.as_bytes());
+    }
+    let mut client = Client { downstream, inbox: Inbox::default(), half_closed: false, xfcc };
+    let mut served = 0_u64;
+    let after = loop {
+        if !client.wait(worker, serving, secure, served).await {
+            break After::Close;
+        }
+        let Some(service) = http_service(serving, secure) else {
+            break refuse(worker, serving, &mut client, Reason::MtlsRequired).await;
+        };
+        let mut heads = worker.take_heads();
+        let began = Instant::now();
+        let head = client.read_head(worker, &service, &mut heads).await;
+        let request = Request { worker, serving, client: &mut client, service: &service, began };
+        let after = match head {
+            Ok(true) => request.serve(&mut heads).await,
+            Ok(false) => After::Close,
+            Err((error, detail)) => request.refuse(error, &detail).await,
+        };
+        worker.give_heads(heads);
+        served += 1;
+        if after != After::Keep {
+            break after;
+        }
+    };
+    client.inbox.clear(&worker.buffers);
+    match after {
+        After::Keep | After::Close => {
+            client.downstream.alarm.set(Some(LINGER));
+            let _ = client.downstream.alarm.within(client.downstream.stream.shutdown()).await;
+        }
+        After::Linger => linger(&mut client.downstream.stream, &client.downstream.alarm).await,
+        After::Abort => client.downstream.stream.reset_on_close(),
+    }
+}
+
+/// Closes our half and reads what still comes, for a bounded time and amount.
+pub async fn linger(stream: &mut Stream, alarm: &Alarm) {
+    alarm.set(Some(LINGER));
+    let rest = async {
+        stream.shutdown().await?;
+        let mut space = [0; 4096];
+        let mut left = LINGER_BYTES;
+        loop {
+            let n = stream.read(&mut space).await?;
+            if n == 0 || n > left {
+                return std::io::Result::Ok(());
+            }
+            left -= n;
+        }
+    };
+    let _ = alarm.within(rest).await;
+}
+
+async fn refuse(worker: &Rc<Worker>, serving: &Rc<Serving>, client: &mut Client, reason: Reason) -> After {
+    let reply = Reply { close: true, ..Reply::new(reason) };
+    let mut out = worker.buffers.take_scratch();
+    reply.write(&mut out);
+    client.downstream.alarm.set(Some(LINGER));
+    let _ = client.downstream.alarm.within(client.downstream.stream.write_all(&out)).await;
+    worker.buffers.give_scratch(out);
+    serving.stats.borrow_mut().reason(reason);
+    After::Linger
+}
+
+/// The caller's side.
+struct Client {
+    downstream: Downstream,
+    inbox: Inbox,
+    /// It has ended its sending; it may still want the answer.
+    half_closed: bool,
+    /// Value of `x-forwarded-client-cert`.
+    xfcc: Vec<u8>,
+}
+
+impl Client {
+    /// Waits for the first byte of a request, holding no memory. `false`: the connection is over.
+    async fn wait(&mut self, worker: &Worker, serving: &Serving, secure: bool, served: u64) -> bool {
+        if !self.inbox.is_empty() {
+            return true;
+        }
+        if self.half_closed || (served > 0 && worker.is_draining()) {
+            return false;
+        }
+        let idle = http_service(serving, secure).and_then(|service| service.idle).unwrap_or(PARKED);
+        let Downstream { stream, alarm, .. } = &mut self.downstream;
+        alarm.set(Some(idle));
+        let inbox = &mut self.inbox;
+        poll_fn(|cx| {
+            if let Poll::Ready(read) = inbox.poll_fill(cx, stream, &worker.buffers, 0) {
+                return Poll::Ready(matches!(read, Ok(Filled::Bytes(_))));
+            }
+            if worker.closes_idle() {
+                return Poll::Ready(false);
+            }
+            alarm.poll_rung(cx).map(|()| false)
+        })
+        .await
+    }
+
+    /// Reads until the head is whole. `Ok(false)`: the caller left before that.
+    async fn read_head(
+        &mut self,
+        worker: &Worker,
+        service: &HttpService,
+        heads: &mut Heads,
+    ) -> Result<bool, (ProxyError, String)> {
+        let refuse = |error: HeadError| {
+            (ProxyError::new(Side::Downstream, error.reason()), error.to_string())
+        };
+        // Nearly always the head is here already, and no deadline is needed.
+        if let Parsed::Complete(_) = heads.request.parse(self.inbox.bytes(), &service.limits).map_err(refuse)? {
+            return Ok(true);
+        }
+        let Downstream { stream, alarm, .. } = &mut self.downstream;
+        alarm.set(Some(service.head_timeout));
+        loop {
+            if self.inbox.is_full() && !self.inbox.grow(&worker.buffers) {
+                return Err((ProxyError::new(Side::Downstream, Reason::HeaderTooLarge), String::new()));
+            }
+            let inbox = &mut self.inbox;
+            let read = poll_fn(|cx| {
+                if let Poll::Ready(read) = inbox.poll_fill(cx, stream, &worker.buffers, 0) {
+                    return Poll::Ready(Some(read));
+                }
+                alarm.poll_rung(cx).map(|()| None)
+            });
+            match read.await {
+                Some(Ok(Filled::Bytes(_))) => {}
+                Some(Ok(Filled::End) | Err(_)) => return Ok(false),
+                None => {
+                    let error = ProxyError::new(Side::Downstream, Reason::RequestHeadTimeout);
+                    let detail = format!("No whole head within {:?}.", service.head_timeout);
+                    return Err((error, detail));
+                }
+            }
+            if let Parsed::Complete(_) = heads.request.parse(self.inbox.bytes(), &service.limits).map_err(refuse)? {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+/// One request, from its whole head to the end of its response.
+struct Request<'a> {
+    worker: &'a Rc<Worker>,
+    serving: &'a Rc<Serving>,
+    client: &'a mut Client,
+    service: &'a Arc<HttpService>,
+    began: Instant,
+}
+
+/// What is remembered of the request head once its bytes are used up.
+struct Asking {
+    method: Method,
+    version: Version,
+    asked: Asked,
+    persistent: bool,
+    body: BodyScanner,
+    /// Bytes of the head that are still in the inbox.
+    unused: usize,
+}
+
+/// What a failure is told with.
+struct Failure {
+    error: ProxyError,
+    detail: String,
+    upstream: Option<Rc<Upstream>>,
+    endpoint: Option<SocketAddr>,
+}
+
+impl From<ProxyError> for Failure {
+    fn from(error: ProxyError) -> Self {
+        Self { error, detail: String::new(), upstream: None, endpoint: None }
+    }
+}
+
+impl Request<'_> {
+    async fn serve(mut self, heads: &mut Heads) -> After {
+        {
+            let mut stats = self.serving.stats.borrow_mut();
+            stats.requests += 1;
+            stats.active_requests += 1;
+        }
+        let mut asking = {
+            let bytes = self.client.inbox.bytes();
+            let upgrade = self.service.upgrades && heads.request.upgrade(bytes).is_some();
+            Asking {
+                method: heads.request.method(),
+                version: heads.request.version(),
+                asked: Asked { head: heads.request.method() == Method::Head, upgrade },
+                persistent: heads.request.is_persistent(),
+                body: BodyScanner::new(heads.request.framing()),
+                unused: heads.request.length(),
+            }
+        };
+        let mut started = false;
+        let after = match self.proxy(heads, &mut asking, &mut started).await {
+            Ok(after) => after,
+            Err(failure) => self.fail(&failure, &asking, started).await,
+        };
+        let mut stats = self.serving.stats.borrow_mut();
+        stats.active_requests -= 1;
+        stats.latency.record(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX));
+        after
+    }
+
+    /// The phases. `started` becomes true with the first byte of the response.
+    async fn proxy(
+        &mut self,
+        heads: &mut Heads,
+        asking: &mut Asking,
+        started: &mut bool,
+    ) -> Result<After, Failure> {
+        let service = Arc::clone(self.service);
+        let worker = Rc::clone(self.worker);
+        let local = |reason| Failure::from(ProxyError::new(Side::Local, reason));
+
+        // May this caller call at all?
+        service.access.decide(self.client.downstream.peer()).map_err(local)?;
+
+        // Where to?
+        let route = service.routes.find(&heads.request, self.client.inbox.bytes()).map_err(local)?;
+        let slot = match route.destination(worker.random()).map_err(local)? {
+            Destination::Cluster(slot) => slot,
+            Destination::Direct(direct) => {
+                let reply = Reply { status: Some(direct.status), body: Some(&direct.body), ..Reply::new(direct.reason) };
+                return Ok(self.answer(reply, asking).await);
+            }
+        };
+        let upstream = worker.upstream(slot).ok_or_else(|| local(Reason::ClusterNotReady))?;
+        if upstream.stats.borrow().active_requests >= u64::from(upstream.config().max_requests) {
+            return Err(local(Reason::OverloadRequests));
+        }
+
+        // The head as it goes out, kept until the response begins, so that it can be sent again.
+        let mut out = worker.buffers.take_scratch();
+        {
+            let bytes = self.client.inbox.bytes();
+            let how = RequestEncoding {
+                edits: Some(&route.request_headers),
+                client_cert: if self.service.forward_client_cert && !self.client.xfcc.is_empty() {
+                    ClientCert::Replace(&self.client.xfcc)
+                } else {
+                    ClientCert::Remove
+                },
+                upgrade: asking.asked.upgrade,
+                ..RequestEncoding::default()
+            };
+            encode::request(&heads.request, bytes, &how, &mut out);
+        }
+        self.client.inbox.consume(std::mem::take(&mut asking.unused));
+
+        upstream.stats.borrow_mut().active_requests += 1;
+        let outcome = self.send(heads, asking, started, route, &upstream, &mut out).await;
+        {
+            let mut stats = upstream.stats.borrow_mut();
+            stats.active_requests = stats.active_requests.saturating_sub(1);
+        }
+        worker.buffers.give_scratch(out);
+        outcome
+    }
+
+    /// Sends the request to an endpoint, again where that is safe, and the response to the caller.
+    async fn send(
+        &mut self,
+        heads: &mut Heads,
+        asking: &mut Asking,
+        started: &mut bool,
+        route: &Route,
+        upstream: &Rc<Upstream>,
+        out: &mut Vec<u8>,
+    ) -> Result<After, Failure> {
+        let worker = Rc::clone(self.worker);
+        let mut fresh_only = false;
+        loop {
+            let (picked, connection) = self.connection(upstream, fresh_only).await?;
+            upstream.stats.borrow_mut().requests += 1;
+            let reused = connection.reused;
+            let mut exchange = Exchange::new(
+                &worker,
+                self.client,
+                connection,
+                asking,
+                route,
+                self.service,
+                self.began,
+            );
+            let outcome = exchange.run(heads, out).await;
+            *started |= exchange.response_started();
+            let replayable = exchange.is_replayable();
+            {
+                let mut stats = self.serving.stats.borrow_mut();
+                exchange.count(&mut stats);
+            }
+            let (connection, told) = exchange.into_connection();
+            match outcome {
+                Ok(Outcome::Done { keep, reuse }) => {
+                    if reuse {
+                        upstream.keep(connection, worker.timers.now(), told);
+                    }
+                    return Ok(keep);
+                }
+                Ok(Outcome::Tunnel) => return Ok(self.tunnel(connection, asking).await),
+                Err(error) => {
+                    let again = reused
+                        && !fresh_only
+                        && !*started
+                        && replayable
+                        && match error.retry {
+                            Retry::Safe => true,
+                            // The endpoint may have acted before it closed.
+                            Retry::OnReusedConnection => asking.method.is_idempotent(),
+                            Retry::Never => false,
+                        };
+                    if !again {
+                        let endpoint = Some(picked.address());
+                        let detail = exchange::explain(&error, route);
+                        return Err(Failure { error, detail, upstream: Some(Rc::clone(upstream)), endpoint });
+                    }
+                    upstream.stats.borrow_mut().retries += 1;
+                    fresh_only = true;
+                }
+            }
+        }
+    }
+
+    /// A connection to an endpoint: a kept one, or a new one, trying other endpoints if need be.
+    async fn connection(
+        &mut self,
+        upstream: &Rc<Upstream>,
+        fresh_only: bool,
+    ) -> Result<(Picked, Connection), Failure> {
+        let mut avoid = None;
+        let mut attempt = 1;
+        loop {
+            let picked = upstream.pick(self.worker.random(), avoid).map_err(|error| Failure {
+                error,
+                detail: upstream.census(),
+                upstream: Some(Rc::clone(upstream)),
+                endpoint: None,
+            })?;
+            if !fresh_only && let Some(kept) = upstream.take_idle(&picked, self.worker.timers.now()) {
+                return Ok((picked, kept));
+            }
+            match upstream.connect(&picked, &self.client.downstream.alarm).await {
+                Ok(connection) => return Ok((picked, connection)),
+                Err(error) if error.retry == Retry::Safe && attempt < CONNECT_ATTEMPTS => {
+                    attempt += 1;
+                    avoid = Some(picked.endpoint());
+                }
+                Err(error) => {
+                    let cause = error.source.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
+                    return Err(Failure {
+                        detail: format!("{} ({} tried{cause})", error.reason.sentence(), attempt),
+                        error,
+                        upstream: Some(Rc::clone(upstream)),
+                        endpoint: Some(picked.address()),
+                    });
+                }
+            }
+        }
+    }
+
+    /// After a 101: bytes both ways, those already read first.
+    async fn tunnel(&mut self, mut connection: Connection, _asking: &Asking) -> After {
+        let client = &mut *self.client;
+        let mut tunnel = Tunnel {
+            downstream: &mut client.downstream.stream,
+            downstream_in: &mut client.inbox,
+            upstream: &mut connection.stream,
+            upstream_in: &mut connection.inbox,
+            up: Flow::default(),
+            down: Flow::default(),
+        };
+        let outcome = tunnel.run(&self.worker.buffers, &client.downstream.alarm, self.service.idle).await;
+        let (up, down) = (tunnel.up.moved, tunnel.down.moved);
+        let mut stats = self.serving.stats.borrow_mut();
+        stats.bytes_in += up;
+        stats.bytes_out += down;
+        match outcome {
+            Ok(()) => After::Close,
+            Err(error) => {
+                stats.reason(error.reason);
+                connection.stream.reset_on_close();
+                After::Abort
+            }
+        }
+    }
+
+    /// Refuses a request whose head was not understood.
+    async fn refuse(mut self, error: ProxyError, detail: &str) -> After {
+        let asking = Asking {
+            method: Method::Get,
+            version: Version::Http11,
+            asked: Asked::default(),
+            persistent: false,
+            body: BodyScanner::new(outrider_proxy_core::http1::BodyFraming::None),
+            unused: 0,
+        };
+        self.serving.stats.borrow_mut().requests += 1;
+        let failure = Failure { detail: detail.to_owned(), ..Failure::from(error) };
+        let after = self.fail(&failure, &asking, false).await;
+        if after == After::Keep { After::Linger } else { after }
+    }
+
+    /// Tells the caller, the counters and the log why there is no (whole) response.
+    async fn fail(&mut self, failure: &Failure, asking: &Asking, started: bool) -> After {
+        let reason = failure.error.reason;
+        let answerable = !started && reason.status().is_some();
+        let reply = Reply { detail: &failure.detail, ..Reply::new(reason) };
+        {
+            let cluster = failure.upstream.as_ref().map(|upstream| upstream.config());
+            let context = Context {
+                listener: &self.serving.name,
+                status: answerable.then(|| reply.status()),
+                caller: self.client.downstream.peer.as_deref(),
+                cluster: cluster.as_ref().map(|cluster| &*cluster.name),
+                endpoint: failure.endpoint,
+            };
+            self.worker.log.event(&failure.error, context);
+        }
+        if answerable {
+            return self.answer(reply, asking).await;
+        }
+        self.serving.stats.borrow_mut().reason(reason);
+        After::Abort
+    }
+
+    /// Sends a reply of our own.
+    async fn answer(&mut self, reply: Reply<'_>, asking: &Asking) -> After {
+        // Without a body, the next request begins where this head ended; otherwise its place is unknown.
+        self.client.inbox.consume(asking.unused);
+        let clean = asking.body.is_done();
+        let keep = clean && asking.persistent && !self.worker.is_draining();
+        let reply = Reply { close: !keep, head: asking.asked.head, client: asking.version, ..reply };
+        let mut out = self.worker.buffers.take_scratch();
+        reply.write(&mut out);
+        let Downstream { stream, alarm, .. } = &mut self.client.downstream;
+        alarm.set(Some(self.service.idle.unwrap_or(PARKED)));
+        let mut written = 0;
+        let sent = poll_fn(|cx| {
+            while written < out.len() {
+                match Pin::new(&mut *stream).poll_write(cx, &out[written..]) {
+                    Poll::Ready(Ok(n)) if n > 0 => written += n,
+                    Poll::Ready(_) => return Poll::Ready(false),
+                    Poll::Pending => {
+                        ready!(alarm.poll_rung(cx));
+                        return Poll::Ready(false);
+                    }
+                }
+            }
+            match Pin::new(&mut *stream).poll_flush(cx) {
+                Poll::Ready(flushed) => Poll::Ready(flushed.is_ok()),
+                Poll::Pending => alarm.poll_rung(cx).map(|()| false),
+            }
+        })
+        .await;
+        {
+            let mut stats = self.serving.stats.borrow_mut();
+            stats.reason(reply.reason);
+            stats.response(reply.status());
+            stats.bytes_out += written as u64;
+        }
+        self.worker.buffers.give_scratch(out);
+        match (sent, keep) {
+            (false, _) => After::Abort,
+            (true, true) => After::Keep,
+            (true, false) => After::Linger,
+        }
+    }
+}

@@ -1,0 +1,578 @@
+//! The bytes of one request and its response, both ways at once, in one poll.
+//!
+//! ```text
+//! caller ──► client.inbox ──scan──► endpoint        (head first, from `out`)
+//! caller ◄── to_client ◄──head, scan── connection.inbox ◄── endpoint
+//! ```
+//! Holds: nothing is read that cannot be held (back-pressure); what the scanner did not accept is not
+//! forwarded; a response that ends before its request leaves neither connection reusable. Does not: decide
+//! about retries, or answer by itself.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context as Task, Poll, ready};
+use std::time::Instant;
+
+use outrider_proxy_core::http1::body::{BodyError, BodyFraming, BodyScanner};
+use outrider_proxy_core::http1::encode::{self, Delivery, ResponseEncoding};
+use outrider_proxy_core::http1::{Limits, Parsed, Version};
+use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
+use outrider_proxy_core::route::Route;
+use outrider_proxy_core::stats::ListenerStats;
+use tokio::io::AsyncWrite;
+
+use super::{After, Asking, Client};
+use crate::buffers::{Filled, SIZES};
+use crate::config::HttpService;
+use crate::stream::Stream;
+use crate::upstream::Connection;
+use crate::worker::{Heads, Worker};
+
+/// Body bytes up to this many are copied behind a head, which saves a system call.
+const JOIN: usize = SIZES[0];
+/// Interim responses to one request.
+const MAX_INTERIM: u32 = 32;
+
+const NEVER: u64 = u64::MAX;
+
+/// How an exchange ended well.
+pub(super) enum Outcome {
+    /// The response is with the caller.
+    Done {
+        /// What becomes of the caller's connection.
+        keep: After,
+        /// Whether the endpoint's connection can serve another request.
+        reuse: bool,
+    },
+    /// The 101 is with the caller: what follows is opaque.
+    Tunnel,
+}
+
+/// A final response under way.
+struct Response {
+    body: BodyScanner,
+    delivery: Delivery,
+    status: u16,
+    reusable: bool,
+    ended: bool,
+}
+
+/// See the module.
+pub(super) struct Exchange<'a> {
+    worker: &'a Worker,
+    client: &'a mut Client,
+    connection: Connection,
+    asking: &'a mut Asking,
+    route: &'a Route,
+
+    /// Bytes of `out` written.
+    sent: usize,
+    /// Accepted body bytes at the front of the client's inbox.
+    ready_up: usize,
+    /// Body bytes that went out from the inbox and are gone.
+    moved_up: u64,
+    request_done: bool,
+    /// The endpoint takes no more; it may have answered nevertheless.
+    refused: bool,
+    waits_for_client: bool,
+
+    to_client: Vec<u8>,
+    written: usize,
+    ready_down: usize,
+    heard: bool,
+    interim: u32,
+    switched: bool,
+    response: Option<Response>,
+    told: Option<u32>,
+
+    bytes_in: u64,
+    bytes_out: u64,
+    progress: u64,
+    progress_at: u64,
+    idle_ms: u64,
+    head_ms: u64,
+    head_at: u64,
+    total_at: u64,
+    armed: u64,
+}
+
+fn millis(limit: Option<std::time::Duration>) -> u64 {
+    limit.map_or(NEVER, |limit| u64::try_from(limit.as_millis()).unwrap_or(NEVER))
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn new(
+        worker: &'a Worker,
+        client: &'a mut Client,
+        connection: Connection,
+        asking: &'a mut Asking,
+        route: &'a Route,
+        service: &HttpService,
+        began: Instant,
+    ) -> Self {
+        let now = worker.timers.now();
+        let spent = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
+        let limits = route.timeouts;
+        Self {
+            worker,
+            client,
+            connection,
+            asking,
+            route,
+            sent: 0,
+            ready_up: 0,
+            moved_up: 0,
+            request_done: false,
+            refused: false,
+            waits_for_client: false,
+            to_client: worker.buffers.take_scratch(),
+            written: 0,
+            ready_down: 0,
+            heard: false,
+            interim: 0,
+            switched: false,
+            response: None,
+            told: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            progress: 0,
+            progress_at: now,
+            idle_ms: millis(limits.idle.or(service.idle)),
+            head_ms: millis(limits.response_head),
+            head_at: NEVER,
+            total_at: now.saturating_sub(spent).saturating_add(millis(limits.total)),
+            armed: NEVER,
+        }
+    }
+
+    /// Runs to the end. `out` is the encoded request head.
+    pub(super) async fn run(&mut self, heads: &mut Heads, out: &mut Vec<u8>) -> Result<Outcome, ProxyError> {
+        self.client.downstream.alarm.set_at(NEVER, 0);
+        heads.response.reset();
+        self.join_body(out)?;
+        poll_fn(|cx| self.poll(cx, heads, out)).await
+    }
+
+    /// Whether a byte of a final response may have reached the caller.
+    pub(super) fn response_started(&self) -> bool {
+        self.response.is_some() || self.switched
+    }
+
+    /// Whether everything that was sent is still here.
+    pub(super) fn is_replayable(&self) -> bool {
+        self.moved_up == 0
+    }
+
+    /// Adds to the listener's numbers.
+    pub(super) fn count(&self, stats: &mut ListenerStats) {
+        stats.bytes_in += self.bytes_in;
+        stats.bytes_out += self.bytes_out;
+        if let Some(response) = &self.response {
+            stats.response(response.status);
+        } else if self.switched {
+            stats.response(101);
+        }
+    }
+
+    /// The endpoint's connection, and its keep-alive limit in seconds if it told one.
+    pub(super) fn into_connection(self) -> (Connection, Option<u32>) {
+        let Self { worker, client, mut connection, to_client, ready_up, told, .. } = self;
+        // Accepted bytes that were not sent are behind us all the same.
+        client.inbox.consume(ready_up);
+        connection.inbox.park(&worker.buffers);
+        worker.buffers.give_scratch(to_client);
+        (connection, told)
+    }
+
+    /// Copies a small body that is here already behind the head.
+    fn join_body(&mut self, out: &mut Vec<u8>) -> Result<(), ProxyError> {
+        self.bytes_in += out.len() as u64;
+        if self.asking.body.is_done() || self.client.inbox.is_empty() || out.len() >= JOIN {
+            return Ok(());
+        }
+        let scan = self.asking.body.scan(self.client.inbox.bytes()).map_err(invalid_request_body)?;
+        self.bytes_in += scan.consumed as u64;
+        if out.len() + scan.consumed <= JOIN {
+            out.extend_from_slice(&self.client.inbox.bytes()[..scan.consumed]);
+            self.client.inbox.consume(scan.consumed);
+        } else {
+            self.ready_up = scan.consumed;
+        }
+        Ok(())
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Task<'_>,
+        heads: &mut Heads,
+        out: &[u8],
+    ) -> Poll<Result<Outcome, ProxyError>> {
+        loop {
+            if !self.request_done && !self.refused {
+                match self.poll_request(cx, out) {
+                    Poll::Ready(Ok(())) => {
+                        self.request_done = true;
+                        self.head_at = self.worker.timers.now().saturating_add(self.head_ms);
+                    }
+                    Poll::Ready(Err(error)) if error.side == Side::Upstream => self.refused = true,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {}
+                }
+            }
+            if let Poll::Ready(outcome) = self.poll_response(cx, heads) {
+                return Poll::Ready(outcome);
+            }
+            if self.request_done && !self.switched {
+                ready_or_pending(self.watch_client(cx))?;
+            }
+            match self.poll_deadline(cx) {
+                // Progress has moved the deadline meanwhile.
+                Poll::Ready(None) => {}
+                Poll::Ready(Some(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn poll_request(&mut self, cx: &mut Task<'_>, out: &[u8]) -> Poll<Result<(), ProxyError>> {
+        self.waits_for_client = false;
+        loop {
+            if self.sent < out.len() {
+                let n = ready!(write(cx, &mut self.connection.stream, &out[self.sent..])).map_err(upstream_io)?;
+                self.sent += n;
+                self.progress += n as u64;
+            } else if self.ready_up > 0 {
+                let bytes = &self.client.inbox.bytes()[..self.ready_up];
+                let n = ready!(write(cx, &mut self.connection.stream, bytes)).map_err(upstream_io)?;
+                self.client.inbox.consume(n);
+                self.ready_up -= n;
+                self.moved_up += n as u64;
+                self.progress += n as u64;
+            } else if self.asking.body.is_done() {
+                ready!(Pin::new(&mut self.connection.stream).poll_flush(cx)).map_err(upstream_io)?;
+                return Poll::Ready(Ok(()));
+            } else if !self.client.inbox.is_empty() {
+                let scan = self.asking.body.scan(self.client.inbox.bytes()).map_err(invalid_request_body)?;
+                self.ready_up = scan.consumed;
+                self.bytes_in += scan.consumed as u64;
+            } else {
+                let Client { downstream, inbox, .. } = &mut *self.client;
+                match inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, 0) {
+                    Poll::Ready(Ok(Filled::Bytes(_))) => {}
+                    Poll::Ready(Ok(Filled::End)) => {
+                        return Poll::Ready(Err(ProxyError::new(Side::Downstream, Reason::ClientGone)));
+                    }
+                    Poll::Ready(Err(e)) => {
+                        return Poll::Ready(Err(
+                            ProxyError::new(Side::Downstream, Reason::ClientGone).with_source(e)
+                        ));
+                    }
+                    Poll::Pending => {
+                        self.waits_for_client = true;
+                        ready!(Pin::new(&mut self.connection.stream).poll_flush(cx)).map_err(upstream_io)?;
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    fn poll_response(&mut self, cx: &mut Task<'_>, heads: &mut Heads) -> Poll<Result<Outcome, ProxyError>> {
+        loop {
+            ready!(self.poll_to_client(cx))?;
+            let Some(response) = &mut self.response else {
+                if self.switched {
+                    ready!(Pin::new(&mut self.client.downstream.stream).poll_flush(cx)).map_err(client_gone)?;
+                    return Poll::Ready(Ok(Outcome::Tunnel));
+                }
+                ready!(self.poll_head(cx, heads))?;
+                continue;
+            };
+            if response.ended || response.body.is_done() {
+                ready!(Pin::new(&mut self.client.downstream.stream).poll_flush(cx)).map_err(client_gone)?;
+                return Poll::Ready(Ok(self.done()));
+            }
+            if !self.connection.inbox.is_empty() {
+                self.accept_body()?;
+                continue;
+            }
+            let Connection { stream, inbox, .. } = &mut self.connection;
+            match inbox.poll_fill(cx, stream, &self.worker.buffers, 0) {
+                Poll::Ready(Ok(Filled::Bytes(n))) => self.progress += n as u64,
+                Poll::Ready(Ok(Filled::End)) => {
+                    response.body.finish().map_err(invalid_response_body)?;
+                    response.ended = true;
+                }
+                Poll::Ready(Err(e)) => {
+                    let error = ProxyError::new(Side::Upstream, Reason::UpstreamBodyIncomplete).with_source(e);
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Pending => {
+                    ready!(Pin::new(&mut self.client.downstream.stream).poll_flush(cx)).map_err(client_gone)?;
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Writes what is owed to the caller: composed bytes, then accepted body bytes.
+    fn poll_to_client(&mut self, cx: &mut Task<'_>) -> Poll<Result<(), ProxyError>> {
+        let stream = &mut self.client.downstream.stream;
+        while self.written < self.to_client.len() {
+            let n = ready!(write(cx, stream, &self.to_client[self.written..])).map_err(client_gone)?;
+            self.written += n;
+            self.bytes_out += n as u64;
+            self.progress += n as u64;
+        }
+        self.to_client.clear();
+        self.written = 0;
+        while self.ready_down > 0 {
+            let bytes = &self.connection.inbox.bytes()[..self.ready_down];
+            let n = ready!(write(cx, stream, bytes)).map_err(client_gone)?;
+            self.connection.inbox.consume(n);
+            self.ready_down -= n;
+            self.bytes_out += n as u64;
+            self.progress += n as u64;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads until a head is whole, and composes what the caller gets of it.
+    fn poll_head(&mut self, cx: &mut Task<'_>, heads: &mut Heads) -> Poll<Result<(), ProxyError>> {
+        loop {
+            let Connection { stream, inbox, .. } = &mut self.connection;
+            if !inbox.is_empty() {
+                let limits = Limits::default();
+                let parsed = heads
+                    .response
+                    .parse(inbox.bytes(), &limits)
+                    .map_err(|e| ProxyError::new(Side::Upstream, e.upstream_reason()).with_source(e))?;
+                if let Parsed::Complete(_) = parsed {
+                    return Poll::Ready(self.take_head(heads));
+                }
+                if inbox.is_full() && !inbox.grow(&self.worker.buffers) {
+                    return Poll::Ready(Err(ProxyError::new(Side::Upstream, Reason::UpstreamHeaderTooLarge)));
+                }
+            }
+            match ready!(inbox.poll_fill(cx, stream, &self.worker.buffers, 0)) {
+                Ok(Filled::Bytes(n)) => {
+                    self.heard = true;
+                    self.progress += n as u64;
+                }
+                Ok(Filled::End) => return Poll::Ready(Err(self.closed(None))),
+                Err(e) => return Poll::Ready(Err(self.closed(Some(e)))),
+            }
+        }
+    }
+
+    /// The endpoint closed without a (whole) final head.
+    fn closed(&self, error: Option<io::Error>) -> ProxyError {
+        let retry = match (self.heard, self.sent) {
+            (true, _) => Retry::Never,
+            (false, 0) => Retry::Safe,
+            (false, _) => Retry::OnReusedConnection,
+        };
+        let reason = match &error {
+            _ if self.connection.reused && !self.heard => Reason::UpstreamClosedReusedConnection,
+            None => Reason::UpstreamClosedBeforeResponse,
+            Some(_) => Reason::UpstreamReset,
+        };
+        let closed = ProxyError::new(Side::Upstream, reason).with_retry(retry);
+        match error {
+            Some(error) => closed.with_source(error),
+            None => closed,
+        }
+    }
+
+    fn take_head(&mut self, heads: &Heads) -> Result<(), ProxyError> {
+        let head = &heads.response;
+        let bytes = self.connection.inbox.bytes();
+        let client = self.asking.version;
+        if head.is_interim() {
+            self.interim += 1;
+            if self.interim > MAX_INTERIM {
+                return Err(ProxyError::new(Side::Upstream, Reason::UpstreamProtocolError));
+            }
+            if client == Version::Http11 {
+                let delivery = Delivery::of(head, BodyFraming::None, client, true);
+                let how = ResponseEncoding { delivery, ..ResponseEncoding::default() };
+                encode::response(head, bytes, &how, &mut self.to_client);
+            }
+            self.connection.inbox.consume(head.length());
+            return Ok(());
+        }
+        let framing = head
+            .framing(&self.asking.asked)
+            .map_err(|e| ProxyError::new(Side::Upstream, e.upstream_reason()).with_source(e))?;
+        // The rest of a request that is answered early will not be read, so nothing can follow it.
+        let keep = self.asking.persistent && self.request_done && !self.worker.is_draining();
+        let delivery = Delivery::of(head, framing, client, keep);
+        let how = ResponseEncoding { delivery, edits: Some(&self.route.response_headers), append: b"" };
+        encode::response(head, bytes, &how, &mut self.to_client);
+        self.told = head.keep_alive_timeout();
+        let reusable = head.is_persistent() && framing != BodyFraming::UntilClose;
+        let status = head.status();
+        self.connection.inbox.consume(head.length());
+        if delivery.tunnel {
+            self.switched = true;
+            return Ok(());
+        }
+        let body = BodyScanner::new(framing);
+        self.response = Some(Response { body, delivery, status, reusable, ended: false });
+        if !self.connection.inbox.is_empty() {
+            self.accept_body()?;
+        }
+        Ok(())
+    }
+
+    /// Checks what was read of the body and puts it on its way: copied if it is small and follows a head or
+    /// has to lose its chunks, else from where it is.
+    fn accept_body(&mut self) -> Result<(), ProxyError> {
+        let Some(response) = &mut self.response else { return Ok(()) };
+        if response.body.is_done() {
+            return Ok(());
+        }
+        let bytes = self.connection.inbox.bytes();
+        if response.delivery.dechunk {
+            let to_client = &mut self.to_client;
+            let scan = response
+                .body
+                .scan_payload(bytes, |range| to_client.extend_from_slice(&bytes[range]))
+                .map_err(invalid_response_body)?;
+            self.connection.inbox.consume(scan.consumed);
+            return Ok(());
+        }
+        let scan = response.body.scan(bytes).map_err(invalid_response_body)?;
+        if !self.to_client.is_empty() && self.to_client.len() + scan.consumed <= JOIN {
+            self.to_client.extend_from_slice(&bytes[..scan.consumed]);
+            self.connection.inbox.consume(scan.consumed);
+        } else {
+            self.ready_down = scan.consumed;
+        }
+        Ok(())
+    }
+
+    fn done(&self) -> Outcome {
+        let Some(response) = &self.response else {
+            return Outcome::Done { keep: After::Abort, reuse: false };
+        };
+        let whole = self.request_done && !self.refused;
+        let keep = if !whole {
+            After::Linger
+        } else if !response.delivery.close && self.asking.persistent {
+            After::Keep
+        } else if self.client.inbox.is_empty() {
+            After::Close
+        } else {
+            After::Linger
+        };
+        let reuse = whole && response.reusable && !response.ended && self.connection.inbox.is_empty();
+        Outcome::Done { keep, reuse }
+    }
+
+    /// Notices a caller that is gone while we wait for the endpoint; reads ahead at most one block.
+    fn watch_client(&mut self, cx: &mut Task<'_>) -> Poll<Result<(), ProxyError>> {
+        let Client { downstream, inbox, half_closed, .. } = &mut *self.client;
+        while !*half_closed && !inbox.is_full() {
+            match ready!(inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, 0)) {
+                Ok(Filled::Bytes(_)) => {}
+                // It may have only ended its sending, and still wants the answer.
+                Ok(Filled::End) => *half_closed = true,
+                Err(e) => {
+                    let error = ProxyError::new(Side::Downstream, Reason::ClientGone).with_source(e);
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// `Ready(None)`: look again. `Ready(Some)`: a limit has passed.
+    fn poll_deadline(&mut self, cx: &Task<'_>) -> Poll<Option<ProxyError>> {
+        let alarm = &self.client.downstream.alarm;
+        let rung = alarm.poll_rung(cx).is_ready();
+        if self.progress > 0 || self.armed == NEVER {
+            self.progress = 0;
+            self.progress_at = alarm.now();
+        }
+        let head_at = if self.response.is_none() { self.head_at } else { NEVER };
+        let idle_at = self.progress_at.saturating_add(self.idle_ms);
+        let next = self.total_at.min(head_at).min(idle_at);
+        if rung {
+            let now = alarm.now();
+            if now >= next {
+                return Poll::Ready(Some(self.too_late(now, head_at)));
+            }
+        }
+        if next != self.armed || rung {
+            self.armed = next;
+            alarm.set_at(next, self.progress_at);
+            // Registers this task with the moved deadline.
+            return match alarm.poll_rung(cx) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            };
+        }
+        Poll::Pending
+    }
+
+    fn too_late(&self, now: u64, head_at: u64) -> ProxyError {
+        if now >= head_at {
+            ProxyError::new(Side::Upstream, Reason::RequestTimeout)
+        } else if now >= self.total_at {
+            ProxyError::new(Side::Upstream, Reason::TotalTimeout)
+        } else if !self.request_done && self.waits_for_client && self.response.is_none() {
+            ProxyError::new(Side::Downstream, Reason::RequestBodyTimeout)
+        } else if self.response.is_some() {
+            ProxyError::new(Side::Upstream, Reason::UpstreamIdleTimeout)
+        } else {
+            ProxyError::new(Side::Upstream, Reason::IdleTimeout)
+        }
+    }
+}
+
+/// What exactly happened, for the reply; empty if the reason says it all.
+pub(super) fn explain(error: &ProxyError, route: &Route) -> String {
+    let limit = match error.reason {
+        Reason::RequestTimeout => route.timeouts.response_head,
+        Reason::TotalTimeout => route.timeouts.total,
+        Reason::IdleTimeout => route.timeouts.idle,
+        _ => None,
+    };
+    match (limit, &error.source) {
+        (Some(limit), _) => format!("{} (limit: {limit:?})", error.reason.sentence()),
+        (None, Some(cause)) => format!("{} ({cause})", error.reason.sentence()),
+        (None, None) => String::new(),
+    }
+}
+
+fn ready_or_pending(poll: Poll<Result<(), ProxyError>>) -> Result<(), ProxyError> {
+    match poll {
+        Poll::Ready(result) => result,
+        Poll::Pending => Ok(()),
+    }
+}
+
+fn write(cx: &mut Task<'_>, stream: &mut Stream, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    match ready!(Pin::new(stream).poll_write(cx, bytes)) {
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        other => Poll::Ready(other),
+    }
+}
+
+fn upstream_io(error: io::Error) -> ProxyError {
+    ProxyError::new(Side::Upstream, Reason::UpstreamReset).with_source(error)
+}
+
+fn client_gone(error: io::Error) -> ProxyError {
+    ProxyError::new(Side::Downstream, Reason::ClientGone).with_source(error)
+}
+
+fn invalid_request_body(error: BodyError) -> ProxyError {
+    ProxyError::new(Side::Downstream, error.reason()).with_source(error)
+}
+
+fn invalid_response_body(error: BodyError) -> ProxyError {
+    ProxyError::new(Side::Upstream, error.upstream_reason()).with_source(error)
+}

@@ -1,0 +1,117 @@
+//! A byte stream, plain or TLS, and the socket options every connection gets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// One side of a proxied connection.
+pub enum Stream {
+    /// As it is.
+    Plain(TcpStream),
+    /// We are the server.
+    Server(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    /// We are the client.
+    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+macro_rules! each {
+    ($stream:expr, $inner:ident => $body:expr) => {
+        match $stream {
+            Stream::Plain($inner) => $body,
+            Stream::Server($inner) => $body,
+            Stream::Client($inner) => $body,
+        }
+    };
+}
+
+impl Stream {
+    /// The socket under it.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Stream::Plain(tcp) => tcp,
+            Stream::Server(tls) => tls.get_ref().0,
+            Stream::Client(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Whether an idle connection is still silent and open. Costs no system call while it is.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut byte = [0; 1];
+        let mut space = ReadBuf::new(&mut byte);
+        // TLS 1.3 servers send tickets after the handshake; reading consumes those and stays pending.
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        Pin::new(self).poll_read(&mut cx, &mut space).is_pending()
+    }
+
+    /// Makes closing send RST instead of FIN, so that the peer takes a cut-off body for what it is.
+    pub fn reset_on_close(&self) {
+        let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        space: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // TLS that ends without close_notify stays an error (UnexpectedEof): a peer that died in the middle
+        // of a stream must not look like one that finished.
+        each!(self.get_mut(), inner => Pin::new(inner).poll_read(cx, space))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), inner => Pin::new(inner).poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), inner => Pin::new(inner).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), inner => Pin::new(inner).poll_shutdown(cx))
+    }
+}
+
+/// Options of a connection we accepted.
+pub fn prepare_accepted(tcp: &TcpStream) {
+    // Failing here means the peer is gone already, which the first read will say.
+    let _ = tcp.set_nodelay(true);
+}
+
+/// Connects, with TCP_NODELAY and keep-alive probes after a minute of silence.
+///
+/// # Errors
+/// What the kernel says. Does not limit the time.
+pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let tcp = socket.connect(address).await?;
+    tcp.set_nodelay(true)?;
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    SockRef::from(&tcp).set_tcp_keepalive(&probes)?;
+    Ok(tcp)
+}
+
+/// Binds and listens; only for running without an agent.
+///
+/// # Errors
+/// What the kernel says.
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}

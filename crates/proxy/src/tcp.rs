@@ -1,0 +1,221 @@
+//! Byte streams: a TCP service, and the tunnel after an upgrade.
+//!
+//! Holds: each direction ends by itself (half-close passes through); memory is one block per direction and only
+//! while bytes are on their way; a side that breaks is told to the other as a reset, not as an end. Does not:
+//! look at the bytes.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context as Task, Poll, ready};
+use std::time::Duration;
+
+use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
+use tokio::io::AsyncWrite;
+
+use crate::buffers::{Buffers, Filled, Inbox, SIZES};
+use crate::config::TcpService;
+use crate::connection::Downstream;
+use crate::log::Context;
+use crate::stream::Stream;
+use crate::timers::Alarm;
+use crate::upstream::Upstream;
+use crate::worker::{Serving, Worker};
+
+/// Serves one connection of a TCP listener.
+pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, mut downstream: Downstream, service: &TcpService) {
+    let mut cluster = None;
+    let mut endpoint = None;
+    let outcome = forward(worker, serving, &mut downstream, service, &mut cluster, &mut endpoint).await;
+    if let Err(error) = outcome {
+        serving.stats.borrow_mut().reason(error.reason);
+        let name = cluster.map(|upstream| upstream.config());
+        let context = Context {
+            listener: &serving.name,
+            caller: downstream.peer.as_deref(),
+            cluster: name.as_ref().map(|cluster| &*cluster.name),
+            endpoint,
+            ..Context::default()
+        };
+        worker.log.event(&error, context);
+        downstream.stream.reset_on_close();
+    }
+}
+
+async fn forward(
+    worker: &Rc<Worker>,
+    serving: &Rc<Serving>,
+    downstream: &mut Downstream,
+    service: &TcpService,
+    cluster: &mut Option<Rc<Upstream>>,
+    endpoint: &mut Option<std::net::SocketAddr>,
+) -> Result<(), ProxyError> {
+    service.access.decide(downstream.peer()).map_err(|reason| ProxyError::new(Side::Local, reason))?;
+    let upstream = worker
+        .upstream(service.cluster)
+        .ok_or_else(|| ProxyError::new(Side::Local, Reason::ClusterNotReady))?;
+    *cluster = Some(Rc::clone(&upstream));
+
+    let mut avoid = None;
+    let mut attempt = 1;
+    let (_picked, mut connection) = loop {
+        let picked = upstream.pick(worker.random(), avoid)?;
+        *endpoint = Some(picked.address());
+        match upstream.connect(&picked, &downstream.alarm).await {
+            Ok(connection) => break (picked, connection),
+            Err(error) if error.retry == Retry::Safe && attempt < service.attempts => {
+                attempt += 1;
+                avoid = Some(picked.endpoint());
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    upstream.stats.borrow_mut().requests += 1;
+
+    let mut inbox = Inbox::default();
+    let mut tunnel = Tunnel {
+        downstream: &mut downstream.stream,
+        downstream_in: &mut inbox,
+        upstream: &mut connection.stream,
+        upstream_in: &mut connection.inbox,
+        up: Flow::default(),
+        down: Flow::default(),
+    };
+    let outcome = tunnel.run(&worker.buffers, &downstream.alarm, service.idle).await;
+    let (up, down) = (tunnel.up.moved, tunnel.down.moved);
+    let mut stats = serving.stats.borrow_mut();
+    stats.bytes_in += up;
+    stats.bytes_out += down;
+    if outcome.is_err() {
+        connection.stream.reset_on_close();
+    }
+    outcome
+}
+
+/// One direction.
+#[derive(Default)]
+pub struct Flow {
+    /// Bytes written.
+    pub moved: u64,
+    class: usize,
+    ended: bool,
+    over: bool,
+}
+
+/// Two streams tied together.
+pub struct Tunnel<'a> {
+    /// The caller.
+    pub downstream: &'a mut Stream,
+    /// Read from it.
+    pub downstream_in: &'a mut Inbox,
+    /// The endpoint.
+    pub upstream: &'a mut Stream,
+    /// Read from it.
+    pub upstream_in: &'a mut Inbox,
+    /// Caller to endpoint.
+    pub up: Flow,
+    /// Endpoint to caller.
+    pub down: Flow,
+}
+
+impl Tunnel<'_> {
+    /// Moves bytes until both directions have ended.
+    ///
+    /// # Errors
+    /// A side broke, or nothing moved for `idle`.
+    pub async fn run(
+        &mut self,
+        buffers: &Buffers,
+        alarm: &Alarm,
+        idle: Option<Duration>,
+    ) -> Result<(), ProxyError> {
+        let idle_ms = idle.map_or(u64::MAX, |idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
+        let mut moved = u64::MAX;
+        poll_fn(|cx| {
+            let up = flow(cx, self.downstream, self.downstream_in, self.upstream, &mut self.up, buffers);
+            let down = flow(cx, self.upstream, self.upstream_in, self.downstream, &mut self.down, buffers);
+            match (up, down) {
+                (Poll::Ready(Err(e)), _) => return Poll::Ready(Err(broken(e, Side::Downstream))),
+                (_, Poll::Ready(Err(e))) => return Poll::Ready(Err(broken(e, Side::Upstream))),
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
+                _ => {}
+            }
+            let total = self.up.moved + self.down.moved;
+            if total != moved {
+                moved = total;
+                let now = alarm.now();
+                alarm.set_at(now.saturating_add(idle_ms), now);
+            }
+            ready!(alarm.poll_rung(cx));
+            Poll::Ready(Err(ProxyError::new(Side::Local, Reason::IdleTimeout)))
+        })
+        .await
+    }
+}
+
+/// What broke while moving from one stream to another.
+enum Broken {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+fn broken(what: Broken, from: Side) -> ProxyError {
+    let (side, error) = match (what, from) {
+        (Broken::Reading(e), side) => (side, e),
+        (Broken::Writing(e), Side::Downstream) => (Side::Upstream, e),
+        (Broken::Writing(e), _) => (Side::Downstream, e),
+    };
+    let reason = if side == Side::Upstream { Reason::UpstreamReset } else { Reason::ClientGone };
+    ProxyError::new(side, reason).with_source(error)
+}
+
+fn flow(
+    cx: &mut Task<'_>,
+    from: &mut Stream,
+    inbox: &mut Inbox,
+    to: &mut Stream,
+    flow: &mut Flow,
+    buffers: &Buffers,
+) -> Poll<Result<(), Broken>> {
+    if flow.over {
+        return Poll::Ready(Ok(()));
+    }
+    loop {
+        while !inbox.is_empty() {
+            let n = ready!(Pin::new(&mut *to).poll_write(cx, inbox.bytes())).map_err(Broken::Writing)?;
+            if n == 0 {
+                return Poll::Ready(Err(Broken::Writing(io::ErrorKind::WriteZero.into())));
+            }
+            inbox.consume(n);
+            flow.moved += n as u64;
+        }
+        if flow.ended {
+            match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
+                // The other side has closed both directions meanwhile; it took all there was.
+                Err(e) if e.kind() == io::ErrorKind::NotConnected => {}
+                other => other.map_err(Broken::Writing)?,
+            }
+            flow.over = true;
+            inbox.park(buffers);
+            return Poll::Ready(Ok(()));
+        }
+        // A block of another size is taken only while this one is empty.
+        inbox.park(buffers);
+        match inbox.poll_fill(cx, from, buffers, flow.class) {
+            Poll::Ready(Ok(Filled::Bytes(n))) if n == SIZES[flow.class] => {
+                flow.class = (flow.class + 1).min(SIZES.len() - 1);
+            }
+            Poll::Ready(Ok(Filled::Bytes(n))) if n < SIZES[flow.class] / 8 => {
+                flow.class = flow.class.saturating_sub(1);
+            }
+            Poll::Ready(Ok(Filled::Bytes(_))) => {}
+            Poll::Ready(Ok(Filled::End)) => flow.ended = true,
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(Broken::Reading(e))),
+            Poll::Pending => {
+                ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Broken::Writing)?;
+                return Poll::Pending;
+            }
+        }
+    }
+}
