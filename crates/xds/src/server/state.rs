@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use outrider_xds_types::pb::envoy::config::cluster::v3::{Cluster, cluster};
-use outrider_xds_types::prost::Message;
+use outrider_xds_types::pb::envoy::config::listener::v3::{Listener, filter};
+use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use outrider_xds_types::prost::{Message, Name};
 
 use super::{Seen, Versioned};
 use crate::interest::Interest;
@@ -52,6 +54,8 @@ struct Plan {
 pub(super) struct TypeState {
     pub(super) interest: Interest,
     pub(super) outstanding: Option<Outstanding>,
+    /// The client came with versions from an earlier stream.
+    pub(super) claimed: bool,
     late: VecDeque<Outstanding>,
     known: BTreeMap<Arc<str>, Known>,
     /// Versions refused when they stood alone.
@@ -342,4 +346,17 @@ pub(super) fn endpoints_of(resource: &Resource) -> Option<String> {
     }
     let named = cluster.eds_cluster_config.map(|eds| eds.service_name).filter(|name| !name.is_empty());
     Some(named.unwrap_or(cluster.name))
+}
+
+/// Whether a listener takes routes by name.
+pub(super) fn uses_routes(resource: &Resource) -> bool {
+    let Ok(listener) = Listener::decode(resource.body.as_slice()) else { return false };
+    let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
+    chains.flat_map(|chain| &chain.filters).any(|filter| {
+        let Some(filter::ConfigType::TypedConfig(any)) = &filter.config_type else { return false };
+        any.type_url == hcm::HttpConnectionManager::type_url()
+            && hcm::HttpConnectionManager::decode(any.value.as_slice()).is_ok_and(|manager| {
+                matches!(manager.route_specifier, Some(hcm::http_connection_manager::RouteSpecifier::Rds(_)))
+            })
+    })
 }
