@@ -2,6 +2,9 @@
 //!
 //! The only crate that may contain `unsafe`; each block gives its reason and has a test.
 
+pub mod child;
 pub mod inherit;
+pub mod namespace;
+pub mod process;
 
 pub use inherit::{InheritError, take_inherited_fd};

@@ -21,6 +21,9 @@ pub struct Workload {
     /// Ports it serves.
     #[prost(message, repeated, tag = "5")]
     pub ports: Vec<WorkloadPort>,
+    /// Names of the outbound listeners its proxies get, so that a host can tell a whole set from half of one.
+    #[prost(string, repeated, tag = "6")]
+    pub outbound: Vec<String>,
 }
 
 /// One served port.

@@ -1,0 +1,313 @@
+//! The driver of Envoy: a bootstrap that points at the relay, and its admin interface on a Unix socket.
+//!
+//! Envoy binds by itself (SO_REUSEPORT) what the agent has reserved. Does not: use hot restart.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use outrider_handover::{ClusterStats, ListenerStats, Stats};
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{Command, Event, Running, Spec, StartError};
+
+/// Between two looks at whether it is ready.
+const POLL: Duration = Duration::from_millis(20);
+/// Between two looks at whether it is alive, once ready.
+const ALIVE: Duration = Duration::from_secs(2);
+/// Without an answer for so long it is taken for hung and killed.
+const HUNG: Duration = Duration::from_secs(7);
+/// After SIGTERM, until it is killed.
+const LINGER: Duration = Duration::from_millis(400);
+const ADMIN_ANSWER: Duration = Duration::from_secs(1);
+const MAX_ADMIN_BODY: usize = 16 << 20;
+
+/// What of its statistics is asked for: `^(http|tcp|cluster|listener)\.(in|out)bound/`.
+const STATS: &str = "/stats?format=json&filter=%5E(http%7Ctcp%7Ccluster%7Clistener)%5C.(in%7Cout)bound%2F";
+
+pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
+    let prepare = |what| move |source| StartError::Prepare { what, source };
+    let admin = spec.folder.join("admin.sock");
+    let config = spec.folder.join("envoy.json");
+    match std::fs::remove_file(&admin) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(prepare("its admin socket cannot be replaced")(error));
+        }
+        _ => {}
+    }
+    std::fs::write(&config, bootstrap(spec, &admin)).map_err(prepare("its bootstrap cannot be written"))?;
+    let log = super::open_log(&spec.log)?;
+    let errors = log.try_clone().map_err(prepare("its log cannot be opened"))?;
+    let mut command = std::process::Command::new(&spec.binary);
+    command
+        .arg("-c")
+        .arg(&config)
+        .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"])
+        .args(["--drain-time-s", "20", "--drain-strategy", "immediate"])
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .process_group(0);
+    let mut command = tokio::process::Command::from(command);
+    command.kill_on_drop(true);
+    let child =
+        command.spawn().map_err(|source| StartError::Spawn { binary: spec.binary.clone(), source })?;
+    let pid = child.id().unwrap_or_default();
+    let (commands, command_queue) = mpsc::unbounded_channel();
+    let (events, event_queue) = mpsc::unbounded_channel();
+    let driver = Driver { child, pid, admin, events, ready: false, answered: Instant::now() };
+    tokio::spawn(driver.run(command_queue));
+    Ok(Running { pid, commands, events: event_queue })
+}
+
+fn bootstrap(spec: &Spec, admin: &Path) -> String {
+    let ads = json!({"ads": {}, "resource_api_version": "V3"});
+    let http2 = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    json!({
+        "node": {"id": spec.proxy, "cluster": spec.service},
+        "admin": {"address": {"pipe": {"path": admin, "mode": 0o600}}},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {
+                    "cluster_name": "outrider_agent",
+                    "retry_policy": {"retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"}},
+                }}],
+            },
+            "lds_config": ads,
+            "cds_config": ads,
+        },
+        "static_resources": {"clusters": [{
+            "name": "outrider_agent",
+            "type": "STATIC",
+            "connect_timeout": "1s",
+            "typed_extension_protocol_options": {
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": http2,
+                    "explicit_http_config": {"http2_protocol_options": {}},
+                },
+            },
+            "load_assignment": {
+                "cluster_name": "outrider_agent",
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": spec.xds}}}}]}],
+            },
+        }]},
+    })
+    .to_string()
+}
+
+struct Driver {
+    child: tokio::process::Child,
+    pid: u32,
+    admin: std::path::PathBuf,
+    events: mpsc::UnboundedSender<Event>,
+    ready: bool,
+    answered: Instant,
+}
+
+impl Driver {
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut cause = None;
+        let status = loop {
+            let pause = if self.ready { ALIVE } else { POLL };
+            tokio::select! {
+                status = self.child.wait() => break status,
+                command = commands.recv() => match command {
+                    Some(Command::Stats(answer)) => {
+                        if let Some(stats) = read_stats(&self.admin, self.pid).await {
+                            self.answered = Instant::now();
+                            let _ = answer.send(stats);
+                        }
+                    }
+                    Some(Command::End(drain)) => break self.end(drain).await,
+                    // It binds and closes by itself what LDS says.
+                    Some(Command::Listener(..) | Command::RemoveListener(_)) => {}
+                    None => break self.end(Duration::ZERO).await,
+                },
+                () = tokio::time::sleep(pause) => {
+                    self.look().await;
+                    if self.answered.elapsed() > HUNG {
+                        cause = Some(format!("hung: no answer for {} s", self.answered.elapsed().as_secs()));
+                        let _ = self.child.start_kill();
+                        break self.child.wait().await;
+                    }
+                }
+            }
+        };
+        let ended = match (cause, status) {
+            (Some(cause), _) => cause,
+            (None, Ok(status)) => super::describe(status),
+            (None, Err(error)) => error.to_string(),
+        };
+        let _ = self.events.send(Event::Ended(ended));
+    }
+
+    async fn look(&mut self) {
+        let Some((code, _)) = ask(&self.admin, "GET", "/ready").await else { return };
+        self.answered = Instant::now();
+        if code == 200 && !self.ready {
+            if let Some((200, body)) = ask(&self.admin, "GET", "/server_info").await {
+                let _ = self.events.send(Event::Version(version(&body)));
+            }
+            self.ready = true;
+            let _ = self.events.send(Event::Ready);
+        }
+    }
+
+    async fn end(&mut self, drain: Duration) -> std::io::Result<std::process::ExitStatus> {
+        let deadline = Instant::now() + drain;
+        // Not answering is no reason not to end it.
+        let drained = async {
+            let _ = ask(&self.admin, "POST", "/drain_listeners?graceful&skip_exit").await;
+            loop {
+                match read_stats(&self.admin, self.pid).await {
+                    Some(stats) if stats.listeners.values().any(|l| l.active_requests > 0) => {}
+                    _ => return,
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout_at(deadline, drained).await;
+        if let Some(pid) = rustix::process::Pid::from_raw(self.pid.cast_signed())
+            && self.child.id().is_some()
+        {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+        match tokio::time::timeout(LINGER, self.child.wait()).await {
+            Ok(status) => status,
+            Err(_) => {
+                let _ = self.child.start_kill();
+                self.child.wait().await
+            }
+        }
+    }
+}
+
+/// Envoy's version out of `HASH/1.40.0/Clean/RELEASE/BoringSSL`.
+fn version(server_info: &[u8]) -> String {
+    let info: serde_json::Value = serde_json::from_slice(server_info).unwrap_or_default();
+    let text = info["version"].as_str().unwrap_or_default();
+    text.split('/').nth(1).unwrap_or(text).to_owned()
+}
+
+/// One request to the admin interface; `None` if it does not answer.
+async fn ask(admin: &Path, method: &str, path: &str) -> Option<(u16, Vec<u8>)> {
+    let exchange = async {
+        let stream = UnixStream::connect(admin).await.ok()?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "admin")
+            .header("connection", "close")
+            .body(Empty::<bytes::Bytes>::new())
+            .ok()?;
+        let connection = tokio::spawn(connection);
+        let response = sender.send_request(request).await.ok()?;
+        let code = response.status().as_u16();
+        let body = Limited::new(response.into_body(), MAX_ADMIN_BODY).collect().await.ok()?.to_bytes();
+        connection.abort();
+        Some((code, body.to_vec()))
+    };
+    tokio::time::timeout(ADMIN_ANSWER, exchange).await.ok()?
+}
+
+async fn read_stats(admin: &Path, pid: u32) -> Option<Stats> {
+    let (200, body) = ask(admin, "GET", STATS).await? else { return None };
+    let mut stats = map_stats(&body)?;
+    stats.resident_bytes = outrider_os::process::resident_bytes(pid).unwrap_or_default();
+    Some(stats)
+}
+
+/// Envoy's numbers as ours. Pure.
+fn map_stats(body: &[u8]) -> Option<Stats> {
+    let all: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let mut stats = Stats::default();
+    for stat in all["stats"].as_array()? {
+        let (Some(name), Some(value)) = (stat["name"].as_str(), stat["value"].as_u64()) else { continue };
+        // Names of resources have no dots.
+        let mut parts = name.splitn(3, '.');
+        let (Some(family), Some(resource), Some(what)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        match family {
+            "cluster" => count_cluster(stats.clusters.entry(resource.to_owned()).or_default(), what, value),
+            "http" | "tcp" | "listener" => {
+                count_listener(stats.listeners.entry(resource.to_owned()).or_default(), family, what, value);
+            }
+            _ => {}
+        }
+    }
+    Some(stats)
+}
+
+fn count_listener(listener: &mut ListenerStats, family: &str, what: &str, value: u64) {
+    let mut reason = |name: &str| {
+        if value > 0 {
+            *listener.reasons.entry(name.to_owned()).or_default() += value;
+        }
+    };
+    match (family, what) {
+        ("http" | "tcp", "downstream_cx_total") => listener.connections = value,
+        ("http" | "listener", "downstream_cx_active") => listener.active_connections = value,
+        ("http", "downstream_rq_total") => listener.requests = value,
+        ("http", "downstream_rq_active") => listener.active_requests = value,
+        ("http", "downstream_rq_1xx") => listener.responses[0] = value,
+        ("http", "downstream_rq_2xx") => listener.responses[1] = value,
+        ("http", "downstream_rq_3xx") => listener.responses[2] = value,
+        ("http", "downstream_rq_4xx") => listener.responses[3] = value,
+        ("http", "downstream_rq_5xx") => listener.responses[4] = value,
+        ("http" | "tcp", "downstream_cx_rx_bytes_total") => listener.bytes_in = value,
+        ("http" | "tcp", "downstream_cx_tx_bytes_total") => listener.bytes_out = value,
+        ("http", "no_route") => reason("no_route"),
+        ("http", "rbac.denied") | ("tcp", "rbac.denied") => reason("caller_not_allowed"),
+        ("tcp", "downstream_cx_no_route") => reason("no_route"),
+        _ => {}
+    }
+}
+
+fn count_cluster(cluster: &mut ClusterStats, what: &str, value: u64) {
+    match what {
+        "membership_total" => cluster.endpoints = value,
+        "upstream_cx_total" => cluster.connections = value,
+        "upstream_cx_active" => cluster.active_connections = value,
+        "upstream_cx_connect_fail" => cluster.connect_failures = value,
+        "upstream_rq_total" => cluster.requests = value,
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_mapped_by_resource() {
+        let body = json!({"stats": [
+            {"name": "http.inbound/http.downstream_rq_total", "value": 7},
+            {"name": "http.inbound/http.downstream_rq_5xx", "value": 2},
+            {"name": "http.inbound/http.rbac.denied", "value": 1},
+            {"name": "tcp.outbound/shop/db/sql.downstream_cx_total", "value": 3},
+            {"name": "cluster.outbound/shop/db/sql.upstream_cx_connect_fail", "value": 4},
+            {"name": "http.admin.downstream_rq_total", "value": 99},
+            {"histograms": {"computed_quantiles": []}},
+        ]});
+        let stats = map_stats(body.to_string().as_bytes()).unwrap();
+        let inbound = &stats.listeners["inbound/http"];
+        assert_eq!((inbound.requests, inbound.responses[4]), (7, 2));
+        assert_eq!(inbound.reasons.get("caller_not_allowed"), Some(&1));
+        assert_eq!(stats.listeners["outbound/shop/db/sql"].connections, 3);
+        assert_eq!(stats.clusters["outbound/shop/db/sql"].connect_failures, 4);
+        assert_eq!(map_stats(b"nothing"), None);
+        assert_eq!(version(br#"{"version": "abc/1.40.0/Clean/RELEASE/BoringSSL"}"#), "1.40.0");
+    }
+}

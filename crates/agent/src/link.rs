@@ -1,0 +1,580 @@
+//! The one connection of this host to the control plane.
+//!
+//! One mTLS HTTP/2 connection with two streams: the session (facts up) and delta ADS (resources down). Holds:
+//! a server that accepts and then says nothing is left after at most 30 seconds (connect 10, answer 10,
+//! keep-alive 5 + 10); every new session sends all facts again; between attempts there is a growing, jittered
+//! pause, and there is always a next attempt. Does not: keep anything (`upstream` and `credentials` do).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use hyper_util::rt::TokioIo;
+use outrider_api::agent::{
+    AgentsClient, Fact, FactKind, Heartbeat, Hello, Instruction, InstructionKind, JoinRequest, SignRequest,
+};
+use outrider_identity::{
+    CertificateDer, JoinToken, PrivateKey, SpiffeId, client_config, pinned_client_config,
+};
+use outrider_xds_types::names::{spiffe_node, spiffe_server};
+use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use outrider_xds_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::credentials::{Credential, CredentialError};
+use crate::random;
+use crate::upstream::{LinkState, Upstream};
+
+const CONNECT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(10);
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// Why there is no connection, or none any more.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No TCP connection, no TLS handshake, or no HTTP/2.
+    #[error("cannot connect to {server}: {cause}")]
+    Connect {
+        /// Where.
+        server: String,
+        /// Why.
+        cause: String,
+    },
+    /// The server answered with an error.
+    #[error("{0}")]
+    Refused(String),
+    /// The server did not answer in time.
+    #[error("the server accepted the connection and did not answer")]
+    Silent,
+    /// The stream ended.
+    #[error("the server ended the session")]
+    Ended,
+    /// Identity.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    /// The agent's own certificate is over.
+    #[error(
+        "the agent's certificate has expired; create a token with `outrider token create` and start the agent \
+         with --join TOKEN"
+    )]
+    Expired,
+    /// The token is none.
+    #[error(transparent)]
+    Token(#[from] outrider_identity::TokenError),
+}
+
+impl LinkError {
+    fn refused(status: &Status) -> Self {
+        Self::Refused(status.message().to_owned())
+    }
+}
+
+async fn connect(server: &str, tls: rustls::ClientConfig) -> Result<Channel, LinkError> {
+    let failed = |cause: String| LinkError::Connect { server: server.to_owned(), cause };
+    let connector = TlsConnector::from(Arc::new(tls));
+    let address = server.to_owned();
+    let dial = tower::service_fn(move |_| {
+        let (connector, address) = (connector.clone(), address.clone());
+        async move {
+            let tcp = TcpStream::connect(&address).await?;
+            tcp.set_nodelay(true)?;
+            // Peers are known by their SPIFFE ID; the name is a formality.
+            let name = rustls_pki_types::ServerName::try_from("server.outrider.internal")
+                .map_err(std::io::Error::other)?;
+            connector.connect(name, tcp).await.map(TokioIo::new)
+        }
+    });
+    let endpoint = Endpoint::from_static("http://server.outrider.internal")
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_ANSWER)
+        .keep_alive_while_idle(true)
+        .connect_timeout(CONNECT);
+    match tokio::time::timeout(CONNECT, endpoint.connect_with_connector(dial)).await {
+        Ok(Ok(channel)) => Ok(channel),
+        Ok(Err(error)) => Err(failed(root_cause(&error))),
+        Err(_) => Err(failed(format!("no answer within {} s", CONNECT.as_secs()))),
+    }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+/// Redeems a join token: a new key, and a certificate for `node`.
+///
+/// # Errors
+/// [`LinkError::Refused`] if the token or the node's name is not accepted; trying again does not help then.
+pub async fn join(server: &str, token: &str, node: &str) -> Result<Credential, LinkError> {
+    let parsed = JoinToken::parse(token)?;
+    let tls = pinned_client_config(parsed.pin(), "/server", &["h2"])
+        .map_err(|error| LinkError::Connect { server: server.to_owned(), cause: error.to_string() })?;
+    let channel = connect(server, tls).await?;
+    let key = PrivateKey::generate().map_err(CredentialError::from)?;
+    let csr = key.signing_request().map_err(CredentialError::from)?;
+    let request = JoinRequest { token: token.trim().to_owned(), node: node.to_owned(), csr };
+    let answer = tokio::time::timeout(ANSWER, AgentsClient::new(channel).join(request)).await;
+    match answer.map_err(|_| LinkError::Silent)? {
+        Ok(response) => {
+            let response = response.into_inner();
+            Ok(Credential::new(key, response.chain, response.bundle)?)
+        }
+        Err(status) if status.code() == Code::Unavailable => {
+            Err(LinkError::Connect { server: server.to_owned(), cause: status.message().to_owned() })
+        }
+        Err(status) => Err(LinkError::refused(&status)),
+    }
+}
+
+/// What the link needs to know.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// `HOST:PORT` of the control plane.
+    pub server: String,
+    /// This node's name.
+    pub node: String,
+    /// Address other hosts reach this one at.
+    pub address: String,
+    /// Folder of keys and certificates.
+    pub identity: PathBuf,
+}
+
+/// Certificates of services, kept fresh by the link while somebody wants them.
+#[derive(Debug, Default)]
+pub struct Svids {
+    wanted: Mutex<BTreeMap<String, Svid>>,
+    changed: tokio::sync::Notify,
+}
+
+#[derive(Debug)]
+struct Svid {
+    holders: usize,
+    jitter: f64,
+    not_before: Option<SystemTime>,
+    /// After a failure: not before this.
+    retry_at: SystemTime,
+    current: watch::Sender<Option<Arc<Credential>>>,
+}
+
+impl Svids {
+    /// Wants the credential of a service by its SPIFFE ID. What is on disk in `folder` is used meanwhile.
+    pub fn want(&self, folder: &Path, id: &str) -> watch::Receiver<Option<Arc<Credential>>> {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let svid = wanted.entry(id.to_owned()).or_insert_with(|| {
+            let kept = Credential::load(&svid_file(folder, id)).ok().flatten().map(Arc::new);
+            let kept = kept.filter(|c| c.info.id.as_str() == id && c.info.is_valid_at(SystemTime::now()));
+            Svid {
+                holders: 0,
+                jitter: random::fraction(),
+                not_before: None,
+                retry_at: SystemTime::UNIX_EPOCH,
+                current: watch::channel(kept).0,
+            }
+        });
+        svid.holders += 1;
+        self.changed.notify_one();
+        svid.current.subscribe()
+    }
+
+    /// Ends one [`Self::want`].
+    pub fn release(&self, id: &str) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(svid) = wanted.get_mut(id) {
+            svid.holders -= 1;
+            if svid.holders == 0 {
+                wanted.remove(id);
+            }
+        }
+    }
+
+    /// The one that is due first, and when.
+    fn next_due(&self) -> Option<(String, SystemTime)> {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = |svid: &Svid| {
+            let current = svid.current.borrow();
+            let renew = current.as_ref().map_or(SystemTime::UNIX_EPOCH, |c| c.renew_at(svid.jitter));
+            renew.max(svid.retry_at)
+        };
+        wanted.iter().map(|(id, svid)| (id.clone(), due(svid))).min_by_key(|(_, at)| *at)
+    }
+
+    fn set(&self, id: &str, outcome: Result<Credential, SystemTime>) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(svid) = wanted.get_mut(id) else { return };
+        match outcome {
+            Ok(credential) => {
+                svid.not_before = Some(credential.info.not_before);
+                svid.jitter = random::fraction();
+                svid.current.send_replace(Some(Arc::new(credential)));
+            }
+            Err(retry_at) => svid.retry_at = retry_at,
+        }
+    }
+
+    /// A bundle that came by itself replaces the one the certificates came with.
+    fn set_bundle(&self, bundle: &[CertificateDer<'static>]) {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        for svid in wanted.values() {
+            let current = svid.current.borrow().clone();
+            let Some(current) = current.filter(|current| current.bundle != bundle) else { continue };
+            let Ok(key) = PrivateKey::from_pem(&current.key.to_pem()) else { continue };
+            let renewed = Credential {
+                key,
+                chain: current.chain.clone(),
+                bundle: bundle.to_vec(),
+                info: current.info.clone(),
+            };
+            svid.current.send_replace(Some(Arc::new(renewed)));
+        }
+    }
+}
+
+fn svid_file(folder: &Path, id: &str) -> PathBuf {
+    let path = id.split_once("/ns/").map_or(id, |(_, path)| path).replacen("/svc/", ".", 1);
+    folder.join(format!("{}.json", path.replace('/', "_")))
+}
+
+/// The file of the agent's own credential.
+pub fn node_file(folder: &Path) -> PathBuf {
+    folder.join("node.json")
+}
+
+/// Keeps the connection up until dropped.
+pub async fn run(options: LinkOptions, upstream: Arc<Upstream>, svids: Arc<Svids>, own: Credential) {
+    let mut own = own;
+    let mut failures = 0_u32;
+    loop {
+        let began = std::time::Instant::now();
+        let ended = Session::run(&options, &upstream, &svids, &mut own).await;
+        upstream.lock().client.disconnected();
+        tracing::warn!(server = %options.server, reason = %ended, "not connected to the control plane");
+        upstream.set_link(LinkState::Away(ended.to_string()));
+        failures = if began.elapsed() > Duration::from_secs(30) { 0 } else { failures.saturating_add(1) };
+        tokio::time::sleep(pause(failures, random::fraction())).await;
+    }
+}
+
+/// The pause before attempt `failures + 1`: 50 ms doubling to 5 s, of which a random half.
+fn pause(failures: u32, jitter: f64) -> Duration {
+    let full = Duration::from_millis(50).saturating_mul(1 << failures.min(7)).min(Duration::from_secs(5));
+    full.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+}
+
+/// A certificate being asked for: for whom (empty: the agent itself), and the answer.
+type Asking = Pin<Box<dyn Future<Output = (String, Result<Result<Credential, String>, LinkError>)> + Send>>;
+
+async fn answered(asking: &mut Option<Asking>) -> (String, Result<Result<Credential, String>, LinkError>) {
+    match asking {
+        Some(asking) => asking.await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Session<'a> {
+    options: &'a LinkOptions,
+    upstream: &'a Arc<Upstream>,
+    svids: &'a Arc<Svids>,
+    own: &'a mut Credential,
+    own_jitter: f64,
+    own_retry: SystemTime,
+    channel: Channel,
+    facts: mpsc::Sender<Fact>,
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+}
+
+impl<'a> Session<'a> {
+    /// Returns when and why the session is over.
+    async fn run(
+        options: &'a LinkOptions,
+        upstream: &'a Arc<Upstream>,
+        svids: &'a Arc<Svids>,
+        own: &'a mut Credential,
+    ) -> LinkError {
+        match Self::open(options, upstream, svids, own).await {
+            Ok(over) => over,
+            Err(error) => error,
+        }
+    }
+
+    async fn open(
+        options: &'a LinkOptions,
+        upstream: &'a Arc<Upstream>,
+        svids: &'a Arc<Svids>,
+        own: &'a mut Credential,
+    ) -> Result<LinkError, LinkError> {
+        if !own.info.is_valid_at(SystemTime::now()) {
+            return Err(LinkError::Expired);
+        }
+        let server_id = SpiffeId::parse(&spiffe_server(own.info.id.trust_domain()))
+            .map_err(|error| LinkError::Refused(error.to_string()))?;
+        let unusable = |error: outrider_identity::TlsError| LinkError::Connect {
+            server: options.server.clone(),
+            cause: error.to_string(),
+        };
+        let tls = client_config(Some(own.slot().map_err(unusable)?), &own.bundle, &server_id, &["h2"])
+            .map_err(unusable)?;
+        let channel = connect(&options.server, tls).await?;
+
+        let (facts, fact_stream) = mpsc::channel(64);
+        let hello = Hello {
+            node: options.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            address: options.address.clone(),
+        };
+        let _ = facts.send(Fact { kind: Some(FactKind::Hello(hello)) }).await;
+        let mut agents = AgentsClient::new(channel.clone());
+        let opened = tokio::time::timeout(ANSWER, agents.session(ReceiverStream::new(fact_stream))).await;
+        let mut instructions = opened
+            .map_err(|_| LinkError::Silent)?
+            .map_err(|status| LinkError::refused(&status))?
+            .into_inner();
+        let first =
+            tokio::time::timeout(ANSWER, instructions.message()).await.map_err(|_| LinkError::Silent)?;
+        let first = first.map_err(|status| LinkError::refused(&status))?.ok_or(LinkError::Ended)?;
+        let Some(InstructionKind::Welcome(welcome)) = first.kind else {
+            return Err(LinkError::Refused("the server's first word is not a welcome".to_owned()));
+        };
+
+        let (requests, request_stream) = mpsc::channel(64);
+        let mut ads =
+            AggregatedDiscoveryServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let mut session = Self {
+            options,
+            upstream,
+            svids,
+            own,
+            own_jitter: random::fraction(),
+            own_retry: SystemTime::UNIX_EPOCH,
+            channel,
+            facts,
+            requests,
+        };
+        if let Some(bundle) = welcome.bundle {
+            session.take_bundle(bundle.certificates)?;
+        }
+        // The instances go first: the server answers for the scopes of instances it knows.
+        let first_facts = {
+            let mut state = upstream.lock();
+            state.facts.resend();
+            state.facts.take()
+        };
+        for fact in first_facts {
+            session.facts.send(fact).await.map_err(|_| LinkError::Ended)?;
+        }
+        let first_requests = upstream.lock().client.connect();
+        for request in first_requests {
+            session.requests.send(request).await.map_err(|_| LinkError::Ended)?;
+        }
+        // A stream may be answered only after its first request, and there may be nothing to ask for yet.
+        let mut open_ads =
+            Box::pin(
+                async move { ads.delta_aggregated_resources(ReceiverStream::new(request_stream)).await },
+            );
+        let mut responses = None;
+        upstream.set_link(LinkState::Connected);
+        tracing::info!(server = %options.server, node = %options.node, "connected to the control plane");
+
+        let heartbeat = Duration::from_millis(u64::from(welcome.heartbeat_ms).clamp(200, 60_000));
+        let mut heartbeats = tokio::time::interval(heartbeat);
+        heartbeats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        // One certificate at a time is asked for, beside everything else: a slow answer must not stop heartbeats.
+        let mut asking: Option<Asking> = None;
+        loop {
+            let due = if asking.is_some() { None } else { session.due() };
+            tokio::select! {
+                instruction = instructions.message() => match instruction {
+                    Ok(Some(Instruction { kind: Some(InstructionKind::Bundle(bundle)) })) => {
+                        session.take_bundle(bundle.certificates)?;
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Ok(LinkError::Ended),
+                    Err(status) => return Err(LinkError::refused(&status)),
+                },
+                opened = &mut open_ads, if responses.is_none() => match opened {
+                    Ok(stream) => responses = Some(stream.into_inner()),
+                    Err(status) => return Err(LinkError::refused(&status)),
+                },
+                response = next(&mut responses) => {
+                    let response = response.map_err(|status| LinkError::refused(&status))?.ok_or(LinkError::Ended)?;
+                    session.take_response(response).await?;
+                }
+                () = upstream.outgoing.notified() => session.send_outgoing().await?,
+                _ = heartbeats.tick() => {
+                    let beat = Fact { kind: Some(FactKind::Heartbeat(Heartbeat {})) };
+                    session.facts.send(beat).await.map_err(|_| LinkError::Ended)?;
+                }
+                () = svids.changed.notified() => {}
+                () = until(due.as_ref().map(|(_, at)| *at)) => {
+                    if let Some((id, _)) = due.filter(|(_, at)| *at <= SystemTime::now()) {
+                        asking = Some(session.ask(id)?);
+                    }
+                }
+                (id, outcome) = answered(&mut asking) => {
+                    asking = None;
+                    session.take_certificate(&id, outcome?);
+                }
+            }
+        }
+    }
+
+    async fn send_outgoing(&mut self) -> Result<(), LinkError> {
+        let (facts, requests) = {
+            let mut state = self.upstream.lock();
+            (state.facts.take(), state.client.requests())
+        };
+        for fact in facts {
+            self.facts.send(fact).await.map_err(|_| LinkError::Ended)?;
+        }
+        for request in requests {
+            self.requests.send(request).await.map_err(|_| LinkError::Ended)?;
+        }
+        Ok(())
+    }
+
+    async fn take_response(
+        &mut self,
+        response: outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse,
+    ) -> Result<(), LinkError> {
+        let outcome = self.upstream.lock().client.on_response(response);
+        let answer = match outcome {
+            Ok(update) => {
+                self.upstream.take(&update);
+                // In use *here*: what proxies do with it is told by `Applied` facts.
+                self.upstream.lock().client.ack(update.token)
+            }
+            Err(bad) => {
+                tracing::warn!(error = %bad, "the control plane sent a response that cannot be used");
+                match bad.request {
+                    Some(request) => Some(*request),
+                    None => return Err(LinkError::Refused(bad.to_string())),
+                }
+            }
+        };
+        if let Some(request) = answer {
+            self.requests.send(request).await.map_err(|_| LinkError::Ended)?;
+        }
+        Ok(())
+    }
+
+    /// Whose certificate is to be asked for next, and when. An empty name means the agent's own.
+    fn due(&self) -> Option<(String, SystemTime)> {
+        let own = (String::new(), self.own.renew_at(self.own_jitter).max(self.own_retry));
+        self.svids.next_due().into_iter().chain([own]).min_by_key(|(_, at)| *at)
+    }
+
+    fn ask(&self, id: String) -> Result<Asking, LinkError> {
+        let spiffe_id = if id.is_empty() {
+            spiffe_node(self.own.info.id.trust_domain(), &self.options.node)
+        } else {
+            id.clone()
+        };
+        let key = PrivateKey::generate().map_err(CredentialError::from)?;
+        let csr = key.signing_request().map_err(CredentialError::from)?;
+        let mut agents = AgentsClient::new(self.channel.clone());
+        Ok(Box::pin(async move {
+            let request = SignRequest { spiffe_id, csr };
+            let outcome = match tokio::time::timeout(ANSWER, agents.sign(request)).await {
+                Err(_) => Err(LinkError::Silent),
+                Ok(Ok(response)) => {
+                    let response = response.into_inner();
+                    Ok(Credential::new(key, response.chain, response.bundle)
+                        .map_err(|error| error.to_string()))
+                }
+                Ok(Err(status)) => Ok(Err(status.message().to_owned())),
+            };
+            (id, outcome)
+        }))
+    }
+
+    fn take_certificate(&mut self, id: &str, outcome: Result<Credential, String>) {
+        let is_own = id.is_empty();
+        let retry_at = SystemTime::now() + Duration::from_millis(500).mul_f64(1.0 + random::fraction());
+        match outcome {
+            Ok(credential) => {
+                let file = if is_own {
+                    node_file(&self.options.identity)
+                } else {
+                    svid_file(&self.options.identity, id)
+                };
+                if let Err(error) = credential.save(&file) {
+                    tracing::warn!(%error, "a certificate is used but cannot be kept");
+                }
+                if is_own {
+                    // Used from the next connection on; this one is authenticated already.
+                    *self.own = credential;
+                    self.own_jitter = random::fraction();
+                } else {
+                    self.svids.set(id, Ok(credential));
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%id, %error, "the control plane gave no certificate");
+                match is_own {
+                    true => self.own_retry = SystemTime::now() + Duration::from_secs(30),
+                    false => self.svids.set(id, Err(retry_at)),
+                }
+            }
+        }
+    }
+
+    fn take_bundle(&mut self, certificates: Vec<Vec<u8>>) -> Result<(), LinkError> {
+        let bundle: Vec<_> = certificates.into_iter().map(CertificateDer::from).collect();
+        if bundle.is_empty() || bundle == self.own.bundle {
+            return Ok(());
+        }
+        self.svids.set_bundle(&bundle);
+        self.own.bundle = bundle;
+        self.own.save(&node_file(&self.options.identity))?;
+        Ok(())
+    }
+}
+
+async fn next<T>(stream: &mut Option<tonic::Streaming<T>>) -> Result<Option<T>, Status> {
+    match stream {
+        Some(stream) => stream.message().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<SystemTime>) {
+    match at {
+        // Re-evaluated each minute at the latest, so a clock that jumps (or a suspended host) delays nothing.
+        Some(at) => {
+            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::sleep(left.min(Duration::from_secs(60))).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_are_bounded() {
+        assert_eq!(pause(0, 1.0), Duration::from_millis(50));
+        assert_eq!(pause(3, 1.0), Duration::from_millis(400));
+        assert_eq!(pause(1000, 1.0), Duration::from_secs(5));
+        assert_eq!(pause(1000, 0.0), Duration::from_millis(2500));
+    }
+
+    #[test]
+    fn files_of_services_do_not_collide_with_the_agents_own() {
+        let folder = Path::new("/x");
+        assert_eq!(svid_file(folder, "spiffe://td/ns/shop/svc/node"), Path::new("/x/shop.node.json"));
+        assert_eq!(node_file(folder), Path::new("/x/node.json"));
+    }
+}

@@ -1,0 +1,213 @@
+//! The agent's local API: newline-delimited JSON on `RUNTIME/agent.sock` (mode 0600).
+//!
+//! A connection begins with one [`Request`]. `list` is answered with one [`Overview`] and closed. `attach` makes
+//! the connection stand for an application: [`Told`] lines come down, [`Said`] lines go up, and when it breaks,
+//! the instance ends. Every line is at most [`MAX_LINE`] bytes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// Longest line, in bytes.
+pub const MAX_LINE: u64 = 1 << 20;
+
+/// The first line of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// An application wants a proxy.
+    Attach {
+        /// `NS/SERVICE`.
+        service: String,
+        /// After the agent was away: the instance the application belongs to. Absent for a new one.
+        #[serde(default)]
+        instance: Option<String>,
+    },
+    /// What runs here?
+    List,
+}
+
+/// Agent → `run`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Told {
+    /// The instance exists from here on.
+    Attached {
+        /// Its name.
+        instance: String,
+    },
+    /// Not ready yet, and why; again whenever the reason changes.
+    Waiting {
+        /// One sentence.
+        reason: String,
+    },
+    /// The proxy carries traffic: start the application.
+    Ready {
+        /// File to be shown to it as `/etc/hosts`.
+        hosts: PathBuf,
+        /// Environment for it.
+        env: BTreeMap<String, String>,
+    },
+    /// The application may be told to end: nothing reaches it any more.
+    Drained,
+    /// Attaching failed for good.
+    Refused {
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// `run` → agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Said {
+    /// The application runs.
+    AppStarted {
+        /// Its process.
+        pid: u32,
+    },
+    /// It is to be stopped. A second time: without waiting.
+    Stop,
+    /// It has ended.
+    AppEnded,
+}
+
+/// Answer to [`Request::List`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overview {
+    /// This node.
+    pub node: String,
+    /// Empty if the control plane is connected, else why it is not.
+    pub away: String,
+    /// Every instance.
+    pub instances: Vec<InstanceOverview>,
+}
+
+/// One instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceOverview {
+    /// `NS/SERVICE`.
+    pub service: String,
+    /// Its name.
+    pub name: String,
+    /// `starting`, `ready` or `draining`.
+    pub state: String,
+    /// Why, if there is something to say.
+    pub reason: String,
+    /// `native` or `envoy`.
+    pub engine: String,
+    /// Version of the engine as running; empty before it said so.
+    pub engine_version: String,
+    /// Process of the proxy, 0 while none runs.
+    pub proxy_pid: u32,
+    /// Process of the application, 0 while none runs.
+    pub app_pid: u32,
+    /// Times the proxy was started again.
+    pub restarts: u32,
+    /// Listener name → address.
+    pub listeners: BTreeMap<String, String>,
+    /// Last numbers of the proxy.
+    pub stats: Option<outrider_handover::Stats>,
+}
+
+/// Talking on a local connection failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// The socket.
+    #[error("local connection: {0}")]
+    Io(#[from] std::io::Error),
+    /// Not JSON, or not a known message.
+    #[error("local connection: not a known message: {0}")]
+    Syntax(#[from] serde_json::Error),
+    /// Longer than [`MAX_LINE`].
+    #[error("local connection: a line of more than {MAX_LINE} bytes")]
+    TooLong,
+}
+
+/// The receiving half. Keeps what it has of an unfinished line, so `recv` may be dropped and called again.
+#[derive(Debug)]
+pub struct LineReader {
+    inner: BufReader<OwnedReadHalf>,
+    line: Vec<u8>,
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub struct LineWriter(OwnedWriteHalf);
+
+/// Both halves of a connection.
+pub fn lines(stream: UnixStream) -> (LineReader, LineWriter) {
+    let (read, write) = stream.into_split();
+    (LineReader { inner: BufReader::new(read), line: Vec::new() }, LineWriter(write))
+}
+
+impl LineReader {
+    /// The next message; `None` if the other side has closed. A cut-off last line counts as closed.
+    ///
+    /// # Errors
+    /// See [`LocalError`].
+    pub async fn recv<M: DeserializeOwned>(&mut self) -> Result<Option<M>, LocalError> {
+        let left = (MAX_LINE + 1).saturating_sub(self.line.len() as u64);
+        (&mut self.inner).take(left).read_until(b'\n', &mut self.line).await?;
+        if self.line.last() != Some(&b'\n') {
+            return if self.line.len() as u64 > MAX_LINE { Err(LocalError::TooLong) } else { Ok(None) };
+        }
+        let line = std::mem::take(&mut self.line);
+        Ok(Some(serde_json::from_slice(&line)?))
+    }
+}
+
+impl LineWriter {
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// See [`LocalError`].
+    pub async fn send<M: Serialize>(&mut self, message: &M) -> Result<(), LocalError> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        Ok(self.0.write_all(&line).await?)
+    }
+}
+
+/// Asks the agent on `socket` what runs there.
+///
+/// # Errors
+/// Nobody listens there, or the answer cannot be read.
+pub async fn list(socket: &std::path::Path) -> Result<Overview, LocalError> {
+    let (mut reader, mut writer) = lines(UnixStream::connect(socket).await?);
+    writer.send(&Request::List).await?;
+    reader.recv().await?.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_are_bounded_and_survive_being_read_in_parts() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut reader, _keep) = lines(ours);
+        let (_keep_too, mut writer) = lines(theirs);
+        writer.0.write_all(b"{\"type\":\"app_star").await.unwrap();
+        tokio::select! {
+            biased;
+            message = reader.recv::<Said>() => panic!("{message:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+        writer.0.write_all(b"ted\",\"pid\":7}\n{\"type\":\"nonsense\"}\n").await.unwrap();
+        assert_eq!(reader.recv().await.unwrap(), Some(Said::AppStarted { pid: 7 }));
+        assert!(matches!(reader.recv::<Said>().await, Err(LocalError::Syntax(_))));
+        let long = tokio::spawn(async move {
+            let _ = writer.0.write_all(&vec![b'x'; MAX_LINE as usize + 10]).await;
+            writer
+        });
+        assert!(matches!(reader.recv::<Said>().await, Err(LocalError::TooLong)));
+        drop(reader);
+        long.await.unwrap();
+    }
+}

@@ -1,0 +1,394 @@
+//! Running an application with its proxy: the client side of the agent's local API.
+//!
+//! Holds: the application starts only after its proxy carries traffic; its exit code is ours (128 + n after
+//! signal n); on SIGTERM the agent withdraws it and drains inbound before the application hears of it; when the
+//! agent goes away the application runs on and is attached again when the agent is back. Does not: restart the
+//! application.
+//!
+//! # What the application sees
+//! Its `/etc/hosts` names the services it may call. In its environment, unless already set:
+//! `OUTRIDER_SERVICE`, `OUTRIDER_INSTANCE`, and for a called service `inventory` (of another namespace:
+//! `LEDGER_FINANCE` for `finance/ledger`) `INVENTORY_HOST`, `INVENTORY_PORT` (its first port) and
+//! `INVENTORY_PORT_HTTP` (its port named `http`). The addresses are what there is where the kernel gives no
+//! namespace to this user; then no names are given, which is said once.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use outrider_os::namespace::{self, Replacement};
+use rustix::process::{Pid, Signal};
+use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::local::{LineReader, LineWriter, LocalError, Request, Said, Told, lines};
+
+/// Waiting is worth a word after this.
+const QUIET: Duration = Duration::from_secs(1);
+/// Between attempts to find an agent that went away.
+const AGAIN: Duration = Duration::from_millis(300);
+/// The application is told to end after this even if the agent says nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The agent's local API.
+    pub socket: PathBuf,
+    /// `NAMESPACE/NAME`.
+    pub service: String,
+    /// The program.
+    pub command: OsString,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Added to the environment it inherits.
+    pub env: Vec<(OsString, OsString)>,
+    /// Where it starts; default: here.
+    pub folder: Option<PathBuf>,
+    /// How long its proxy may take to be ready; default: for ever.
+    pub timeout: Option<Duration>,
+}
+
+/// How a run is connected to who runs it.
+pub struct Hooks {
+    /// Changes the command before it is started, its standard streams for example.
+    pub configure: Box<dyn FnOnce(&mut tokio::process::Command) + Send>,
+    /// Sees the process right after its start, to take its standard streams.
+    pub started: Box<dyn FnOnce(&mut Child) + Send>,
+    /// Signals for the application. `SIGTERM` stops it in order.
+    pub signals: mpsc::UnboundedReceiver<Signal>,
+    /// Told in words what is waited for, at most once per reason, after a second.
+    pub progress: Box<dyn FnMut(&str) + Send>,
+}
+
+/// Why the application was not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Nobody listens on the agent's socket.
+    #[error("no agent answers at {socket}: {source}; start one with `outrider agent`")]
+    NoAgent {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The agent refused.
+    #[error("{0}")]
+    Refused(String),
+    /// The proxy was not ready in time.
+    #[error("not ready after {} s: {reason}", after.as_secs())]
+    Timeout {
+        /// How long it took.
+        after: Duration,
+        /// What was missing.
+        reason: String,
+    },
+    /// The connection failed while waiting.
+    #[error("the agent went away while the proxy was being prepared: {0}")]
+    Lost(String),
+    /// The program cannot be started.
+    #[error("{program}: {source}")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Signals cannot be received, or the process cannot be waited for.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl RunError {
+    /// The exit code of a shell in this case: 127 and 126 for a program that is missing or not executable, 3 for
+    /// a time-out, 4 without an agent, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
+            Self::Spawn { .. } => 126,
+            Self::Timeout { .. } => 3,
+            Self::NoAgent { .. } | Self::Lost(_) => 4,
+            Self::Refused(_) | Self::Io(_) => 1,
+        }
+    }
+}
+
+/// The exit code that stands for how a process ended.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    u8::try_from(code & 0xff).unwrap_or(1)
+}
+
+/// Runs an application with this process's standard streams and signals. Returns its exit code.
+///
+/// # Errors
+/// See [`RunError`]; the application was not started then.
+pub async fn run(options: RunOptions) -> Result<u8, RunError> {
+    let hooks = Hooks {
+        configure: Box::new(|_| {}),
+        started: Box::new(|_| {}),
+        signals: process_signals()?,
+        progress: Box::new(|text| {
+            let _ = writeln!(io::stderr(), "outrider: {text}");
+        }),
+    };
+    run_with(options, hooks).await
+}
+
+/// The signals this process gets that are meant for the application.
+fn process_signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let all =
+        [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::WINCH];
+    // What is typed at a terminal goes to its whole foreground group, so the application has it already.
+    let typed = [Signal::INT, Signal::QUIT, Signal::HUP, Signal::WINCH];
+    for one in all {
+        let mut stream = signal(SignalKind::from_raw(one.as_raw()))?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() {
+                if typed.contains(&one) && outrider_os::process::terminal_signals_us() {
+                    continue;
+                }
+                if sender.send(one).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(receiver)
+}
+
+/// Runs an application. Returns its exit code, or 128 + n if signal n came before it was started.
+///
+/// # Errors
+/// See [`RunError`]; the application was not started then.
+pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunError> {
+    let no_agent = |source| RunError::NoAgent { socket: options.socket.clone(), source };
+    let stream = UnixStream::connect(&options.socket).await.map_err(no_agent)?;
+    let (mut reader, mut writer) = lines(stream);
+    let request = Request::Attach { service: options.service.clone(), instance: None };
+    writer.send(&request).await.map_err(lost)?;
+
+    let mut wait = Wait::new(options.timeout);
+    let (hosts, env) = loop {
+        tokio::select! {
+            told = reader.recv::<Told>() => match told.map_err(lost)? {
+                Some(Told::Ready { hosts, env }) => break (hosts, env),
+                Some(Told::Waiting { reason }) => wait.reason = reason,
+                Some(Told::Attached { instance }) => wait.instance = instance,
+                Some(Told::Drained) => {}
+                Some(Told::Refused { reason }) => return Err(RunError::Refused(reason)),
+                None => return Err(RunError::Lost("it closed the connection".to_owned())),
+            },
+            Some(signal) = hooks.signals.recv() => {
+                if signal != Signal::WINCH {
+                    return Ok(u8::try_from(128 + signal.as_raw()).unwrap_or(1));
+                }
+            }
+            () = wait.due() => wait.tell(&mut hooks.progress)?,
+        }
+    };
+    let mut command = prepare(&options, &hosts, env, &mut hooks.progress);
+    (hooks.configure)(&mut command);
+    let program = options.command.to_string_lossy().into_owned();
+    let mut child = command.spawn().map_err(|source| RunError::Spawn { program, source })?;
+    drop(command);
+    (hooks.started)(&mut child);
+    let pid = child.id().unwrap_or_default();
+    let mut session = Session {
+        agent: Some((reader, writer)),
+        instance: wait.instance,
+        options: &options,
+        pid,
+        stopping: false,
+        deadline: None,
+        away_said: false,
+    };
+    session.say(Said::AppStarted { pid }).await;
+    loop {
+        let deadline = session.deadline;
+        tokio::select! {
+            status = child.wait() => {
+                session.say(Said::AppEnded).await;
+                return Ok(exit_code(status?));
+            }
+            Some(signal) = hooks.signals.recv() => session.signal(signal).await,
+            told = session.hear() => session.told(told, &mut hooks.progress).await,
+            () = at(deadline) => session.end_app(),
+        }
+    }
+}
+
+fn lost(error: LocalError) -> RunError {
+    RunError::Lost(error.to_string())
+}
+
+fn prepare(
+    options: &RunOptions,
+    hosts: &Path,
+    env: BTreeMap<String, String>,
+    progress: &mut (dyn FnMut(&str) + Send),
+) -> tokio::process::Command {
+    let mut command = std::process::Command::new(&options.command);
+    command.args(&options.args);
+    for (name, value) in env {
+        if std::env::var_os(&name).is_none() {
+            command.env(name, value);
+        }
+    }
+    for (name, value) in &options.env {
+        command.env(name, value);
+    }
+    if let Some(folder) = &options.folder {
+        command.current_dir(folder);
+    }
+    let replacements = [Replacement { source: hosts.to_owned(), target: "/etc/hosts".into() }];
+    let entered =
+        namespace::probe(&replacements).and_then(|()| namespace::enter(&mut command, &replacements));
+    if let Err(error) = entered {
+        progress(&format!(
+            "{error}; names of called services do not resolve here: use the environment, like INVENTORY_HOST and \
+             INVENTORY_PORT"
+        ));
+    }
+    // Should this process be killed, the application is not left without who drains it.
+    outrider_os::child::signal_on_parent_exit(&mut command, Signal::TERM);
+    command.into()
+}
+
+struct Wait {
+    since: Instant,
+    timeout: Option<Duration>,
+    reason: String,
+    said: String,
+    instance: String,
+}
+
+impl Wait {
+    fn new(timeout: Option<Duration>) -> Self {
+        let reason = "waiting for the agent".to_owned();
+        Self { since: Instant::now(), timeout, reason, said: String::new(), instance: String::new() }
+    }
+
+    async fn due(&self) {
+        let limit = self.timeout.map(|timeout| self.since + timeout);
+        let word = (self.said != self.reason).then_some(self.since + QUIET);
+        at([limit, word].into_iter().flatten().min()).await;
+    }
+
+    fn tell(&mut self, progress: &mut (dyn FnMut(&str) + Send)) -> Result<(), RunError> {
+        if let Some(after) = self.timeout.filter(|timeout| self.since.elapsed() >= *timeout) {
+            return Err(RunError::Timeout { after, reason: self.reason.clone() });
+        }
+        self.said.clone_from(&self.reason);
+        progress(&self.reason);
+        Ok(())
+    }
+}
+
+struct Session<'a> {
+    agent: Option<(LineReader, LineWriter)>,
+    instance: String,
+    options: &'a RunOptions,
+    pid: u32,
+    /// SIGTERM came, and the application has not been told yet.
+    stopping: bool,
+    deadline: Option<Instant>,
+    away_said: bool,
+}
+
+impl Session<'_> {
+    async fn say(&mut self, said: Said) {
+        if let Some((_, writer)) = &mut self.agent
+            && writer.send(&said).await.is_err()
+        {
+            self.agent = None;
+        }
+    }
+
+    async fn signal(&mut self, signal: Signal) {
+        if signal != Signal::TERM {
+            send(self.pid, signal);
+            return;
+        }
+        self.stopping = true;
+        self.deadline.get_or_insert(Instant::now() + PATIENCE);
+        self.say(Said::Stop).await;
+        if self.agent.is_none() {
+            self.end_app();
+        }
+    }
+
+    fn end_app(&mut self) {
+        self.deadline = None;
+        self.stopping = false;
+        send(self.pid, Signal::TERM);
+    }
+
+    /// What the agent says; without one, looks for it again. `None` means it went away.
+    async fn hear(&mut self) -> Option<Told> {
+        loop {
+            match &mut self.agent {
+                Some((reader, _)) => return reader.recv().await.ok().flatten(),
+                None => {
+                    tokio::time::sleep(AGAIN).await;
+                    let Ok(stream) = UnixStream::connect(&self.options.socket).await else { continue };
+                    let (reader, mut writer) = lines(stream);
+                    let request = Request::Attach {
+                        service: self.options.service.clone(),
+                        instance: Some(self.instance.clone()),
+                    };
+                    if writer.send(&request).await.is_ok() {
+                        self.agent = Some((reader, writer));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn told(&mut self, told: Option<Told>, progress: &mut (dyn FnMut(&str) + Send)) {
+        match told {
+            Some(Told::Drained) if self.stopping => self.end_app(),
+            // Attached again after the agent was away.
+            Some(Told::Ready { .. }) => {
+                self.away_said = false;
+                self.say(Said::AppStarted { pid: self.pid }).await;
+                progress("the agent is back");
+            }
+            Some(Told::Refused { .. }) | None => {
+                self.agent = None;
+                if !self.away_said {
+                    self.away_said = true;
+                    progress("the agent has gone; the application runs on");
+                }
+                if self.stopping {
+                    self.end_app();
+                }
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn send(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw)
+        && let Err(error) = rustix::process::kill_process(pid, signal)
+    {
+        tracing::debug!(%error, ?signal, "not delivered");
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,211 @@
+//! What one proxy gets, made of what the control plane sent for it: pure.
+//!
+//! Takes the resources in the scope of a proxy, says what is still missing before they can be used, which
+//! sockets they need and under which names, and puts the addresses of those sockets in ("localising").
+//! Holds: a listener without a socket is not relayed; everything else is relayed as it came, under the
+//! unscoped name and with the version it came with. Does not: bind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use outrider_xds::{Resource, ResourceSet};
+use outrider_xds_types::names::{self, ListenerMetadata};
+use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
+use outrider_xds_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
+use outrider_xds_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use outrider_xds_types::pb::envoy::config::core::v3::{Address, SocketAddress, address};
+use outrider_xds_types::pb::envoy::config::listener::v3::{Listener, filter};
+use outrider_xds_types::pb::envoy::config::route::v3::{RouteConfiguration, route, route_action};
+use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+};
+use outrider_xds_types::prost::Message;
+use outrider_xds_types::type_url;
+use outrider_xds_types::workload::Workload;
+
+const HTTP_CONNECTION_MANAGER: &str =
+    "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+
+/// The resources of one proxy under unscoped names.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    listeners: BTreeMap<String, Arc<Resource>>,
+    routes: BTreeMap<String, Arc<Resource>>,
+    clusters: BTreeMap<String, Arc<Resource>>,
+}
+
+/// The socket a listener needs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wanted {
+    /// Name of the listener.
+    pub listener: String,
+    /// Whether other proxies connect to it, rather than the application.
+    pub inbound: bool,
+    /// `NS/SERVICE` it leads to.
+    pub service: String,
+    /// The port's name.
+    pub port_name: String,
+    /// The declared port.
+    pub port: u16,
+    /// Names of its address.
+    pub names: Vec<String>,
+}
+
+impl Scope {
+    /// Picks what belongs to `proxy` (`NS/INSTANCE`).
+    pub fn read(set: &ResourceSet, proxy: &str) -> Self {
+        let pick = |type_url: &str| {
+            let prefix = names::scoped(type_url, proxy, "");
+            set.with_prefix(type_url, &prefix)
+                .map(|resource| (resource.name[prefix.len()..].to_owned(), resource.clone()))
+                .collect()
+        };
+        Self {
+            listeners: pick(type_url::LISTENER),
+            routes: pick(type_url::ROUTE),
+            clusters: pick(type_url::CLUSTER),
+        }
+    }
+
+    /// The sockets its listeners need, and the listeners that cannot be read, with the reason.
+    pub fn wanted(&self) -> (Vec<Wanted>, Vec<String>) {
+        let (mut wanted, mut unreadable) = (Vec::new(), Vec::new());
+        for (name, resource) in &self.listeners {
+            let metadata = Listener::decode(resource.body.as_slice())
+                .ok()
+                .and_then(|listener| ListenerMetadata::from_metadata(listener.metadata.as_ref()?));
+            match metadata {
+                Some(metadata) => wanted.push(Wanted {
+                    listener: name.clone(),
+                    inbound: name.starts_with("inbound/"),
+                    service: metadata.service,
+                    port_name: metadata.port_name,
+                    port: metadata.port,
+                    names: metadata.names,
+                }),
+                None => unreadable.push(format!("listener {name} does not say what it is for")),
+            }
+        }
+        (wanted, unreadable)
+    }
+
+    /// Names of the load assignments its clusters wait for.
+    pub fn endpoints(&self) -> BTreeSet<String> {
+        self.clusters
+            .values()
+            .filter_map(|resource| {
+                let cluster = Cluster::decode(resource.body.as_slice()).ok()?;
+                let eds = ClusterDiscoveryType::Type(DiscoveryType::Eds as i32);
+                (cluster.cluster_discovery_type == Some(eds)).then(|| {
+                    let named = cluster.eds_cluster_config.map(|config| config.service_name);
+                    named.filter(|name| !name.is_empty()).unwrap_or(cluster.name)
+                })
+            })
+            .collect()
+    }
+
+    /// The first thing that is missing before this set is whole, in words; `None` if it is.
+    ///
+    /// The control plane sends a set as several messages. A proxy that got half of it would serve errors.
+    pub fn missing(&self, workload: &Workload, endpoints_known: impl Fn(&str) -> bool) -> Option<String> {
+        for port in &workload.ports {
+            let name = names::inbound(&port.name);
+            if !self.listeners.contains_key(&name) {
+                return Some(format!("listener {name} has not come from the control plane yet"));
+            }
+            if !self.clusters.contains_key(&name) {
+                return Some(format!("cluster {name} has not come from the control plane yet"));
+            }
+        }
+        if let Some(name) = workload.outbound.iter().find(|name| !self.listeners.contains_key(*name)) {
+            return Some(format!("listener {name} has not come from the control plane yet"));
+        }
+        for (name, resource) in &self.listeners {
+            for route in routes_of(resource) {
+                let Some(resource) = self.routes.get(&route) else {
+                    return Some(format!("routes {route} of listener {name} have not come yet"));
+                };
+                for cluster in clusters_of(resource) {
+                    if !self.clusters.contains_key(&cluster) {
+                        return Some(format!("cluster {cluster} of routes {route} has not come yet"));
+                    }
+                }
+            }
+        }
+        let unknown = self.endpoints().into_iter().find(|name| !endpoints_known(name))?;
+        Some(format!("endpoints of {unknown} have not come from the control plane yet"))
+    }
+
+    /// What the proxy is to be served: everything, with the addresses of `bound` (by listener name) in its
+    /// listeners, and the endpoints found in `set`.
+    pub fn localise(&self, bound: &BTreeMap<String, SocketAddr>, set: &ResourceSet) -> ResourceSet {
+        let mut local = ResourceSet::new();
+        for (name, resource) in self.routes.iter().chain(&self.clusters) {
+            local.insert(resource.renamed(name.as_str()));
+        }
+        for name in self.endpoints() {
+            if let Some(resource) = set.get(type_url::ENDPOINT, &name) {
+                local.insert(resource.clone());
+            }
+        }
+        for (name, resource) in &self.listeners {
+            let Some(address) = bound.get(name) else { continue };
+            let Ok(mut listener) = Listener::decode(resource.body.as_slice()) else { continue };
+            listener.name.clone_from(name);
+            listener.address = Some(socket_address(*address));
+            local.insert(Resource { body: listener.encode_to_vec(), ..resource.renamed(name.as_str()) });
+        }
+        local
+    }
+}
+
+fn socket_address(address: SocketAddr) -> Address {
+    Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            address: address.ip().to_string(),
+            port_specifier: Some(PortSpecifier::PortValue(address.port().into())),
+            ..SocketAddress::default()
+        })),
+    }
+}
+
+/// Route configurations a listener refers to by name.
+fn routes_of(resource: &Resource) -> Vec<String> {
+    let Ok(listener) = Listener::decode(resource.body.as_slice()) else { return Vec::new() };
+    let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
+    chains
+        .flat_map(|chain| &chain.filters)
+        .filter_map(|filter| match &filter.config_type {
+            Some(filter::ConfigType::TypedConfig(any)) if any.type_url == HTTP_CONNECTION_MANAGER => {
+                match HttpConnectionManager::decode(any.value.as_slice()).ok()?.route_specifier? {
+                    RouteSpecifier::Rds(rds) => Some(rds.route_config_name),
+                    _ => None,
+                }
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// Clusters a route configuration refers to.
+fn clusters_of(resource: &Resource) -> Vec<String> {
+    let Ok(config) = RouteConfiguration::decode(resource.body.as_slice()) else { return Vec::new() };
+    let routes = config.virtual_hosts.iter().flat_map(|host| &host.routes);
+    routes
+        .filter_map(|route| match &route.action {
+            Some(route::Action::Route(action)) => action.cluster_specifier.as_ref(),
+            _ => None,
+        })
+        .flat_map(|specifier| match specifier {
+            route_action::ClusterSpecifier::Cluster(name) => vec![name.clone()],
+            route_action::ClusterSpecifier::WeightedClusters(weighted) => {
+                weighted.clusters.iter().map(|cluster| cluster.name.clone()).collect()
+            }
+            _ => Vec::new(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

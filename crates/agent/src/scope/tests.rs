@@ -1,0 +1,161 @@
+use outrider_xds_types::pack;
+use outrider_xds_types::pb::envoy::config::cluster::v3::cluster::EdsClusterConfig;
+use outrider_xds_types::pb::envoy::config::listener::v3::{Filter, FilterChain};
+use outrider_xds_types::pb::envoy::config::route::v3::{Route, RouteAction, VirtualHost};
+use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
+use outrider_xds_types::workload::WorkloadPort;
+
+use super::*;
+
+const PROXY: &str = "shop/checkout-x7k2p";
+
+fn listener(name: &str, port: u16, names: &[&str], http: bool) -> Resource {
+    let metadata = ListenerMetadata {
+        service: "shop/inventory".into(),
+        port_name: "http".into(),
+        port,
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let mut listener = Listener {
+        name: name.to_owned(),
+        address: Some(socket_address(([0, 0, 0, 0], port).into())),
+        metadata: Some(metadata.to_metadata()),
+        ..Listener::default()
+    };
+    if http {
+        let rds = Rds { route_config_name: name.to_owned(), ..Rds::default() };
+        let manager = HttpConnectionManager {
+            route_specifier: Some(RouteSpecifier::Rds(rds)),
+            ..HttpConnectionManager::default()
+        };
+        let config = filter::ConfigType::TypedConfig(pack(HTTP_CONNECTION_MANAGER, &manager));
+        let filter = Filter { config_type: Some(config), ..Filter::default() };
+        listener.filter_chains = vec![FilterChain { filters: vec![filter], ..FilterChain::default() }];
+    }
+    resource(type_url::LISTENER, name, listener.encode_to_vec())
+}
+
+fn resource(type_url: &str, name: &str, body: Vec<u8>) -> Resource {
+    Resource::new(type_url, names::scoped(type_url, PROXY, name), "v1", body)
+}
+
+fn routes(name: &str, cluster: &str) -> Resource {
+    let action = RouteAction {
+        cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..RouteAction::default()
+    };
+    let route = Route { action: Some(route::Action::Route(action)), ..Route::default() };
+    let host = VirtualHost { routes: vec![route], ..VirtualHost::default() };
+    let config = RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![host],
+        ..RouteConfiguration::default()
+    };
+    resource(type_url::ROUTE, name, config.encode_to_vec())
+}
+
+fn cluster(name: &str, eds: Option<&str>) -> Resource {
+    let cluster = Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: eds.map(|_| ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
+        eds_cluster_config: eds
+            .map(|name| EdsClusterConfig { service_name: name.to_owned(), ..EdsClusterConfig::default() }),
+        ..Cluster::default()
+    };
+    resource(type_url::CLUSTER, name, cluster.encode_to_vec())
+}
+
+const OUT: &str = "outbound/shop/inventory/http";
+const EDS: &str = "shop/inventory/http";
+
+fn whole() -> Vec<Resource> {
+    vec![
+        listener("inbound/http", 80, &[], false),
+        cluster("inbound/http", None),
+        listener(OUT, 80, &["inventory", "inventory.shop"], true),
+        routes(OUT, OUT),
+        cluster(OUT, Some(EDS)),
+        Resource::new(type_url::ENDPOINT, EDS, "e1", Vec::new()),
+    ]
+}
+
+fn set(resources: impl IntoIterator<Item = Resource>) -> ResourceSet {
+    let mut set = ResourceSet::new();
+    for resource in resources {
+        set.insert(resource);
+    }
+    // Another proxy's listener, whose name starts alike.
+    let other = names::scoped(type_url::LISTENER, "shop/checkout-x7k2pq", "inbound/http");
+    set.insert(Resource::new(type_url::LISTENER, other, "v9", Vec::new()));
+    set
+}
+
+fn workload() -> Workload {
+    let port = WorkloadPort { name: "http".into(), target_port: 8080, protocol: "http".into() };
+    Workload {
+        service: "shop/checkout".into(),
+        ports: vec![port],
+        outbound: vec![OUT.into()],
+        ..Workload::default()
+    }
+}
+
+fn missing(set: &ResourceSet) -> Option<String> {
+    Scope::read(set, PROXY).missing(&workload(), |name| set.get(type_url::ENDPOINT, name).is_some())
+}
+
+#[test]
+fn a_set_is_whole_only_when_every_part_of_it_is_there() {
+    assert_eq!(missing(&set(whole())), None);
+    for (without, said) in [
+        (0, "listener inbound/http"),
+        (1, "cluster inbound/http"),
+        (2, "listener outbound/shop/inventory/http"),
+        (3, "routes outbound/shop/inventory/http"),
+        (4, "cluster outbound/shop/inventory/http"),
+        (5, "endpoints of shop/inventory/http"),
+    ] {
+        let mut resources = whole();
+        resources.remove(without);
+        let reason = missing(&set(resources)).unwrap();
+        assert!(reason.starts_with(said), "{reason}");
+    }
+}
+
+#[test]
+fn listeners_say_which_sockets_they_need() {
+    let mut resources = whole();
+    resources.push(resource(type_url::LISTENER, "outbound/bad", vec![0xff]));
+    let (wanted, unreadable) = Scope::read(&set(resources), PROXY).wanted();
+    let brief: Vec<_> =
+        wanted.iter().map(|w| (w.listener.as_str(), w.inbound, w.port, w.names.len())).collect();
+    assert_eq!(brief, [("inbound/http", true, 80, 0), (OUT, false, 80, 2)]);
+    assert_eq!(unreadable, ["listener outbound/bad does not say what it is for"]);
+}
+
+#[test]
+fn localising_puts_addresses_in_and_leaves_out_what_has_no_socket() {
+    let set = set(whole());
+    let address: SocketAddr = ([127, 64, 0, 7], 80).into();
+    let local = Scope::read(&set, PROXY).localise(&BTreeMap::from([(OUT.to_owned(), address)]), &set);
+
+    let names: Vec<_> = local
+        .iter()
+        .map(|r| (r.type_url.rsplit('.').next().unwrap().to_owned(), r.name.to_string()))
+        .collect();
+    let expect = [
+        ("Cluster", "inbound/http"),
+        ("Cluster", OUT),
+        ("ClusterLoadAssignment", EDS),
+        ("Listener", OUT),
+        ("RouteConfiguration", OUT),
+    ];
+    assert_eq!(names, expect.map(|(kind, name)| (kind.to_owned(), name.to_owned())));
+
+    let before = set.get(type_url::LISTENER, &names::scoped(type_url::LISTENER, PROXY, OUT)).unwrap();
+    let after = local.get(type_url::LISTENER, OUT).unwrap();
+    assert_eq!(after.version, before.version);
+    let mut expect = Listener::decode(before.body.as_slice()).unwrap();
+    expect.address = Some(socket_address(address));
+    assert_eq!(Listener::decode(after.body.as_slice()).unwrap(), expect, "nothing but the address differs");
+}

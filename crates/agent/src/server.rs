@@ -1,0 +1,478 @@
+//! The agent process: options, start-up, the local API, and what its instances share.
+//!
+//! Holds: one agent per runtime folder; proxies left behind by an agent that was killed are ended at start;
+//! the local API works before and without the control plane. Does not: decide about instances.
+
+use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use outrider_api::agent as wire;
+use outrider_os::process::ProcessId;
+use rustix::fs::FlockOperation;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::credentials::{Credential, CredentialError};
+use crate::engine::Engine;
+use crate::instance::{self, Identity};
+use crate::lifecycle::Times;
+use crate::link::{self, LinkError, LinkOptions, Svids, node_file};
+use crate::local::{InstanceOverview, Overview, Request, Told, lines};
+use crate::random;
+use crate::sockets::{Addresses, route_to};
+use crate::upstream::{LinkState, Upstream};
+
+/// Longest path of a Unix socket.
+const MAX_SOCKET_PATH: usize = 107;
+/// Letters and digits that tell instances of a service apart.
+const SUFFIX: usize = 5;
+/// How long the folder of an instance waits for its application to come back to a new agent.
+const COME_BACK: Duration = Duration::from_secs(60);
+/// For the first line of a local connection.
+const FIRST_LINE: Duration = Duration::from_secs(5);
+
+/// How to run an agent.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// Kept over reboots: identity, last good resources, logs. Used below `agent/`.
+    pub state: PathBuf,
+    /// Gone after a reboot: sockets and hosts files. At most 80 bytes long.
+    pub runtime: PathBuf,
+    /// This node's name: an RFC 1123 subdomain, unique among live nodes.
+    pub node: String,
+    /// `HOST:PORT` of the control plane.
+    pub server: String,
+    /// For the first start, or after the certificate has expired.
+    pub join_token: Option<String>,
+    /// Address other hosts reach this one at; default: the one on the route to the server.
+    pub advertise: Option<IpAddr>,
+    /// `outrider-proxy`; default: beside the running program.
+    pub proxy_binary: Option<PathBuf>,
+    /// Envoy; default: `envoy` beside the running program, else looked up in `PATH`.
+    pub envoy_binary: Option<PathBuf>,
+    /// The file an application's names are added to.
+    pub hosts_base: PathBuf,
+    /// Times of instances.
+    pub times: Times,
+}
+
+impl AgentOptions {
+    /// Options with defaults for the rest.
+    pub fn new(state: PathBuf, runtime: PathBuf, node: String, server: String) -> Self {
+        Self {
+            state,
+            runtime,
+            node,
+            server,
+            join_token: None,
+            advertise: None,
+            proxy_binary: None,
+            envoy_binary: None,
+            hosts_base: "/etc/hosts".into(),
+            times: Times::default(),
+        }
+    }
+
+    /// Where the local API is.
+    pub fn socket(&self) -> PathBuf {
+        self.runtime.join("agent.sock")
+    }
+}
+
+/// Why the agent did not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The name of the node.
+    #[error(
+        "`{0}` is no name for a node: use 1 to 63 of a-z, 0-9, dash and dot, beginning and ending with a letter or digit"
+    )]
+    Node(String),
+    /// The runtime folder's path.
+    #[error("the runtime folder {0} has too long a path for Unix sockets: choose one of at most {1} bytes")]
+    LongPath(PathBuf, usize),
+    /// A folder or file.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another agent.
+    #[error("another agent runs on {0}")]
+    Running(PathBuf),
+    /// The address to advertise.
+    #[error("no address of this host on the way to {server}: {cause}; give one with --advertise")]
+    Advertise {
+        /// The control plane.
+        server: String,
+        /// Why.
+        cause: String,
+    },
+    /// No identity and no way to get one.
+    #[error(
+        "this agent has no identity yet; create a token with `outrider token create` and start it with --join TOKEN"
+    )]
+    NoIdentity,
+    /// The identity is another node's.
+    #[error("this agent has joined as {0}; use that name, or another state folder")]
+    OtherNode(String),
+    /// The identity on disk.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    /// Joining was refused.
+    #[error("joining failed: {0}")]
+    Join(LinkError),
+}
+
+/// What instances share.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) options: Resolved,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) svids: Arc<Svids>,
+    addresses: Mutex<Addresses>,
+    instances: Mutex<BTreeMap<String, (wire::Instance, InstanceOverview)>>,
+}
+
+/// Options with every default filled in.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) state: PathBuf,
+    pub(crate) runtime: PathBuf,
+    pub(crate) node: String,
+    pub(crate) advertise: IpAddr,
+    pub(crate) proxy_binary: PathBuf,
+    pub(crate) envoy_binary: PathBuf,
+    pub(crate) hosts_base: PathBuf,
+    pub(crate) times: Times,
+}
+
+impl Host {
+    pub(crate) fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn binary(&self, engine: Engine) -> PathBuf {
+        match engine {
+            Engine::Native => self.options.proxy_binary.clone(),
+            Engine::Envoy => self.options.envoy_binary.clone(),
+        }
+    }
+
+    pub(crate) fn log_folder(&self) -> PathBuf {
+        self.options.state.join("agent/log")
+    }
+
+    pub(crate) fn identity_folder(&self) -> PathBuf {
+        self.options.state.join("agent/identity")
+    }
+
+    /// Shows the world the state of `proxy`; `None` when it is gone.
+    pub(crate) fn publish(&self, proxy: &str, state: Option<(wire::Instance, InstanceOverview)>) {
+        let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = match state {
+            Some(state) => {
+                let new = state.0.clone();
+                instances.insert(proxy.to_owned(), state).is_none_or(|(old, _)| old != new)
+            }
+            None => instances.remove(proxy).is_some(),
+        };
+        if changed {
+            let all = instances.values().map(|(instance, _)| instance.clone()).collect();
+            drop(instances);
+            self.upstream.facts(|facts| facts.set_instances(wire::Instances { instances: all }));
+        }
+    }
+
+    fn overview(&self) -> Overview {
+        let instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
+        Overview {
+            node: self.options.node.clone(),
+            away: match self.upstream.link() {
+                LinkState::Connected => String::new(),
+                LinkState::Away(why) => why,
+            },
+            instances: instances.values().map(|(_, overview)| overview.clone()).collect(),
+        }
+    }
+}
+
+fn beside_us(name: &str) -> PathBuf {
+    let ours = std::env::current_exe().ok();
+    ours.and_then(|exe| Some(exe.parent()?.join(name))).unwrap_or_else(|| name.into())
+}
+
+fn is_label(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    !text.is_empty()
+        && text.len() <= 63
+        && text.chars().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn folder(path: &Path) -> Result<(), AgentError> {
+    let failed = |source| AgentError::File { path: path.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
+}
+
+/// Runs an agent until `shutdown`; then its proxies are ended and its sockets removed.
+///
+/// # Errors
+/// See [`AgentError`]. An unreachable control plane is none: the agent goes on trying.
+pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result<(), AgentError> {
+    if options.node.len() > 63 || !options.node.split('.').all(is_label) {
+        return Err(AgentError::Node(options.node));
+    }
+    let longest = MAX_SOCKET_PATH - "/p//admin.sock".len() - SUFFIX;
+    if options.runtime.as_os_str().len() > longest {
+        return Err(AgentError::LongPath(options.runtime, longest));
+    }
+    let identity = options.state.join("agent/identity");
+    for path in [&identity, &options.state.join("agent/log"), &options.runtime.join("p")] {
+        folder(path)?;
+    }
+    let _lock = lock(&options.runtime)?;
+    end_orphans(&options.runtime.join("p")).await;
+
+    let credential = Credential::load(&node_file(&identity))?;
+    let credential =
+        credential.filter(|c| options.join_token.is_none() || c.info.is_valid_at(SystemTime::now()));
+    match &credential {
+        Some(credential) => {
+            let node = credential.info.id.path().trim_start_matches("/node/");
+            if node != options.node {
+                return Err(AgentError::OtherNode(node.to_owned()));
+            }
+        }
+        None if options.join_token.is_none() => return Err(AgentError::NoIdentity),
+        None => {}
+    }
+    let advertise = match options.advertise {
+        Some(address) => address,
+        None => find_address(&options.server).await?,
+    };
+    let envoy = || Some(beside_us("envoy")).filter(|path| path.exists()).unwrap_or_else(|| "envoy".into());
+    let upstream = Upstream::new(&options.node, options.state.join("agent/last-good"));
+    let host = Arc::new(Host {
+        options: Resolved {
+            advertise,
+            proxy_binary: options.proxy_binary.clone().unwrap_or_else(|| beside_us("outrider-proxy")),
+            envoy_binary: options.envoy_binary.clone().unwrap_or_else(envoy),
+            state: options.state.clone(),
+            runtime: options.runtime.clone(),
+            node: options.node.clone(),
+            hosts_base: options.hosts_base.clone(),
+            times: options.times.clone(),
+        },
+        upstream: upstream.clone(),
+        svids: Arc::default(),
+        addresses: Mutex::new(Addresses::new(random::bits())),
+        instances: Mutex::default(),
+    });
+
+    let socket = options.socket();
+    let _ = std::fs::remove_file(&socket);
+    let failed = |source| AgentError::File { path: socket.clone(), source };
+    let listener = UnixListener::bind(&socket).map_err(failed)?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    tracing::info!(node = %options.node, address = %advertise, socket = %socket.display(), "agent serves");
+
+    let link_options = LinkOptions {
+        server: options.server.clone(),
+        node: options.node.clone(),
+        address: advertise.to_string(),
+        identity,
+    };
+    let tasks = TaskTracker::new();
+    let stop = CancellationToken::new();
+    let connect = keep_connected(link_options, options.join_token.clone(), credential, host.clone());
+    let outcome = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        refused = connect => Err(refused),
+        () = upstream.clone().keep() => Ok(()),
+        () = accept(listener, &host, &tasks, &stop) => Ok(()),
+        () = forget_the_lost(&host) => Ok(()),
+    };
+    // Before the instances end: with them their subscriptions end, and what they knew is forgotten.
+    if let Err(error) = upstream.save(&upstream.resources()) {
+        tracing::warn!(%error, "the last good resources cannot be kept");
+    }
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    let _ = std::fs::remove_file(&socket);
+    outcome
+}
+
+/// Returns only if joining is refused for good.
+async fn keep_connected(
+    options: LinkOptions,
+    token: Option<String>,
+    credential: Option<Credential>,
+    host: Arc<Host>,
+) -> AgentError {
+    let credential = match (credential, token) {
+        (Some(credential), _) => credential,
+        (None, None) => return AgentError::NoIdentity,
+        (None, Some(token)) => loop {
+            match link::join(&options.server, &token, &options.node).await {
+                Ok(credential) => match credential.save(&node_file(&options.identity)) {
+                    Ok(()) => break credential,
+                    Err(error) => return error.into(),
+                },
+                Err(error @ (LinkError::Connect { .. } | LinkError::Silent)) => {
+                    tracing::warn!(%error, "not joined yet");
+                    host.upstream.set_link(LinkState::Away(error.to_string()));
+                    tokio::time::sleep(Duration::from_secs(1).mul_f64(0.5 + random::fraction())).await;
+                }
+                Err(error) => return AgentError::Join(error),
+            }
+        },
+    };
+    link::run(options, host.upstream.clone(), host.svids.clone(), credential).await;
+    AgentError::NoIdentity
+}
+
+async fn find_address(server: &str) -> Result<IpAddr, AgentError> {
+    let failed = |cause: String| AgentError::Advertise { server: server.to_owned(), cause };
+    let mut addresses = tokio::net::lookup_host(server).await.map_err(|error| failed(error.to_string()))?;
+    let first = addresses.next().ok_or_else(|| failed("the name has no address".to_owned()))?;
+    route_to(first).map_err(|error| failed(error.to_string()))
+}
+
+fn lock(runtime: &Path) -> Result<std::fs::File, AgentError> {
+    let path = runtime.join("agent.lock");
+    let failed = |source| AgentError::File { path: path.clone(), source };
+    let file = std::fs::File::create(&path).map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::Running(runtime.to_owned())),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// Ends proxies whose agent was killed: their control channel is gone, so nobody can manage them any more.
+async fn end_orphans(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let file = entry.path().join("proxy.json");
+        let Ok(content) = std::fs::read(&file) else { continue };
+        if let Ok(id) = serde_json::from_slice::<ProcessId>(&content)
+            && let Ok(Some(process)) = id.open()
+        {
+            tracing::warn!(pid = id.pid, folder = %entry.path().display(), "ending a proxy left behind");
+            if let Err(error) = process.end(Duration::from_millis(500)).await {
+                tracing::warn!(pid = id.pid, %error, "it cannot be ended");
+            }
+        }
+        let _ = std::fs::remove_file(file);
+    }
+}
+
+/// Removes folders whose application did not come back, once.
+async fn forget_the_lost(host: &Arc<Host>) {
+    let folder = host.options.runtime.join("p");
+    let before: Vec<_> =
+        std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    tokio::time::sleep(COME_BACK).await;
+    for path in before {
+        // Whoever came back has its socket served.
+        if UnixStream::connect(path.join("xds.sock")).await.is_err() {
+            let _ = std::fs::remove_dir_all(path);
+        }
+    }
+    std::future::pending().await
+}
+
+async fn accept(listener: UnixListener, host: &Arc<Host>, tasks: &TaskTracker, stop: &CancellationToken) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tasks.spawn(connection(stream, host.clone(), stop.clone()));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: others will be closed.
+                tracing::warn!(%error, "a local connection was not taken");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken) {
+    let (mut reader, mut writer) = lines(stream);
+    let first = tokio::select! {
+        first = tokio::time::timeout(FIRST_LINE, reader.recv()) => first,
+        () = stop.cancelled() => return,
+    };
+    match first {
+        Ok(Ok(Some(Request::List))) => {
+            let _ = writer.send(&host.overview()).await;
+        }
+        Ok(Ok(Some(Request::Attach { service, instance }))) => match identify(&host, &service, instance) {
+            Ok(who) => instance::run(host, who, reader, writer, stop).await,
+            Err(reason) => {
+                let _ = writer.send(&Told::Refused { reason }).await;
+            }
+        },
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => {
+            let _ = writer.send(&Told::Refused { reason: error.to_string() }).await;
+        }
+        Err(_) => {}
+    }
+}
+
+fn identify(host: &Host, service: &str, instance: Option<String>) -> Result<Identity, String> {
+    let (namespace, name) = service
+        .split_once('/')
+        .filter(|(namespace, name)| is_label(namespace) && is_label(name))
+        .ok_or_else(|| format!("`{service}` is no service: write NAMESPACE/NAME"))?;
+    let identity = |instance: String, folder: PathBuf| Identity {
+        namespace: namespace.to_owned(),
+        service: name.to_owned(),
+        name: instance,
+        folder,
+    };
+    if let Some(instance) = instance {
+        let suffix = instance.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+        if !suffix.is_some_and(|suffix| suffix.len() == SUFFIX && is_label(suffix)) {
+            return Err(format!("`{instance}` is no instance of {service}"));
+        }
+        let proxy = format!("{namespace}/{instance}");
+        let instances = host.instances.lock().unwrap_or_else(PoisonError::into_inner);
+        if instances.contains_key(&proxy) {
+            return Err(format!("instance {instance} is attached already"));
+        }
+        let folder = instance_folder(host, &instance);
+        self::folder(&folder).map_err(|error| error.to_string())?;
+        return Ok(identity(instance, folder));
+    }
+    for _ in 0..100 {
+        let instance = format!("{name}-{}", random::suffix(SUFFIX));
+        let folder = instance_folder(host, &instance);
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => return Ok(identity(instance, folder)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(format!("{}: {error}", folder.display())),
+        }
+    }
+    Err("no name is free".to_owned())
+}
+
+/// `RUNTIME/p/INSTANCE`, or only the instance's suffix where that would be too long for a Unix socket.
+fn instance_folder(host: &Host, instance: &str) -> PathBuf {
+    let folder = host.options.runtime.join("p").join(instance);
+    if folder.as_os_str().len() + "/admin.sock".len() <= MAX_SOCKET_PATH {
+        return folder;
+    }
+    host.options.runtime.join("p").join(&instance[instance.len() - SUFFIX..])
+}

@@ -1,0 +1,92 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+const NOBODY: u32 = 65534;
+
+fn root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A folder anybody may read, with a hosts file in it.
+fn folder() -> (tempfile::TempDir, Replacement) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let source = dir.path().join("hosts");
+    fs::write(&source, "127.64.0.7 inventory\n").unwrap();
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o644)).unwrap();
+    (dir, Replacement { source, target: "/etc/hosts".into() })
+}
+
+fn output(command: &mut Command) -> String {
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn the_child_sees_the_replacement_and_nobody_else_does() {
+    let (_dir, replacement) = folder();
+    let outside = fs::read_to_string("/etc/hosts").unwrap();
+    match probe(std::slice::from_ref(&replacement)) {
+        Ok(()) => {}
+        Err(error) => {
+            println!("skipped: {error}");
+            return;
+        }
+    }
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "cat /etc/hosts; echo later >> /etc/hosts"]);
+    enter(&mut command, std::slice::from_ref(&replacement)).unwrap();
+    assert_eq!(output(&mut command), "127.64.0.7 inventory\n");
+    assert_eq!(fs::read_to_string("/etc/hosts").unwrap(), outside);
+    assert_eq!(
+        fs::read_to_string(&replacement.source).unwrap(),
+        "127.64.0.7 inventory\nlater\n",
+        "same inode"
+    );
+}
+
+#[test]
+fn works_without_privilege_and_keeps_the_user() {
+    if !root() {
+        println!("skipped: only root can become another user; the other tests ran as one already");
+        return;
+    }
+    let (_dir, replacement) = folder();
+    if let Err(error) = probe_as(std::slice::from_ref(&replacement), NOBODY, NOBODY, false, Some(NOBODY)) {
+        println!("skipped: {error}");
+        return;
+    }
+    let plan = Plan::new(std::slice::from_ref(&replacement), NOBODY, NOBODY, false).unwrap();
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "cat /etc/hosts; id -u; id -g; grep CapEff /proc/self/status"])
+        .uid(NOBODY)
+        .gid(NOBODY);
+    // SAFETY: as in `enter`.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || plan.carry_out());
+    }
+    assert_eq!(
+        output(&mut command),
+        "127.64.0.7 inventory\n65534\n65534\nCapEff:\t0000000000000000\n",
+        "same user, and no capability left after exec"
+    );
+}
+
+#[test]
+fn a_refusal_is_told_from_a_missing_program() {
+    let missing = Replacement { source: "/no/such/file".into(), target: "/etc/hosts".into() };
+    assert!(matches!(probe(std::slice::from_ref(&missing)), Err(NamespaceError::Refused(_))));
+    let nul = Replacement { source: "/a\0b".into(), target: "/etc/hosts".into() };
+    assert!(matches!(probe(&[nul]), Err(NamespaceError::Path(_))));
+    let (_dir, good) = folder();
+    if probe(std::slice::from_ref(&good)).is_ok() {
+        let mut command = Command::new("/no/such/program");
+        enter(&mut command, &[good]).unwrap();
+        assert_eq!(command.spawn().unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,167 @@
+//! Processes seen from outside: whether one still is the one that was meant, waiting for its end, its memory.
+//!
+//! Holds: a process is named by pid *and* start time, so a recycled pid is never signalled by mistake. Does
+//! not: reap children (the one who spawned them does).
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A process, told from later ones with the same pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// As the kernel numbers it.
+    pub pid: u32,
+    /// Clock ticks from boot to its start (`/proc/PID/stat`, field 22).
+    pub start_ticks: u64,
+}
+
+impl ProcessId {
+    /// The process that has `pid` now, if one has.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is the program's name in parentheses and may hold anything, parentheses included.
+        let rest = stat.get(stat.rfind(')')? + 2..)?;
+        let start_ticks = rest.split(' ').nth(19)?.parse().ok()?;
+        Some(Self { pid, start_ticks })
+    }
+
+    /// Whether this very process exists. A zombie does.
+    pub fn exists(self) -> bool {
+        Self::of(self.pid) == Some(self)
+    }
+
+    /// Opens it for waiting and signalling; `None` if it is gone.
+    ///
+    /// # Errors
+    /// Anything but absence: no descriptor left, or a kernel before 5.3.
+    pub fn open(self) -> io::Result<Option<Process>> {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let fd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Opened before compared: from here on the pid cannot be recycled under us.
+        if !self.exists() {
+            return Ok(None);
+        }
+        // SAFETY: an `OwnedFd` returns the same descriptor for as long as it lives, and `AsyncFd` owns it.
+        #[allow(unsafe_code)]
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
+        Ok(Some(Process { id: self, fd }))
+    }
+}
+
+/// An open process.
+#[derive(Debug)]
+pub struct Process {
+    id: ProcessId,
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// Which one.
+    pub fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    /// Waits until it has ended. Returns at once if it has.
+    ///
+    /// # Errors
+    /// The runtime cannot watch the descriptor.
+    pub async fn ended(&self) -> io::Result<()> {
+        self.fd.readable().await.map(|_| ())
+    }
+
+    /// Sends a signal. A process that has ended is no error.
+    ///
+    /// # Errors
+    /// Not permitted.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(self.fd.get_ref(), signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends it: `SIGTERM`, and `SIGKILL` if it has not gone after `patience`. Waits for its end.
+    ///
+    /// # Errors
+    /// Not permitted, or the descriptor cannot be watched.
+    pub async fn end(&self, patience: Duration) -> io::Result<()> {
+        self.signal(Signal::TERM)?;
+        if let Ok(outcome) = tokio::time::timeout(patience, self.ended()).await {
+            return outcome;
+        }
+        self.signal(Signal::KILL)?;
+        self.ended().await
+    }
+}
+
+/// Resident memory of a process in bytes; `None` if it is gone.
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+/// The file a process executes; `None` if it is gone or may not be seen.
+pub fn executable(pid: u32) -> Option<std::path::PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+/// Whether signals typed at the terminal of standard input reach this process's group by themselves.
+pub fn terminal_signals_us() -> bool {
+    rustix::termios::tcgetpgrp(rustix::stdio::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn knows_itself() {
+        let me = ProcessId::of(std::process::id()).unwrap();
+        assert!(me.exists());
+        assert!(!ProcessId { start_ticks: me.start_ticks + 1, ..me }.exists());
+        assert!(resident_bytes(me.pid).unwrap() > 100_000);
+        assert_eq!(executable(me.pid).unwrap(), std::env::current_exe().unwrap());
+        assert_eq!(ProcessId::of(u32::MAX), None);
+        assert_eq!(resident_bytes(u32::MAX), None);
+    }
+
+    #[tokio::test]
+    async fn ends_a_process_that_ignores_termination_and_waits_for_it() {
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "trap '' TERM; echo ready; exec sleep 600"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
+            .unwrap();
+        let process = ProcessId::of(child.id()).unwrap().open().unwrap().unwrap();
+        process.end(Duration::from_millis(50)).await.unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+        process.signal(Signal::TERM).unwrap();
+        assert!(!process.id().exists());
+    }
+
+    #[tokio::test]
+    async fn another_process_with_the_same_pid_is_not_opened() {
+        let me = ProcessId::of(std::process::id()).unwrap();
+        let earlier = ProcessId { start_ticks: me.start_ticks - 1, ..me };
+        assert!(earlier.open().unwrap().is_none());
+        assert!(me.open().unwrap().is_some());
+    }
+}
