@@ -219,7 +219,8 @@ impl Worker {
             if !wanted || sockets.is_empty() {
                 serving.stop_accepting();
             } else if serving.acceptors.borrow().is_empty() {
-                let start = |socket| tokio::task::spawn_local(accept(Rc::clone(self), Rc::clone(serving), socket));
+                let start =
+                    |socket| tokio::task::spawn_local(accept(Rc::clone(self), Rc::clone(serving), socket));
                 *serving.acceptors.borrow_mut() = sockets.into_iter().map(start).collect();
             }
         }
