@@ -108,6 +108,7 @@ pub struct Worker {
     servings: RefCell<BTreeMap<Arc<str>, Rc<Serving>>>,
     sockets: RefCell<BTreeMap<Arc<str>, Vec<Rc<TcpListener>>>>,
     active: RefCell<Arc<Snapshot>>,
+    #[allow(clippy::vec_box, reason = "lent out as boxes, so that a connection's task stays small")]
     heads: RefCell<Vec<Box<Heads>>>,
     connections: Cell<usize>,
     draining: Cell<bool>,

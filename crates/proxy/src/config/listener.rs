@@ -460,7 +460,10 @@ fn who(
             }
         }
         _ => {
-            return Err(Refusal::new(path, "only `any`, `authenticated` and `or_ids` of those are supported"));
+            return Err(Refusal::new(
+                path,
+                "only `any`, `authenticated` and `or_ids` of those are supported",
+            ));
         }
     }
     Ok(())
