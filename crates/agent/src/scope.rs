@@ -118,6 +118,9 @@ impl Scope {
                 return Some(format!("cluster {name} has not come from the control plane yet"));
             }
         }
+        if let Some(name) = workload.outbound.iter().find(|name| !self.listeners.contains_key(*name)) {
+            return Some(format!("listener {name} has not come from the control plane yet"));
+        }
         for (name, resource) in &self.listeners {
             for route in routes_of(resource) {
                 let Some(resource) = self.routes.get(&route) else {

@@ -293,21 +293,23 @@ pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result
         identity,
     };
     let tasks = TaskTracker::new();
+    let stop = CancellationToken::new();
     let connect = keep_connected(link_options, options.join_token.clone(), credential, host.clone());
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         refused = connect => Err(refused),
         () = upstream.clone().keep() => Ok(()),
-        () = accept(listener, &host, &tasks, &shutdown) => Ok(()),
+        () = accept(listener, &host, &tasks, &stop) => Ok(()),
         () = forget_the_lost(&host) => Ok(()),
     };
-    shutdown.cancel();
-    tasks.close();
-    tasks.wait().await;
-    let _ = std::fs::remove_file(&socket);
+    // Before the instances end: with them their subscriptions end, and what they knew is forgotten.
     if let Err(error) = upstream.save(&upstream.resources()) {
         tracing::warn!(%error, "the last good resources cannot be kept");
     }
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    let _ = std::fs::remove_file(&socket);
     outcome
 }
 

@@ -7,12 +7,16 @@
 //! - *Make before break.* Clusters and endpoints go before the listeners and routes that need them: these wait
 //!   until every cluster sent and every endpoint set newly asked for is answered. Clusters, endpoints and
 //!   secrets are removed only when no listener or route is left to be sent, answered or corrected.
+//!   The same after a reconnect: a client that claims listeners or routes gets no others before it asks for
+//!   clusters, and one that claims clusters loses none before it asks for listeners (and routes, if any).
 //! - *Last good stays.* A refused version is not sent again until it changes (or the client asks again); while a
 //!   listener or route is refused nothing it may still use is removed; while a cluster the client never
 //!   accepted is refused, accepted listeners and routes are left as they are.
 //! - *One bad resource does not hide the good ones.* A refused response of several resources is sent again in
 //!   halves until the refused ones stand alone; only then they are reported.
 //! - *Bounded.* At most one unanswered response per type; what changes meanwhile is coalesced to the latest.
+//!   Only the first answer to a name does not wait: the client may need it before it can answer what is open,
+//!   as clusters of one response that ask for their endpoints one by one.
 //!
 //! Does not: keep time. If a client never answers, [`Session::abandon`] lets the next response go.
 
@@ -177,9 +181,10 @@ impl Session {
 
     /// Types and nonces of responses that wait for an answer.
     pub fn outstanding(&self) -> impl Iterator<Item = (&Arc<str>, &str)> {
-        self.types
-            .iter()
-            .filter_map(|(type_url, state)| Some((type_url, state.outstanding.as_ref()?.nonce.as_str())))
+        self.types.iter().flat_map(|(type_url, state)| {
+            let open = state.outstanding.iter().chain(&state.first_answers);
+            open.map(move |open| (type_url, open.nonce.as_str()))
+        })
     }
 
     /// Stops waiting for the answer of a type. It still counts if it comes.
@@ -227,6 +232,7 @@ impl Session {
             }
         }
         if first {
+            state.claimed = !request.initial_resource_versions.is_empty();
             let mut claimed: Vec<Versioned> = request
                 .initial_resource_versions
                 .iter()
@@ -287,14 +293,11 @@ impl Session {
         let order: Vec<Arc<str>> = others.chain(ORDER.map(Arc::from)).collect();
         for type_url in order {
             let dependent = [type_url::LISTENER, type_url::ROUTE].contains(&&*type_url);
-            if dependent && !self.upstreams_settled() {
+            if dependent && (!self.upstreams_settled() || self.clusters_not_asked_for_again(&type_url)) {
                 continue;
             }
             let keep_accepted = dependent && self.new_cluster_refused();
             let Some(state) = self.types.get_mut(&type_url) else { continue };
-            if state.outstanding.is_some() {
-                continue;
-            }
             let Some(next) = state.take_additions(keep_accepted, self.options.response_bytes) else {
                 continue;
             };
@@ -307,7 +310,7 @@ impl Session {
         let others = self.types.keys().filter(|name| !ORDER.contains(&&***name)).cloned();
         let order: Vec<Arc<str>> = others.chain(REMOVAL_ORDER.map(Arc::from)).collect();
         for type_url in order {
-            if !self.may_remove(&type_url) {
+            if !self.may_remove(&type_url, set) {
                 continue;
             }
             let Some(state) = self.types.get_mut(&type_url) else { continue };
@@ -359,9 +362,12 @@ impl Session {
         self.types.get(type_url).is_none_or(TypeState::settled)
     }
 
-    fn may_remove(&self, type_url: &str) -> bool {
-        let own = |state: &TypeState| state.outstanding.is_none() && state.additions_settled();
+    fn may_remove(&self, type_url: &str, set: &ResourceSet) -> bool {
+        let own = |state: &TypeState| state.idle() && state.additions_settled();
         if !self.types.get(type_url).is_some_and(own) {
+            return false;
+        }
+        if !self.users_known(type_url, set) {
             return false;
         }
         match type_url {
@@ -374,6 +380,26 @@ impl Session {
         }
     }
 
+    /// A client that has listeners or routes from before has clusters too, but did not say so yet.
+    fn clusters_not_asked_for_again(&self, type_url: &str) -> bool {
+        self.types.get(type_url).is_some_and(|state| state.claimed)
+            && !self.types.contains_key(type_url::CLUSTER)
+    }
+
+    /// Whether the types whose resources may use those of `type_url` are part of the conversation. A client
+    /// that comes back asks for one type after the other, and has all of them in use.
+    fn users_known(&self, type_url: &str, set: &ResourceSet) -> bool {
+        let used_by_others =
+            [type_url::ROUTE, type_url::CLUSTER, type_url::ENDPOINT, type_url::SECRET].contains(&type_url);
+        if !used_by_others || self.types.get(type_url).is_none_or(|state| !state.claimed) {
+            return true;
+        }
+        let Some(listeners) = self.types.get(type_url::LISTENER) else { return false };
+        type_url == type_url::ROUTE
+            || self.types.contains_key(type_url::ROUTE)
+            || !listeners.interest.select(type_url::LISTENER, set).iter().any(|l| state::uses_routes(l))
+    }
+
     fn resend_endpoints(&mut self, clusters: &[Arc<Resource>], set: &ResourceSet) {
         let Some(endpoints) = self.types.get_mut(type_url::ENDPOINT) else { return };
         let names = clusters.iter().filter_map(|cluster| state::endpoints_of(cluster));
@@ -384,4 +410,4 @@ impl Session {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -92,7 +92,12 @@ fn set(resources: impl IntoIterator<Item = Resource>) -> ResourceSet {
 
 fn workload() -> Workload {
     let port = WorkloadPort { name: "http".into(), target_port: 8080, protocol: "http".into() };
-    Workload { service: "shop/checkout".into(), ports: vec![port], ..Workload::default() }
+    Workload {
+        service: "shop/checkout".into(),
+        ports: vec![port],
+        outbound: vec![OUT.into()],
+        ..Workload::default()
+    }
 }
 
 fn missing(set: &ResourceSet) -> Option<String> {
@@ -105,6 +110,7 @@ fn a_set_is_whole_only_when_every_part_of_it_is_there() {
     for (without, said) in [
         (0, "listener inbound/http"),
         (1, "cluster inbound/http"),
+        (2, "listener outbound/shop/inventory/http"),
         (3, "routes outbound/shop/inventory/http"),
         (4, "cluster outbound/shop/inventory/http"),
         (5, "endpoints of shop/inventory/http"),

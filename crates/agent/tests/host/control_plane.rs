@@ -1,0 +1,348 @@
+//! A control plane in the test: real TLS, real resources, state in memory, and switches to misbehave.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use outrider_api::agent::*;
+use outrider_compile::{Compiler, Endpoint};
+use outrider_identity::{Authority, CertificateSlot, JoinToken, PrivateKey, SpiffeId, server_config};
+use outrider_intent::model::{Intent, ServiceRef};
+use outrider_xds::ResourceSet;
+use outrider_xds::server::{Options, Session};
+use outrider_xds_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use outrider_xds_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+const TRUST_DOMAIN: &str = "outrider.internal";
+
+pub struct ControlPlane {
+    pub shared: Arc<Shared>,
+    pub address: SocketAddr,
+    stop: CancellationToken,
+}
+
+pub struct Shared {
+    authority: Authority,
+    token: JoinToken,
+    state: Mutex<State>,
+    pub set: watch::Sender<ResourceSet>,
+    /// How long every certificate takes.
+    pub slow: Mutex<Duration>,
+}
+
+#[derive(Default)]
+struct State {
+    intent: Intent,
+    instances: Vec<Instance>,
+    applied: BTreeMap<(String, String), BTreeMap<String, String>>,
+    joined: u32,
+    sessions: u32,
+}
+
+pub fn intent(yaml: &str) -> Intent {
+    let source = outrider_intent::Source { name: "test.yaml".into(), text: yaml.into() };
+    let parsed = outrider_intent::parse(&[source]);
+    let resolved = outrider_intent::resolve(&parsed.documents, &Default::default());
+    resolved.intent.unwrap_or_else(|| panic!("{:?} {:?}", parsed.diagnostics, resolved.diagnostics))
+}
+
+impl ControlPlane {
+    pub async fn start(folder: &Path, yaml: &str) -> Self {
+        let authority = Authority::open_or_create(folder, TRUST_DOMAIN, SystemTime::now()).unwrap();
+        let token = JoinToken::generate(authority.pin()).unwrap();
+        let shared = Arc::new(Shared {
+            authority,
+            token,
+            state: Mutex::default(),
+            set: watch::channel(ResourceSet::new()).0,
+            slow: Mutex::default(),
+        });
+        shared.apply(yaml);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(shared, listener)
+    }
+
+    fn serve(shared: Arc<Shared>, listener: TcpListener) -> Self {
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let key = PrivateKey::generate().unwrap();
+        let id = SpiffeId::parse(&format!("spiffe://{TRUST_DOMAIN}/server")).unwrap();
+        let csr = key.signing_request().unwrap();
+        let mut chain = shared.authority.sign_request(&csr, &id, SystemTime::now()).unwrap();
+        // Joining agents know the root by its fingerprint only.
+        for root in shared.authority.bundle() {
+            if !chain.contains(&root) {
+                chain.push(root);
+            }
+        }
+        let slot = CertificateSlot::new(chain, &key).unwrap();
+        let tls = Arc::new(server_config(slot, &shared.authority.bundle(), &["h2"]).unwrap());
+        let (sender, receiver) = mpsc::channel::<std::io::Result<Conn>>(16);
+        let token = stop.clone();
+        tokio::spawn(token.clone().run_until_cancelled_owned(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let (acceptor, sender) = (tokio_rustls::TlsAcceptor::from(tls.clone()), sender.clone());
+                tokio::spawn(async move {
+                    if let Ok(stream) = acceptor.accept(tcp).await {
+                        let _ = sender.send(Ok(Conn(stream))).await;
+                    }
+                });
+            }
+        }));
+        let service = Service { shared: shared.clone(), stop: stop.clone() };
+        let server = tonic::transport::Server::builder()
+            .add_service(AgentsServer::new(service.clone()))
+            .add_service(AggregatedDiscoveryServiceServer::new(service))
+            .serve_with_incoming(ReceiverStream::new(receiver));
+        tokio::spawn(token.run_until_cancelled_owned(server));
+        Self { shared, address, stop }
+    }
+
+    pub fn token(&self) -> String {
+        self.shared.token.reveal()
+    }
+
+    /// Ends every connection and listens no more.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Comes back at the same address with the same state.
+    pub async fn restart(self) -> Self {
+        self.stop();
+        let listener = loop {
+            match TcpListener::bind(self.address).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        Self::serve(self.shared.clone(), listener)
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Shared {
+    pub fn apply(&self, yaml: &str) {
+        self.state.lock().unwrap().intent = intent(yaml);
+        self.compile();
+    }
+
+    pub fn instances(&self) -> Vec<Instance> {
+        self.state.lock().unwrap().instances.clone()
+    }
+
+    /// Name → version in use by a proxy.
+    pub fn applied(&self, proxy: &str, type_url: &str) -> BTreeMap<String, String> {
+        let key = (proxy.to_owned(), type_url.to_owned());
+        self.state.lock().unwrap().applied.get(&key).cloned().unwrap_or_default()
+    }
+
+    pub fn counts(&self) -> (u32, u32) {
+        let state = self.state.lock().unwrap();
+        (state.joined, state.sessions)
+    }
+
+    fn compile(&self) {
+        let state = self.state.lock().unwrap();
+        let compiler = Compiler::new(&state.intent, TRUST_DOMAIN);
+        let mut set = ResourceSet::new();
+        for (id, service) in &state.intent.services {
+            set.insert(compiler.workload(id).unwrap());
+            for port in &service.ports {
+                let ready = state.instances.iter().filter(|i| {
+                    ServiceRef::new(&i.namespace, &i.service) == *id && i.state == InstanceState::Ready as i32
+                });
+                let endpoints: Vec<_> = ready
+                    .flat_map(|i| i.endpoints.iter().filter(|e| e.port == port.name))
+                    .map(|e| Endpoint { address: e.address.parse().unwrap(), port: e.number as u16 })
+                    .collect();
+                set.insert(outrider_compile::endpoints(id, &port.name, &endpoints));
+            }
+        }
+        for instance in &state.instances {
+            let id = ServiceRef::new(&instance.namespace, &instance.service);
+            if let Some(proxy) = compiler.proxy(&id) {
+                set.extend(&proxy.scoped_for(&format!("{}/{}", instance.namespace, instance.name)));
+            }
+        }
+        drop(state);
+        self.set.send_replace(set);
+    }
+
+    fn fact(&self, fact: Fact) {
+        match fact.kind {
+            Some(FactKind::Instances(all)) => {
+                self.state.lock().unwrap().instances = all.instances;
+                self.compile();
+            }
+            Some(FactKind::Applied(applied)) => {
+                let mut state = self.state.lock().unwrap();
+                let known = state.applied.entry((applied.proxy, applied.type_url)).or_default();
+                if applied.reset {
+                    known.clear();
+                }
+                known.extend(applied.acked.into_iter().map(|r| (r.name, r.version)));
+                for name in applied.removed {
+                    known.remove(&name);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Service {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn der(chain: Vec<outrider_identity::CertificateDer<'static>>) -> Vec<Vec<u8>> {
+    chain.into_iter().map(|c| c.to_vec()).collect()
+}
+
+#[tonic::async_trait]
+impl Agents for Service {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let request = request.into_inner();
+        if request.token != self.shared.token.reveal() {
+            return Err(Status::permission_denied("this token is not known"));
+        }
+        self.shared.state.lock().unwrap().joined += 1;
+        let id = SpiffeId::parse(&format!("spiffe://{TRUST_DOMAIN}/node/{}", request.node)).unwrap();
+        let chain = self.shared.authority.sign_request(&request.csr, &id, SystemTime::now()).unwrap();
+        let bundle = der(self.shared.authority.bundle());
+        Ok(Response::new(JoinResponse { trust_domain: TRUST_DOMAIN.into(), chain: der(chain), bundle }))
+    }
+
+    async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        let slow = *self.shared.slow.lock().unwrap();
+        tokio::time::sleep(slow).await;
+        let request = request.into_inner();
+        let id = SpiffeId::parse(&request.spiffe_id).unwrap();
+        let chain = self.shared.authority.sign_request(&request.csr, &id, SystemTime::now()).unwrap();
+        Ok(Response::new(SignResponse { chain: der(chain), bundle: der(self.shared.authority.bundle()) }))
+    }
+
+    type SessionStream = Boxed<Instruction>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<Fact>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (sender, receiver) = mpsc::channel(4);
+        let bundle = Bundle { certificates: der(self.shared.authority.bundle()) };
+        let welcome = Welcome { trust_domain: TRUST_DOMAIN.into(), heartbeat_ms: 1000, bundle: Some(bundle) };
+        sender.send(Ok(Instruction { kind: Some(InstructionKind::Welcome(welcome)) })).await.unwrap();
+        self.shared.state.lock().unwrap().sessions += 1;
+        let (shared, stop, mut facts) = (self.shared.clone(), self.stop.clone(), request.into_inner());
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            let _keep = sender;
+            while let Ok(Some(fact)) = facts.message().await {
+                shared.fact(fact);
+            }
+        }));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Service {
+    type StreamAggregatedResourcesStream = Boxed<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Boxed<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("delta only"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (sender, receiver) = mpsc::channel(16);
+        let (mut set, mut requests) = (self.shared.set.subscribe(), request.into_inner());
+        tokio::spawn(self.stop.clone().run_until_cancelled_owned(async move {
+            let mut session = Session::new(Options::for_agent());
+            loop {
+                tokio::select! {
+                    request = requests.message() => {
+                        let Ok(Some(request)) = request else { return };
+                        session.on_request(&request).unwrap();
+                    }
+                    changed = set.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                    }
+                }
+                let now = set.borrow_and_update().clone();
+                for response in session.poll(&now) {
+                    if sender.send(Ok(response)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// A TLS stream tonic takes.
+struct Conn(tokio_rustls::server::TlsStream<TcpStream>);
+
+impl tonic::transport::server::Connected for Conn {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

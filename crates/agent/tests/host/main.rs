@@ -1,0 +1,423 @@
+//! The agent against a control plane in the test, with a fake native proxy, and with Envoy where it is given.
+
+// A test that cannot go on panics.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![allow(missing_docs, unreachable_pub)]
+
+mod control_plane;
+mod fake_proxy;
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use control_plane::ControlPlane;
+use outrider_agent::local::{InstanceOverview, Overview, list};
+use outrider_agent::{AgentError, AgentOptions, Hooks, RunError, RunOptions, run_with};
+use outrider_xds_types::type_url;
+use rustix::process::{Pid, Signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[test]
+#[ignore = "not a test: the process that the others start"]
+fn fake_proxy_process() {
+    fake_proxy::main();
+}
+
+fn shop(engine: &str, target: u16) -> String {
+    format!(
+        "apiVersion: outrider.dev/v1alpha1
+kind: Namespace
+metadata: {{name: shop}}
+spec: {{engine: {engine}}}
+---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {{name: inventory, namespace: shop}}
+spec:
+  role: server
+  ports: [{{name: http, port: 8081, targetPort: {target}, protocol: http}}]
+---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {{name: checkout, namespace: shop}}
+spec: {{role: client, calls: [inventory]}}
+"
+    )
+}
+
+struct Mesh {
+    folder: tempfile::TempDir,
+    control: Option<ControlPlane>,
+    agent: Option<(JoinHandle<Result<(), AgentError>>, CancellationToken)>,
+}
+
+impl Mesh {
+    async fn start(yaml: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("or").tempdir_in("/tmp").unwrap();
+        let control = ControlPlane::start(&folder.path().join("ca"), yaml).await;
+        let mut mesh = Self { folder, control: Some(control), agent: None };
+        mesh.start_agent(true).await;
+        mesh
+    }
+
+    fn control(&self) -> &ControlPlane {
+        self.control.as_ref().unwrap()
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path().join("run/agent.sock")
+    }
+
+    fn options(&self) -> AgentOptions {
+        let server = self.control().address.to_string();
+        let mut options =
+            AgentOptions::new(self.path().join("state"), self.path().join("run"), "n1".into(), server);
+        options.proxy_binary = Some(fake_proxy::program(self.path()));
+        options.envoy_binary = std::env::var_os("OUTRIDER_ENVOY").map(Into::into);
+        options.times.settle = Duration::from_millis(50);
+        options
+    }
+
+    async fn start_agent(&mut self, join: bool) {
+        let mut options = self.options();
+        options.join_token = join.then(|| self.control().token());
+        let stop = CancellationToken::new();
+        self.agent = Some((tokio::spawn(outrider_agent::serve(options, stop.clone())), stop));
+        let socket = self.socket();
+        eventually("the agent answers", || async { list(&socket).await.ok() }).await;
+    }
+
+    async fn stop_agent(&mut self) {
+        let (task, stop) = self.agent.take().unwrap();
+        stop.cancel();
+        task.await.unwrap().unwrap();
+    }
+
+    async fn overview(&self) -> Overview {
+        list(&self.socket()).await.unwrap()
+    }
+
+    /// The only instance of a service, once `condition` holds.
+    async fn instance(
+        &self,
+        service: &str,
+        condition: impl Fn(&InstanceOverview) -> bool,
+    ) -> InstanceOverview {
+        let last = std::cell::RefCell::new(Vec::new());
+        let found = tokio::time::timeout(DEADLINE, async {
+            loop {
+                let all = list(&self.socket()).await.map(|o| o.instances).unwrap_or_default();
+                if let Some(found) = all.iter().find(|i| i.service == service && condition(i)) {
+                    return found.clone();
+                }
+                last.replace(all);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("not in time; last seen: {:#?}", last.borrow()))
+    }
+
+    fn run(&self, service: &str, script: &str) -> App {
+        let options = RunOptions {
+            socket: self.socket(),
+            service: service.into(),
+            command: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: Vec::new(),
+            folder: Some(self.path().to_owned()),
+            timeout: Some(DEADLINE),
+        };
+        let (signals, receiver) = mpsc::unbounded_channel();
+        let (told, progress) = mpsc::unbounded_channel();
+        let hooks = Hooks {
+            configure: Box::new(|_| {}),
+            started: Box::new(|_| {}),
+            signals: receiver,
+            progress: Box::new(move |text| {
+                let _ = told.send(text.to_owned());
+            }),
+        };
+        App { task: tokio::spawn(run_with(options, hooks)), signals, progress }
+    }
+}
+
+struct App {
+    task: JoinHandle<Result<u8, RunError>>,
+    signals: mpsc::UnboundedSender<Signal>,
+    progress: mpsc::UnboundedReceiver<String>,
+}
+
+impl App {
+    async fn end(self) -> u8 {
+        self.task.await.unwrap().unwrap()
+    }
+}
+
+async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn address(instance: &InstanceOverview, listener: &str) -> SocketAddr {
+    instance.listeners[listener].parse().unwrap()
+}
+
+/// Connects and reads to the end: what the fake proxy says is its process id.
+async fn ask(address: SocketAddr) -> String {
+    tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        TcpStream::connect(address).unwrap().read_to_string(&mut text).unwrap();
+        text.trim().to_owned()
+    })
+    .await
+    .unwrap()
+}
+
+fn kill(pid: u32, signal: Signal) {
+    rustix::process::kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+const OUT: &str = "outbound/shop/inventory/http";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_starts_behind_its_proxy_with_names_and_ends_with_its_code() {
+    let mesh = Mesh::start(&shop("native", 9)).await;
+    let app = mesh.run(
+        "shop/checkout",
+        "grep ' inventory' /etc/hosts > names; echo $INVENTORY_HOST $INVENTORY_PORT $OUTRIDER_SERVICE > env; exit 7",
+    );
+    assert_eq!(app.end().await, 7);
+    let env = std::fs::read_to_string(mesh.path().join("env")).unwrap();
+    let (host, rest) = env.split_once(' ').unwrap();
+    assert_eq!(rest, "8081 shop/checkout\n");
+    assert!(host.starts_with("127."), "{env}");
+    let names = std::fs::read_to_string(mesh.path().join("names")).unwrap();
+    if names.is_empty() {
+        println!("names not checked: no namespaces here");
+    } else {
+        assert_eq!(names, format!("{host} inventory inventory.shop\n"));
+    }
+    eventually("nothing is left", || async { mesh.overview().await.instances.is_empty().then_some(()) })
+        .await;
+    eventually("the control plane knows", || async {
+        mesh.control().shared.instances().is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(std::fs::read_dir(mesh.path().join("run/p")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crashes_cost_no_connection_and_applied_facts_follow_the_process() {
+    let mesh = Mesh::start(&shop("native", 9)).await;
+    let app = mesh.run("shop/checkout", "exec sleep 600");
+    let mut instance = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let outbound = address(&instance, OUT);
+    for round in 1..=3 {
+        assert_eq!(ask(outbound).await, instance.proxy_pid.to_string());
+        kill(instance.proxy_pid, Signal::KILL);
+        // Taken by the kernel while no proxy runs, or by the next one: in no case refused.
+        let next = ask(outbound).await;
+        assert!(next.is_empty() || next != instance.proxy_pid.to_string(), "{next}");
+        instance = mesh.instance("shop/checkout", |i| i.restarts == round && i.proxy_pid != 0).await;
+        assert_eq!(address(&instance, OUT), outbound, "same socket");
+    }
+    let proxy = format!("shop/{}", instance.name);
+    eventually("the listener is reported in use", || async {
+        mesh.control().shared.applied(&proxy, type_url::LISTENER).contains_key(OUT).then_some(())
+    })
+    .await;
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_local_goes_on_without_the_control_plane_even_a_new_agent() {
+    let mut mesh = Mesh::start(&shop("native", 9)).await;
+    let mut app = mesh.run("shop/checkout", "exec sleep 600");
+    let instance = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let outbound = address(&instance, OUT);
+    mesh.control().stop();
+    eventually("the agent notices", || async { (!mesh.overview().await.away.is_empty()).then_some(()) })
+        .await;
+    kill(instance.proxy_pid, Signal::ABORT);
+    let again = mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0).await;
+    assert_eq!(ask(outbound).await, again.proxy_pid.to_string());
+
+    mesh.stop_agent().await;
+    mesh.start_agent(false).await;
+    let back = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    assert_eq!(back.name, instance.name, "the application came back to its instance");
+    assert_eq!(address(&back, OUT), outbound, "at the same address, with the same names");
+    assert_eq!(ask(outbound).await, back.proxy_pid.to_string());
+    assert!(app.progress.recv().await.unwrap().contains("has gone"));
+
+    let control = mesh.control.take().unwrap().restart().await;
+    mesh.control = Some(control);
+    eventually("all facts are sent again", || async {
+        let known = mesh.control().shared.instances();
+        known.iter().any(|i| i.name == instance.name && i.proxy_pid == back.proxy_pid).then_some(())
+    })
+    .await;
+    assert_eq!(mesh.control().shared.counts().0, 1, "joined once");
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_is_held_with_a_reason_and_a_new_service_reaches_running_ones() {
+    let alone = shop("native", 9).replace(", calls: [inventory]", "");
+    let mesh = Mesh::start(&alone).await;
+    let app = mesh.run("shop/checkout", "while ! grep -q ' inventory' /etc/hosts; do sleep 0.02; done");
+    mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let mut held = mesh.run("shop/unknown", "true");
+    assert!(held.progress.recv().await.unwrap().contains("service shop/unknown is not declared"));
+    held.signals.send(Signal::TERM).unwrap();
+    assert_eq!(held.end().await, 128 + 15, "stopped while waiting");
+
+    mesh.control().shared.apply(&shop("native", 9));
+    let instance = mesh.instance("shop/checkout", |i| i.listeners.contains_key(OUT)).await;
+    assert_eq!(ask(address(&instance, OUT)).await, instance.proxy_pid.to_string());
+    let folder = mesh.path().join("run/p").join(&instance.name);
+    let hosts = std::fs::read_to_string(folder.join("hosts")).unwrap();
+    assert!(hosts.contains(" inventory inventory.shop\n"), "{hosts}");
+    if app.progress.is_empty() {
+        assert_eq!(app.end().await, 0, "the running application saw the name");
+    } else {
+        app.signals.send(Signal::TERM).unwrap();
+        app.end().await;
+    }
+
+    mesh.control().shared.apply(&alone);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_an_endpoint_while_it_answers_and_leaves_before_it_is_stopped() {
+    let application = tokio::net::TcpSocket::new_v4().unwrap();
+    application.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let target = application.local_addr().unwrap().port();
+    let mesh = Mesh::start(&shop("native", target)).await;
+    *mesh.control().shared.slow.lock().unwrap() = Duration::from_millis(300);
+    let app =
+        mesh.run("shop/inventory", "trap 'echo told > told; exit 3' TERM; while :; do sleep 0.02; done");
+    let starting = mesh.instance("shop/inventory", |i| i.app_pid != 0).await;
+    assert_eq!(starting.state, "starting", "{}", starting.reason);
+    let endpoints = || mesh.control().shared.instances();
+    let _listening = application.listen(16).unwrap();
+    mesh.instance("shop/inventory", |i| i.state == "ready").await;
+    eventually("an endpoint", || async { (endpoints().first()?.state == 1).then_some(()) }).await;
+    let inbound = SocketAddr::new("127.0.0.1".parse().unwrap(), endpoints()[0].endpoints[0].number as u16);
+    ask(inbound).await;
+
+    app.signals.send(Signal::TERM).unwrap();
+    eventually("withdrawn", || async { endpoints().first().is_none_or(|i| i.state == 2).then_some(()) })
+        .await;
+    assert_eq!(app.end().await, 3);
+    assert!(mesh.path().join("told").exists());
+    assert!(TcpStream::connect(inbound).is_err(), "refused, not left waiting");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_say_what_to_do() {
+    let mut mesh = Mesh::start(&shop("native", 9)).await;
+    let second = outrider_agent::serve(mesh.options(), CancellationToken::new()).await;
+    assert!(matches!(second, Err(AgentError::Running(_))), "{second:?}");
+    let bad = mesh.run("checkout", "true").task.await.unwrap();
+    assert!(matches!(&bad, Err(RunError::Refused(text)) if text.contains("NAMESPACE/NAME")), "{bad:?}");
+    eventually("joined", || async { mesh.overview().await.away.is_empty().then_some(()) }).await;
+    mesh.stop_agent().await;
+    assert!(!mesh.socket().exists());
+    let gone = mesh.run("shop/checkout", "true").task.await.unwrap();
+    assert!(matches!(gone, Err(RunError::NoAgent { .. })));
+
+    let with = |change: &dyn Fn(&mut AgentOptions)| {
+        let mut options = mesh.options();
+        change(&mut options);
+        outrider_agent::serve(options, CancellationToken::new())
+    };
+    let other = with(&|o| o.node = "n2".into()).await;
+    assert!(matches!(other, Err(AgentError::OtherNode(name)) if name == "n1"));
+    let nobody = with(&|o| o.state = o.state.join("fresh")).await;
+    assert!(matches!(nobody, Err(AgentError::NoIdentity)));
+    let long = with(&|o| o.runtime = o.runtime.join("x".repeat(90))).await;
+    assert!(matches!(long, Err(AgentError::LongPath(..))));
+    let other_token = mesh.control().token().replacen("ort1.", "ort1.00", 1);
+    let damaged = with(&|o| {
+        o.state = o.state.join("fresh");
+        o.join_token = Some(other_token.clone());
+    })
+    .await;
+    assert!(matches!(damaged, Err(AgentError::Join(_))), "{damaged:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_carries_requests_between_two_instances() {
+    if std::env::var_os("OUTRIDER_ENVOY").is_none() {
+        println!("skipped: set OUTRIDER_ENVOY to the path of an Envoy binary");
+        return;
+    }
+    let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mesh = Mesh::start(&shop("envoy", origin.local_addr().unwrap().port())).await;
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        loop {
+            let (mut stream, _) = origin.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await;
+                }
+            });
+        }
+    });
+    let server = mesh.run("shop/inventory", "exec sleep 600");
+    let client = mesh.run("shop/checkout", "exec sleep 600");
+    let serving = mesh.instance("shop/inventory", |i| i.state == "ready").await;
+    assert_eq!(serving.engine_version.split('.').count(), 3, "{serving:?}");
+    let calling = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let outbound = address(&calling, OUT);
+    let get = move || async move {
+        tokio::task::spawn_blocking(move || {
+            let mut stream = TcpStream::connect(outbound).ok()?;
+            let request = b"GET / HTTP/1.1\r\nhost: inventory\r\nconnection: close\r\n\r\n";
+            std::io::Write::write_all(&mut stream, request).ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            text.starts_with("HTTP/1.1 200").then_some(text)
+        })
+        .await
+        .unwrap()
+    };
+    eventually("a request goes through", get).await;
+    kill(calling.proxy_pid, Signal::KILL);
+    mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0).await;
+    eventually("and through the next Envoy", get).await;
+    let proxy = format!("shop/{}", calling.name);
+    eventually("its resources are in use", || async {
+        mesh.control().shared.applied(&proxy, type_url::CLUSTER).contains_key(OUT).then_some(())
+    })
+    .await;
+    mesh.instance("shop/inventory", |i| {
+        i.stats.as_ref().and_then(|s| s.listeners.get("inbound/http")).is_some_and(|l| l.requests >= 2)
+    })
+    .await;
+    for app in [client, server] {
+        app.signals.send(Signal::TERM).unwrap();
+        assert_eq!(app.end().await, 128 + 15);
+    }
+}
