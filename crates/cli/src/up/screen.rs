@@ -211,6 +211,10 @@ impl Rates {
 /// An instance's state in a line; a change of it is news.
 fn summary(instance: &InstanceView) -> String {
     let proxy = &instance.proxy;
+    // While it starts, `run` itself says what it waits for.
+    if instance.state == "starting" && proxy.restarts == 0 && proxy.config != "rejected" {
+        return instance.state.clone();
+    }
     let mut text = instance.state.clone();
     if !instance.reason.is_empty() {
         text.push_str(&format!(": {}", instance.reason));
@@ -272,7 +276,7 @@ mod tests {
     fn changes_of_state_are_news_once() {
         let mut screen = screen();
         let first = screen.observe(&snapshot(1, 0, "starting"));
-        assert_eq!(first, ["outrider │ shop/web-aaaaa starting, proxy native 0.1.0 (pid 42)"]);
+        assert_eq!(first, ["outrider │ shop/web-aaaaa starting"]);
         assert!(screen.observe(&snapshot(2, 5, "starting")).is_empty());
         assert_eq!(screen.observe(&snapshot(3, 5, "ready")).len(), 1);
         let gone = screen.observe(&Snapshot::default());
