@@ -1,0 +1,324 @@
+//! Commands that change what the control plane holds, or say what would change: `apply`, `delete`, `diff`.
+//!
+//! Holds: a refusal shows every finding with the lines it is about and changes nothing. `apply --wait`
+//! answers with 0 only if every live proxy uses the change, and names those that do not otherwise.
+
+use std::time::{Duration, Instant};
+
+use outrider_api::http::{
+    ApplyRequest, ChangeAction, ChangeResponse, DeleteRequest, ObjectChange, ObjectKey, ProxyBehind,
+    RolloutView, Source,
+};
+use serde::Serialize;
+
+use super::Context;
+use crate::args::{ApplyArgs, DeleteArgs, DiffArgs, ObjectKind};
+use crate::client::Client;
+use crate::diagnostics;
+use crate::exit::{CliError, Outcome, ok};
+use crate::output::{Format, Style, note, show};
+use crate::progress::Progress;
+use crate::sources;
+
+/// Longest single question to the server; shorter than its own limit of 60 s, so that progress is shown.
+const ROLLOUT_STEP: Duration = Duration::from_secs(2);
+
+/// What `apply -o json` prints.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Applied<'a> {
+    #[serde(flatten)]
+    change: &'a ChangeResponse,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rollout: Option<&'a RolloutView>,
+}
+
+/// `apply`.
+pub(crate) async fn apply(args: ApplyArgs, context: Context) -> Outcome {
+    let sources = read(&args.files.files, args.files.recursive)?;
+    let client = super::client(args.connection)?;
+    let request = ApplyRequest { sources: sources.clone(), dry_run: args.dry_run, proxies: false };
+    let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
+    let rollout = if args.wait { Some(wait(&client, change.revision, args.timeout).await?) } else { None };
+
+    let applied = Applied { change: &change, rollout: rollout.as_ref() };
+    show(args.output.output, &applied, || {
+        let mut text = objects(&change.changes, context.out);
+        if args.dry_run {
+            text.push_str("dry run: nothing was changed\n");
+        }
+        if let Some(rollout) = &rollout {
+            text.push_str(&in_use(rollout, context.out));
+        }
+        text
+    })?;
+    match rollout {
+        Some(rollout) => verdict(&rollout, args.timeout, context),
+        None => ok(),
+    }
+}
+
+/// `delete`.
+pub(crate) async fn delete(args: DeleteArgs, context: Context) -> Outcome {
+    let sources = read(&args.files, args.recursive)?;
+    let objects_named = match args.kind {
+        Some(kind) => args.names.iter().map(|name| key(kind, &args.namespace, name)).collect(),
+        None => Vec::new(),
+    };
+    let client = super::client(args.connection)?;
+    let request = DeleteRequest {
+        objects: objects_named,
+        sources: sources.clone(),
+        force: args.force,
+        dry_run: args.dry_run,
+    };
+    let change = change(&client, "/v1/delete", &request, &sources, args.output.output, context).await?;
+    show(args.output.output, &change, || {
+        let mut text = objects(&change.changes, context.out);
+        if args.dry_run {
+            text.push_str("dry run: nothing was changed\n");
+        }
+        text
+    })?;
+    ok()
+}
+
+fn key(kind: ObjectKind, namespace: &str, name: &str) -> ObjectKey {
+    let namespace = if kind == ObjectKind::Namespace { "" } else { namespace };
+    ObjectKey { kind: kind.document_kind().into(), namespace: namespace.into(), name: name.into() }
+}
+
+/// `diff`.
+pub(crate) async fn diff(args: DiffArgs, context: Context) -> Outcome {
+    let sources = read(&args.files.files, args.files.recursive)?;
+    let client = super::client(args.connection)?;
+    let request = ApplyRequest { sources: sources.clone(), dry_run: true, proxies: true };
+    let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
+    let differs = change.changes.iter().any(|change| change.action != ChangeAction::Unchanged);
+    show(args.output.output, &change, || difference(&change, context.out))?;
+    if differs && args.exit_code { Err(CliError::Reported) } else { ok() }
+}
+
+fn read(paths: &[std::path::PathBuf], recursive: bool) -> Result<Vec<Source>, CliError> {
+    sources::read(paths, recursive).map_err(|error| CliError::Failed(error.to_string()))
+}
+
+/// Sends a change; a refusal is shown in the format asked for and ends the command.
+async fn change<B: Serialize>(
+    client: &Client,
+    path: &str,
+    request: &B,
+    sources: &[Source],
+    format: Format,
+    context: Context,
+) -> Result<ChangeResponse, CliError> {
+    let progress = Progress::start("waiting for the control plane");
+    let (accepted, response) = client.post_change(path, request).await?;
+    drop(progress);
+    if accepted || format == Format::Table {
+        diagnostics::report(&response.diagnostics, sources, context.err);
+    }
+    if accepted {
+        return Ok(response);
+    }
+    if format == Format::Table {
+        note("nothing was changed");
+    } else {
+        show(format, &response, String::new)?;
+    }
+    Err(CliError::Reported)
+}
+
+/// Asks until no live proxy is behind `revision`, or `timeout` is over.
+pub(crate) async fn wait(client: &Client, revision: u64, timeout: Duration) -> Result<RolloutView, CliError> {
+    let deadline = Instant::now() + timeout;
+    let progress = Progress::start("waiting for proxies to use the change");
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let step = left.min(ROLLOUT_STEP);
+        let path = format!("/v1/rollout?revision={revision}&waitMs={}", step.as_millis());
+        let view: RolloutView = client.get(&path, step).await?;
+        if view.pending.is_empty() || deadline <= Instant::now() {
+            return Ok(view);
+        }
+        progress.set(format!(
+            "waiting for {} of {} proxies: {}",
+            view.pending.len(),
+            view.pending.len() + view.current.len() + view.rejected.len(),
+            view.pending.iter().map(|behind| behind.proxy.as_str()).collect::<Vec<_>>().join(", ")
+        ));
+    }
+}
+
+/// The end of `--wait`: 0 if all proxies use it, 1 if some refused, 3 if some are late.
+fn verdict(rollout: &RolloutView, timeout: Duration, context: Context) -> Outcome {
+    for (word, behind) in [("rejected", &rollout.rejected), ("pending", &rollout.pending)] {
+        for proxy in behind {
+            note(&format!("{} {}", context.err.state(word), reasons(proxy)));
+        }
+    }
+    let some = |list: &[ProxyBehind]| {
+        if list.len() == 1 { "1 proxy".to_owned() } else { format!("{} proxies", list.len()) }
+    };
+    if !rollout.rejected.is_empty() {
+        return Err(CliError::Failed(format!(
+            "{} refused the change and go on with what they had",
+            some(&rollout.rejected)
+        )));
+    }
+    if !rollout.pending.is_empty() {
+        return Err(CliError::TimedOut(format!(
+            "the change is applied, but {} did not use it within {} s",
+            some(&rollout.pending),
+            timeout.as_secs()
+        )));
+    }
+    ok()
+}
+
+fn reasons(behind: &ProxyBehind) -> String {
+    match behind.reasons.as_slice() {
+        [] => behind.proxy.clone(),
+        [one] => format!("{}: {one}", behind.proxy),
+        many => format!("{}:\n  {}", behind.proxy, many.join("\n  ")),
+    }
+}
+
+fn in_use(rollout: &RolloutView, style: Style) -> String {
+    if !rollout.rejected.is_empty() || !rollout.pending.is_empty() {
+        return String::new();
+    }
+    match rollout.current.len() {
+        0 => "no proxy runs yet\n".to_owned(),
+        1 => format!("{} by 1 proxy\n", style.good("in use")),
+        many => format!("{} by {many} proxies\n", style.good("in use")),
+    }
+}
+
+/// `kind/name in NS`, spelled as `get` takes it.
+pub(crate) fn object_name(key: &ObjectKey) -> String {
+    let kind = match key.kind.as_str() {
+        "HTTPRoute" => "route".to_owned(),
+        other => other.to_lowercase(),
+    };
+    if key.namespace.is_empty() {
+        format!("{kind} {}", key.name)
+    } else {
+        format!("{kind} {}/{}", key.namespace, key.name)
+    }
+}
+
+fn action_word(action: ChangeAction) -> &'static str {
+    match action {
+        ChangeAction::Created => "created",
+        ChangeAction::Updated => "updated",
+        ChangeAction::Unchanged => "unchanged",
+        ChangeAction::Deleted => "deleted",
+    }
+}
+
+fn objects(changes: &[ObjectChange], style: Style) -> String {
+    let mut text = String::new();
+    for change in changes {
+        let word = action_word(change.action);
+        text.push_str(&format!("{} {}\n", object_name(&change.key), style.state(word)));
+    }
+    text
+}
+
+fn sign(action: ChangeAction, style: Style) -> String {
+    match action {
+        ChangeAction::Created => style.good("+"),
+        ChangeAction::Updated => style.warn("~"),
+        ChangeAction::Deleted => style.bad("-"),
+        ChangeAction::Unchanged => " ".to_owned(),
+    }
+}
+
+fn difference(change: &ChangeResponse, style: Style) -> String {
+    let mut text = String::new();
+    for object in change.changes.iter().filter(|object| object.action != ChangeAction::Unchanged) {
+        text.push_str(&format!("{} {}\n", sign(object.action, style), object_name(&object.key)));
+    }
+    if text.is_empty() {
+        return "no difference\n".to_owned();
+    }
+    for proxy in &change.proxies {
+        text.push_str(&format!("proxy {}\n", style.bold(&proxy.proxy)));
+        for resource in &proxy.resources {
+            text.push_str(&format!(
+                "  {} {} {}\n",
+                sign(resource.action, style),
+                resource.kind,
+                resource.name
+            ));
+        }
+    }
+    if change.proxies.is_empty() {
+        text.push_str("no proxy would change\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use outrider_api::http::{ProxyChange, ResourceChange};
+
+    use super::*;
+
+    fn context() -> Context {
+        Context { out: Style::plain(), err: Style::plain() }
+    }
+
+    fn behind(proxy: &str) -> ProxyBehind {
+        ProxyBehind { proxy: proxy.into(), reasons: vec!["cluster outbound/a/b/http: not warm".into()] }
+    }
+
+    #[test]
+    fn the_end_of_wait_is_honest() {
+        let rollout = |pending: &[&str], rejected: &[&str]| RolloutView {
+            revision: 7,
+            current: vec!["shop/a-1".into()],
+            pending: pending.iter().map(|name| behind(name)).collect(),
+            rejected: rejected.iter().map(|name| behind(name)).collect(),
+        };
+        let code = |view: &RolloutView| {
+            verdict(view, Duration::from_secs(1), context()).map_or_else(|error| error.code(), |_| 0)
+        };
+        assert_eq!(code(&rollout(&[], &[])), crate::exit::OK);
+        assert_eq!(code(&rollout(&["shop/b-1"], &[])), crate::exit::TIMED_OUT);
+        assert_eq!(code(&rollout(&[], &["shop/b-1"])), crate::exit::FAILED);
+        assert_eq!(code(&rollout(&["shop/c-1"], &["shop/b-1"])), crate::exit::FAILED);
+    }
+
+    #[test]
+    fn differences_name_objects_and_resources() {
+        let key = |kind: &str, namespace: &str, name: &str| ObjectKey {
+            kind: kind.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        let change = ChangeResponse {
+            revision: 3,
+            changes: vec![
+                ObjectChange { key: key("Namespace", "", "shop"), action: ChangeAction::Unchanged },
+                ObjectChange { key: key("Service", "shop", "cart"), action: ChangeAction::Created },
+                ObjectChange { key: key("HTTPRoute", "shop", "split"), action: ChangeAction::Updated },
+            ],
+            diagnostics: Vec::new(),
+            proxies: vec![ProxyChange {
+                proxy: "shop/web-x7k2p".into(),
+                resources: vec![ResourceChange {
+                    kind: "route".into(),
+                    name: "outbound/shop/cart/http".into(),
+                    action: ChangeAction::Updated,
+                }],
+            }],
+        };
+        assert_eq!(
+            difference(&change, Style::plain()),
+            "+ service shop/cart\n~ route shop/split\nproxy shop/web-x7k2p\n  ~ route outbound/shop/cart/http\n"
+        );
+        assert_eq!(difference(&ChangeResponse::default(), Style::plain()), "no difference\n");
+    }
+}

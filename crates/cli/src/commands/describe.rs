@@ -1,0 +1,192 @@
+//! `describe`: everything about one object, with the origin of every value.
+
+use std::time::Duration;
+
+use outrider_api::http::{DescribeView, InstanceView, NodeView, TrafficView};
+
+use super::Context;
+use super::get::{document_kind, instances, or_dash};
+use crate::args::{DescribeArgs, Kind};
+use crate::exit::{CliError, Outcome, ok};
+use crate::output::{Style, Table, bytes, show};
+
+/// `describe KIND NAME`.
+pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
+    let client = super::client(args.connection)?;
+    let format = args.output.output;
+    let absent =
+        |kind: &str, place: &str| CliError::Failed(format!("there is no {kind} {}{place}", args.name));
+    let in_namespace = format!(" in namespace {}", args.namespace);
+    match args.kind {
+        Kind::Namespaces | Kind::Services | Kind::Routes => {
+            let kind = document_kind(args.kind);
+            let (namespace, place) = if args.kind == Kind::Namespaces {
+                ("-", "")
+            } else {
+                (args.namespace.as_str(), in_namespace.as_str())
+            };
+            let path = format!("/v1/describe/{kind}/{}/{}", segment(namespace)?, segment(&args.name)?);
+            let view: DescribeView = match client.get(&path, Duration::ZERO).await {
+                Err(error) if error.is_not_found() => return Err(absent(&kind.to_lowercase(), place)),
+                other => other?,
+            };
+            show(format, &view, || object(&view, context.out))?;
+        }
+        Kind::Instances | Kind::Proxies => {
+            let all = instances(&client).await?;
+            let view = all
+                .iter()
+                .find(|instance| instance.namespace == args.namespace && instance.name == args.name)
+                .ok_or_else(|| absent("instance", &in_namespace))?;
+            show(format, view, || instance(view, context.out))?;
+        }
+        Kind::Nodes => {
+            let all: Vec<NodeView> = client.get("/v1/nodes", Duration::ZERO).await?;
+            let view = all.iter().find(|node| node.name == args.name).ok_or_else(|| absent("node", ""))?;
+            show(format, view, || node(view, context.out))?;
+        }
+    }
+    ok()
+}
+
+/// A name as part of a path. Names of ours need no escapes, so anything else is a mistake.
+fn segment(name: &str) -> Result<&str, CliError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    if !name.is_empty() && name.chars().all(good) {
+        Ok(name)
+    } else {
+        Err(CliError::Usage(format!("`{name}` is not a name: letters, digits, - and . only")))
+    }
+}
+
+fn object(view: &DescribeView, style: Style) -> String {
+    let key = &view.object.key;
+    let title =
+        if key.namespace.is_empty() { key.name.clone() } else { format!("{}/{}", key.namespace, key.name) };
+    let mut text = format!("{} {}  (revision {})\n", key.kind, style.bold(&title), view.object.revision);
+
+    let mut table = Table::new(&["SETTING", "VALUE", "FROM"]);
+    for value in &view.values {
+        let origin = match &value.ground {
+            Some(ground) => style.dim(&format!("{}: {ground}", value.origin)),
+            None => value.origin.clone(),
+        };
+        table.row(vec![value.path.clone(), value.value.clone(), origin]);
+    }
+    section(&mut text, "Settings", table, style);
+    for (title, names) in [("Calls", &view.calls), ("Called by", &view.called_by)] {
+        if !names.is_empty() {
+            text.push_str(&format!("\n{}\n", style.bold(title)));
+            for name in names {
+                text.push_str(&format!("  {name}\n"));
+            }
+        }
+    }
+    let mut table = Table::new(&["INSTANCE", "STATE", "NODE", "CONFIG", "REASON"]);
+    for instance in &view.instances {
+        table.row(vec![
+            instance.name.clone(),
+            style.state(&instance.state),
+            instance.node.clone(),
+            style.state(&instance.proxy.config),
+            or_dash(&instance.reason),
+        ]);
+    }
+    section(&mut text, "Instances", table, style);
+    text
+}
+
+fn instance(view: &InstanceView, style: Style) -> String {
+    let proxy = &view.proxy;
+    let title = style.bold(&format!("{}/{}", view.namespace, view.name));
+    let mut text = format!("Instance {title}  of service {}\n", view.service);
+    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10}{value}\n"));
+    line("state", style.state(&view.state));
+    if !view.reason.is_empty() {
+        line("reason", view.reason.clone());
+    }
+    line("node", view.node.clone());
+    for (port, address) in &view.endpoints {
+        line("endpoint", format!("{port} = {address}"));
+    }
+    line("proxy", format!("{} {}, pid {}", or_dash(&proxy.engine), or_dash(&proxy.version), proxy.pid));
+    line("memory", bytes(proxy.resident_bytes));
+    line("restarts", proxy.restarts.to_string());
+    line("config", style.state(&proxy.config));
+    for behind in &proxy.behind {
+        line("behind", behind.clone());
+    }
+
+    let mut table = Table::new(&["TRAFFIC", "CONNECTIONS", "REQUESTS", "ERRORS", "MEAN", "REASONS"]);
+    let inbound = std::iter::once(("in".to_owned(), &proxy.inbound));
+    let outbound = proxy.outbound.iter().map(|(service, traffic)| (format!("to {service}"), traffic));
+    for (name, traffic) in inbound.chain(outbound) {
+        table.row(traffic_row(name, traffic, style));
+    }
+    section(&mut text, "Since the proxy's process started", table, style);
+    text
+}
+
+fn traffic_row(name: String, traffic: &TrafficView, style: Style) -> Vec<String> {
+    let reasons =
+        traffic.reasons.iter().map(|(reason, number)| format!("{reason}={number}")).collect::<Vec<_>>();
+    vec![
+        name,
+        traffic.connections.to_string(),
+        traffic.requests.to_string(),
+        if traffic.errors > 0 { style.bad(&traffic.errors.to_string()) } else { "0".to_owned() },
+        mean(traffic.latency_us_sum, traffic.requests),
+        or_dash(&reasons.join(" ")),
+    ]
+}
+
+/// Mean time of a request.
+pub(crate) fn mean(latency_us_sum: u64, requests: u64) -> String {
+    match latency_us_sum.checked_div(requests) {
+        None | Some(0) => "-".to_owned(),
+        Some(micros @ 0..1_000) => format!("{micros}µs"),
+        Some(micros) => format!("{:.1}ms", micros as f64 / 1e3),
+    }
+}
+
+fn node(view: &NodeView, style: Style) -> String {
+    let state = style.state(if view.connected { "connected" } else { "disconnected" });
+    format!(
+        "Node {}\n  state     {state}\n  address   {}\n  version   {}\n  instances {}\n  heartbeat {:.1}s ago\n",
+        style.bold(&view.name),
+        view.address,
+        view.version,
+        view.instances,
+        view.heartbeat_age_ms as f64 / 1e3
+    )
+}
+
+fn section(text: &mut String, title: &str, table: Table, style: Style) {
+    if table.is_empty() {
+        return;
+    }
+    text.push_str(&format!("\n{}\n", style.bold(title)));
+    for line in table.lines(style) {
+        text.push_str(&format!("  {line}\n"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_before_they_become_paths() {
+        assert!(segment("checkout-x7k2p").is_ok());
+        for name in ["", "a/b", "a?b", "a b", "ü"] {
+            assert!(segment(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn means() {
+        assert_eq!(mean(0, 0), "-");
+        assert_eq!(mean(1_000, 2), "500µs");
+        assert_eq!(mean(5_000, 2), "2.5ms");
+    }
+}

@@ -1,0 +1,332 @@
+//! `get`: lists of what is declared and of what runs.
+//!
+//! Holds: tables of objects show effective values, computed by the same code as the control plane's, from
+//! all stored documents. `-o json|yaml` prints the API's own objects.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use outrider_api::http::{InstanceView, NodeView, ObjectView};
+use outrider_intent as intent;
+use serde::Serialize;
+
+use super::Context;
+use crate::args::{GetArgs, Kind};
+use crate::client::Client;
+use crate::exit::{CliError, Outcome, ok};
+use crate::output::{Format, Style, Table, bytes, count, note, show};
+
+/// `get KIND [NAME]`.
+pub(crate) async fn get(args: GetArgs, context: Context) -> Outcome {
+    let client = super::client(args.connection)?;
+    let select = Select {
+        namespace: (!args.all_namespaces).then_some(args.namespace.as_str()),
+        name: args.name.as_deref(),
+    };
+    let format = args.output.output;
+    match args.kind {
+        Kind::Namespaces | Kind::Services | Kind::Routes => {
+            let all = objects(&client).await?;
+            let kind = document_kind(args.kind);
+            let wanted: Vec<_> = all
+                .iter()
+                .filter(|object| object.key.kind == kind)
+                .filter(|object| select.takes(&object.key.namespace, &object.key.name))
+                .collect();
+            list(format, &wanted, &select, args.kind, || object_table(args.kind, &wanted, &all), context)
+        }
+        Kind::Instances => {
+            let all = instances(&client).await?;
+            let wanted: Vec<_> = all.iter().filter(|i| select.takes(&i.namespace, &i.name)).collect();
+            list(format, &wanted, &select, args.kind, || instance_table(&wanted, context.out), context)
+        }
+        Kind::Proxies => {
+            let all = instances(&client).await?;
+            let wanted: Vec<_> = all.iter().filter(|i| select.takes(&i.namespace, &i.name)).collect();
+            list(format, &wanted, &select, args.kind, || proxy_table(&wanted, context.out), context)
+        }
+        Kind::Nodes => {
+            let all: Vec<NodeView> = client.get("/v1/nodes", Duration::ZERO).await?;
+            let wanted: Vec<_> = all.iter().filter(|n| select.takes("", &n.name)).collect();
+            list(format, &wanted, &select, args.kind, || node_table(&wanted, context.out), context)
+        }
+    }
+}
+
+/// Everything stored.
+pub(crate) async fn objects(client: &Client) -> Result<Vec<ObjectView>, CliError> {
+    Ok(client.get("/v1/objects", Duration::ZERO).await?)
+}
+
+/// Everything that runs.
+pub(crate) async fn instances(client: &Client) -> Result<Vec<InstanceView>, CliError> {
+    Ok(client.get("/v1/instances", Duration::ZERO).await?)
+}
+
+/// A kind as documents and the API spell it.
+pub(crate) fn document_kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Namespaces => "Namespace",
+        Kind::Services => "Service",
+        Kind::Routes => "HTTPRoute",
+        Kind::Instances => "Instance",
+        Kind::Nodes => "Node",
+        Kind::Proxies => "Proxy",
+    }
+}
+
+struct Select<'a> {
+    namespace: Option<&'a str>,
+    name: Option<&'a str>,
+}
+
+impl Select<'_> {
+    /// Whether an object is asked for; objects outside namespaces have an empty one.
+    fn takes(&self, namespace: &str, name: &str) -> bool {
+        let in_namespace = namespace.is_empty() || self.namespace.is_none_or(|wanted| wanted == namespace);
+        in_namespace && self.name.is_none_or(|wanted| wanted == name)
+    }
+}
+
+/// Prints a list, or its only element if a name was given, which must then exist.
+fn list<T: Serialize>(
+    format: Format,
+    wanted: &[&T],
+    select: &Select<'_>,
+    kind: Kind,
+    table: impl FnOnce() -> Table,
+    context: Context,
+) -> Outcome {
+    let place = match (kind, select.namespace) {
+        (Kind::Namespaces | Kind::Nodes, _) | (_, None) => String::new(),
+        (_, Some(namespace)) => format!(" in namespace {namespace}"),
+    };
+    let singular = document_kind(kind).to_lowercase();
+    if let (Some(name), true) = (select.name, wanted.is_empty()) {
+        return Err(CliError::Failed(format!("there is no {singular} {name}{place}")));
+    }
+    if wanted.is_empty() && format == Format::Table {
+        note(&format!("none{place}{}", if place.is_empty() { "" } else { " (-A shows all namespaces)" }));
+        return ok();
+    }
+    match (wanted, select.name) {
+        ([one], Some(_)) => show(format, one, || table().render(context.out))?,
+        _ => show(format, &wanted, || table().render(context.out))?,
+    }
+    ok()
+}
+
+/// What all stored documents say together; `None` if this version does not understand them.
+fn resolve(all: &[ObjectView]) -> Option<intent::model::Intent> {
+    let documents: Vec<_> = all
+        .iter()
+        .map(|object| intent::Document::from_json(&object.document, "store"))
+        .collect::<Result<_, _>>()
+        .ok()?;
+    let options = intent::ResolveOptions { tolerate_missing_calls: true, ..Default::default() };
+    intent::resolve(&documents, &options).intent
+}
+
+fn object_table(kind: Kind, wanted: &[&ObjectView], all: &[ObjectView]) -> Table {
+    let model = resolve(all).unwrap_or_default();
+    match kind {
+        Kind::Namespaces => namespace_table(wanted, &model),
+        Kind::Services => service_table(wanted, &model),
+        _ => route_table(wanted, &model),
+    }
+}
+
+fn namespace_table(wanted: &[&ObjectView], model: &intent::model::Intent) -> Table {
+    let mut table = Table::new(&["NAME", "MTLS", "ENGINE", "CHANNEL", "SERVICES", "REVISION"]);
+    for object in wanted {
+        let name = &object.key.name;
+        let services = model.services.keys().filter(|service| service.namespace == *name).count();
+        let (mtls, engine, channel) = match model.namespaces.get(name) {
+            Some(namespace) => (word(&namespace.mtls), word(&namespace.engine), word(&namespace.channel)),
+            None => Default::default(),
+        };
+        table.row(vec![
+            name.clone(),
+            mtls,
+            engine,
+            channel,
+            services.to_string(),
+            object.revision.to_string(),
+        ]);
+    }
+    table
+}
+
+fn service_table(wanted: &[&ObjectView], model: &intent::model::Intent) -> Table {
+    let mut table = Table::new(&["NAMESPACE", "NAME", "ROLE", "PORTS", "CALLS", "ENGINE", "REVISION"]);
+    for object in wanted {
+        let id = intent::model::ServiceRef::new(&object.key.namespace, &object.key.name);
+        let (role, ports, calls, engine) = match model.services.get(&id) {
+            Some(service) => {
+                let ports = service
+                    .ports
+                    .iter()
+                    .map(|port| format!("{}:{}/{}", port.name, port.port, word(&port.protocol)));
+                let calls = service.calls.iter().map(|callee| relative(callee, &id.namespace));
+                (word(&service.role), listed(ports), listed(calls), word(&service.engine))
+            }
+            None => Default::default(),
+        };
+        table.row(vec![id.namespace, id.name, role, ports, calls, engine, object.revision.to_string()]);
+    }
+    table
+}
+
+fn route_table(wanted: &[&ObjectView], model: &intent::model::Intent) -> Table {
+    let mut table = Table::new(&["NAMESPACE", "NAME", "PARENTS", "RULES", "BACKENDS", "REVISION"]);
+    for object in wanted {
+        let key = (object.key.namespace.clone(), object.key.name.clone());
+        let (parents, rules, backends) = match model.http_routes.get(&key) {
+            Some(route) => {
+                let parents = route.parents.iter().map(|(service, _)| relative(service, &key.0));
+                let mut weights = BTreeMap::<String, u32>::new();
+                for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
+                    weights.insert(relative(&backend.service, &key.0), backend.weight);
+                }
+                let backends = weights.iter().map(|(name, weight)| format!("{name}={weight}"));
+                (listed(parents), route.rules.len().to_string(), listed(backends))
+            }
+            None => Default::default(),
+        };
+        table.row(vec![key.0, key.1, parents, rules, backends, object.revision.to_string()]);
+    }
+    table
+}
+
+/// A value as documents spell it.
+fn word(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn relative(service: &intent::model::ServiceRef, namespace: &str) -> String {
+    if service.namespace == namespace {
+        service.name.clone()
+    } else {
+        format!("{}.{}", service.name, service.namespace)
+    }
+}
+
+fn listed(items: impl Iterator<Item = String>) -> String {
+    let text = items.collect::<Vec<_>>().join(",");
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+/// A text, or `-` for nothing.
+pub(crate) fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+fn instance_table(wanted: &[&InstanceView], style: Style) -> Table {
+    let mut table = Table::new(&["NAMESPACE", "NAME", "SERVICE", "STATE", "NODE", "ENDPOINTS", "REASON"]);
+    for instance in wanted {
+        let endpoints = instance.endpoints.iter().map(|(port, address)| format!("{port}={address}"));
+        table.row(vec![
+            instance.namespace.clone(),
+            instance.name.clone(),
+            instance.service.clone(),
+            style.state(&instance.state),
+            instance.node.clone(),
+            listed(endpoints),
+            or_dash(&instance.reason),
+        ]);
+    }
+    table
+}
+
+fn proxy_table(wanted: &[&InstanceView], style: Style) -> Table {
+    let mut table = Table::new(&[
+        "NAMESPACE",
+        "INSTANCE",
+        "ENGINE",
+        "VERSION",
+        "PID",
+        "CONFIG",
+        "BEHIND",
+        "RESTARTS",
+        "MEMORY",
+        "IN",
+        "OUT",
+        "ERRORS",
+    ]);
+    for instance in wanted {
+        let proxy = &instance.proxy;
+        let traffic = Totals::of(instance);
+        table.row(vec![
+            instance.namespace.clone(),
+            instance.name.clone(),
+            or_dash(&proxy.engine),
+            or_dash(&proxy.version),
+            if proxy.pid == 0 { "-".to_owned() } else { proxy.pid.to_string() },
+            style.state(&proxy.config),
+            proxy.behind.len().to_string(),
+            proxy.restarts.to_string(),
+            bytes(proxy.resident_bytes),
+            count(traffic.inbound),
+            count(traffic.outbound),
+            if traffic.errors > 0 { style.bad(&count(traffic.errors)) } else { count(0) },
+        ]);
+    }
+    table
+}
+
+fn node_table(wanted: &[&NodeView], style: Style) -> Table {
+    let mut table = Table::new(&["NAME", "STATE", "ADDRESS", "VERSION", "INSTANCES", "HEARTBEAT"]);
+    for node in wanted {
+        table.row(vec![
+            node.name.clone(),
+            style.state(if node.connected { "connected" } else { "disconnected" }),
+            node.address.clone(),
+            node.version.clone(),
+            node.instances.to_string(),
+            format!("{:.1}s ago", node.heartbeat_age_ms as f64 / 1e3),
+        ]);
+    }
+    table
+}
+
+/// An instance's traffic in three numbers: HTTP requests, and for TCP listeners connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) inbound: u64,
+    pub(crate) outbound: u64,
+    pub(crate) errors: u64,
+    pub(crate) latency_us_sum: u64,
+}
+
+impl Totals {
+    /// Adds up a proxy's listeners. A listener without requests counts its connections, as TCP ones do.
+    pub(crate) fn of(instance: &InstanceView) -> Self {
+        let units = |traffic: &outrider_api::http::TrafficView| {
+            if traffic.requests > 0 { traffic.requests } else { traffic.connections }
+        };
+        let proxy = &instance.proxy;
+        Self {
+            inbound: units(&proxy.inbound),
+            outbound: proxy.outbound.values().map(units).sum(),
+            errors: proxy.inbound.errors + proxy.outbound.values().map(|traffic| traffic.errors).sum::<u64>(),
+            latency_us_sum: proxy.inbound.latency_us_sum
+                + proxy.outbound.values().map(|traffic| traffic.latency_us_sum).sum::<u64>(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selection_knows_objects_without_namespace() {
+        let select = Select { namespace: Some("shop"), name: None };
+        assert!(select.takes("shop", "a"));
+        assert!(!select.takes("other", "a"));
+        assert!(select.takes("", "shop"));
+        let named = Select { namespace: None, name: Some("a") };
+        assert!(named.takes("other", "a"));
+        assert!(!named.takes("other", "b"));
+    }
+}

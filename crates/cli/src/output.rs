@@ -1,0 +1,339 @@
+//! Printing: formats, tables, colour.
+//!
+//! Holds: data goes to standard output, everything said about it to standard error; colour only on a
+//! terminal and never with `NO_COLOR`; a closed pipe ends quietly. Does not: know any command.
+
+use std::io::{IsTerminal, Write};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::exit::CliError;
+
+/// `-o`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs: the API's own bodies.
+    Json,
+    /// For both.
+    Yaml,
+}
+
+/// `--color`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorChoice {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Decides about colour once per stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Style {
+    color: bool,
+}
+
+impl Style {
+    /// For standard output.
+    pub(crate) fn stdout(choice: ColorChoice) -> Self {
+        Self::decide(choice, std::io::stdout().is_terminal())
+    }
+
+    /// For standard error.
+    pub(crate) fn stderr(choice: ColorChoice) -> Self {
+        Self::decide(choice, std::io::stderr().is_terminal())
+    }
+
+    fn decide(choice: ColorChoice, terminal: bool) -> Self {
+        let quiet = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let color = match choice {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => terminal && !quiet,
+        };
+        Self { color }
+    }
+
+    /// No colour at all.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self { color: false }
+    }
+
+    /// Whether colour is used.
+    pub(crate) fn is_colored(self) -> bool {
+        self.color
+    }
+
+    /// Wraps `text` in an SGR sequence like `1;31`.
+    pub(crate) fn paint(self, sgr: &str, text: &str) -> String {
+        if self.color { format!("\x1b[{sgr}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// Good.
+    pub(crate) fn good(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    /// In between.
+    pub(crate) fn warn(self, text: &str) -> String {
+        self.paint("33", text)
+    }
+
+    /// Bad.
+    pub(crate) fn bad(self, text: &str) -> String {
+        self.paint("31", text)
+    }
+
+    /// Of less interest.
+    pub(crate) fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    /// Of more interest.
+    pub(crate) fn bold(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    /// A state in its colour.
+    pub(crate) fn state(self, state: &str) -> String {
+        match state {
+            "ready" | "current" | "connected" | "created" => self.good(state),
+            "starting" | "pending" | "draining" | "updated" => self.warn(state),
+            "rejected" | "lost" | "disconnected" | "deleted" => self.bad(state),
+            _ => state.to_owned(),
+        }
+    }
+}
+
+/// Writes text to standard output; a reader that went away is no error of ours.
+pub(crate) fn print(text: &str) -> Result<(), CliError> {
+    write_all(&mut std::io::stdout().lock(), text)
+}
+
+/// Writes a line to standard error.
+pub(crate) fn note(text: &str) {
+    // There is nobody left to tell if standard error is closed.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+fn write_all(out: &mut impl Write, text: &str) -> Result<(), CliError> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(CliError::Failed(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints `value` in the format asked for; `table` is only called if people read it.
+pub(crate) fn show<T: Serialize>(
+    format: Format,
+    value: &T,
+    table: impl FnOnce() -> String,
+) -> Result<(), CliError> {
+    match format {
+        Format::Table => print(&table()),
+        Format::Json => {
+            let mut text = serde_json::to_string_pretty(value)
+                .map_err(|error| CliError::Failed(format!("cannot print as JSON: {error}")))?;
+            text.push('\n');
+            print(&text)
+        }
+        Format::Yaml => {
+            let mut text = serde_saphyr::to_string(value)
+                .map_err(|error| CliError::Failed(format!("cannot print as YAML: {error}")))?;
+            if !text.ends_with('\n') {
+                text.push('\n');
+            }
+            print(&text)
+        }
+    }
+}
+
+/// Columns under a header, padded with spaces, as `kubectl` prints them.
+#[derive(Debug)]
+pub(crate) struct Table {
+    header: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// An empty table.
+    pub(crate) fn new(header: &[&'static str]) -> Self {
+        Self { header: header.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row; cells may hold SGR sequences.
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    /// Whether no row was added.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// One string per line, the header first, without trailing blanks.
+    pub(crate) fn lines(&self, style: Style) -> Vec<String> {
+        let mut widths: Vec<usize> = self.header.iter().map(|title| title.len()).collect();
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(visible_width(cell));
+            }
+        }
+        let header = self.header.iter().map(|title| style.dim(title)).collect::<Vec<_>>();
+        std::iter::once(&header).chain(&self.rows).map(|row| pad_row(row, &widths)).collect()
+    }
+
+    /// The whole table as text.
+    pub(crate) fn render(&self, style: Style) -> String {
+        let mut text = self.lines(style).join("\n");
+        text.push('\n');
+        text
+    }
+}
+
+fn pad_row(row: &[String], widths: &[usize]) -> String {
+    let mut line = String::new();
+    for (at, cell) in row.iter().enumerate() {
+        line.push_str(cell);
+        if at + 1 < row.len() {
+            let width = widths.get(at).copied().unwrap_or(0);
+            let blanks = width.saturating_sub(visible_width(cell)) + 2;
+            line.extend(std::iter::repeat_n(' ', blanks));
+        }
+    }
+    line.truncate(line.trim_end().len());
+    line
+}
+
+/// Characters a terminal shows of `text`: SGR sequences are none.
+pub(crate) fn visible_width(text: &str) -> usize {
+    let mut width = 0;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' {
+            skip_sequence(&mut chars);
+        } else if !c.is_control() {
+            width += 1;
+        }
+    }
+    width
+}
+
+/// `text` cut to `limit` visible characters, with SGR sequences kept and closed.
+pub(crate) fn clip(text: &str, limit: usize) -> String {
+    if visible_width(text) <= limit {
+        return text.to_owned();
+    }
+    let mut out = String::new();
+    let mut width = 0;
+    let mut colored = false;
+    let mut rest = text.char_indices();
+    while let Some((at, c)) = rest.next() {
+        if c == '\x1b' {
+            let mut tail = text[at + 1..].chars();
+            let length = 1 + skip_sequence(&mut tail);
+            out.push_str(&text[at..at + length]);
+            colored = true;
+            for _ in 1..text[at..at + length].chars().count() {
+                rest.next();
+            }
+        } else {
+            if width + 1 >= limit {
+                out.push('…');
+                break;
+            }
+            out.push(c);
+            width += 1;
+        }
+    }
+    if colored {
+        out.push_str("\x1b[0m");
+    }
+    out
+}
+
+/// Consumes a control sequence after its escape; returns its length in bytes.
+fn skip_sequence(chars: &mut std::str::Chars<'_>) -> usize {
+    let mut length = 0;
+    for (at, c) in chars.by_ref().enumerate() {
+        length += c.len_utf8();
+        let introducer = at == 0 && c == '[';
+        if !introducer && ('@'..='~').contains(&c) {
+            break;
+        }
+    }
+    length
+}
+
+/// `1234567` as `1.2M`.
+pub(crate) fn count(number: u64) -> String {
+    match number {
+        0..10_000 => number.to_string(),
+        10_000..1_000_000 => format!("{:.1}k", number as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1}M", number as f64 / 1e6),
+        _ => format!("{:.1}G", number as f64 / 1e9),
+    }
+}
+
+/// Bytes as `12.3 MiB`; `-` for the unknown 0.
+pub(crate) fn bytes(number: u64) -> String {
+    match number {
+        0 => "-".to_owned(),
+        1..1_048_576 => format!("{:.0} KiB", number as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", number as f64 / 1_048_576.0),
+        _ => format!("{:.1} GiB", number as f64 / 1_073_741_824.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_with_and_without_colour() {
+        let colored = Style { color: true };
+        let mut table = Table::new(&["NAME", "STATE"]);
+        table.row(vec!["checkout".into(), colored.good("ready")]);
+        table.row(vec![colored.bad("x"), "-".into()]);
+        let plain: Vec<usize> = table.lines(colored).iter().map(|line| visible_width(line)).collect();
+        assert_eq!(plain, [15, 15, 11]);
+        assert_eq!(table.lines(Style::plain())[0], "NAME      STATE");
+    }
+
+    #[test]
+    fn clipping_counts_what_is_seen() {
+        let cases = [
+            ("short", 10, "short"),
+            ("exactly10!", 10, "exactly10!"),
+            ("eleven char", 10, "eleven ch…"),
+            ("\x1b[31mred text\x1b[0m", 4, "\x1b[31mred…\x1b[0m"),
+            ("äöü", 3, "äöü"),
+            ("äöüß", 3, "äö…"),
+        ];
+        for (text, limit, expected) in cases {
+            assert_eq!(clip(text, limit), expected, "{text:?}");
+            assert!(visible_width(&clip(text, limit)) <= limit);
+        }
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        for (number, expected) in [(0, "0"), (9_999, "9999"), (12_345, "12.3k"), (2_500_000, "2.5M")] {
+            assert_eq!(count(number), expected);
+        }
+        for (number, expected) in [(0, "-"), (2_048, "2 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3.0 GiB")] {
+            assert_eq!(bytes(number), expected);
+        }
+    }
+}

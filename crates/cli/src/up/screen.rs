@@ -1,0 +1,350 @@
+//! What `up` shows: lines of output above, a live table below.
+//!
+//! `Screen` is pure: it is told lines and what runs, and gives the bytes to write. Holds: the table is redrawn in
+//! place and never wraps; without a terminal nothing is ever redrawn, and changes of state become lines.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use outrider_api::http::InstanceView;
+use outrider_intent::model::ServiceRef;
+
+use crate::commands::describe::mean;
+use crate::commands::get::{Totals, or_dash};
+use crate::output::{Style, Table, bytes, clip, count};
+
+const LABEL_COLORS: [&str; 6] = ["36", "33", "32", "35", "34", "96"];
+/// Label of what we say ourselves.
+const OWN_LABEL: &str = "outrider";
+
+/// Size of the terminal, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// Characters in a line.
+    pub(crate) columns: usize,
+    /// Lines.
+    pub(crate) rows: usize,
+}
+
+/// What runs, at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    /// Declared services.
+    pub(crate) services: Vec<ServiceRef>,
+    /// Running instances.
+    pub(crate) instances: Vec<InstanceView>,
+    /// Since `up` started.
+    pub(crate) uptime: Duration,
+}
+
+/// Composes the output.
+#[derive(Debug)]
+pub(crate) struct Screen {
+    style: Style,
+    labels: Vec<String>,
+    label_width: usize,
+    title: String,
+    footer: String,
+    /// Lines of the table on the terminal now.
+    drawn: usize,
+    view: Vec<String>,
+    seen: BTreeMap<String, Seen>,
+    states: BTreeMap<String, String>,
+}
+
+impl Screen {
+    /// A screen for processes with these labels.
+    pub(crate) fn new(style: Style, labels: Vec<String>, title: String, footer: String) -> Self {
+        let label_width =
+            labels.iter().map(String::len).chain(std::iter::once(OWN_LABEL.len())).max().unwrap_or_default();
+        Self {
+            style,
+            labels,
+            label_width,
+            title,
+            footer,
+            drawn: 0,
+            view: Vec::new(),
+            seen: BTreeMap::new(),
+            states: BTreeMap::new(),
+        }
+    }
+
+    /// A process's line with its label.
+    pub(crate) fn app_line(&self, app: usize, text: &str) -> String {
+        let label = self.labels.get(app).map_or("", String::as_str);
+        let color = LABEL_COLORS[app % LABEL_COLORS.len()];
+        let padded = format!("{label:<width$} │", width = self.label_width);
+        format!("{} {text}", self.style.paint(color, &padded))
+    }
+
+    /// A line of ours.
+    pub(crate) fn own_line(&self, text: &str) -> String {
+        let padded = format!("{OWN_LABEL:<width$} │", width = self.label_width);
+        format!("{} {text}", self.style.paint("1", &padded))
+    }
+
+    /// Takes in what runs now; returns lines about what changed since the last time.
+    pub(crate) fn observe(&mut self, snapshot: &Snapshot) -> Vec<String> {
+        let mut news = Vec::new();
+        let mut states = BTreeMap::new();
+        for instance in &snapshot.instances {
+            let name = format!("{}/{}", instance.namespace, instance.name);
+            let state = summary(instance);
+            if self.states.get(&name) != Some(&state) {
+                news.push(self.own_line(&format!("{name} {state}")));
+            }
+            states.insert(name, state);
+        }
+        for name in self.states.keys().filter(|name| !states.contains_key(*name)) {
+            news.push(self.own_line(&format!("{name} gone")));
+        }
+        self.states = states;
+        self.view = self.compose(snapshot);
+        news
+    }
+
+    /// Bytes that put `lines` above the table and draw the table again, for a terminal.
+    pub(crate) fn paint(&mut self, lines: &[String], size: Size) -> String {
+        let mut out = String::from("\x1b[?2026h");
+        out.push_str(&self.erase());
+        for line in lines {
+            out.push_str(line);
+            out.push('\n');
+        }
+        let room = size.rows.saturating_sub(2).max(1);
+        for line in self.view.iter().take(room) {
+            out.push_str(&clip(line, size.columns.saturating_sub(1).max(1)));
+            out.push('\n');
+        }
+        self.drawn = self.view.len().min(room);
+        out.push_str("\x1b[?2026l");
+        out
+    }
+
+    /// Bytes that remove the table from a terminal.
+    pub(crate) fn erase(&mut self) -> String {
+        let drawn = std::mem::take(&mut self.drawn);
+        if drawn == 0 { String::new() } else { format!("\r\x1b[{drawn}A\x1b[0J") }
+    }
+
+    fn compose(&mut self, snapshot: &Snapshot) -> Vec<String> {
+        let ready = snapshot.instances.iter().filter(|instance| instance.state == "ready").count();
+        let seconds = snapshot.uptime.as_secs();
+        let header = format!(
+            "{}  {} services, {ready} of {} instances ready, {}:{:02}",
+            self.style.bold(&self.title),
+            snapshot.services.len(),
+            snapshot.instances.len(),
+            seconds / 60,
+            seconds % 60
+        );
+        let mut table = Table::new(&[
+            "SERVICE", "INSTANCE", "STATE", "PROXY", "PID", "MEMORY", "CONFIG", "IN", "OUT", "ERRORS",
+            "RATE", "MEAN",
+        ]);
+        let mut seen = BTreeMap::new();
+        for service in &snapshot.services {
+            let mut any = false;
+            for instance in &snapshot.instances {
+                if instance.namespace == service.namespace && instance.service == service.name {
+                    any = true;
+                    let now = Totals::of(instance);
+                    let name = format!("{}/{}", instance.namespace, instance.name);
+                    let next = Seen::next(self.seen.get(&name), snapshot.uptime, now);
+                    table.row(self.row(service, instance, now, &next.rates));
+                    seen.insert(name, next);
+                }
+            }
+            if !any {
+                table.row(vec![service.to_string(), self.style.dim("no instance")]);
+            }
+        }
+        self.seen = seen;
+        let mut view = vec![String::new(), header];
+        view.extend(table.lines(self.style));
+        view.push(self.style.dim(&self.footer));
+        view
+    }
+
+    fn row(&self, service: &ServiceRef, instance: &InstanceView, now: Totals, rates: &Rates) -> Vec<String> {
+        let proxy = &instance.proxy;
+        vec![
+            service.to_string(),
+            instance.name.clone(),
+            self.style.state(&instance.state),
+            format!("{} {}", or_dash(&proxy.engine), proxy.version),
+            if proxy.pid == 0 { "-".to_owned() } else { proxy.pid.to_string() },
+            bytes(proxy.resident_bytes),
+            self.style.state(&proxy.config),
+            count(now.inbound),
+            count(now.outbound),
+            if now.errors > 0 { self.style.bad(&count(now.errors)) } else { "0".to_owned() },
+            rates.rate.clone(),
+            rates.mean.clone(),
+        ]
+    }
+}
+
+/// Numbers arrive every few seconds; rates stay as they are until then, but not longer than this.
+const STALE: Duration = Duration::from_secs(6);
+
+/// An instance's numbers when they last changed.
+#[derive(Clone, Debug)]
+struct Seen {
+    at: Duration,
+    totals: Totals,
+    rates: Rates,
+}
+
+#[derive(Clone, Debug)]
+struct Rates {
+    rate: String,
+    mean: String,
+}
+
+impl Seen {
+    fn next(before: Option<&Self>, at: Duration, now: Totals) -> Self {
+        match before {
+            Some(before) if before.totals == now && at.saturating_sub(before.at) < STALE => before.clone(),
+            Some(before) => {
+                let rates = Rates::between(before.at, before.totals, at, now);
+                Self { at, totals: now, rates }
+            }
+            None => Self { at, totals: now, rates: Rates { rate: "-".into(), mean: "-".into() } },
+        }
+    }
+}
+
+impl Rates {
+    /// Between two observations; a proxy that was started again counts from 0.
+    fn between(then: Duration, before: Totals, at: Duration, now: Totals) -> Self {
+        let again = before.inbound + before.outbound > now.inbound + now.outbound;
+        let before = if again { Totals::default() } else { before };
+        let requests = now.inbound + now.outbound - before.inbound - before.outbound;
+        let seconds = at.saturating_sub(then).as_secs_f64();
+        let rate = if seconds > 0.0 { requests as f64 / seconds } else { 0.0 };
+        let latency = now.latency_us_sum.saturating_sub(before.latency_us_sum);
+        Self { rate: format!("{rate:.0}/s"), mean: mean(latency, requests) }
+    }
+}
+
+/// An instance's state in a line; a change of it is news.
+fn summary(instance: &InstanceView) -> String {
+    let proxy = &instance.proxy;
+    // While it starts, `run` itself says what it waits for.
+    if instance.state == "starting" && proxy.restarts == 0 && proxy.config != "rejected" {
+        return instance.state.clone();
+    }
+    let mut text = instance.state.clone();
+    if !instance.reason.is_empty() {
+        text.push_str(&format!(": {}", instance.reason));
+    }
+    if proxy.pid != 0 {
+        text.push_str(&format!(", proxy {} {} (pid {})", proxy.engine, proxy.version, proxy.pid));
+    }
+    if proxy.restarts > 0 {
+        text.push_str(&format!(", proxy started again {} times", proxy.restarts));
+    }
+    if proxy.config == "rejected" {
+        text.push_str(&format!(", configuration rejected: {}", proxy.behind.join("; ")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use outrider_api::http::{ProxyView, TrafficView};
+
+    use super::*;
+
+    fn screen() -> Screen {
+        Screen::new(Style::plain(), vec!["web".into(), "checkout".into()], "shop".into(), "footer".into())
+    }
+
+    fn snapshot(seconds: u64, requests: u64, state: &str) -> Snapshot {
+        Snapshot {
+            services: vec![ServiceRef::new("shop", "web"), ServiceRef::new("shop", "idle")],
+            instances: vec![InstanceView {
+                namespace: "shop".into(),
+                service: "web".into(),
+                name: "web-aaaaa".into(),
+                node: "here".into(),
+                state: state.into(),
+                reason: String::new(),
+                endpoints: BTreeMap::new(),
+                proxy: ProxyView {
+                    engine: "native".into(),
+                    version: "0.1.0".into(),
+                    pid: 42,
+                    config: "current".into(),
+                    inbound: TrafficView { requests, latency_us_sum: requests * 1_500, ..Default::default() },
+                    ..Default::default()
+                },
+            }],
+            uptime: Duration::from_secs(seconds),
+        }
+    }
+
+    #[test]
+    fn lines_carry_aligned_labels() {
+        assert_eq!(screen().app_line(0, "hello"), "web      │ hello");
+        assert_eq!(screen().app_line(1, "hello"), "checkout │ hello");
+        assert_eq!(screen().own_line("hello"), "outrider │ hello");
+    }
+
+    #[test]
+    fn changes_of_state_are_news_once() {
+        let mut screen = screen();
+        let first = screen.observe(&snapshot(1, 0, "starting"));
+        assert_eq!(first, ["outrider │ shop/web-aaaaa starting"]);
+        assert!(screen.observe(&snapshot(2, 5, "starting")).is_empty());
+        assert_eq!(screen.observe(&snapshot(3, 5, "ready")).len(), 1);
+        let gone = screen.observe(&Snapshot::default());
+        assert_eq!(gone, ["outrider │ shop/web-aaaaa gone"]);
+    }
+
+    #[test]
+    fn rates_are_between_observations() {
+        let mut screen = screen();
+        screen.observe(&snapshot(10, 100, "ready"));
+        screen.observe(&snapshot(12, 140, "ready"));
+        let row = screen.view.iter().find(|line| line.contains("web-aaaaa")).unwrap();
+        assert!(row.ends_with("20/s  1.5ms"), "{row}");
+        // No news is not a rate of 0, for a while.
+        screen.observe(&snapshot(13, 140, "ready"));
+        assert!(screen.view.iter().any(|line| line.ends_with("20/s  1.5ms")), "{:#?}", screen.view);
+        screen.observe(&snapshot(14, 160, "ready"));
+        assert!(screen.view.iter().any(|line| line.ends_with("10/s  1.5ms")), "{:#?}", screen.view);
+        screen.observe(&snapshot(20, 160, "ready"));
+        assert!(screen.view.iter().any(|line| line.ends_with(" 0/s   -")), "{:#?}", screen.view);
+        // The proxy was started again: totals begin anew and nothing underflows.
+        screen.observe(&snapshot(21, 7, "ready"));
+        let row = screen.view.iter().find(|line| line.contains("web-aaaaa")).unwrap();
+        assert!(row.contains("  7/s"), "{row}");
+        assert!(
+            screen.view.iter().any(|line| line.starts_with("shop/idle  no instance")),
+            "{:#?}",
+            screen.view
+        );
+    }
+
+    #[test]
+    fn the_table_is_replaced_in_place_and_fits() {
+        let mut screen = screen();
+        screen.observe(&snapshot(1, 0, "ready"));
+        let size = Size { columns: 30, rows: 50 };
+        let first = screen.paint(&["a line".into()], size);
+        assert!(first.starts_with("\x1b[?2026ha line\n"), "{first:?}");
+        let drawn = first.matches('\n').count() - 1;
+        let second = screen.paint(&[], size);
+        assert!(second.contains(&format!("\x1b[{drawn}A\x1b[0J")), "{second:?}");
+        for line in second.lines() {
+            assert!(crate::output::visible_width(line) < 30, "{line:?}");
+        }
+        let low = screen.paint(&[], Size { columns: 30, rows: 4 });
+        assert_eq!(low.matches('\n').count(), 2);
+        assert_eq!(screen.erase(), "\r\x1b[2A\x1b[0J");
+        assert_eq!(screen.erase(), "");
+    }
+}

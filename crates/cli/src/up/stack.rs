@@ -1,0 +1,231 @@
+//! Control plane and agent inside this process, on loopback, with everything they keep in one folder.
+//!
+//! Holds: the control plane starts first and stops last; sockets of the host tier are in a short temporary folder
+//! that is gone afterwards; the first of the two to fail ends the other.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use outrider_agent::AgentOptions;
+use outrider_api::http::{TokenRequest, TokenResponse};
+use outrider_control as control;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::Engines;
+use crate::client::{Client, SOCKET_PATH_LIMIT, Target};
+use crate::exit::CliError;
+use crate::paths;
+
+/// Name of the only host.
+const NODE: &str = "local";
+
+/// What to start.
+#[derive(Debug)]
+pub(super) struct StackOptions {
+    /// State of both tiers.
+    pub(super) state: PathBuf,
+    /// TCP address of the HTTP API.
+    pub(super) http: SocketAddr,
+    /// Engine binaries.
+    pub(super) engines: Engines,
+}
+
+/// Both tiers, running.
+#[derive(Debug)]
+pub(super) struct Stack {
+    api: PathBuf,
+    runtime: PathBuf,
+    agent_socket: PathBuf,
+    server: Tier,
+    agent: Option<Tier>,
+}
+
+/// Creates the state folder, for this user only; checks that its socket's path is one.
+pub(super) fn prepare(state: &Path) -> Result<PathBuf, CliError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let failed = |error: std::io::Error| {
+        CliError::Failed(format!("cannot create the state folder {}: {error}", state.display()))
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
+    let state = state.canonicalize().map_err(failed)?;
+    let socket = paths::api_socket(&state);
+    if socket.as_os_str().len() > SOCKET_PATH_LIMIT {
+        return Err(CliError::Failed(format!(
+            "the socket path {} is longer than {SOCKET_PATH_LIMIT} bytes, which the kernel refuses; choose a shorter \
+             folder with --state",
+            socket.display()
+        )));
+    }
+    Ok(state)
+}
+
+/// A folder for sockets that belongs to `state`: the same at the next start, so that an agent finds and ends what one
+/// that was killed left running. Short, and nobody else's.
+fn runtime(state: &Path) -> Result<PathBuf, CliError> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let mut hasher = DefaultHasher::new();
+    state.hash(&mut hasher);
+    let user = rustix::process::geteuid();
+    let base = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| Path::new(path).is_dir());
+    let base = base.map_or_else(std::env::temp_dir, PathBuf::from);
+    let folder = base.join(format!("outrider-up-{}-{:08x}", user.as_raw(), hasher.finish() >> 32));
+    let failed = |error: &dyn std::fmt::Display| {
+        CliError::Failed(format!("cannot use {} for sockets: {error}", folder.display()))
+    };
+    match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(&error)),
+        _ => {}
+    }
+    let found = std::fs::symlink_metadata(&folder).map_err(|error| failed(&error))?;
+    if !found.is_dir() || found.uid() != user.as_raw() || found.mode() & 0o077 != 0 {
+        return Err(failed(&"it is not a folder of this user alone"));
+    }
+    Ok(folder)
+}
+
+/// Longest wait for the agent's socket.
+const AGENT_LIMIT: Duration = Duration::from_secs(30);
+const AGENT_POLL: Duration = Duration::from_millis(20);
+
+impl Stack {
+    /// Starts the control plane, then an agent that joins it.
+    pub(super) async fn start(options: StackOptions) -> Result<Self, CliError> {
+        let runtime = runtime(&options.state)?;
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = control::ServerOptions::new(&options.state);
+        server.api = Some(options.http);
+        server.agents = loopback;
+        let server =
+            control::Server::start(server).await.map_err(|error| CliError::Failed(error.to_string()))?;
+        let bound = server.bound().clone();
+        let mut stack = Self {
+            api: bound.api_socket,
+            runtime,
+            agent_socket: PathBuf::new(),
+            server: Tier::start("the control plane", |stop| async move {
+                server.run(stop.cancelled_owned()).await
+            }),
+            agent: None,
+        };
+        match stack.start_agent(options.state, options.engines, bound.agents).await {
+            Ok(()) => Ok(stack),
+            Err(error) => {
+                stack.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_agent(
+        &mut self,
+        state: PathBuf,
+        engines: Engines,
+        server: SocketAddr,
+    ) -> Result<(), CliError> {
+        // Only needed the first time, and after the identity has expired; unused it expires in a minute.
+        let request = TokenRequest { ttl_seconds: Some(60) };
+        let token: TokenResponse = Client::new(self.target(), None).post("/v1/tokens", &request).await?;
+        let mut options = AgentOptions::new(state, self.runtime.clone(), NODE.to_owned(), server.to_string());
+        options.join_token = Some(token.token);
+        options.advertise = Some(IpAddr::from([127, 0, 0, 1]));
+        options.proxy_binary = engines.proxy;
+        options.envoy_binary = engines.envoy;
+        self.agent_socket = options.socket();
+        self.agent = Some(Tier::start("the agent", |stop| outrider_agent::serve(options, stop)));
+        let listening = async {
+            while UnixStream::connect(&self.agent_socket).await.is_err() {
+                tokio::time::sleep(AGENT_POLL).await;
+            }
+        };
+        tokio::select! {
+            () = listening => Ok(()),
+            failure = self.failed() => Err(CliError::Failed(failure)),
+            () = tokio::time::sleep(AGENT_LIMIT) => {
+                Err(CliError::Failed(format!("the agent did not start within {} s", AGENT_LIMIT.as_secs())))
+            }
+        }
+    }
+
+    /// The control plane's address.
+    pub(super) fn target(&self) -> Target {
+        Target::unix(&self.api)
+    }
+
+    /// The agent's socket.
+    pub(super) fn agent_socket(&self) -> PathBuf {
+        self.agent_socket.clone()
+    }
+
+    /// Waits until one of the two ends by itself; says which and why.
+    pub(super) async fn failed(&self) -> String {
+        let agent = async {
+            match &self.agent {
+                Some(agent) => agent.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            failure = self.server.failed() => failure,
+            failure = agent => failure,
+        }
+    }
+
+    /// Stops the agent and with it all proxies, then the control plane.
+    pub(super) async fn stop(mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.stop().await;
+        }
+        self.server.stop().await;
+        if let Err(error) = std::fs::remove_dir_all(&self.runtime) {
+            tracing::warn!(path = %self.runtime.display(), %error, "the folder for sockets is left");
+        }
+    }
+}
+
+/// One tier as a task.
+#[derive(Debug)]
+struct Tier {
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+    /// How it ended, once it has.
+    ended: watch::Receiver<Option<String>>,
+}
+
+impl Tier {
+    fn start<F, E>(name: &'static str, serve: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display,
+    {
+        let stop = CancellationToken::new();
+        let serving = serve(stop.clone());
+        let (end, ended) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            let text = match serving.await {
+                Ok(()) => format!("{name} ended"),
+                Err(error) => format!("{name} failed: {error}"),
+            };
+            end.send_replace(Some(text));
+        });
+        Self { task, stop, ended }
+    }
+
+    async fn failed(&self) -> String {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(text) => text.clone().unwrap_or_default(),
+            Err(_) => "a part of outrider ended unexpectedly; the log says more".to_owned(),
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        // It has said how it ended; a panic in it has been logged.
+        let _ = self.task.await;
+    }
+}
