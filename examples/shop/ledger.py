@@ -33,8 +33,11 @@ def book(line):
 
 class Lines(socketserver.StreamRequestHandler):
     def handle(self):
-        while line := self.rfile.readline(4096):
-            self.wfile.write((book(line.decode(errors="replace")) + "\n").encode())
+        try:
+            while line := self.rfile.readline(4096):
+                self.wfile.write((book(line.decode(errors="replace")) + "\n").encode())
+        except ConnectionError:
+            pass  # the other side has gone; every sale it was told OK is in the books
 
 
 class Server(socketserver.ThreadingTCPServer):

@@ -14,7 +14,7 @@ mod screen;
 mod stack;
 mod writer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
@@ -185,6 +185,7 @@ impl Session {
             applied.map_err(|error| CliError::Failed(format!("the folder was not applied: {error}")))?;
         self.say(&applied);
 
+        let calls = folder.calls.clone();
         let (events, mut heard) = mpsc::channel(EVENT_QUEUE);
         let (services, known) = watch::channel(folder.services.clone());
         let poller =
@@ -200,7 +201,7 @@ impl Session {
         for task in tasks {
             task.abort();
         }
-        self.stop_apps(&mut heard, signals).await;
+        self.stop_apps(&processes, &calls, &mut heard, signals).await;
         result
     }
 
@@ -315,17 +316,28 @@ impl Session {
         self.repaint = false;
     }
 
-    /// Ends the applications, at a second signal at once.
-    async fn stop_apps(&mut self, heard: &mut mpsc::Receiver<Event>, signals: &mut Signals) {
+    /// Ends the applications, callers before those they call; at a second signal all at once.
+    async fn stop_apps(
+        &mut self,
+        processes: &[Process],
+        calls: &Calls,
+        heard: &mut mpsc::Receiver<Event>,
+        signals: &mut Signals,
+    ) {
         let running = self.apps.iter().flatten().count();
         if running > 0 {
             self.say(&format!("stopping {running} processes; Ctrl-C again ends them at once"));
         }
-        self.apps.iter().flatten().for_each(App::terminate);
         let deadline = tokio::time::Instant::now() + APPS_LIMIT;
         let mut frame = tokio::time::interval(FRAME);
         let mut killed = false;
+        let mut asked = BTreeSet::new();
         while self.apps.iter().any(Option::is_some) {
+            let running: BTreeSet<usize> = self.running().map(|(at, _)| at).collect();
+            if asked.is_disjoint(&running) {
+                asked = next_to_stop(&running, processes, calls);
+                self.running().filter(|(at, _)| asked.contains(at)).for_each(|(_, app)| app.terminate());
+            }
             tokio::select! {
                 Some(event) = heard.recv() => self.take(event),
                 _ = frame.tick() => self.flush(),
@@ -338,6 +350,10 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn running(&self) -> impl Iterator<Item = (usize, &App)> {
+        self.apps.iter().enumerate().filter_map(|(at, app)| app.as_ref().map(|app| (at, app)))
     }
 
     fn kill_apps(&mut self, why: &str) -> bool {
@@ -359,6 +375,23 @@ impl Session {
         text.extend(self.pending.iter().flat_map(|line| [line.as_str(), "\n"]));
         self.writer.finish(text).await;
     }
+}
+
+/// Whom each service may call.
+type Calls = BTreeMap<ServiceRef, BTreeSet<ServiceRef>>;
+
+/// Of the running processes, those that no other running one calls; all of them if they call in a circle.
+fn next_to_stop(running: &BTreeSet<usize>, processes: &[Process], calls: &Calls) -> BTreeSet<usize> {
+    let service = |at: &usize| processes.get(*at).map(|process| &process.service);
+    let is_called = |at: &usize| {
+        service(at).is_some_and(|callee| {
+            running.iter().filter_map(service).any(|caller| {
+                caller != callee && calls.get(caller).is_some_and(|calls| calls.contains(callee))
+            })
+        })
+    };
+    let free: BTreeSet<usize> = running.iter().copied().filter(|at| !is_called(at)).collect();
+    if free.is_empty() { running.clone() } else { free }
 }
 
 /// Asks the control plane what runs.
@@ -429,5 +462,43 @@ fn terminal_size() -> Size {
             Size { columns: size.ws_col.into(), rows: size.ws_row.into() }
         }
         _ => Size { columns: 80, rows: 24 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_are_stopped_before_those_they_call() {
+        let names = ["inventory", "web", "checkout", "traffic", "web"];
+        let id = |name: &str| ServiceRef::new("shop", name);
+        let processes: Vec<Process> = names
+            .iter()
+            .map(|name| Process { label: (*name).into(), service: id(name), command: String::new() })
+            .collect();
+        let calls = |pairs: &[(&str, &str)]| {
+            let mut calls = Calls::new();
+            for (caller, callee) in pairs {
+                calls.entry(id(caller)).or_default().insert(id(callee));
+            }
+            calls
+        };
+        let order = |calls: &Calls| {
+            let mut running: BTreeSet<usize> = (0..processes.len()).collect();
+            let mut order = Vec::new();
+            while !running.is_empty() {
+                let next = next_to_stop(&running, &processes, calls);
+                running.retain(|at| !next.contains(at));
+                order.push(next.into_iter().collect::<Vec<_>>());
+            }
+            order
+        };
+        let chain =
+            calls(&[("traffic", "web"), ("web", "checkout"), ("checkout", "inventory"), ("web", "web")]);
+        assert_eq!(order(&chain), [vec![3], vec![1, 4], vec![2], vec![0]]);
+        let circle = calls(&[("web", "checkout"), ("checkout", "web")]);
+        assert_eq!(order(&circle), [vec![0, 3], vec![1, 2, 4]]);
+        assert_eq!(order(&Calls::new()), [vec![0, 1, 2, 3, 4]]);
     }
 }

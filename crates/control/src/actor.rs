@@ -18,10 +18,12 @@ use crate::world::{Declared, FactError, HostRecord, Millis, Published, Timing, W
 /// Most commands between two publications.
 const MAX_BATCH: usize = 512;
 
+type Run = Box<dyn FnOnce(&mut World, &Store, Millis) + Send>;
+
 enum Command {
     Fact { node: String, session: u64, fact: FactKind, at: Millis, refused: oneshot::Sender<FactError> },
     Closed { node: String, session: u64 },
-    Run(Box<dyn FnOnce(&mut World, &Store, Millis) + Send>),
+    Run(Run),
 }
 
 /// The control plane stopped.

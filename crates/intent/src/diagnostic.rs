@@ -138,8 +138,9 @@ pub struct Related {
     pub message: String,
 }
 
-/// A finding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A finding. Prints on one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{place}: {} [{code}] {message}", severity.as_str())]
 pub struct Diagnostic {
     /// How bad.
     pub severity: Severity,
@@ -203,11 +204,3 @@ impl Diagnostic {
 fn printable(text: String) -> String {
     if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
-
-impl fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} [{}] {}", self.place, self.severity.as_str(), self.code, self.message)
-    }
-}
-
-impl std::error::Error for Diagnostic {}

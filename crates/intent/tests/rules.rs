@@ -377,3 +377,16 @@ fn messages_name_the_other_place() {
         assert_eq!(parse(&sources).diagnostics[0].message, message);
     }
 }
+
+/// What a document with a repeated key says is not known, even if the rest of it is fine.
+#[test]
+fn documents_with_faults_are_not_valid() {
+    for spec in ["{role: client,\n  role: client}", "{role: client, calls: *nobody}"] {
+        let parsed = parse(&[source("a.yaml", &service("a", spec))]);
+        assert!(parsed.has_errors());
+        assert!(!parsed.documents[0].is_valid());
+        assert_eq!(parsed.documents[0].to_json(), None);
+        assert_eq!(resolve(&parsed.documents, &ResolveOptions::default()).intent, None);
+        assert_eq!(effective(&parsed.documents, parsed.documents[0].key()), []);
+    }
+}

@@ -18,8 +18,8 @@ use crate::config::cluster::{ParsedCluster, Source};
 use crate::config::listener::{ParsedListener, ParsedService, Routes};
 use crate::config::secret::ParsedSecret;
 use crate::config::{
-    Cluster, Endpoint, HttpService, Listener, Refusal, Service, Slots, Snapshot, TcpService, UpstreamTls, cluster,
-    listener, route, secret,
+    Cluster, Endpoint, HttpService, Listener, Refusal, Service, Slots, Snapshot, TcpService, UpstreamTls,
+    cluster, listener, route, secret,
 };
 use crate::tls::{self, Bundle, Identity};
 
@@ -113,7 +113,11 @@ impl Assembler {
             let serial = self.next;
             match self.take(type_url, name, body, serial) {
                 Ok(()) => {
-                    ingested.items.push(Item { type_url: Arc::clone(type_url), name: name.to_owned(), serial });
+                    ingested.items.push(Item {
+                        type_url: Arc::clone(type_url),
+                        name: name.to_owned(),
+                        serial,
+                    });
                 }
                 Err(refusal) => ingested.refused.push((name.to_owned(), refusal)),
             }
@@ -137,9 +141,8 @@ impl Assembler {
     }
 
     fn take(&mut self, type_url: &str, name: &str, body: &[u8], serial: Serial) -> Result<(), Refusal> {
-        let misnamed = |actual: &str| {
-            Refusal::new("name", format!("is `{actual}`, the resource was sent as `{name}`"))
-        };
+        let misnamed =
+            |actual: &str| Refusal::new("name", format!("is `{actual}`, the resource was sent as `{name}`"));
         match type_url {
             type_url::LISTENER => {
                 let value = listener::parse(body, &mut self.slots)?;
@@ -165,7 +168,9 @@ impl Assembler {
                 self.endpoints.insert(name.to_owned(), Latest { serial, value });
             }
             type_url::SECRET => match (name, secret::parse(body)?) {
-                (SECRET_SVID, ParsedSecret::Identity(value)) => self.identity = Some(Latest { serial, value }),
+                (SECRET_SVID, ParsedSecret::Identity(value)) => {
+                    self.identity = Some(Latest { serial, value })
+                }
                 (SECRET_BUNDLE, ParsedSecret::Bundle(value)) => self.bundle = Some(Latest { serial, value }),
                 _ => return Err(Refusal::new("type", "this name stands for another kind of secret")),
             },
@@ -236,7 +241,8 @@ impl Assembler {
                 *place = Some(Arc::clone(&active.value));
             }
         }
-        let listeners = self.active_listeners.iter().map(|(name, active)| (Arc::clone(name), Arc::clone(&active.value)));
+        let listeners =
+            self.active_listeners.iter().map(|(name, active)| (Arc::clone(name), Arc::clone(&active.value)));
         Some(Arc::new(Snapshot { generation: self.generation, listeners: listeners.collect(), clusters }))
     }
 
@@ -299,8 +305,12 @@ impl Assembler {
                 max_connections: parsed.max_connections,
                 endpoints,
             });
-            let active =
-                ActiveCluster { cluster: latest.serial, endpoints: endpoints_serial, secrets: serials, value };
+            let active = ActiveCluster {
+                cluster: latest.serial,
+                endpoints: endpoints_serial,
+                secrets: serials,
+                value,
+            };
             fresh.push((Arc::clone(name), active));
         }
         let changed = !fresh.is_empty();
@@ -322,8 +332,11 @@ impl Assembler {
             let known = self.active_routes.get(name).is_some_and(|active| active.serial == latest.serial);
             let (table, clusters) = &latest.value;
             if !known && self.are_active(clusters) {
-                let active =
-                    ActiveRoutes { serial: latest.serial, table: Arc::clone(table), clusters: clusters.clone() };
+                let active = ActiveRoutes {
+                    serial: latest.serial,
+                    table: Arc::clone(table),
+                    clusters: clusters.clone(),
+                };
                 fresh.push((Arc::clone(name), active));
             }
         }
@@ -345,7 +358,9 @@ impl Assembler {
             };
             let Some((routes, clusters)) = self.leads_to(&latest.value) else { continue };
             let active = self.active_listeners.get(name);
-            if active.is_some_and(|a| a.listener == latest.serial && a.routes == routes && a.secrets == serials) {
+            if active
+                .is_some_and(|a| a.listener == latest.serial && a.routes == routes && a.secrets == serials)
+            {
                 continue;
             }
             // Sessions of callers stay resumable as long as the certificates are the same.
@@ -410,14 +425,17 @@ impl Assembler {
             ParsedService::Http(http) => Service::Http(Arc::new(HttpService {
                 routes: match &http.routes {
                     Routes::Inline(table, _) => Arc::clone(table),
-                    Routes::Rds(name) => {
-                        self.active_routes.get(name.as_str()).map(|r| Arc::clone(&r.table)).unwrap_or_default()
-                    }
+                    Routes::Rds(name) => self
+                        .active_routes
+                        .get(name.as_str())
+                        .map(|r| Arc::clone(&r.table))
+                        .unwrap_or_default(),
                 },
                 access: http.access.clone(),
                 forward_client_cert: http.forward_client_cert,
                 upgrades: http.upgrades,
                 idle: http.idle,
+                connection_idle: http.connection_idle,
                 head_timeout: http.head_timeout,
                 limits: http.limits,
             })),
@@ -437,6 +455,7 @@ impl Assembler {
             address: parsed.address,
             tls,
             plain: parsed.plain.as_ref().map(service),
+            detect: parsed.detect,
         })
     }
 
@@ -499,7 +518,10 @@ impl Assembler {
         let secrets = || self.secrets().is_none().then(|| "its certificates".to_owned());
         let cold = |slots: &[u32]| {
             let names = slots.iter().map(|slot| self.slots.name(*slot));
-            names.filter(|name| !self.active_clusters.contains_key(*name)).map(|name| format!("cluster {name}")).next()
+            names
+                .filter(|name| !self.active_clusters.contains_key(*name))
+                .map(|name| format!("cluster {name}"))
+                .next()
         };
         let missing = match &*item.type_url {
             type_url::CLUSTER => self.clusters.get(name).and_then(|latest| {

@@ -97,7 +97,10 @@ pub fn run(options: Options, control: Option<OwnedFd>) -> Result<(), RunError> {
                     std::process::exit(1);
                 }
             };
-            std::thread::Builder::new().name(format!("worker-{n}")).spawn(body).map_err(io("worker thread"))?;
+            std::thread::Builder::new()
+                .name(format!("worker-{n}"))
+                .spawn(body)
+                .map_err(io("worker thread"))?;
             workers.push(commands);
         }
         let conductor = Conductor::new(&options, workers);
@@ -166,10 +169,8 @@ impl Conductor {
             let (sender, receiver) = Channel::from_fd(fd).map_err(io("control socket"))?.split();
             self.to_agent = Some(sender);
             from_agent = Some(receiver);
-            let hello = FromProxy::Hello {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                pid: std::process::id(),
-            };
+            let hello =
+                FromProxy::Hello { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() };
             self.tell(&hello).await;
         }
         let (events_in, mut events) = mpsc::channel(16);
@@ -237,8 +238,8 @@ impl Conductor {
         let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
-            let response =
-                DeltaDiscoveryResponse::decode_length_delimited(&mut rest).map_err(|e| fail(e.to_string()))?;
+            let response = DeltaDiscoveryResponse::decode_length_delimited(&mut rest)
+                .map_err(|e| fail(e.to_string()))?;
             let type_url = response.type_url.as_str().into();
             let resources = response.resources.iter().filter_map(|resource| {
                 Some((resource.name.as_str(), resource.resource.as_ref()?.value.as_slice()))
@@ -267,11 +268,14 @@ impl Conductor {
             }
             Event::Response(response) => match self.client.on_response(*response) {
                 Ok(update) => {
-                    let added = update.added.iter().map(|resource| (&*resource.name, resource.body.as_slice()));
+                    let added =
+                        update.added.iter().map(|resource| (&*resource.name, resource.body.as_slice()));
                     let ingested = self.assembler.ingest(&update.type_url, added, &update.removed);
                     let refused = (!ingested.refused.is_empty()).then(|| {
                         let list = ingested.refused.iter();
-                        list.map(|(name, refusal)| format!("{name}: {refusal}")).collect::<Vec<_>>().join("; ")
+                        list.map(|(name, refusal)| format!("{name}: {refusal}"))
+                            .collect::<Vec<_>>()
+                            .join("; ")
                     });
                     let since = Instant::now();
                     self.open.push(Open { token: update.token, items: ingested.items, refused, since });
@@ -345,9 +349,9 @@ impl Conductor {
         }
         for mut open in std::mem::take(&mut self.open) {
             let cold = open.items.iter().find(|item| !self.assembler.is_in_use(item));
-            let late = cold
-                .filter(|_| open.since.elapsed() >= WARMING)
-                .map(|item| format!("{}: not in use after {WARMING:?}: {}", item.name, self.assembler.waits_for(item)));
+            let late = cold.filter(|_| open.since.elapsed() >= WARMING).map(|item| {
+                format!("{}: not in use after {WARMING:?}: {}", item.name, self.assembler.waits_for(item))
+            });
             let request = match (open.refused.take().or(late), cold) {
                 (Some(error), _) => {
                     tracing::warn!(error, "refused");
@@ -422,7 +426,8 @@ impl Conductor {
 
     fn bind(&mut self) {
         for (name, address) in self.assembler.wanted_sockets() {
-            let sockets = (0..self.workers.len()).map(|_| stream::bind(address)).collect::<Result<Vec<_>, _>>();
+            let sockets =
+                (0..self.workers.len()).map(|_| stream::bind(address)).collect::<Result<Vec<_>, _>>();
             match sockets {
                 Ok(sockets) => self.give_sockets(&name, address, sockets),
                 Err(error) => tracing::error!(listener = &*name, %address, %error, "cannot bind"),

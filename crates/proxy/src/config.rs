@@ -84,6 +84,9 @@ pub struct Listener {
     pub tls: Option<(Arc<ServerConfig>, Service)>,
     /// Connections that do not. `None`: TLS is required.
     pub plain: Option<Service>,
+    /// With both: a caller that is silent for so long is taken for one without TLS that waits for the server
+    /// to speak first.
+    pub detect: Option<Duration>,
 }
 
 /// What is done with a connection.
@@ -105,8 +108,10 @@ pub struct HttpService {
     pub forward_client_cert: bool,
     /// Whether a 101 from upstream makes a tunnel.
     pub upgrades: bool,
-    /// Longest silence within an exchange and between two; `None` is no limit.
+    /// Longest silence within an exchange; `None` is no limit.
     pub idle: Option<Duration>,
+    /// Longest silence between two requests.
+    pub connection_idle: Duration,
     /// How long a head may take from its first byte.
     pub head_timeout: Duration,
     /// Limits of heads.

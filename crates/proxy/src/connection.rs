@@ -67,10 +67,10 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
         None => Ok((Stream::Plain(tcp), None)),
         Some((settings, secure)) => {
             let plain = config.plain.is_some();
+            let detect = config.detect.filter(|_| plain);
             let settings = Arc::clone(settings);
             let http = matches!(secure, Service::Http(_));
-            alarm.set(Some(GREETING));
-            greet(&alarm, tcp, settings, plain, http).await
+            greet(&alarm, tcp, settings, plain, detect, http).await
         }
     };
     drop(config);
@@ -101,16 +101,21 @@ async fn greet(
     mut tcp: TcpStream,
     settings: Arc<ServerConfig>,
     plain: bool,
+    detect: Option<Duration>,
     http: bool,
 ) -> Result<(Stream, Option<Arc<str>>), Farewell> {
     let failed = |error: ProxyError| Some((error, None));
     let mut first = [0; 1];
+    alarm.set(Some(detect.unwrap_or(GREETING)));
     match alarm.within(tcp.peek(&mut first)).await {
         Some(Ok(0) | Err(_)) => return Err(None),
-        // Nobody spoke: not worth a line for each health checker.
+        // Nobody spoke. The caller may be waiting for the server to speak first.
+        None if detect.is_some() => return Ok((Stream::Plain(tcp), None)),
+        // Not worth a line for each health checker.
         None => return Err(None),
         Some(Ok(_)) => {}
     }
+    alarm.set(Some(GREETING));
     if first[0] != HANDSHAKE {
         if plain {
             return Ok((Stream::Plain(tcp), None));

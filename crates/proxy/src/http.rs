@@ -41,7 +41,7 @@ const CONNECT_ATTEMPTS: u32 = 3;
 /// How long and how much a closing connection is still read, so that the last response is not lost to a reset.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
-/// Idle limit between requests if the listener has none.
+/// Limit of waits that have none of their own.
 const PARKED: Duration = Duration::from_secs(3600);
 
 /// What becomes of the connection after a request.
@@ -148,7 +148,7 @@ impl Client {
         if self.half_closed || (served > 0 && worker.is_draining()) {
             return false;
         }
-        let idle = http_service(serving, secure).and_then(|service| service.idle).unwrap_or(PARKED);
+        let idle = http_service(serving, secure).map_or(PARKED, |service| service.connection_idle);
         let Downstream { stream, alarm, .. } = &mut self.downstream;
         alarm.set(Some(idle));
         let inbox = &mut self.inbox;
@@ -171,11 +171,12 @@ impl Client {
         service: &HttpService,
         heads: &mut Heads,
     ) -> Result<bool, (ProxyError, String)> {
-        let refuse = |error: HeadError| {
-            (ProxyError::new(Side::Downstream, error.reason()), error.to_string())
-        };
+        let refuse =
+            |error: HeadError| (ProxyError::new(Side::Downstream, error.reason()), error.to_string());
         // Nearly always the head is here already, and no deadline is needed.
-        if let Parsed::Complete(_) = heads.request.parse(self.inbox.bytes(), &service.limits).map_err(refuse)? {
+        if let Parsed::Complete(_) =
+            heads.request.parse(self.inbox.bytes(), &service.limits).map_err(refuse)?
+        {
             return Ok(true);
         }
         let Downstream { stream, alarm, .. } = &mut self.downstream;
@@ -200,7 +201,9 @@ impl Client {
                     return Err((error, detail));
                 }
             }
-            if let Parsed::Complete(_) = heads.request.parse(self.inbox.bytes(), &service.limits).map_err(refuse)? {
+            if let Parsed::Complete(_) =
+                heads.request.parse(self.inbox.bytes(), &service.limits).map_err(refuse)?
+            {
                 return Ok(true);
             }
         }
@@ -290,7 +293,11 @@ impl Request<'_> {
         let slot = match route.destination(worker.random()).map_err(local)? {
             Destination::Cluster(slot) => slot,
             Destination::Direct(direct) => {
-                let reply = Reply { status: Some(direct.status), body: Some(&direct.body), ..Reply::new(direct.reason) };
+                let reply = Reply {
+                    status: Some(direct.status),
+                    body: Some(&direct.body),
+                    ..Reply::new(direct.reason)
+                };
                 return Ok(self.answer(reply, asking).await);
             }
         };
@@ -343,15 +350,8 @@ impl Request<'_> {
             let (picked, connection) = self.connection(upstream, fresh_only).await?;
             upstream.stats.borrow_mut().requests += 1;
             let reused = connection.reused;
-            let mut exchange = Exchange::new(
-                &worker,
-                self.client,
-                connection,
-                asking,
-                route,
-                self.service,
-                self.began,
-            );
+            let mut exchange =
+                Exchange::new(&worker, self.client, connection, asking, route, self.service, self.began);
             let outcome = exchange.run(heads, out).await;
             *started |= exchange.response_started();
             let replayable = exchange.is_replayable();

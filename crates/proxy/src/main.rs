@@ -52,7 +52,12 @@ fn main() -> ExitCode {
         Ok(filter) => filter,
         Err(error) => return fail(&error),
     };
-    tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).with_env_filter(filter).init();
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
     let options = Options {
         xds: arguments.xds,
         node: arguments.node,

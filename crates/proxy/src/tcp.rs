@@ -24,7 +24,12 @@ use crate::upstream::Upstream;
 use crate::worker::{Serving, Worker};
 
 /// Serves one connection of a TCP listener.
-pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, mut downstream: Downstream, service: &TcpService) {
+pub async fn serve(
+    worker: &Rc<Worker>,
+    serving: &Rc<Serving>,
+    mut downstream: Downstream,
+    service: &TcpService,
+) {
     let mut cluster = None;
     let mut endpoint = None;
     let outcome = forward(worker, serving, &mut downstream, service, &mut cluster, &mut endpoint).await;

@@ -159,9 +159,7 @@ impl Bundle {
     pub fn from_pem(pem: &[u8]) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(pem, "trust bundle")? {
-            roots
-                .add(certificate)
-                .map_err(|source| TlsError::Refused { what: "trust bundle", source })?;
+            roots.add(certificate).map_err(|source| TlsError::Refused { what: "trust bundle", source })?;
         }
         Ok(Self { roots: Arc::new(roots) })
     }
@@ -372,4 +370,35 @@ impl ServerCertVerifier for UpstreamVerifier {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn leaf(uris: &[&str]) -> CertificateDer<'static> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.subject_alt_names =
+            uris.iter().map(|uri| rcgen::SanType::URI((*uri).try_into().unwrap())).collect();
+        parameters.self_signed(&key).unwrap().der().clone()
+    }
+
+    #[test]
+    fn a_certificate_names_exactly_one_spiffe_id() {
+        let id = "spiffe://outrider.internal/ns/shop/svc/api";
+        assert_eq!(spiffe_id(&leaf(&[id])).map(|(id, _)| id), Ok(id.to_owned()));
+        assert_eq!(spiffe_id(&leaf(&[])), Err(IdentityError::UriNames(0)));
+        assert_eq!(spiffe_id(&leaf(&[id, "spiffe://outrider.internal/b"])), Err(IdentityError::UriNames(2)));
+        assert_eq!(spiffe_id(&b"not a certificate"[..].into()), Err(IdentityError::Unreadable));
+        for bad in
+            ["https://outrider.internal/a", "spiffe://outrider.internal", "spiffe:///a", "spiffe://a/b;c"]
+        {
+            assert_eq!(spiffe_id(&leaf(&[bad])), Err(IdentityError::NotSpiffe(bad.to_owned())), "{bad}");
+        }
+    }
+
+    #[test]
+    fn another_trust_domain_is_foreign() {
+        let foreign = leaf(&["spiffe://elsewhere/ns/shop/svc/api"]);
+        assert!(checked_id(&foreign, "outrider.internal").is_err());
+        assert!(checked_id(&foreign, "elsewhere").is_ok());
+    }
+}

@@ -140,7 +140,12 @@ impl Upstream {
     /// Why there is no endpoint, in numbers, for people.
     pub fn census(&self) -> String {
         let balancer = self.balancer.borrow();
-        format!("{} of {} endpoints of {} are healthy", balancer.healthy(), balancer.len(), self.config.borrow().name)
+        format!(
+            "{} of {} endpoints of {} are healthy",
+            balancer.healthy(),
+            balancer.len(),
+            self.config.borrow().name
+        )
     }
 
     /// A kept connection to the endpoint that is still open and silent.
@@ -229,7 +234,9 @@ impl Upstream {
                     Ok(_) => Ok(Stream::Client(Box::new(stream))),
                     Err(e) => Err(failed(Reason::UpstreamIdentityMismatch, io::Error::other(e))),
                 },
-                Err(e) if tls::identity_error(&e).is_some() => Err(failed(Reason::UpstreamIdentityMismatch, e)),
+                Err(e) if tls::identity_error(&e).is_some() => {
+                    Err(failed(Reason::UpstreamIdentityMismatch, e))
+                }
                 Err(e) => Err(failed(Reason::UpstreamTlsFailed, e)),
             }
         };

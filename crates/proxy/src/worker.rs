@@ -108,6 +108,7 @@ pub struct Worker {
     servings: RefCell<BTreeMap<Arc<str>, Rc<Serving>>>,
     sockets: RefCell<BTreeMap<Arc<str>, Vec<Rc<TcpListener>>>>,
     active: RefCell<Arc<Snapshot>>,
+    #[allow(clippy::vec_box, reason = "lent out as boxes, so that a connection's task stays small")]
     heads: RefCell<Vec<Box<Heads>>>,
     connections: Cell<usize>,
     draining: Cell<bool>,
@@ -219,7 +220,8 @@ impl Worker {
             if !wanted || sockets.is_empty() {
                 serving.stop_accepting();
             } else if serving.acceptors.borrow().is_empty() {
-                let start = |socket| tokio::task::spawn_local(accept(Rc::clone(self), Rc::clone(serving), socket));
+                let start =
+                    |socket| tokio::task::spawn_local(accept(Rc::clone(self), Rc::clone(serving), socket));
                 *serving.acceptors.borrow_mut() = sockets.into_iter().map(start).collect();
             }
         }

@@ -15,6 +15,8 @@
 //! - *One bad resource does not hide the good ones.* A refused response of several resources is sent again in
 //!   halves until the refused ones stand alone; only then they are reported.
 //! - *Bounded.* At most one unanswered response per type; what changes meanwhile is coalesced to the latest.
+//!   Only the first answer to a name does not wait: the client may need it before it can answer what is open,
+//!   as clusters of one response that ask for their endpoints one by one.
 //!
 //! Does not: keep time. If a client never answers, [`Session::abandon`] lets the next response go.
 
@@ -179,9 +181,10 @@ impl Session {
 
     /// Types and nonces of responses that wait for an answer.
     pub fn outstanding(&self) -> impl Iterator<Item = (&Arc<str>, &str)> {
-        self.types
-            .iter()
-            .filter_map(|(type_url, state)| Some((type_url, state.outstanding.as_ref()?.nonce.as_str())))
+        self.types.iter().flat_map(|(type_url, state)| {
+            let open = state.outstanding.iter().chain(&state.first_answers);
+            open.map(move |open| (type_url, open.nonce.as_str()))
+        })
     }
 
     /// Stops waiting for the answer of a type. It still counts if it comes.
@@ -295,9 +298,6 @@ impl Session {
             }
             let keep_accepted = dependent && self.new_cluster_refused();
             let Some(state) = self.types.get_mut(&type_url) else { continue };
-            if state.outstanding.is_some() {
-                continue;
-            }
             let Some(next) = state.take_additions(keep_accepted, self.options.response_bytes) else {
                 continue;
             };
@@ -363,7 +363,7 @@ impl Session {
     }
 
     fn may_remove(&self, type_url: &str, set: &ResourceSet) -> bool {
-        let own = |state: &TypeState| state.outstanding.is_none() && state.additions_settled();
+        let own = |state: &TypeState| state.idle() && state.additions_settled();
         if !self.types.get(type_url).is_some_and(own) {
             return false;
         }

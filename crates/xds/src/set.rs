@@ -255,3 +255,6 @@ impl FromIterator<Resource> for ResourceSet {
         set
     }
 }
+
+#[cfg(test)]
+mod tests;

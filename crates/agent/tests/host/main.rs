@@ -55,13 +55,19 @@ struct Mesh {
     folder: tempfile::TempDir,
     control: Option<ControlPlane>,
     agent: Option<(JoinHandle<Result<(), AgentError>>, CancellationToken)>,
+    proxy: PathBuf,
 }
 
 impl Mesh {
     async fn start(yaml: &str) -> Self {
+        Self::start_with(yaml, None).await
+    }
+
+    async fn start_with(yaml: &str, proxy: Option<PathBuf>) -> Self {
         let folder = tempfile::Builder::new().prefix("or").tempdir_in("/tmp").unwrap();
         let control = ControlPlane::start(&folder.path().join("ca"), yaml).await;
-        let mut mesh = Self { folder, control: Some(control), agent: None };
+        let proxy = proxy.unwrap_or_else(|| fake_proxy::program(folder.path()));
+        let mut mesh = Self { folder, control: Some(control), agent: None, proxy };
         mesh.start_agent(true).await;
         mesh
     }
@@ -82,7 +88,7 @@ impl Mesh {
         let server = self.control().address.to_string();
         let mut options =
             AgentOptions::new(self.path().join("state"), self.path().join("run"), "n1".into(), server);
-        options.proxy_binary = Some(fake_proxy::program(self.path()));
+        options.proxy_binary = Some(self.proxy.clone());
         options.envoy_binary = std::env::var_os("OUTRIDER_ENVOY").map(Into::into);
         options.times.settle = Duration::from_millis(50);
         options
@@ -113,11 +119,18 @@ impl Mesh {
         service: &str,
         condition: impl Fn(&InstanceOverview) -> bool,
     ) -> InstanceOverview {
-        eventually(service, || async {
-            let all = list(&self.socket()).await.ok()?.instances;
-            all.into_iter().find(|i| i.service == service && condition(i))
-        })
-        .await
+        let last = std::cell::RefCell::new(Vec::new());
+        let found = tokio::time::timeout(DEADLINE, async {
+            loop {
+                let all = list(&self.socket()).await.map(|o| o.instances).unwrap_or_default();
+                if let Some(found) = all.iter().find(|i| i.service == service && condition(i)) {
+                    return found.clone();
+                }
+                last.replace(all);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("not in time; last seen: {:#?}", last.borrow()))
     }
 
     fn run(&self, service: &str, script: &str) -> App {
@@ -248,7 +261,7 @@ async fn everything_local_goes_on_without_the_control_plane_even_a_new_agent() {
     mesh.control().stop();
     eventually("the agent notices", || async { (!mesh.overview().await.away.is_empty()).then_some(()) })
         .await;
-    kill(instance.proxy_pid, Signal::SEGV);
+    kill(instance.proxy_pid, Signal::ABORT);
     let again = mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0).await;
     assert_eq!(ask(outbound).await, again.proxy_pid.to_string());
 
@@ -360,12 +373,25 @@ async fn refusals_say_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn envoy_carries_requests_between_two_instances() {
-    if std::env::var_os("OUTRIDER_ENVOY").is_none() {
-        println!("skipped: set OUTRIDER_ENVOY to the path of an Envoy binary");
-        return;
+    match std::env::var_os("OUTRIDER_ENVOY") {
+        Some(_) => carries_requests("envoy", None).await,
+        None => println!("skipped: set OUTRIDER_ENVOY to the path of an Envoy binary"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_native_proxy_carries_requests_between_two_instances() {
+    let ours = std::env::current_exe().unwrap();
+    let beside = ours.parent().unwrap().parent().unwrap().join("outrider-proxy");
+    match beside.exists() {
+        true => carries_requests("native", Some(beside)).await,
+        false => println!("skipped: {} is not built (cargo build -p outrider-proxy)", beside.display()),
+    }
+}
+
+async fn carries_requests(engine: &str, binary: Option<PathBuf>) {
     let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mesh = Mesh::start(&shop("envoy", origin.local_addr().unwrap().port())).await;
+    let mesh = Mesh::start_with(&shop(engine, origin.local_addr().unwrap().port()), binary).await;
     tokio::spawn(async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         loop {
@@ -399,7 +425,7 @@ async fn envoy_carries_requests_between_two_instances() {
     eventually("a request goes through", get).await;
     kill(calling.proxy_pid, Signal::KILL);
     mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0).await;
-    eventually("and through the next Envoy", get).await;
+    eventually("and through the next process", get).await;
     let proxy = format!("shop/{}", calling.name);
     eventually("its resources are in use", || async {
         mesh.control().shared.applied(&proxy, type_url::CLUSTER).contains_key(OUT).then_some(())

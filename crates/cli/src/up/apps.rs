@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -15,6 +16,10 @@ use super::procfile::Process;
 
 /// Longest line passed on, in bytes; the rest of a longer one becomes further lines.
 const LINE_LIMIT: usize = 16 << 10;
+
+/// How long what a command leaves behind may take to end, and how often that is looked at.
+const REST_LIMIT: Duration = Duration::from_secs(5);
+const REST_POLL: Duration = Duration::from_millis(20);
 
 /// What processes do.
 #[derive(Debug)]
@@ -68,7 +73,14 @@ impl Launcher {
             .arg("run")
             .arg("--agent")
             .arg(&self.agent)
-            .args(["--service", &process.service.to_string(), "--", "/bin/sh", "-c", &process.command])
+            .args([
+                "--service",
+                &process.service.to_string(),
+                "--",
+                "/bin/sh",
+                "-c",
+                &process.shell_command(),
+            ])
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -81,7 +93,7 @@ impl Launcher {
             child.stdout.take().map(|pipe| tokio::spawn(read_lines(app, pipe, events.clone()))),
             child.stderr.take().map(|pipe| tokio::spawn(read_lines(app, pipe, events.clone()))),
         ];
-        let waiter = tokio::spawn(wait(app, child, output, events.clone()));
+        let waiter = tokio::spawn(wait(app, child, group, output, events.clone()));
         Ok(App { group, waiter })
     }
 }
@@ -110,18 +122,36 @@ impl App {
 async fn wait(
     app: usize,
     mut child: Child,
+    group: Option<Pid>,
     output: [Option<tokio::task::JoinHandle<()>>; 2],
     events: mpsc::Sender<AppEvent>,
 ) {
     let Ok(status) = child.wait().await else { return };
+    if let Some(group) = group {
+        end_rest(group).await;
+    }
     // What it wrote last comes before the news of its end, unless something it left behind holds the pipe.
     let drained = async {
         for reader in output.into_iter().flatten() {
             let _ = reader.await;
         }
     };
-    let _ = tokio::time::timeout(std::time::Duration::from_millis(500), drained).await;
+    let _ = tokio::time::timeout(Duration::from_millis(500), drained).await;
     let _ = events.send(AppEvent::Exited { app, status }).await;
+}
+
+/// Ends what a command started and left in its group: first asked, then made to.
+async fn end_rest(group: Pid) {
+    // A group without members does not exist.
+    let asked = rustix::process::kill_process_group(group, Signal::TERM);
+    let deadline = tokio::time::Instant::now() + REST_LIMIT;
+    while asked.is_ok() && rustix::process::test_kill_process_group(group).is_ok() {
+        if tokio::time::Instant::now() >= deadline {
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+            return;
+        }
+        tokio::time::sleep(REST_POLL).await;
+    }
 }
 
 async fn read_lines(app: usize, pipe: impl AsyncRead + Unpin, events: mpsc::Sender<AppEvent>) {

@@ -2,7 +2,7 @@
 //!
 //! Holds: a folder with a mistake in it is refused as a whole, with every mistake shown. Does not: apply.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -25,6 +25,8 @@ pub(crate) struct Folder {
     pub(crate) objects: BTreeSet<ObjectKey>,
     /// Services they declare.
     pub(crate) services: BTreeSet<ServiceRef>,
+    /// Whom each service may call.
+    pub(crate) calls: BTreeMap<ServiceRef, BTreeSet<ServiceRef>>,
     /// Services that are called on a port: several instances of one share its target ports on one host.
     pub(crate) servers: BTreeSet<ServiceRef>,
 }
@@ -70,8 +72,10 @@ impl Folder {
         };
         let objects = parsed.documents.iter().map(|document| object_key(document.key())).collect();
         let servers = model.services.values().filter(|service| !service.ports.is_empty());
+        let calls = model.services.values().map(|service| (service.id.clone(), service.calls.clone()));
         Ok(Self {
             sources,
+            calls: calls.collect(),
             warnings,
             objects,
             servers: servers.map(|service| service.id.clone()).collect(),

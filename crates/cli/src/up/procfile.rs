@@ -28,6 +28,20 @@ pub(crate) struct Process {
     pub(crate) command: String,
 }
 
+impl Process {
+    /// The command as the shell gets it: a simple one replaces the shell, so that signals reach it directly.
+    pub(crate) fn shell_command(&self) -> String {
+        let special = |c: char| ";&|<>()$`\\\"'*?[]{}#~=%!\n".contains(c);
+        let reserved = ["exec", "if", "for", "while", "until", "case", "trap", "cd", ":", ".", "exit"];
+        let first = self.command.split_whitespace().next().unwrap_or_default();
+        if self.command.contains(special) || reserved.contains(&first) {
+            self.command.clone()
+        } else {
+            format!("exec {}", self.command)
+        }
+    }
+}
+
 /// A mistake.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ProcfileError {
@@ -191,6 +205,23 @@ mod tests {
         assert_eq!(errors.len(), starts.len(), "{errors:#?}");
         for (error, start) in errors.iter().zip(starts) {
             assert!(error.starts_with(start), "{error}");
+        }
+    }
+
+    #[test]
+    fn simple_commands_replace_the_shell() {
+        let cases = [
+            ("python3 -u web.py --port 1", "exec python3 -u web.py --port 1"),
+            ("A=1 ./web", "A=1 ./web"),
+            ("./a && ./b", "./a && ./b"),
+            ("exec ./a", "exec ./a"),
+            ("exit 5", "exit 5"),
+            ("echo \"x\"", "echo \"x\""),
+        ];
+        for (command, expected) in cases {
+            let process =
+                Process { label: "a".into(), service: ServiceRef::new("a", "b"), command: command.into() };
+            assert_eq!(process.shell_command(), expected);
         }
     }
 

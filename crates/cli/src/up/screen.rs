@@ -48,7 +48,7 @@ pub(crate) struct Screen {
     /// Lines of the table on the terminal now.
     drawn: usize,
     view: Vec<String>,
-    totals: BTreeMap<String, (Duration, Totals)>,
+    seen: BTreeMap<String, Seen>,
     states: BTreeMap<String, String>,
 }
 
@@ -65,7 +65,7 @@ impl Screen {
             footer,
             drawn: 0,
             view: Vec::new(),
-            totals: BTreeMap::new(),
+            seen: BTreeMap::new(),
             states: BTreeMap::new(),
         }
     }
@@ -143,7 +143,7 @@ impl Screen {
             "SERVICE", "INSTANCE", "STATE", "PROXY", "PID", "MEMORY", "CONFIG", "IN", "OUT", "ERRORS",
             "RATE", "MEAN",
         ]);
-        let mut totals = BTreeMap::new();
+        let mut seen = BTreeMap::new();
         for service in &snapshot.services {
             let mut any = false;
             for instance in &snapshot.instances {
@@ -151,23 +151,23 @@ impl Screen {
                     any = true;
                     let now = Totals::of(instance);
                     let name = format!("{}/{}", instance.namespace, instance.name);
-                    let rates = Rates::between(self.totals.get(&name), snapshot.uptime, now);
-                    table.row(self.row(service, instance, now, rates));
-                    totals.insert(name, (snapshot.uptime, now));
+                    let next = Seen::next(self.seen.get(&name), snapshot.uptime, now);
+                    table.row(self.row(service, instance, now, &next.rates));
+                    seen.insert(name, next);
                 }
             }
             if !any {
                 table.row(vec![service.to_string(), self.style.dim("no instance")]);
             }
         }
-        self.totals = totals;
+        self.seen = seen;
         let mut view = vec![String::new(), header];
         view.extend(table.lines(self.style));
         view.push(self.style.dim(&self.footer));
         view
     }
 
-    fn row(&self, service: &ServiceRef, instance: &InstanceView, now: Totals, rates: Rates) -> Vec<String> {
+    fn row(&self, service: &ServiceRef, instance: &InstanceView, now: Totals, rates: &Rates) -> Vec<String> {
         let proxy = &instance.proxy;
         vec![
             service.to_string(),
@@ -180,26 +180,47 @@ impl Screen {
             count(now.inbound),
             count(now.outbound),
             if now.errors > 0 { self.style.bad(&count(now.errors)) } else { "0".to_owned() },
-            rates.rate,
-            rates.mean,
+            rates.rate.clone(),
+            rates.mean.clone(),
         ]
     }
 }
 
+/// Numbers arrive every few seconds; rates stay as they are until then, but not longer than this.
+const STALE: Duration = Duration::from_secs(6);
+
+/// An instance's numbers when they last changed.
+#[derive(Clone, Debug)]
+struct Seen {
+    at: Duration,
+    totals: Totals,
+    rates: Rates,
+}
+
+#[derive(Clone, Debug)]
 struct Rates {
     rate: String,
     mean: String,
 }
 
+impl Seen {
+    fn next(before: Option<&Self>, at: Duration, now: Totals) -> Self {
+        match before {
+            Some(before) if before.totals == now && at.saturating_sub(before.at) < STALE => before.clone(),
+            Some(before) => {
+                let rates = Rates::between(before.at, before.totals, at, now);
+                Self { at, totals: now, rates }
+            }
+            None => Self { at, totals: now, rates: Rates { rate: "-".into(), mean: "-".into() } },
+        }
+    }
+}
+
 impl Rates {
     /// Between two observations; a proxy that was started again counts from 0.
-    fn between(before: Option<&(Duration, Totals)>, at: Duration, now: Totals) -> Self {
-        let (then, before) = before.copied().unwrap_or_default();
-        let (before, then) = if before.inbound + before.outbound > now.inbound + now.outbound {
-            (Totals::default(), then)
-        } else {
-            (before, then)
-        };
+    fn between(then: Duration, before: Totals, at: Duration, now: Totals) -> Self {
+        let again = before.inbound + before.outbound > now.inbound + now.outbound;
+        let before = if again { Totals::default() } else { before };
         let requests = now.inbound + now.outbound - before.inbound - before.outbound;
         let seconds = at.saturating_sub(then).as_secs_f64();
         let rate = if seconds > 0.0 { requests as f64 / seconds } else { 0.0 };
@@ -211,6 +232,10 @@ impl Rates {
 /// An instance's state in a line; a change of it is news.
 fn summary(instance: &InstanceView) -> String {
     let proxy = &instance.proxy;
+    // While it starts, `run` itself says what it waits for.
+    if instance.state == "starting" && proxy.restarts == 0 && proxy.config != "rejected" {
+        return instance.state.clone();
+    }
     let mut text = instance.state.clone();
     if !instance.reason.is_empty() {
         text.push_str(&format!(": {}", instance.reason));
@@ -272,7 +297,7 @@ mod tests {
     fn changes_of_state_are_news_once() {
         let mut screen = screen();
         let first = screen.observe(&snapshot(1, 0, "starting"));
-        assert_eq!(first, ["outrider │ shop/web-aaaaa starting, proxy native 0.1.0 (pid 42)"]);
+        assert_eq!(first, ["outrider │ shop/web-aaaaa starting"]);
         assert!(screen.observe(&snapshot(2, 5, "starting")).is_empty());
         assert_eq!(screen.observe(&snapshot(3, 5, "ready")).len(), 1);
         let gone = screen.observe(&Snapshot::default());
@@ -286,8 +311,15 @@ mod tests {
         screen.observe(&snapshot(12, 140, "ready"));
         let row = screen.view.iter().find(|line| line.contains("web-aaaaa")).unwrap();
         assert!(row.ends_with("20/s  1.5ms"), "{row}");
+        // No news is not a rate of 0, for a while.
+        screen.observe(&snapshot(13, 140, "ready"));
+        assert!(screen.view.iter().any(|line| line.ends_with("20/s  1.5ms")), "{:#?}", screen.view);
+        screen.observe(&snapshot(14, 160, "ready"));
+        assert!(screen.view.iter().any(|line| line.ends_with("10/s  1.5ms")), "{:#?}", screen.view);
+        screen.observe(&snapshot(20, 160, "ready"));
+        assert!(screen.view.iter().any(|line| line.ends_with(" 0/s   -")), "{:#?}", screen.view);
         // The proxy was started again: totals begin anew and nothing underflows.
-        screen.observe(&snapshot(13, 7, "ready"));
+        screen.observe(&snapshot(21, 7, "ready"));
         let row = screen.view.iter().find(|line| line.contains("web-aaaaa")).unwrap();
         assert!(row.contains("  7/s"), "{row}");
         assert!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body as StreamBody, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use utoipa::IntoParams;
 
 use super::Api;
-use super::error::{Params, Problem};
+use super::error::{Params, Problem, Segments};
 use crate::declare::read_key;
 
 /// Longest wait of a rollout request.
@@ -75,7 +75,7 @@ fn key((kind, namespace, name): (String, String, String)) -> Result<Key, Problem
 ), responses((status = 200, body = ObjectView), (status = "default", body = ErrorBody)))]
 pub(crate) async fn object(
     State(api): State<Api>,
-    Path(path): Path<(String, String, String)>,
+    Segments(path): Segments<(String, String, String)>,
 ) -> Result<Json<ObjectView>, Problem> {
     let key = key(path)?;
     let text = format!("{key} is not declared");
@@ -90,7 +90,7 @@ pub(crate) async fn object(
 ), responses((status = 200, body = DescribeView), (status = "default", body = ErrorBody)))]
 pub(crate) async fn describe(
     State(api): State<Api>,
-    Path(path): Path<(String, String, String)>,
+    Segments(path): Segments<(String, String, String)>,
 ) -> Result<Json<DescribeView>, Problem> {
     let key = key(path)?;
     let text = format!("{key} is not declared");
@@ -137,7 +137,7 @@ pub(crate) async fn nodes(State(api): State<Api>) -> Result<Json<Vec<NodeView>>,
 ), responses((status = 200, body = Vec<ResourceView>), (status = "default", body = ErrorBody)))]
 pub(crate) async fn proxy_resources(
     State(api): State<Api>,
-    Path((namespace, instance)): Path<(String, String)>,
+    Segments((namespace, instance)): Segments<(String, String)>,
 ) -> Result<Json<Vec<ResourceView>>, Problem> {
     let proxy = format!("{namespace}/{instance}");
     let text = format!("no instance {proxy} runs");

@@ -4,16 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrider_proxy_core::balance::Policy;
-use outrider_xds_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy, LeastRequestLbConfig,
-};
 use outrider_xds_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
+use outrider_xds_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
+    LeastRequestLbConfig,
+};
 use outrider_xds_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
 use outrider_xds_types::pb::envoy::config::core::v3::{
     HealthStatus, Http1ProtocolOptions, HttpProtocolOptions as CommonOptions,
 };
 use outrider_xds_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
-use outrider_xds_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints};
+use outrider_xds_types::pb::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
+};
 use outrider_xds_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
 };
@@ -32,9 +35,7 @@ use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID};
 use rustls_pki_types::ServerName;
 
 use super::Endpoint;
-use super::fields::{
-    Refusal, join, limit, nothing_left, over_ads, socket_address, transport_socket, unpack,
-};
+use super::fields::{Refusal, join, limit, nothing_left, over_ads, socket_address, transport_socket, unpack};
 
 /// Key of the HTTP options of a cluster, which is also their type's name.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -192,7 +193,10 @@ fn http_options(cluster: &mut Cluster) -> Result<Duration, Refusal> {
     if let Some(any) = cluster.typed_extension_protocol_options.remove(HTTP_OPTIONS) {
         let path = join(path, HTTP_OPTIONS);
         let mut options: HttpProtocolOptions = unpack(&any, &path)?;
-        idle = common_idle(options.common_http_protocol_options.take(), &join(&path, "common_http_protocol_options"))?;
+        idle = common_idle(
+            options.common_http_protocol_options.take(),
+            &join(&path, "common_http_protocol_options"),
+        )?;
         match options.upstream_protocol_options.take() {
             None => {}
             Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
@@ -265,8 +269,8 @@ fn upstream_tls(any: &Any) -> Result<ParsedTls, Refusal> {
         ));
     }
     let server_name = if sni.is_empty() { "outrider.internal".to_owned() } else { sni };
-    let server_name = ServerName::try_from(server_name)
-        .map_err(|_| Refusal::new(join(path, "sni"), "not a host name"))?;
+    let server_name =
+        ServerName::try_from(server_name).map_err(|_| Refusal::new(join(path, "sni"), "not a host name"))?;
     Ok(ParsedTls { expected: parsed.expected, server_name, alpn: parsed.alpn })
 }
 

@@ -60,7 +60,10 @@ pub fn join(path: &str, field: &str) -> String {
 ///
 /// # Errors
 /// Another type, or bytes that are not that type.
-pub fn unpack<T: Message + Default + outrider_xds_types::prost::Name>(any: &Any, path: &str) -> Result<T, Refusal> {
+pub fn unpack<T: Message + Default + outrider_xds_types::prost::Name>(
+    any: &Any,
+    path: &str,
+) -> Result<T, Refusal> {
     if any.type_url != T::type_url() {
         return Err(Refusal::new(path, format!("`{}` is not supported here", any.type_url)));
     }
@@ -98,15 +101,16 @@ pub fn socket_address(address: Option<Address>, path: &str) -> Result<SocketAddr
         return Err(Refusal::new(path, "a socket address is required"));
     };
     let text = std::mem::take(&mut socket.address);
-    let ip: IpAddr = text
-        .parse()
-        .map_err(|_| Refusal::new(join(path, "socket_address.address"), format!("`{text}` is not an IP address")))?;
+    let ip: IpAddr = text.parse().map_err(|_| {
+        Refusal::new(join(path, "socket_address.address"), format!("`{text}` is not an IP address"))
+    })?;
     let port = match socket.port_specifier.take() {
         Some(PortSpecifier::PortValue(port)) => u16::try_from(port).ok(),
         _ => None,
     };
     nothing_left::<SocketAddress>(&socket, &join(path, "socket_address"))?;
-    let port = port.ok_or_else(|| Refusal::new(join(path, "socket_address.port_value"), "a port is required"))?;
+    let port =
+        port.ok_or_else(|| Refusal::new(join(path, "socket_address.port_value"), "a port is required"))?;
     Ok(SocketAddr::new(ip, port))
 }
 
@@ -157,8 +161,8 @@ mod tests {
     #[test]
     fn a_field_nobody_took_is_named() {
         assert_eq!(nothing_left(&Cluster::default(), ""), Ok(()));
-        let left = Cluster { respect_dns_ttl: true, ..Cluster::default() };
-        assert_eq!(nothing_left(&left, "").unwrap_err().path, "respect_dns_ttl");
+        let left = Cluster { close_connections_on_host_health_failure: true, ..Cluster::default() };
+        assert_eq!(nothing_left(&left, "").unwrap_err().path, "close_connections_on_host_health_failure");
         let left = Cluster { outlier_detection: Some(Default::default()), ..Cluster::default() };
         assert_eq!(nothing_left(&left, "clusters[0]").unwrap_err().path, "clusters[0].outlier_detection");
     }

@@ -33,13 +33,13 @@ use outrider_xds_types::prost::{Message, Name};
 
 use super::Slots;
 use super::cluster::{common_tls, exact, http1_options};
-use super::fields::{
-    Refusal, join, limit, nothing_left, over_ads, socket_address, transport_socket, unpack,
-};
+use super::fields::{Refusal, join, limit, nothing_left, over_ads, socket_address, transport_socket, unpack};
 use super::route;
 
 /// Idle limit of HTTP connections where none is given; Envoy's.
 const DEFAULT_IDLE: Duration = Duration::from_secs(300);
+/// Idle limit between requests where none is given; Envoy's.
+const DEFAULT_CONNECTION_IDLE: Duration = Duration::from_secs(3600);
 /// Limit of a head's arrival where none is given.
 const DEFAULT_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle limit of TCP where none is given; Envoy's.
@@ -55,6 +55,8 @@ pub struct ParsedListener {
     pub tls: Option<(Vec<Vec<u8>>, ParsedService)>,
     /// Others.
     pub plain: Option<ParsedService>,
+    /// When silence means "no TLS"; only with both.
+    pub detect: Option<Duration>,
 }
 
 impl ParsedListener {
@@ -91,8 +93,10 @@ pub struct ParsedHttp {
     pub forward_client_cert: bool,
     /// Whether 101 makes a tunnel.
     pub upgrades: bool,
-    /// Longest silence.
+    /// Longest silence within an exchange.
     pub idle: Option<Duration>,
+    /// Longest silence between two requests.
+    pub connection_idle: Duration,
     /// From the first byte of a head to its last.
     pub head_timeout: Duration,
     /// Limits of heads.
@@ -118,7 +122,7 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
     for (n, filter) in std::mem::take(&mut listener.listener_filters).into_iter().enumerate() {
         listener_filter(filter, &format!("listener_filters[{n}]"))?;
     }
-    let mut parsed = ParsedListener { name, address, tls: None, plain: None };
+    let mut parsed = ParsedListener { name, address, tls: None, plain: None, detect: None };
     let chains = std::mem::take(&mut listener.filter_chains);
     if chains.is_empty() {
         return Err(Refusal::new("filter_chains", "at least one is required"));
@@ -134,9 +138,10 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
     // The agent binds; how is its affair.
     listener.enable_reuse_port = None;
     listener.tcp_backlog_size = None;
-    // Looking at the first byte is bounded by the head timeout.
-    listener.listener_filters_timeout = None;
-    listener.continue_on_listener_filters_timeout = false;
+    let detect = limit(listener.listener_filters_timeout.take(), "listener_filters_timeout")?;
+    if std::mem::take(&mut listener.continue_on_listener_filters_timeout) {
+        parsed.detect = detect;
+    }
     listener.per_connection_buffer_limit_bytes = None;
     nothing_left(&listener, "")?;
     Ok(parsed)
@@ -232,7 +237,12 @@ fn service(filters: Vec<Filter>, path: &str, slots: &mut Slots) -> Result<Parsed
     Err(Refusal::new(join(path, "filters"), "an HTTP connection manager or TCP proxy is required at the end"))
 }
 
-fn tcp(mut proxy: TcpProxy, access: AccessPolicy, path: &str, slots: &mut Slots) -> Result<ParsedService, Refusal> {
+fn tcp(
+    mut proxy: TcpProxy,
+    access: AccessPolicy,
+    path: &str,
+    slots: &mut Slots,
+) -> Result<ParsedService, Refusal> {
     let cluster = match proxy.cluster_specifier.take() {
         Some(ClusterSpecifier::Cluster(name)) => slots.of(&name),
         _ => return Err(Refusal::new(join(path, "cluster"), "one cluster is required")),
@@ -269,17 +279,19 @@ fn http(mut hcm: HttpConnectionManager, path: &str, slots: &mut Slots) -> Result
     if let Some(kb) = hcm.max_request_headers_kb.take() {
         limits.max_head = (kb.value.clamp(1, 96) as usize) << 10;
     }
-    let mut idle = match hcm.stream_idle_timeout.take() {
+    let mut connection_idle = DEFAULT_CONNECTION_IDLE;
+    let idle = match hcm.stream_idle_timeout.take() {
         None => Some(DEFAULT_IDLE),
         given => limit(given, &join(path, "stream_idle_timeout"))?,
     };
     if let Some(mut common) = hcm.common_http_protocol_options.take() {
         let path = join(path, "common_http_protocol_options");
         if let Some(count) = common.max_headers_count.take() {
-            limits.max_headers = (count.value as usize).clamp(1, outrider_proxy_core::http1::head::MAX_HEADERS);
+            limits.max_headers =
+                (count.value as usize).clamp(1, outrider_proxy_core::http1::head::MAX_HEADERS);
         }
-        if let Some(connection_idle) = limit(common.idle_timeout.take(), &join(&path, "idle_timeout"))? {
-            idle = idle.or(Some(connection_idle));
+        if let Some(given) = limit(common.idle_timeout.take(), &join(&path, "idle_timeout"))? {
+            connection_idle = given;
         }
         // Underscores pass, as any other byte of a name.
         common.headers_with_underscores_action = 0;
@@ -327,7 +339,16 @@ fn http(mut hcm: HttpConnectionManager, path: &str, slots: &mut Slots) -> Result
     // Every reply of this proxy carries its reason already.
     hcm.local_reply_config = None;
     nothing_left(&hcm, path)?;
-    Ok(ParsedHttp { routes, access, forward_client_cert, upgrades, idle, head_timeout, limits })
+    Ok(ParsedHttp {
+        routes,
+        access,
+        forward_client_cert,
+        upgrades,
+        idle,
+        connection_idle,
+        head_timeout,
+        limits,
+    })
 }
 
 fn client_cert(hcm: &mut HttpConnectionManager, path: &str) -> Result<bool, Refusal> {
@@ -337,10 +358,16 @@ fn client_cert(hcm: &mut HttpConnectionManager, path: &str) -> Result<bool, Refu
         Ok(ForwardClientCertDetails::Sanitize) => Ok(false),
         Ok(ForwardClientCertDetails::SanitizeSet) => {
             details.uri = false;
-            nothing_left::<SetCurrentClientCertDetails>(&details, &join(path, "set_current_client_cert_details"))?;
+            nothing_left::<SetCurrentClientCertDetails>(
+                &details,
+                &join(path, "set_current_client_cert_details"),
+            )?;
             Ok(true)
         }
-        _ => Err(Refusal::new(join(path, "forward_client_cert_details"), "only SANITIZE and SANITIZE_SET are supported")),
+        _ => Err(Refusal::new(
+            join(path, "forward_client_cert_details"),
+            "only SANITIZE and SANITIZE_SET are supported",
+        )),
     }
 }
 
@@ -432,7 +459,12 @@ fn who(
                 who(inner, &join(path, "or_ids"), everybody, authenticated, ids)?;
             }
         }
-        _ => return Err(Refusal::new(path, "only `any`, `authenticated` and `or_ids` of those are supported")),
+        _ => {
+            return Err(Refusal::new(
+                path,
+                "only `any`, `authenticated` and `or_ids` of those are supported",
+            ));
+        }
     }
     Ok(())
 }

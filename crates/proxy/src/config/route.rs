@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use outrider_proxy_core::http1::HeaderEdits;
+use outrider_proxy_core::http1::reply::REASON_HEADER;
 use outrider_proxy_core::reason::Reason;
 use outrider_proxy_core::route::{
     DirectResponse, HeaderMatch, PathMatch, Route as CompiledRoute, RouteAction as CompiledAction,
@@ -16,7 +17,8 @@ use outrider_xds_types::pb::envoy::config::route::v3::route_action::ClusterSpeci
 use outrider_xds_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use outrider_xds_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use outrider_xds_types::pb::envoy::config::route::v3::{
-    HeaderMatcher, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+    HeaderMatcher, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+    WeightedCluster,
 };
 use outrider_xds_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use outrider_xds_types::prost::Message;
@@ -75,7 +77,12 @@ fn virtual_host(
     Ok(CompiledHost { domains, routes })
 }
 
-fn route(mut route: Route, path: &str, slots: &mut Slots, clusters: &mut Vec<u32>) -> Result<CompiledRoute, Refusal> {
+fn route(
+    mut route: Route,
+    path: &str,
+    slots: &mut Slots,
+    clusters: &mut Vec<u32>,
+) -> Result<CompiledRoute, Refusal> {
     let name = std::mem::take(&mut route.name).into();
     route.metadata = None;
     route.stat_prefix.clear();
@@ -118,7 +125,9 @@ fn matches(mut given: RouteMatch, path: &str) -> Result<CompiledMatch, Refusal> 
         Some(PathSpecifier::Prefix(prefix)) if prefix == "/" => PathMatch::Any,
         Some(PathSpecifier::Prefix(prefix)) => PathMatch::Prefix(prefix.into_bytes().into()),
         Some(PathSpecifier::Path(exact)) => PathMatch::Exact(exact.into_bytes().into()),
-        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => PathMatch::ElementPrefix(prefix.into_bytes().into()),
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => {
+            PathMatch::ElementPrefix(prefix.into_bytes().into())
+        }
         _ => return Err(Refusal::new(join(path, "path_specifier"), "not supported, or missing")),
     };
     if given.case_sensitive.take().is_some_and(|b| !b.value) {
@@ -129,7 +138,9 @@ fn matches(mut given: RouteMatch, path: &str) -> Result<CompiledMatch, Refusal> 
     for (n, matcher) in std::mem::take(&mut given.headers).into_iter().enumerate() {
         let header = header_match(matcher, &join(path, &format!("headers[{n}]")))?;
         match &header {
-            HeaderMatch { name, value: ValueMatch::Exact(value), invert: false } if &**name == ":method" && method.is_none() => {
+            HeaderMatch { name, value: ValueMatch::Exact(value), invert: false }
+                if &**name == ":method" && method.is_none() =>
+            {
                 method = Some(String::from_utf8_lossy(value).into_owned().into_boxed_str());
             }
             _ => headers.push(header),
@@ -207,7 +218,8 @@ fn forward(
 fn per_try_timeout(mut policy: RetryPolicy, path: &str) -> Result<Option<std::time::Duration>, Refusal> {
     let retries = policy.num_retries.take().map_or(1, |n| n.value);
     let on = std::mem::take(&mut policy.retry_on);
-    let connect_only = on.split(',').all(|cause| matches!(cause.trim(), "" | "connect-failure" | "reset-before-request"));
+    let connect_only =
+        on.split(',').all(|cause| matches!(cause.trim(), "" | "connect-failure" | "reset-before-request"));
     if retries != 0 && !connect_only {
         return Err(Refusal::new(join(path, "retry_on"), format!("`{on}` is not supported")));
     }
@@ -227,12 +239,13 @@ fn edits(add: Vec<HeaderValueOption>, remove: Vec<String>, path: &str) -> Result
         option.keep_empty_value = false;
         nothing_left(&option, &path)?;
         let value = if header.raw_value.is_empty() { header.value.into_bytes() } else { header.raw_value };
-        if value.contains(&b'%') {
-            return Err(Refusal::new(path, "substitutions (`%`) are not supported"));
-        }
+        let value =
+            literal(value).ok_or_else(|| Refusal::new(&path, "substitutions (`%`) are not supported"))?;
         match action {
             Ok(HeaderAppendAction::AppendIfExistsOrAdd) => adds.push((header.key, value)),
             Ok(HeaderAppendAction::OverwriteIfExistsOrAdd) => sets.push((header.key, value)),
+            // Every reply of this proxy has one already.
+            Ok(HeaderAppendAction::AddIfAbsent) if header.key == REASON_HEADER => {}
             _ => return Err(Refusal::new(join(&path, "append_action"), "not supported")),
         }
     }
@@ -242,4 +255,17 @@ fn edits(add: Vec<HeaderValueOption>, remove: Vec<String>, path: &str) -> Result
         remove.iter().map(String::as_bytes),
     )
     .map_err(|e| Refusal::new(path, e.to_string()))
+}
+
+/// The text of a value that has no substitutions, where `%%` stands for `%`.
+fn literal(value: Vec<u8>) -> Option<Vec<u8>> {
+    let mut text = Vec::with_capacity(value.len());
+    let mut bytes = value.into_iter();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' && bytes.next() != Some(b'%') {
+            return None;
+        }
+        text.push(byte);
+    }
+    Some(text)
 }

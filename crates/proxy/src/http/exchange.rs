@@ -239,7 +239,8 @@ impl<'a> Exchange<'a> {
         self.waits_for_client = false;
         loop {
             if self.sent < out.len() {
-                let n = ready!(write(cx, &mut self.connection.stream, &out[self.sent..])).map_err(upstream_io)?;
+                let n =
+                    ready!(write(cx, &mut self.connection.stream, &out[self.sent..])).map_err(upstream_io)?;
                 self.sent += n;
                 self.progress += n as u64;
             } else if self.ready_up > 0 {
@@ -283,7 +284,8 @@ impl<'a> Exchange<'a> {
             ready!(self.poll_to_client(cx))?;
             let Some(response) = &mut self.response else {
                 if self.switched {
-                    ready!(Pin::new(&mut self.client.downstream.stream).poll_flush(cx)).map_err(client_gone)?;
+                    ready!(Pin::new(&mut self.client.downstream.stream).poll_flush(cx))
+                        .map_err(client_gone)?;
                     return Poll::Ready(Ok(Outcome::Tunnel));
                 }
                 ready!(self.poll_head(cx, heads))?;
@@ -305,11 +307,13 @@ impl<'a> Exchange<'a> {
                     response.ended = true;
                 }
                 Poll::Ready(Err(e)) => {
-                    let error = ProxyError::new(Side::Upstream, Reason::UpstreamBodyIncomplete).with_source(e);
+                    let error =
+                        ProxyError::new(Side::Upstream, Reason::UpstreamBodyIncomplete).with_source(e);
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending => {
-                    ready!(Pin::new(&mut self.client.downstream.stream).poll_flush(cx)).map_err(client_gone)?;
+                    ready!(Pin::new(&mut self.client.downstream.stream).poll_flush(cx))
+                        .map_err(client_gone)?;
                     return Poll::Pending;
                 }
             }

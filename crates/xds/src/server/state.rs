@@ -15,6 +15,9 @@ use crate::set::{Resource, ResourceSet, Stamp};
 /// Abandoned responses whose late answer still counts, per type.
 const MAX_LATE: usize = 4;
 
+/// First answers without reply that a type may have beside its open response.
+const MAX_FIRST_ANSWERS: usize = 1024;
+
 /// A response without answer.
 #[derive(Debug)]
 pub(super) struct Outstanding {
@@ -54,6 +57,8 @@ struct Plan {
 pub(super) struct TypeState {
     pub(super) interest: Interest,
     pub(super) outstanding: Option<Outstanding>,
+    /// First answers for names that were subscribed while another response was open.
+    pub(super) first_answers: Vec<Outstanding>,
     /// The client came with versions from an earlier stream.
     pub(super) claimed: bool,
     late: VecDeque<Outstanding>,
@@ -144,16 +149,17 @@ impl TypeState {
     }
 
     pub(super) fn abandon(&mut self) {
-        let Some(given_up) = self.outstanding.take() else { return };
-        for (name, _) in &given_up.resources {
-            if let Some(known) = self.known.get_mut(name) {
-                known.answered = true;
+        for given_up in self.outstanding.take().into_iter().chain(self.first_answers.drain(..)) {
+            for (name, _) in &given_up.resources {
+                if let Some(known) = self.known.get_mut(name) {
+                    known.answered = true;
+                }
             }
+            if self.late.len() == MAX_LATE {
+                self.late.pop_front();
+            }
+            self.late.push_back(given_up);
         }
-        if self.late.len() == MAX_LATE {
-            self.late.pop_front();
-        }
-        self.late.push_back(given_up);
         self.dirty();
     }
 
@@ -166,10 +172,13 @@ impl TypeState {
     ) -> Option<Seen> {
         let answered = match &self.outstanding {
             Some(open) if open.nonce == nonce => self.outstanding.take(),
-            _ => {
-                let at = self.late.iter().position(|late| late.nonce == nonce)?;
-                self.late.remove(at)
-            }
+            _ => match self.first_answers.iter().position(|open| open.nonce == nonce) {
+                Some(at) => Some(self.first_answers.remove(at)),
+                None => {
+                    let at = self.late.iter().position(|late| late.nonce == nonce)?;
+                    self.late.remove(at)
+                }
+            },
         }?;
         self.dirty();
         let Outstanding { resources, removed, .. } = answered;
@@ -246,9 +255,29 @@ impl TypeState {
             let accepted = self.known.get(&resource.name).is_some_and(|known| known.accepted);
             keep_accepted && accepted && !self.holds(resource)
         };
-        let mut ready: Vec<Arc<Resource>> =
-            self.plan.add.iter().filter(|resource| !kept(resource)).cloned().collect();
-        while let Some(group) = self.suspects.pop_front() {
+        let waits = |name: &Arc<str>| {
+            self.first_answers.iter().any(|open| open.resources.iter().any(|(other, _)| other == name))
+        };
+        let mut ready: Vec<Arc<Resource>> = self
+            .plan
+            .add
+            .iter()
+            .filter(|resource| !kept(resource) && !waits(&resource.name))
+            .cloned()
+            .collect();
+        if self.outstanding.is_some() {
+            // Only what a client may need before it can answer what is open.
+            ready.retain(|resource| {
+                self.interest.names().contains(&resource.name) && !self.known.contains_key(&resource.name)
+            });
+            let full = self.first_answers.len() >= MAX_FIRST_ANSWERS;
+            if full || (ready.is_empty() && self.plan.absent.is_empty()) {
+                return None;
+            }
+        }
+        while self.outstanding.is_none()
+            && let Some(group) = self.suspects.pop_front()
+        {
             let apart: Vec<Arc<Resource>> = ready
                 .iter()
                 .filter(|r| group.iter().any(|(name, version)| *name == r.name && *version == r.version))
@@ -299,24 +328,34 @@ impl TypeState {
                 self.told_absent.insert(name.clone());
             }
         }
-        self.outstanding = Some(outstanding);
+        match &self.outstanding {
+            None => self.outstanding = Some(outstanding),
+            Some(_) => self.first_answers.push(outstanding),
+        }
         self.owes_answer = false;
         self.dirty();
     }
 
     /// Nothing to add is waiting or on its way. Meaningful after [`TypeState::plan`].
     pub(super) fn additions_settled(&self) -> bool {
-        let idle = self.outstanding.as_ref().is_none_or(|open| open.resources.is_empty());
-        idle && self.plan.add.is_empty()
+        let idle = |open: &Outstanding| open.resources.is_empty();
+        self.outstanding.as_ref().is_none_or(idle)
+            && self.first_answers.iter().all(idle)
+            && self.plan.add.is_empty()
     }
 
     /// Nothing is waiting or on its way, and nothing was refused that has a last good version in use.
     pub(super) fn settled(&self) -> bool {
         let accepted = |name: &Arc<str>| self.known.get(name).is_some_and(|known| known.accepted);
-        self.outstanding.is_none()
+        self.idle()
             && self.plan.add.is_empty()
             && self.plan.remove.is_empty()
             && !self.refused.keys().any(accepted)
+    }
+
+    /// No response waits for its answer.
+    pub(super) fn idle(&self) -> bool {
+        self.outstanding.is_none() && self.first_answers.is_empty()
     }
 
     fn holds(&self, resource: &Resource) -> bool {

@@ -279,10 +279,20 @@ fn e60_every_name_subscribed_is_answered() {
     let mut talk = Talk::new(&[(EDS, "a", "1"), (EDS, "c", "1")]);
     talk.subscribe(EDS, &["a", "b"]);
     assert_eq!(talk.sent(), ["ClusterLoadAssignment: a=1 -b"]);
+    let first = talk.nonces[EDS].clone();
+    // Whoever waits for c may not be able to answer before it has it.
     talk.subscribe(EDS, &["c"]);
-    assert_eq!(talk.sent(), NOTHING, "one response at a time");
-    talk.ack(EDS);
     assert_eq!(talk.sent(), ["ClusterLoadAssignment: c=1"]);
+    talk.put(EDS, "a", "2");
+    talk.put(EDS, "c", "2");
+    assert_eq!(talk.sent(), NOTHING, "changes wait for the answer");
+    assert_eq!(talk.answer(EDS, &first, None), [acked(EDS, &[("a", "1")], &["b"])]);
+    assert_eq!(talk.sent(), ["ClusterLoadAssignment: a=2"], "one open answer per resource");
+    let second = talk.session.outstanding().map(|(_, nonce)| nonce.to_owned()).collect::<Vec<_>>();
+    for nonce in second {
+        talk.answer(EDS, &nonce, None);
+    }
+    assert_eq!(talk.settle(), ["ClusterLoadAssignment: c=2"]);
 }
 
 #[test]

@@ -49,6 +49,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..200)
 }
 
+type Content = (String, Vec<u8>);
+
 struct World {
     set: ResourceSet,
     version: u64,
@@ -59,7 +61,7 @@ struct World {
     to_client: VecDeque<DeltaDiscoveryResponse>,
     waiting: Vec<Update>,
     /// In use at the client: type → name → (version, body).
-    used: BTreeMap<Arc<str>, BTreeMap<String, (String, Vec<u8>)>>,
+    used: BTreeMap<Arc<str>, BTreeMap<String, Content>>,
     responses: usize,
 }
 
@@ -127,7 +129,7 @@ impl World {
         self.to_client.extend(responses);
     }
 
-    fn to_server(&mut self) {
+    fn deliver_to_server(&mut self) {
         if let Some(request) = self.to_server.pop_front() {
             for seen in self.session.on_request(&request).expect("within limits") {
                 if let Seen::Refused { resources, .. } = seen {
@@ -138,10 +140,13 @@ impl World {
         self.poll();
     }
 
-    fn to_client(&mut self) {
+    fn deliver_to_client(&mut self) {
         if let Some(response) = self.to_client.pop_front() {
             let update = self.client.on_response(response).expect("well-formed");
-            assert!(self.waiting.iter().all(|open| open.type_url != update.type_url), "one open per type");
+            for open in self.waiting.iter().filter(|open| open.type_url == update.type_url) {
+                let twice = open.added.iter().any(|r| update.added.iter().any(|new| new.name == r.name));
+                assert!(!twice, "one open answer per resource");
+            }
             self.waiting.push(update);
         }
     }
@@ -211,8 +216,8 @@ impl World {
         let before = self.responses;
         self.poll();
         while !(self.to_server.is_empty() && self.to_client.is_empty() && self.waiting.is_empty()) {
-            self.to_server();
-            self.to_client();
+            self.deliver_to_server();
+            self.deliver_to_client();
             self.apply(true);
             assert!(self.responses - before < 100, "resends in a loop");
         }
@@ -243,8 +248,8 @@ proptest! {
                     }
                 }
                 Step::Poison => world.route(world.target, true),
-                Step::ToServer => world.to_server(),
-                Step::ToClient => world.to_client(),
+                Step::ToServer => world.deliver_to_server(),
+                Step::ToClient => world.deliver_to_client(),
                 Step::Apply(oldest) => world.apply(oldest),
                 Step::Disconnect => world.disconnect(),
             }

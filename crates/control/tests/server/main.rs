@@ -1,0 +1,8 @@
+//! A real server over its real sockets: HTTP over Unix and TCP, gRPC over mTLS.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod agents;
+mod api;
+mod crash;
+mod support;

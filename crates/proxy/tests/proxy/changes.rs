@@ -1,0 +1,143 @@
+//! Configuration that changes under traffic, and the end.
+
+use super::support::*;
+use outrider_proxy_core::reason::Reason;
+use outrider_xds::server::Seen;
+use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
+use outrider_xds_types::prost::Message;
+use outrider_xds_types::type_url;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
+
+#[tokio::test]
+async fn endpoints_change_under_an_open_connection() {
+    let (a, b) = (Origin::bind().await.answer_all("a"), Origin::bind().await.answer_all("b"));
+    let mut proxy = client_proxy("http", &[a]).await;
+    let mut app = proxy.connect(OUTBOUND).await;
+    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    for (endpoint, name) in [(a, "a"), (b, "b"), (a, "a")] {
+        while proxy.seen.try_recv().is_ok() {}
+        let now = assignment(ENDPOINTS, &[endpoint]);
+        let changed = set.insert(now);
+        proxy.configure(set.clone()).await;
+        if changed && name == "b" {
+            proxy.acked(type_url::ENDPOINT).await;
+        }
+        soon("the new endpoint", async {
+            loop {
+                app.send(GET).await;
+                let (head, body) = app.response().await;
+                assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+                if body == name {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn routes_change_under_an_open_connection_and_a_removed_listener_serves_what_is_open() {
+    let origin = Origin::bind().await.answer_all("a");
+    let mut proxy = client_proxy("http", &[origin]).await;
+    let mut app = proxy.connect(OUTBOUND).await;
+    app.send(GET).await;
+    assert_eq!(app.response().await.1, "a");
+
+    let route = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: only, namespace: shop}
+spec:
+  parentRefs: [{kind: Service, group: '', name: api}]
+  rules:
+    - matches: [{path: {type: PathPrefix, value: /yes}}]
+      backendRefs: [{name: api, port: 8080}]
+";
+    let mut set = compiled(&pair("http", "off", 1, route), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin]));
+    while proxy.seen.try_recv().is_ok() {}
+    proxy.configure(set).await;
+    proxy.acked(type_url::ROUTE).await;
+    app.send(GET).await;
+    let (head, _) = app.response().await;
+    assert_eq!(header(&head, "x-outrider-reason"), Some(Reason::NoRoute.as_str()));
+    app.send("GET /yes HTTP/1.1\r\nHost: api\r\n\r\n").await;
+    assert_eq!(app.response().await.1, "a");
+
+    proxy.configure(outrider_xds::ResourceSet::new()).await;
+    proxy.acked(type_url::LISTENER).await;
+    app.send("GET /no HTTP/1.1\r\nHost: api\r\n\r\n").await;
+    let (head, _) = app.response().await;
+    assert_eq!(header(&head, "x-outrider-reason"), Some(Reason::NoRoute.as_str()), "the connection is alive");
+}
+
+#[tokio::test]
+async fn what_cannot_be_honoured_is_refused_by_name_and_field_and_the_rest_serves() {
+    let origin = Origin::bind().await.answer_all("a");
+    let mut proxy = client_proxy("http", &[origin]).await;
+    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin]));
+    let bad =
+        Cluster { name: "bad".into(), close_connections_on_host_health_failure: true, ..Cluster::default() };
+    set.insert(outrider_xds::Resource::new(type_url::CLUSTER, "bad", "1", bad.encode_to_vec()));
+    proxy.configure(set).await;
+    let seen = proxy.saw("refusal", |seen| matches!(seen, Seen::Refused { .. })).await;
+    let text = format!("{seen:?}");
+    assert!(text.contains("bad: load_assignment"), "{text}");
+    let mut app = proxy.connect(OUTBOUND).await;
+    app.send(GET).await;
+    assert_eq!(app.response().await.1, "a");
+}
+
+#[tokio::test]
+async fn traffic_outlives_agent_and_xds_server() {
+    let origin = Origin::bind().await.answer_all("a");
+    let mut proxy = client_proxy("http", &[origin]).await;
+    let mut app = proxy.connect(OUTBOUND).await;
+    proxy.stop_xds();
+    proxy.agent = outrider_handover::Channel::pair().unwrap().0;
+    for _ in 0..3 {
+        app.send(GET).await;
+        assert_eq!(app.response().await.1, "a");
+        let mut another = proxy.connect(OUTBOUND).await;
+        another.send(GET).await;
+        assert_eq!(another.response().await.1, "a");
+    }
+}
+
+#[tokio::test]
+async fn draining_finishes_what_is_open_and_says_close() {
+    let origin = Origin::bind().await;
+    let mut proxy = client_proxy("http", &[origin.address()]).await;
+    let mut busy = proxy.connect(OUTBOUND).await;
+    let mut idle = proxy.connect(OUTBOUND).await;
+    busy.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_connections == 2).await;
+
+    let finish = async {
+        assert_eq!(idle.rest().await.unwrap(), b"", "idle connections end after the grace");
+        server.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        let (head, body) = busy.response().await;
+        assert_eq!((header(&head, "connection"), body.as_str()), (Some("close"), "ok"));
+        assert_eq!(busy.rest().await.unwrap(), b"");
+    };
+    let (cut, ()) = tokio::join!(proxy.drain(2_000), finish);
+    assert_eq!(cut, 0);
+    proxy.join();
+}
+
+#[tokio::test]
+async fn the_deadline_of_a_drain_cuts_and_counts() {
+    let origin = Origin::bind().await;
+    let mut proxy = client_proxy("http", &[origin.address()]).await;
+    let mut busy = proxy.connect(OUTBOUND).await;
+    busy.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    assert_eq!(proxy.drain(200).await, 1);
+    proxy.join();
+}

@@ -1,0 +1,523 @@
+//! An agent and xDS server for one proxy, callers and origins with raw sockets.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::Stream;
+use outrider_compile::{Compiler, Endpoint, ProxyResources, endpoints};
+use outrider_handover::{Channel, FromProxy, Stats, ToProxy};
+use outrider_intent::model::ServiceRef;
+use outrider_intent::{ResolveOptions, Source, parse, resolve};
+use outrider_proxy::conductor::{self, Options};
+use outrider_xds::server::{self, Seen, Session};
+use outrider_xds::{Resource, ResourceSet};
+use outrider_xds_types::pb::envoy::config::core::v3 as core;
+use outrider_xds_types::pb::envoy::config::listener::v3::Listener;
+use outrider_xds_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb_tls;
+use outrider_xds_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use outrider_xds_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use outrider_xds_types::prost::Message;
+use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{mpsc, watch};
+use tonic::{Request, Response, Status, Streaming};
+
+pub const TRUST_DOMAIN: &str = "outrider.internal";
+/// Far above what anything here takes.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what}: not within {DEADLINE:?}"))
+}
+
+/// What the control plane makes of an intent for one service.
+pub fn compiled(yaml: &str, service: &str) -> ResourceSet {
+    let parsed = parse(&[Source { name: "test.yaml".into(), text: yaml.into() }]);
+    assert_eq!(parsed.diagnostics, []);
+    let resolved = resolve(&parsed.documents, &ResolveOptions::default());
+    let intent = resolved.intent.unwrap_or_else(|| panic!("{:#?}", resolved.diagnostics));
+    let ProxyResources { resources, .. } =
+        Compiler::new(&intent, TRUST_DOMAIN).proxy(&service_ref(service)).unwrap();
+    resources
+}
+
+fn service_ref(name: &str) -> ServiceRef {
+    let (namespace, name) = name.split_once('/').unwrap();
+    ServiceRef::new(namespace, name)
+}
+
+/// The endpoints of `NS/SERVICE/PORT`.
+pub fn assignment(name: &str, addresses: &[SocketAddr]) -> Arc<Resource> {
+    let (service, port) = name.rsplit_once('/').unwrap();
+    let list: Vec<_> = addresses.iter().map(|a| Endpoint { address: a.ip(), port: a.port() }).collect();
+    endpoints(&service_ref(service), port, &list)
+}
+
+fn version() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed).to_string()
+}
+
+fn data(text: &str) -> Option<core::DataSource> {
+    let specifier = Some(core::data_source::Specifier::InlineString(text.to_owned()));
+    Some(core::DataSource { specifier, ..Default::default() })
+}
+
+fn resource<M: Message>(type_url: &str, name: &str, message: &M) -> Arc<Resource> {
+    Arc::new(Resource::new(type_url, name, version(), message.encode_to_vec()))
+}
+
+/// A certificate authority of the mesh.
+pub struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    root: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = parameters.self_signed(&key).unwrap().pem();
+        Self { issuer: rcgen::Issuer::new(parameters, key), root }
+    }
+
+    /// Certificate and key, as PEM.
+    pub fn issue(&self, spiffe_id: &str) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.subject_alt_names = vec![rcgen::SanType::URI(spiffe_id.try_into().unwrap())];
+        parameters.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth, rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// The secrets of a service's proxy.
+    pub fn secrets(&self, service: &str) -> [Arc<Resource>; 2] {
+        let (namespace, name) = service.split_once('/').unwrap();
+        let (chain, key) = self.issue(&format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/svc/{name}"));
+        let certificate = pb_tls::TlsCertificate {
+            certificate_chain: data(&chain),
+            private_key: data(&key),
+            ..Default::default()
+        };
+        let identity = pb_tls::Secret {
+            name: SECRET_SVID.to_owned(),
+            r#type: Some(pb_tls::secret::Type::TlsCertificate(certificate)),
+        };
+        let roots =
+            pb_tls::CertificateValidationContext { trusted_ca: data(&self.root), ..Default::default() };
+        let bundle = pb_tls::Secret {
+            name: SECRET_BUNDLE.to_owned(),
+            r#type: Some(pb_tls::secret::Type::ValidationContext(roots)),
+        };
+        [
+            resource(type_url::SECRET, SECRET_SVID, &identity),
+            resource(type_url::SECRET, SECRET_BUNDLE, &bundle),
+        ]
+    }
+}
+
+struct Ads {
+    set: watch::Receiver<Arc<ResourceSet>>,
+    seen: mpsc::UnboundedSender<Seen>,
+}
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("delta only"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (responses, outgoing) = mpsc::unbounded_channel();
+        let (mut set, seen) = (self.set.clone(), self.seen.clone());
+        let mut requests = request.into_inner();
+        tokio::spawn(async move {
+            let mut session = Session::new(server::Options::for_proxy());
+            loop {
+                let now = Arc::clone(&set.borrow_and_update());
+                for response in session.poll(&now) {
+                    let _ = responses.send(Ok(response));
+                }
+                tokio::select! {
+                    request = requests.message() => match request {
+                        Ok(Some(request)) => {
+                            for event in session.on_request(&request).unwrap() {
+                                let _ = seen.send(event);
+                            }
+                        }
+                        _ => return,
+                    },
+                    changed = set.changed() => if changed.is_err() { return },
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::UnboundedReceiverStream::new(outgoing))))
+    }
+}
+
+/// A running proxy with its agent.
+pub struct Proxy {
+    pub agent: Channel,
+    pub seen: mpsc::UnboundedReceiver<Seen>,
+    set: watch::Sender<Arc<ResourceSet>>,
+    sockets: BTreeMap<String, SocketAddr>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    _directory: tempfile::TempDir,
+    socket: PathBuf,
+    server: tokio::task::JoinHandle<()>,
+    next_id: u64,
+}
+
+impl Proxy {
+    /// Starts it with this configuration, and waits until it is ready.
+    pub async fn start(set: ResourceSet) -> Self {
+        let mut proxy = Self::start_cold(set).await;
+        soon("ready", proxy.wait_ready()).await;
+        proxy
+    }
+
+    pub async fn start_cold(set: ResourceSet) -> Self {
+        let _ = tracing_subscriber::fmt().with_test_writer().try_init();
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("xds.sock");
+        let (set_in, set_out) = watch::channel(Arc::new(ResourceSet::new()));
+        let (seen_in, seen) = mpsc::unbounded_channel();
+        let server = serve_xds(&socket, set_out, seen_in);
+        let (agent, theirs) = Channel::pair().unwrap();
+        let options = Options {
+            xds: Some(socket.clone()),
+            node: "shop/test".to_owned(),
+            workers: 1,
+            ..Options::default()
+        };
+        let thread = std::thread::spawn(move || conductor::run(options, Some(theirs)).unwrap());
+        let mut proxy = Self {
+            agent,
+            seen,
+            set: set_in,
+            sockets: BTreeMap::new(),
+            thread: Some(thread),
+            _directory: directory,
+            socket,
+            server,
+            next_id: 0,
+        };
+        assert!(matches!(proxy.message().await, FromProxy::Hello { .. }));
+        proxy.configure(set).await;
+        proxy
+    }
+
+    pub async fn message(&mut self) -> FromProxy {
+        soon("message", self.agent.recv()).await.unwrap().expect("the proxy is there").0
+    }
+
+    pub async fn wait_ready(&mut self) {
+        while self.message().await != FromProxy::Ready {}
+    }
+
+    /// Hands over sockets for new listeners, fills in addresses, and publishes.
+    pub async fn configure(&mut self, set: ResourceSet) {
+        let mut localised = set.clone();
+        for resource in set.of_type(type_url::LISTENER) {
+            let mut listener = Listener::decode(resource.body.as_slice()).unwrap();
+            if !self.sockets.contains_key(&listener.name) {
+                let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                let address = socket.local_addr().unwrap();
+                let message = ToProxy::Listener { name: listener.name.clone(), address };
+                self.agent.send(&message, &[socket.as_fd()]).await.unwrap();
+                self.sockets.insert(listener.name.clone(), address);
+            }
+            let address = self.sockets[&listener.name];
+            listener.address = Some(core::Address {
+                address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+                    address: address.ip().to_string(),
+                    port_specifier: Some(core::socket_address::PortSpecifier::PortValue(
+                        address.port().into(),
+                    )),
+                    ..Default::default()
+                })),
+            });
+            let body = listener.encode_to_vec();
+            localised.insert(Resource::new(
+                type_url::LISTENER,
+                &*listener.name,
+                format!("{} at {address}", resource.version),
+                body,
+            ));
+        }
+        self.set.send_replace(Arc::new(localised));
+    }
+
+    /// Where a listener is.
+    pub fn address(&self, listener: &str) -> SocketAddr {
+        self.sockets[listener]
+    }
+
+    pub async fn connect(&self, listener: &str) -> Peer {
+        Peer::new(soon("connect", TcpStream::connect(self.address(listener))).await.unwrap())
+    }
+
+    pub async fn stats(&mut self) -> Stats {
+        self.next_id += 1;
+        let id = self.next_id;
+        self.agent.send(&ToProxy::Stats { id }, &[]).await.unwrap();
+        loop {
+            if let FromProxy::Stats { id: answered, stats } = self.message().await {
+                assert_eq!(answered, id);
+                return stats;
+            }
+        }
+    }
+
+    /// Waits until the counters of the listener satisfy the condition.
+    pub async fn counted(&mut self, what: &str, condition: impl Fn(&Stats) -> bool) {
+        let waiting = async {
+            while !condition(&self.stats().await) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(what, waiting).await;
+    }
+
+    /// Waits for the next event of this kind.
+    pub async fn saw(&mut self, what: &str, condition: impl Fn(&Seen) -> bool) -> Seen {
+        soon(what, async {
+            loop {
+                let event = self.seen.recv().await.expect("the server is there");
+                if condition(&event) {
+                    return event;
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until the proxy acknowledged a response of this type.
+    pub async fn acked(&mut self, type_url: &str) {
+        self.saw(type_url, |seen| matches!(seen, Seen::Acked { type_url: t, .. } if **t == *type_url)).await;
+    }
+
+    /// Stops the xDS server.
+    pub fn stop_xds(&mut self) {
+        self.server.abort();
+        std::fs::remove_file(&self.socket).unwrap();
+    }
+
+    pub async fn drain(&mut self, drain_ms: u64) -> u64 {
+        self.agent.send(&ToProxy::Drain { drain_ms }, &[]).await.unwrap();
+        loop {
+            if let FromProxy::Drained { cut } = self.message().await {
+                return cut;
+            }
+        }
+    }
+
+    pub fn join(&mut self) {
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn serve_xds(
+    path: &std::path::Path,
+    set: watch::Receiver<Arc<ResourceSet>>,
+    seen: mpsc::UnboundedSender<Seen>,
+) -> tokio::task::JoinHandle<()> {
+    let incoming = tokio_stream::wrappers::UnixListenerStream::new(UnixListener::bind(path).unwrap());
+    let service = AggregatedDiscoveryServiceServer::new(Ads { set, seen });
+    tokio::spawn(async move {
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+    })
+}
+
+/// One end of a TCP connection in a test's hand.
+pub struct Peer {
+    pub tcp: TcpStream,
+    pub buffer: Vec<u8>,
+}
+
+impl Peer {
+    pub fn new(tcp: TcpStream) -> Self {
+        tcp.set_nodelay(true).unwrap();
+        Self { tcp, buffer: Vec::new() }
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        soon("send", self.tcp.write_all(bytes.as_ref())).await.unwrap();
+    }
+
+    /// Reads until there are `n` bytes, and takes them.
+    pub async fn take(&mut self, n: usize) -> Vec<u8> {
+        while self.buffer.len() < n {
+            let read = soon("bytes", self.tcp.read_buf(&mut self.buffer)).await.unwrap();
+            assert_ne!(read, 0, "ended after {:?}", String::from_utf8_lossy(&self.buffer));
+        }
+        self.buffer.drain(..n).collect()
+    }
+
+    /// Takes everything up to and with `end`.
+    pub async fn take_until(&mut self, end: &[u8]) -> String {
+        loop {
+            if let Some(at) = self.buffer.windows(end.len()).position(|w| w == end) {
+                return String::from_utf8(self.buffer.drain(..at + end.len()).collect()).unwrap();
+            }
+            let read = soon("bytes", self.tcp.read_buf(&mut self.buffer)).await.unwrap();
+            assert_ne!(read, 0, "ended after {:?}", String::from_utf8_lossy(&self.buffer));
+        }
+    }
+
+    /// A head with its blank line.
+    pub async fn head(&mut self) -> String {
+        self.take_until(b"\r\n\r\n").await
+    }
+
+    /// A response with Content-Length: head and body.
+    pub async fn response(&mut self) -> (String, String) {
+        let head = self.head().await;
+        let length = header(&head, "content-length").map_or(0, |v| v.parse().unwrap());
+        let body = self.take(length).await;
+        (head, String::from_utf8(body).unwrap())
+    }
+
+    /// Expects the exact bytes next.
+    pub async fn expect(&mut self, bytes: &str) {
+        let got = self.take(bytes.len()).await;
+        assert_eq!(String::from_utf8_lossy(&got), bytes);
+    }
+
+    /// Everything until the other side ends; a reset is an error.
+    pub async fn rest(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut rest = std::mem::take(&mut self.buffer);
+        soon("end", self.tcp.read_to_end(&mut rest)).await?;
+        Ok(rest)
+    }
+
+    /// Ends our sending.
+    pub async fn finish(&mut self) {
+        self.tcp.shutdown().await.unwrap();
+    }
+}
+
+/// The value of a header of a head.
+pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().skip(1).find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        key.eq_ignore_ascii_case(name).then(|| value.trim())
+    })
+}
+
+/// Something for the proxy to connect to.
+pub struct Origin {
+    pub listener: TcpListener,
+}
+
+impl Origin {
+    pub async fn bind() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address().port()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    pub async fn accept(&self) -> Peer {
+        Peer::new(soon("accept", self.listener.accept()).await.unwrap().0)
+    }
+
+    /// Whether nobody has connected since.
+    pub async fn is_untouched(&self) -> bool {
+        tokio::select! {
+            biased;
+            _ = self.listener.accept() => false,
+            () = tokio::task::yield_now() => true,
+        }
+    }
+
+    /// Answers every request (without body) on every connection with its name, for ever.
+    pub fn answer_all(self, name: &'static str) -> SocketAddr {
+        let address = self.address();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = self.listener.accept().await {
+                tokio::spawn(async move {
+                    let mut tcp = tcp;
+                    let mut seen = Vec::new();
+                    while let Ok(n) = tcp.read_buf(&mut seen).await
+                        && n > 0
+                    {
+                        while let Some(at) = seen.windows(4).position(|w| w == b"\r\n\r\n") {
+                            seen.drain(..at + 4);
+                            let length = name.len();
+                            let text = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{name}");
+                            if tcp.write_all(text.as_bytes()).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        address
+    }
+}
+
+/// A caller `shop/web` and a callee `shop/api` with port `http` (or tcp).
+pub fn pair(protocol: &str, mtls: &str, target_port: u16, extra: &str) -> String {
+    format!(
+        "apiVersion: outrider.dev/v1alpha1
+kind: Namespace
+metadata: {{name: shop}}
+spec: {{mtls: {mtls}}}
+---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {{name: web, namespace: shop}}
+spec: {{role: client, calls: [api]}}
+---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {{name: api, namespace: shop}}
+spec:
+  role: server
+  ports: [{{name: main, port: 8080, targetPort: {target_port}, protocol: {protocol}}}]
+{extra}"
+    )
+}
+
+pub const OUTBOUND: &str = "outbound/shop/api/main";
+pub const INBOUND: &str = "inbound/main";
+pub const ENDPOINTS: &str = "shop/api/main";
+
+/// The proxy of `shop/web`, leading straight to these plaintext origins.
+pub async fn client_proxy(protocol: &str, origins: &[SocketAddr]) -> Proxy {
+    let mut set = compiled(&pair(protocol, "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, origins));
+    Proxy::start(set).await
+}
