@@ -5,6 +5,9 @@
 //! | `required` | `mtls`: client certificate, then access by SPIFFE ID |
 //! | `both` | `mtls` as above for TLS; `plaintext` for everything else, without an access decision |
 //! | `off` | `plaintext` |
+//!
+//! On TCP ports Envoy decides about access at the first byte of the caller, so an authenticated caller that may
+//! not call can still read what an application says first. The native proxy decides before it connects.
 
 use std::collections::HashMap;
 

@@ -162,3 +162,79 @@ fn envoy_accepts_every_case() {
     clusters.retain(|cluster| cluster.name != "outbound/shop/inventory-v2/http");
     assert!(!validate(&broken).status.success());
 }
+
+/// An Envoy that is ended with its test.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// One request on a connection of its own; retried until somebody listens. The whole answer.
+fn get(address: std::net::SocketAddr, envoy: &mut Running) -> String {
+    use std::io::{Read, Write};
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let mut stream = loop {
+        if let Ok(stream) = std::net::TcpStream::connect(address) {
+            break stream;
+        }
+        assert!(envoy.0.try_wait().expect("a child").is_none(), "envoy ended");
+        assert!(std::time::Instant::now() < deadline, "nobody listens at {address}");
+        std::thread::yield_now();
+    };
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n").expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn envoy_says_why_in_our_words() {
+    let Some(envoy) = std::env::var_os("OUTRIDER_ENVOY") else {
+        println!("skipped: OUTRIDER_ENVOY is not set");
+        return;
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let down = ("mtls-off", "shop/api", "HTTP/1.1 503", "connect_failed");
+    let nowhere = ("weight-zero", "shop/web", "HTTP/1.1 500", "no_backends");
+    for (case, of, status, reason) in [down, nowhere] {
+        let (_, yaml) = CASES.iter().find(|(name, _)| *name == case).expect("a case");
+        let mut bootstrap = bootstrap(&proxy(&intent(yaml), of).resources);
+        // No agent is there to ask: only what is static stays. Ports that nobody has.
+        let free = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            listener.local_addr().expect("bound")
+        };
+        let (listens, application) = (free(), free());
+        let resources = bootstrap.static_resources.as_mut().expect("resources");
+        resources.clusters.retain(|cluster| cluster.eds_cluster_config.is_none());
+        for cluster in &mut resources.clusters {
+            if let Some(assignment) = &mut cluster.load_assignment {
+                let at = socket_address("127.0.0.1", application.port());
+                let endpoint = outrider_xds_types::pb::envoy::config::endpoint::v3::Endpoint {
+                    address: Some(at),
+                    ..Default::default()
+                };
+                assignment.endpoints[0].lb_endpoints[0].host_identifier = Some(
+                    outrider_xds_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier::Endpoint(
+                        endpoint,
+                    ),
+                );
+            }
+        }
+        resources.listeners[0].address = Some(socket_address("127.0.0.1", listens.port()));
+        bootstrap.dynamic_resources = None;
+        let file = directory.path().join("bootstrap.pb");
+        std::fs::write(&file, bootstrap.encode_to_vec()).expect("written");
+        let mut command = Command::new(&envoy);
+        command.args(["--disable-hot-restart", "--concurrency", "1", "-l", "error", "--config-path"]);
+        let mut envoy = Running(command.arg(&file).spawn().expect("envoy runs"));
+        let answer = get(listens, &mut envoy);
+        assert!(answer.starts_with(status), "{case}: {answer}");
+        assert!(answer.contains(&format!("{REASON_HEADER}: {reason}\r\n")), "{case}: {answer}");
+    }
+}
