@@ -39,8 +39,10 @@ impl Facts {
 
     /// What `proxy` (`NS/INSTANCE`) said about resources. Secrets are made here and not reported.
     pub fn seen(&mut self, proxy: &str, seen: &Seen) {
-        let (Seen::Claimed { type_url, .. } | Seen::Acked { type_url, .. } | Seen::Refused { type_url, .. }) =
-            seen
+        let (Seen::Claimed { type_url, .. }
+        | Seen::Acked { type_url, .. }
+        | Seen::Refused { type_url, .. }
+        | Seen::Unsubscribed { type_url, .. }) = seen
         else {
             return;
         };
@@ -73,7 +75,18 @@ impl Facts {
                     in_use.changed.insert(name.to_string());
                 }
             }
-            _ => {}
+            // A proxy that drops what referred to routes or endpoints does not wait to hear that they are gone
+            // too: it ends its interest, and there is nothing left for it to acknowledge. Names only ever
+            // stand for themselves here; listeners and clusters are subscribed to as a whole.
+            Seen::Unsubscribed { names, .. } => {
+                for name in names {
+                    let known = in_use.acked.remove(&**name).is_some();
+                    if in_use.refused.remove(&**name).is_some() || known {
+                        in_use.changed.insert(name.to_string());
+                    }
+                }
+            }
+            Seen::Subscribed { .. } => {}
         }
     }
 
@@ -212,6 +225,11 @@ mod tests {
         }
     }
 
+    fn unsubscribed(names: &[&str]) -> Seen {
+        let names = names.iter().map(|name| (*name).into()).collect();
+        Seen::Unsubscribed { type_url: type_url::CLUSTER.into(), names }
+    }
+
     #[test]
     fn increments_and_a_full_resend_lead_to_the_same_belief() {
         let mut facts = Facts::default();
@@ -222,7 +240,9 @@ mod tests {
             refused("c", "1", "bad c"),
             acked(&[("b", "2")], &[]),
             acked(&[], &["b"]),
-            acked(&[("c", "2")], &[]),
+            acked(&[("c", "2"), ("d", "1"), ("e", "1")], &[]),
+            refused("e", "2", "bad e"),
+            unsubscribed(&["d", "e", "never seen"]),
         ];
         for step in steps {
             facts.seen("shop/x-1", &step);
