@@ -137,8 +137,9 @@ spec:
             _ => Ok(()),
         }
     })?;
+    // An instance of a deleted service keeps what it has until its application ends.
+    app.end()?;
     mesh.wait_current()?;
-    drop(app);
     mesh.finish()
 }
 
