@@ -196,7 +196,7 @@ impl Conductor {
             match next {
                 Next::Agent(Some((message, fds))) => {
                     if let Some(drain_ms) = self.on_agent(message, fds).await {
-                        self.drain(drain_ms).await;
+                        self.drain(drain_ms, &mut from_agent).await;
                         return Ok(());
                     }
                 }
@@ -208,7 +208,7 @@ impl Conductor {
                 Next::Server(event) => self.on_server(event),
                 Next::Applied => self.applying = self.applying.saturating_sub(1),
                 Next::Terminated => {
-                    self.drain(DRAIN_ON_SIGTERM).await;
+                    self.drain(DRAIN_ON_SIGTERM, &mut from_agent).await;
                     return Ok(());
                 }
                 Next::Tick => {}
@@ -470,12 +470,13 @@ impl Conductor {
         stats
     }
 
-    /// Stops accepting, waits for what is open, and returns when the process may exit.
-    async fn drain(&mut self, drain_ms: u64) {
+    /// Stops accepting, waits for what is open, and returns when the process may exit. The agent may still ask,
+    /// and may bring the end forward.
+    async fn drain(&mut self, drain_ms: u64, from_agent: &mut Option<Receiver>) {
         let limit = Duration::from_millis(drain_ms);
         let grace = IDLE_GRACE.min(limit / 4);
         tracing::info!(limit_ms = drain_ms, "draining");
-        let deadline = Instant::now() + limit;
+        let mut deadline = Instant::now() + limit;
         for worker in &self.workers {
             let _ = worker.send(Command::Drain { grace });
         }
@@ -484,7 +485,23 @@ impl Conductor {
             if open == 0 || Instant::now() >= deadline {
                 break open as u64;
             }
-            tokio::time::sleep(DRAIN_POLL).await;
+            let message = tokio::select! {
+                message = receive(from_agent) => message,
+                () = tokio::time::sleep(DRAIN_POLL) => continue,
+            };
+            match message {
+                // A socket that comes now would never be listened on.
+                Some((ToProxy::Listener { .. }, _)) => {}
+                Some((message, fds)) => {
+                    if let Some(sooner) = self.on_agent(message, fds).await {
+                        deadline = deadline.min(Instant::now() + Duration::from_millis(sooner));
+                    }
+                }
+                None => {
+                    *from_agent = None;
+                    self.to_agent = None;
+                }
+            }
         };
         tracing::info!(cut, "drained");
         self.tell(&FromProxy::Drained { cut }).await;

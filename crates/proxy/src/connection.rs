@@ -16,8 +16,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use crate::buffers::Buffers;
 use crate::config::{HttpService, Service};
 use crate::log::Context;
+use crate::secured::ReadAhead;
 use crate::stream::Stream;
 use crate::timers::Alarm;
 use crate::worker::{Serving, Worker};
@@ -70,7 +72,7 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
             let detect = config.detect.filter(|_| plain);
             let settings = Arc::clone(settings);
             let http = matches!(secure, Service::Http(_));
-            greet(&alarm, tcp, settings, plain, detect, http).await
+            greet(&worker.buffers, &alarm, tcp, settings, plain, detect, http).await
         }
     };
     drop(config);
@@ -97,6 +99,7 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
 type Farewell = Option<(ProxyError, Option<u16>)>;
 
 async fn greet(
+    buffers: &Rc<Buffers>,
     alarm: &Alarm,
     mut tcp: TcpStream,
     settings: Arc<ServerConfig>,
@@ -131,7 +134,7 @@ async fn greet(
         http::linger(&mut Stream::Plain(tcp), alarm).await;
         return Err(Some((error, sent.and_then(Result::ok).map(|()| reply.status()))));
     }
-    let handshake = Box::pin(TlsAcceptor::from(settings).accept(tcp));
+    let handshake = Box::pin(TlsAcceptor::from(settings).accept(ReadAhead::new(tcp, buffers)));
     let handshake_failed = |error: io::Error| {
         failed(ProxyError::new(Side::Downstream, Reason::TlsHandshakeFailed).with_source(error))
     };

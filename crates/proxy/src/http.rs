@@ -79,6 +79,9 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, downstream: Downs
         let head = client.read_head(worker, &service, &mut heads).await;
         let request = Request { worker, serving, client: &mut client, service: &service, began };
         let after = match head {
+            Ok(true) if serving.is_removed() => {
+                request.refuse(ProxyError::new(Side::Local, Reason::UnknownService), "").await
+            }
             Ok(true) => request.serve(&mut heads).await,
             Ok(false) => After::Close,
             Err((error, detail)) => request.refuse(error, &detail).await,
@@ -409,7 +412,7 @@ impl Request<'_> {
             if !fresh_only && let Some(kept) = upstream.take_idle(&picked, self.worker.timers.now()) {
                 return Ok((picked, kept));
             }
-            match upstream.connect(&picked, &self.client.downstream.alarm).await {
+            match upstream.connect(&picked, &self.client.downstream.alarm, &self.worker.buffers).await {
                 Ok(connection) => return Ok((picked, connection)),
                 Err(error) if error.retry == Retry::Safe && attempt < CONNECT_ATTEMPTS => {
                     attempt += 1;
@@ -454,7 +457,7 @@ impl Request<'_> {
         }
     }
 
-    /// Refuses a request whose head was not understood.
+    /// Refuses a request whose head was not understood, or that came too late, and with it what follows.
     async fn refuse(mut self, error: ProxyError, detail: &str) -> After {
         let asking = Asking {
             method: Method::Get,

@@ -22,15 +22,15 @@ use crate::buffers::Buffers;
 use crate::config::{Listener, Snapshot};
 use crate::log::{Context, Log, WorkerLog};
 use crate::timers::Timers;
-use crate::upstream::Upstream;
+use crate::upstream::{Kept, Upstream};
 use crate::{connection, stream};
 
 /// Most connections one worker serves at once.
 pub const MAX_CONNECTIONS: usize = 16_384;
 /// Pause after the kernel refused another descriptor.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
-/// How often kept upstream connections are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
+/// How often kept upstream connections are looked at, at least and at most; never while there are none.
+const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// Parsed heads kept for reuse.
 const KEPT_HEADS: usize = 64;
 
@@ -72,12 +72,18 @@ pub struct Serving {
     /// Numbers.
     pub stats: RefCell<ListenerStats>,
     acceptors: RefCell<Vec<JoinHandle<()>>>,
+    removed: Cell<bool>,
 }
 
 impl Serving {
     /// The configuration of now.
     pub fn config(&self) -> Arc<Listener> {
         Arc::clone(&self.config.borrow())
+    }
+
+    /// Whether its resource is gone: what is under way ends as it began, but nothing new is served.
+    pub fn is_removed(&self) -> bool {
+        self.removed.get()
     }
 
     fn stop_accepting(&self) {
@@ -99,7 +105,7 @@ pub struct Heads {
 /// Everything a connection's task can reach.
 pub struct Worker {
     /// Blocks.
-    pub buffers: Buffers,
+    pub buffers: Rc<Buffers>,
     /// Deadlines.
     pub timers: Rc<Timers>,
     /// Lines for people.
@@ -113,6 +119,7 @@ pub struct Worker {
     connections: Cell<usize>,
     draining: Cell<bool>,
     close_idle: Cell<bool>,
+    kept: Rc<Kept>,
     random: Cell<u64>,
 }
 
@@ -120,7 +127,7 @@ impl Worker {
     fn new(log: Log) -> Rc<Self> {
         use std::hash::{BuildHasher, RandomState};
         Rc::new(Self {
-            buffers: Buffers::default(),
+            buffers: Rc::default(),
             timers: Timers::new(),
             log: WorkerLog::new(log),
             clusters: RefCell::default(),
@@ -131,6 +138,7 @@ impl Worker {
             connections: Cell::new(0),
             draining: Cell::new(false),
             close_idle: Cell::new(false),
+            kept: Rc::default(),
             random: Cell::new(RandomState::new().hash_one(0_u8) | 1),
         })
     }
@@ -183,7 +191,7 @@ impl Worker {
             for (slot, state) in clusters.iter_mut().enumerate() {
                 match (snapshot.clusters.get(slot).and_then(Option::as_ref), &*state) {
                     (Some(config), Some(upstream)) => upstream.configure(config),
-                    (Some(config), None) => *state = Some(Upstream::new(Arc::clone(config))),
+                    (Some(config), None) => *state = Some(Upstream::new(Arc::clone(config), &self.kept)),
                     (None, _) => {
                         if let Some(gone) = state.take() {
                             gone.close_idle();
@@ -202,10 +210,14 @@ impl Worker {
                         config: RefCell::new(Arc::clone(listener)),
                         stats: RefCell::default(),
                         acceptors: RefCell::default(),
+                        removed: Cell::new(false),
                     });
                     self.servings.borrow_mut().insert(Arc::clone(name), serving);
                 }
             }
+        }
+        for (name, serving) in &*self.servings.borrow() {
+            serving.removed.set(!snapshot.listeners.contains_key(name));
         }
         *self.active.borrow_mut() = Arc::clone(snapshot);
         self.accept_as_configured();
@@ -268,11 +280,16 @@ impl Worker {
 
     async fn sweep(self: Rc<Self>) {
         loop {
-            tokio::time::sleep(SWEEP).await;
             let now = self.timers.now();
             let upstreams: Vec<_> = self.clusters.borrow().iter().flatten().cloned().collect();
-            for upstream in upstreams {
-                upstream.sweep(Some(now));
+            let next = upstreams.iter().filter_map(|upstream| upstream.sweep(Some(now))).min();
+            drop(upstreams);
+            match next {
+                Some(at) => {
+                    let wait = Duration::from_millis(at.saturating_sub(now));
+                    tokio::time::sleep(wait.clamp(SWEEP.0, SWEEP.1)).await;
+                }
+                None => self.kept.wait().await,
             }
         }
     }
