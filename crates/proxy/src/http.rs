@@ -231,6 +231,8 @@ struct Asking {
     body: BodyScanner,
     /// Bytes of the head that are still in the inbox.
     unused: usize,
+    /// Body bytes at the front of the inbox that the scanner accepted and no endpoint took.
+    accepted: usize,
 }
 
 /// What a failure is told with.
@@ -264,6 +266,7 @@ impl Request<'_> {
                 persistent: heads.request.is_persistent(),
                 body: BodyScanner::new(heads.request.framing()),
                 unused: heads.request.length(),
+                accepted: 0,
             }
         };
         let mut started = false;
@@ -329,6 +332,8 @@ impl Request<'_> {
 
         upstream.stats.borrow_mut().active_requests += 1;
         let outcome = self.send(heads, asking, started, route, &upstream, &mut out).await;
+        // What was not sent will not be: the next request begins behind it.
+        self.client.inbox.consume(std::mem::take(&mut asking.accepted));
         {
             let mut stats = upstream.stats.borrow_mut();
             stats.active_requests = stats.active_requests.saturating_sub(1);
@@ -370,7 +375,11 @@ impl Request<'_> {
                     }
                     return Ok(keep);
                 }
-                Ok(Outcome::Tunnel) => return Ok(self.tunnel(connection, asking).await),
+                Ok(Outcome::Tunnel) => {
+                    // They are the first bytes of the tunnel.
+                    asking.accepted = 0;
+                    return Ok(self.tunnel(connection, asking).await);
+                }
                 Err(error) => {
                     let again = reused
                         && !fresh_only
@@ -466,6 +475,7 @@ impl Request<'_> {
             persistent: false,
             body: BodyScanner::new(outrider_proxy_core::http1::BodyFraming::None),
             unused: 0,
+            accepted: 0,
         };
         self.serving.stats.borrow_mut().requests += 1;
         let failure = Failure { detail: detail.to_owned(), ..Failure::from(error) };

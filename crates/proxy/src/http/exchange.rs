@@ -114,6 +114,7 @@ impl<'a> Exchange<'a> {
         let now = worker.timers.now();
         let spent = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
         let limits = route.timeouts;
+        let ready_up = std::mem::take(&mut asking.accepted);
         Self {
             worker,
             client,
@@ -121,7 +122,7 @@ impl<'a> Exchange<'a> {
             asking,
             route,
             sent: 0,
-            ready_up: 0,
+            ready_up,
             moved_up: 0,
             request_done: false,
             refused: false,
@@ -159,7 +160,7 @@ impl<'a> Exchange<'a> {
         self.response.is_some() || self.switched
     }
 
-    /// Whether everything that was sent is still here.
+    /// Whether everything that was sent is still here: in `out`, or accepted and at the front of the inbox.
     pub(super) fn is_replayable(&self) -> bool {
         self.moved_up == 0
     }
@@ -177,9 +178,9 @@ impl<'a> Exchange<'a> {
 
     /// The endpoint's connection, and its keep-alive limit in seconds if it told one.
     pub(super) fn into_connection(self) -> (Connection, Option<u32>) {
-        let Self { worker, client, mut connection, to_client, ready_up, told, .. } = self;
-        // Accepted bytes that were not sent are behind us all the same.
-        client.inbox.consume(ready_up);
+        let Self { worker, asking, mut connection, to_client, ready_up, told, .. } = self;
+        // The scanner has them behind it, so the next try must send them before it reads on.
+        asking.accepted = ready_up;
         connection.inbox.park(&worker.buffers);
         worker.buffers.give_scratch(to_client);
         (connection, told)
@@ -188,7 +189,8 @@ impl<'a> Exchange<'a> {
     /// Copies a small body that is here already behind the head.
     fn join_body(&mut self, out: &mut Vec<u8>) -> Result<(), ProxyError> {
         self.bytes_in += out.len() as u64;
-        if self.asking.body.is_done() || self.client.inbox.is_empty() || out.len() >= JOIN {
+        let nothing = self.ready_up > 0 || self.asking.body.is_done() || self.client.inbox.is_empty();
+        if nothing || out.len() >= JOIN {
             return Ok(());
         }
         let scan = self.asking.body.scan(self.client.inbox.bytes()).map_err(invalid_request_body)?;

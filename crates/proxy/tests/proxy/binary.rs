@@ -160,3 +160,69 @@ async fn without_descriptors_callers_wait_and_are_served_later() {
     last.send(GET).await;
     assert_eq!(last.response().await.1, "a");
 }
+
+fn signal(running: &Running, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(&running.0), signal).unwrap();
+}
+
+/// Stops the process, and waits until it has stopped.
+async fn freeze(running: &Running) {
+    signal(running, rustix::process::Signal::STOP);
+    let threads = format!("/proc/{}/task", running.0.id());
+    let stopped = || {
+        let states = std::fs::read_dir(&threads).unwrap().map(|thread| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        });
+        states.into_iter().all(|stopped| stopped)
+    };
+    soon("stopped", async {
+        while !stopped() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_repeated_takes_its_body_along() {
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let origin = Origin::bind().await;
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let file = directory.path().join("snapshot");
+    snapshot(&file, at, origin.address());
+    let child = Command::new(PROGRAM).args(["--standalone", "--snapshot"]).arg(&file).spawn().unwrap();
+    let running = Running(child);
+    let large = "z".repeat(12_000);
+    for (head, body) in [
+        ("PUT /2 HTTP/1.1\r\nHost: api\r\nContent-Length: 5\r\n\r\n", "AAAAA"),
+        ("PUT /2 HTTP/1.1\r\nHost: api\r\nContent-Length: 12000\r\n\r\n", large.as_str()),
+        ("DELETE /2 HTTP/1.1\r\nHost: api\r\nTransfer-Encoding: chunked\r\n\r\n", "5\r\nAAAAA\r\n0\r\n\r\n"),
+    ] {
+        let mut app = connect(at).await;
+        app.send(GET).await;
+        let mut server = origin.accept().await;
+        server.expect(GET).await;
+        server.send(OK).await;
+        app.expect(OK).await;
+        app.send(head).await;
+        server.expect(head).await;
+        // Meanwhile the endpoint dies and the body arrives; the proxy learns of both at once.
+        freeze(&running).await;
+        socket2::SockRef::from(&server.tcp).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(server);
+        app.send(body).await;
+        signal(&running, rustix::process::Signal::CONT);
+
+        let mut server = origin.accept().await;
+        server.expect(head).await;
+        server.expect(body).await;
+        server.send(OK).await;
+        app.expect(OK).await;
+        let mut other = connect(at).await;
+        other.send(GET).await;
+        server.expect(GET).await;
+        server.send(OK).await;
+        other.expect(OK).await;
+    }
+}
