@@ -133,7 +133,7 @@ fn filters(
         http::filter("envoy.filters.http.rbac", &HttpRbac { rules, ..Default::default() })
     });
     let forward = routes::forward(ClusterSpecifier::Cluster(name.to_owned()), service, None);
-    let routes = routes::configuration(
+    let mut routes = routes::configuration(
         name,
         vec![route::Route {
             name: "default".to_owned(),
@@ -142,6 +142,7 @@ fn filters(
             ..Default::default()
         }],
     );
+    routes.request_headers_to_remove = forgeries();
     vec![http::manager(Manager {
         name,
         timeouts: &service.timeouts,
@@ -150,6 +151,22 @@ fn filters(
         filters: access.into_iter().collect(),
         client_certificates: authenticated.then_some(ClientCertificates),
     })]
+}
+
+/// `x-forwarded-client-cert` with underscores in place of some hyphens: applications that see fields as variables
+/// read them as the same field, and Envoy takes away only the one with hyphens.
+fn forgeries() -> Vec<String> {
+    let parts = ["x", "forwarded", "client", "cert"];
+    (1..1_u8 << (parts.len() - 1))
+        .map(|underscores| {
+            let mut name = parts[0].to_owned();
+            for (n, part) in parts[1..].iter().enumerate() {
+                name.push(if underscores >> n & 1 == 1 { '_' } else { '-' });
+                name.push_str(part);
+            }
+            name
+        })
+        .collect()
 }
 
 /// Lets the declared callers pass. Without any, nobody: an `ALLOW` without policies denies.

@@ -3,7 +3,8 @@
 use super::support::*;
 use outrider_xds_types::type_url;
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\nX-Forwarded-Client-Cert: URI=forged\r\n\r\n";
+const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\nX-Forwarded-Client-Cert: URI=forged\r\n\
+    x_forwarded_client_cert: URI=forged\r\nx-forwarded_client-cert: URI=forged\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 async fn servers(protocol: &str, mtls: &str, origin: &Origin, authority: &Authority) -> Proxy {
@@ -132,6 +133,7 @@ async fn plaintext_is_refused_where_tls_is_required_and_served_under_both() {
     let mut behind = origin.accept().await;
     let head = behind.head().await;
     assert_eq!(header(&head, "x-forwarded-client-cert"), None, "{head}");
+    assert!(!head.contains("forged"), "{head}");
     behind.send(OK).await;
     plain.expect(OK).await;
 }
