@@ -35,6 +35,8 @@ pub struct Upstream {
     /// what it has issued itself.
     sessions: RefCell<Vec<Option<Sessions>>>,
     kept: Rc<Kept>,
+    /// The cluster is gone: nothing is kept any more.
+    retired: Cell<bool>,
     /// Numbers.
     pub stats: RefCell<ClusterStats>,
 }
@@ -131,6 +133,7 @@ impl Upstream {
             idle: RefCell::default(),
             sessions: RefCell::default(),
             kept: Rc::clone(kept),
+            retired: Cell::new(false),
             stats: RefCell::default(),
         })
     }
@@ -231,7 +234,7 @@ impl Upstream {
             (Some(made_with), Some(now)) => Arc::ptr_eq(made_with, &now.config),
             _ => false,
         };
-        same && self.balancer.borrow().is_listed(connection.endpoint)
+        same && !self.retired.get() && self.balancer.borrow().is_listed(connection.endpoint)
     }
 
     /// Closes kept connections that are too old (if `now` is given), gone, or do not fit. Returns when the next
@@ -329,8 +332,10 @@ impl Upstream {
         }
     }
 
-    /// Closes all kept connections: the cluster is gone.
+    /// Closes all kept connections, and keeps none from now on: the cluster is gone. A connection that is kept
+    /// holds on to its cluster, so one kept after this would stay for ever.
     pub fn close_idle(&self) {
+        self.retired.set(true);
         let idle = self.idle.take();
         drop(idle);
     }

@@ -84,6 +84,7 @@ async fn a_removed_listener_finishes_what_is_under_way_and_refuses_what_comes_af
 
     server.send(OK).await;
     busy.expect(OK).await;
+    assert_eq!(server.rest().await.unwrap(), b"", "its connection is closed with its cluster");
     for connection in [&mut busy, &mut idle] {
         connection.send(GET).await;
         let (head, _) = connection.response().await;
