@@ -414,7 +414,7 @@ impl Assembler {
         self.are_active(&clusters).then_some((routes, clusters))
     }
 
-    fn listener(&self, parsed: &ParsedListener, kept: Option<Arc<ServerConfig>>) -> Result<Listener, String> {
+    fn listener(&self, parsed_listener: &ParsedListener, kept: Option<Arc<ServerConfig>>) -> Result<Listener, String> {
         let service = |parsed: &ParsedService| match parsed {
             ParsedService::Tcp { cluster, access, idle, attempts } => Service::Tcp(Arc::new(TcpService {
                 cluster: *cluster,
@@ -438,8 +438,10 @@ impl Assembler {
                 connection_idle: http.connection_idle,
                 head_timeout: http.head_timeout,
                 limits: http.limits,
+                default_host: Arc::clone(&parsed_listener.default_host),
             })),
         };
+        let parsed = parsed_listener;
         let tls = match (&parsed.tls, self.secrets()) {
             (Some((alpn, secure)), Some((identity, bundle, _))) => {
                 let config = match kept.filter(|config| config.alpn_protocols == *alpn) {

@@ -116,6 +116,8 @@ pub struct HttpService {
     pub head_timeout: Duration,
     /// Limits of heads.
     pub limits: outrider_proxy_core::http1::Limits,
+    /// `Host` of a request that has none, which HTTP/1.0 allows.
+    pub default_host: Arc<str>,
 }
 
 /// How a byte stream is served.

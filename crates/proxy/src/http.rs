@@ -324,6 +324,7 @@ impl Request<'_> {
                     ClientCert::Remove
                 },
                 upgrade: asking.asked.upgrade,
+                default_host: service.default_host.as_bytes(),
                 ..RequestEncoding::default()
             };
             encode::request(&heads.request, bytes, &how, &mut out);

@@ -7,6 +7,8 @@ use std::time::Duration;
 use outrider_proxy_core::access::AccessPolicy;
 use outrider_proxy_core::http1::Limits;
 use outrider_proxy_core::route::RouteTable;
+use outrider_xds_types::names::ListenerMetadata;
+use outrider_xds_types::pb::envoy::config::core::v3::Metadata;
 use outrider_xds_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
@@ -57,6 +59,8 @@ pub struct ParsedListener {
     pub plain: Option<ParsedService>,
     /// When silence means "no TLS"; only with both.
     pub detect: Option<Duration>,
+    /// What callers most likely call the service; empty if nobody says.
+    pub default_host: Arc<str>,
 }
 
 impl ParsedListener {
@@ -122,7 +126,8 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
     for (n, filter) in std::mem::take(&mut listener.listener_filters).into_iter().enumerate() {
         listener_filter(filter, &format!("listener_filters[{n}]"))?;
     }
-    let mut parsed = ParsedListener { name, address, tls: None, plain: None, detect: None };
+    let default_host = listener.metadata.take().map(|metadata| default_host(&metadata)).unwrap_or_default();
+    let mut parsed = ParsedListener { name, address, tls: None, plain: None, detect: None, default_host };
     let chains = std::mem::take(&mut listener.filter_chains);
     if chains.is_empty() {
         return Err(Refusal::new("filter_chains", "at least one is required"));
@@ -132,7 +137,6 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
         filter_chain(chain, only, &format!("filter_chains[{n}]"), &mut parsed, slots)?;
     }
     // What follows says what this proxy does anyway, or is for others.
-    listener.metadata = None;
     listener.traffic_direction = 0;
     listener.stat_prefix.clear();
     // The agent binds; how is its affair.
@@ -145,6 +149,20 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
     listener.per_connection_buffer_limit_bytes = None;
     nothing_left(&listener, "")?;
     Ok(parsed)
+}
+
+/// The service's first name, with the port unless it is the usual one.
+fn default_host(metadata: &Metadata) -> Arc<str> {
+    let Some(about) = ListenerMetadata::from_metadata(metadata) else { return Arc::default() };
+    let name = match (about.names.into_iter().next(), about.service.split_once('/')) {
+        (Some(name), _) => name,
+        (None, Some((namespace, service))) => format!("{service}.{namespace}"),
+        (None, None) => return Arc::default(),
+    };
+    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
+        return Arc::default();
+    }
+    if about.port == 80 { name.into() } else { format!("{name}:{}", about.port).into() }
 }
 
 fn listener_filter(filter: ListenerFilter, path: &str) -> Result<(), Refusal> {
