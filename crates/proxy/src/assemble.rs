@@ -414,7 +414,11 @@ impl Assembler {
         self.are_active(&clusters).then_some((routes, clusters))
     }
 
-    fn listener(&self, parsed_listener: &ParsedListener, kept: Option<Arc<ServerConfig>>) -> Result<Listener, String> {
+    fn listener(
+        &self,
+        parsed_listener: &ParsedListener,
+        kept: Option<Arc<ServerConfig>>,
+    ) -> Result<Listener, String> {
         let service = |parsed: &ParsedService| match parsed {
             ParsedService::Tcp { cluster, access, idle, attempts } => Service::Tcp(Arc::new(TcpService {
                 cluster: *cluster,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use outrider_proxy_core::http1::{HeaderEdits, HeaderKind};
 use outrider_proxy_core::http1::reply::REASON_HEADER;
+use outrider_proxy_core::http1::{HeaderEdits, HeaderKind};
 use outrider_proxy_core::reason::Reason;
 use outrider_proxy_core::route::{
     DirectResponse, HeaderMatch, PathMatch, Route as CompiledRoute, RouteAction as CompiledAction,
