@@ -88,11 +88,12 @@ pub fn run(options: Options, control: Option<OwnedFd>) -> Result<(), RunError> {
     runtime.block_on(async move {
         let log = Log::start().map_err(io("log thread"))?;
         let mut workers = Vec::new();
+        let share = worker::share(raise_descriptors(), options.workers.max(1));
         for n in 0..options.workers.max(1) {
             let (commands, receiver) = mpsc::unbounded_channel();
             let log = log.clone();
             let body = move || {
-                if let Err(error) = worker::run(receiver, log) {
+                if let Err(error) = worker::run(receiver, log, share) {
                     tracing::error!(%error, "a worker cannot run");
                     std::process::exit(1);
                 }
@@ -506,6 +507,20 @@ impl Conductor {
         tracing::info!(cut, "drained");
         self.tell(&FromProxy::Drained { cut }).await;
     }
+}
+
+/// Raises the limit of open files as far as we may, and says what it is. Every connection that is served takes
+/// two, and the usual limit of 1024 is there for programs that use select(2).
+fn raise_descriptors() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+        return current.unwrap_or(u64::MAX);
+    }
+    maximum.unwrap_or(u64::MAX)
 }
 
 async fn receive(agent: &mut Option<Receiver>) -> Option<(ToProxy, Vec<OwnedFd>)> {

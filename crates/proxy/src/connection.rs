@@ -61,8 +61,8 @@ pub fn http_service(serving: &Serving, secure: bool) -> Option<Arc<HttpService>>
     }
 }
 
-/// Serves one connection from accept to close.
-pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
+/// Serves one connection from accept to close. `known` is called once it is clear who is there, or nobody.
+pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream, known: impl FnOnce()) {
     let alarm = worker.timers.alarm();
     let config = serving.config();
     let greeted = match &config.tls {
@@ -76,6 +76,7 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
         }
     };
     drop(config);
+    known();
     let (stream, peer) = match greeted {
         Ok(greeted) => greeted,
         Err(None) => return,

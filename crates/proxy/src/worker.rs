@@ -2,7 +2,7 @@
 //!
 //! Commands come over a channel; configuration comes as a snapshot. Holds: sockets handed over are listened on
 //! only while the configuration has their listener, and connections wait in the kernel meanwhile; applying a
-//! snapshot closes no connection. Does not: decide which snapshot is fit to be applied.
+//! snapshot closes no connection; strangers cannot use up the descriptors that callers and endpoints need. Does not: decide which snapshot is fit to be applied.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ use outrider_proxy_core::http1::{RequestHead, ResponseHead};
 use outrider_proxy_core::reason::{ProxyError, Reason, Side};
 use outrider_proxy_core::stats::{ClusterStats, ListenerStats};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::buffers::Buffers;
 use crate::config::{Listener, Snapshot};
@@ -27,12 +27,24 @@ use crate::{connection, stream};
 
 /// Most connections one worker serves at once.
 pub const MAX_CONNECTIONS: usize = 16_384;
+/// Most accepted connections of one worker that have not said who they are: who opens more only ends the oldest
+/// of these, so strangers take no place from callers that shake hands.
+const MAX_UNKNOWN: usize = 1024;
+/// Descriptors for everything but connections.
+const RESERVE: u64 = 64;
 /// Pause after the kernel refused another descriptor.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
 /// How often kept upstream connections are looked at, at least and at most; never while there are none.
 const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// Parsed heads kept for reuse.
 const KEPT_HEADS: usize = 64;
+
+/// How many connections one of `workers` may accept in a process that may have `descriptors` files open: half of
+/// them, so that each accepted connection can have one to an endpoint.
+pub fn share(descriptors: u64, workers: usize) -> usize {
+    let all = descriptors.saturating_sub(RESERVE).max(descriptors / 2) / 2;
+    (usize::try_from(all).unwrap_or(usize::MAX) / workers.max(1)).max(1)
+}
 
 /// What the main thread asks of a worker.
 pub enum Command {
@@ -117,6 +129,12 @@ pub struct Worker {
     #[allow(clippy::vec_box, reason = "lent out as boxes, so that a connection's task stays small")]
     heads: RefCell<Vec<Box<Heads>>>,
     connections: Cell<usize>,
+    /// Most of them; more wait in the kernel.
+    share: usize,
+    closed: Notify,
+    /// Connections that have not said who they are, the oldest first.
+    unknown: RefCell<BTreeMap<u64, (AbortHandle, Rc<Serving>)>>,
+    next_unknown: Cell<u64>,
     draining: Cell<bool>,
     close_idle: Cell<bool>,
     kept: Rc<Kept>,
@@ -124,7 +142,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn new(log: Log) -> Rc<Self> {
+    fn new(log: Log, share: usize) -> Rc<Self> {
         use std::hash::{BuildHasher, RandomState};
         Rc::new(Self {
             buffers: Rc::default(),
@@ -136,6 +154,10 @@ impl Worker {
             active: RefCell::default(),
             heads: RefCell::default(),
             connections: Cell::new(0),
+            share,
+            closed: Notify::new(),
+            unknown: RefCell::default(),
+            next_unknown: Cell::new(0),
             draining: Cell::new(false),
             close_idle: Cell::new(false),
             kept: Rc::default(),
@@ -166,6 +188,30 @@ impl Worker {
     /// Whether connections that do nothing should end now.
     pub fn closes_idle(&self) -> bool {
         self.close_idle.get()
+    }
+
+    /// Counts a connection among those that have not said who they are, and ends the oldest of too many.
+    fn unknown(&self, task: AbortHandle, serving: &Rc<Serving>, number: u64) {
+        let mut unknown = self.unknown.borrow_mut();
+        unknown.insert(number, (task, Rc::clone(serving)));
+        let most = MAX_UNKNOWN.min(self.share.div_ceil(2));
+        let oldest = if unknown.len() > most { unknown.pop_first() } else { None };
+        drop(unknown);
+        if let Some((_, (task, serving))) = oldest {
+            task.abort();
+            self.overload(&serving);
+        }
+    }
+
+    /// The connection of this number is known, or over.
+    fn known(&self, number: u64) {
+        self.unknown.borrow_mut().remove(&number);
+    }
+
+    fn overload(&self, serving: &Serving) {
+        serving.stats.borrow_mut().reason(Reason::OverloadConnections);
+        let error = ProxyError::new(Side::Local, Reason::OverloadConnections);
+        self.log.event(&error, Context { listener: &serving.name, ..Context::default() });
     }
 
     /// Heads to parse into.
@@ -314,6 +360,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.worker.connections.set(self.worker.connections.get().saturating_sub(1));
+        self.worker.closed.notify_waiters();
         let mut stats = self.serving.stats.borrow_mut();
         stats.active_connections = stats.active_connections.saturating_sub(1);
     }
@@ -321,6 +368,12 @@ impl Drop for Open {
 
 async fn accept(worker: Rc<Worker>, serving: Rc<Serving>, socket: Rc<TcpListener>) {
     loop {
+        if worker.connections.get() >= worker.share {
+            tracing::warn!(listener = &*serving.name, limit = worker.share, "accepting pauses");
+            while worker.connections.get() >= worker.share {
+                worker.closed.notified().await;
+            }
+        }
         match socket.accept().await {
             Ok((tcp, _from)) => begin(&worker, &serving, tcp),
             Err(error) if is_of_one_connection(&error) => {}
@@ -341,29 +394,35 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 fn begin(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
     stream::prepare_accepted(&tcp);
     if worker.connections.get() >= MAX_CONNECTIONS {
-        serving.stats.borrow_mut().reason(Reason::OverloadConnections);
-        let error = ProxyError::new(Side::Local, Reason::OverloadConnections);
-        worker.log.event(&error, Context { listener: &serving.name, ..Context::default() });
+        worker.overload(serving);
         return;
     }
     let open = Open::new(worker, serving);
-    let (worker, serving) = (Rc::clone(worker), Rc::clone(serving));
-    tokio::task::spawn_local(async move {
-        let _open = open;
-        connection::serve(&worker, &serving, tcp).await;
+    let greets = serving.config().tls.is_some();
+    let number = worker.next_unknown.get();
+    let task = tokio::task::spawn_local({
+        let (worker, serving) = (Rc::clone(worker), Rc::clone(serving));
+        async move {
+            let _open = open;
+            connection::serve(&worker, &serving, tcp, || if greets { worker.known(number) }).await;
+        }
     });
+    if greets {
+        worker.next_unknown.set(number + 1);
+        worker.unknown(task.abort_handle(), serving, number);
+    }
 }
 
-/// Runs a worker on this thread until the command channel closes.
+/// Runs a worker on this thread until the command channel closes. It accepts at most `share` connections.
 ///
 /// # Errors
 /// The runtime cannot be made.
-pub fn run(mut commands: mpsc::UnboundedReceiver<Command>, log: Log) -> io::Result<()> {
+pub fn run(mut commands: mpsc::UnboundedReceiver<Command>, log: Log, share: usize) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;
     runtime.block_on(async move {
-        let worker = Worker::new(log);
+        let worker = Worker::new(log, share);
         tokio::task::spawn_local(Rc::clone(&worker.timers).drive());
         tokio::task::spawn_local(Rc::clone(&worker).sweep());
         while let Some(command) = commands.recv().await {

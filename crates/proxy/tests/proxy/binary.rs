@@ -161,6 +161,32 @@ async fn without_descriptors_callers_wait_and_are_served_later() {
     assert_eq!(last.response().await.1, "a");
 }
 
+#[tokio::test]
+async fn the_limit_of_open_files_is_raised_as_far_as_allowed() {
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let file = directory.path().join("snapshot");
+    snapshot(&file, at, Origin::bind().await.answer_all("a"));
+    let child = Command::new("sh")
+        .args(["-c", "ulimit -Sn 20; exec \"$0\" --standalone --snapshot \"$1\"", PROGRAM])
+        .arg(&file)
+        .spawn()
+        .unwrap();
+    let running = Running(child);
+    let mut open = Vec::new();
+    for _ in 0..50 {
+        let mut app = connect(at).await;
+        app.send(GET).await;
+        assert_eq!(app.response().await.1, "a");
+        open.push(app);
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", running.0.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let [soft, hard] = line.split_ascii_whitespace().skip(3).take(2).collect::<Vec<_>>()[..] else {
+        panic!("{line}")
+    };
+    assert_eq!(soft, hard);
+}
+
 fn signal(running: &Running, signal: rustix::process::Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_child(&running.0), signal).unwrap();
 }

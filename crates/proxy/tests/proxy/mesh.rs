@@ -139,6 +139,30 @@ async fn plaintext_is_refused_where_tls_is_required_and_served_under_both() {
 }
 
 #[tokio::test]
+async fn silent_strangers_take_no_place_from_callers() {
+    let (origin, authority) = (Origin::bind().await, Authority::new());
+    let mut server = servers("http", "required", &origin, &authority).await;
+    let client = clients("http", &server, &authority, "shop/web").await;
+    let mut strangers = Vec::new();
+    for _ in 0..1100 {
+        strangers.push(server.connect(INBOUND).await);
+    }
+    server
+        .counted("the oldest are ended", |stats| {
+            let listener = &stats.listeners[INBOUND];
+            listener.active_connections == 1024 && listener.reasons.get("overload_connections") == Some(&76)
+        })
+        .await;
+    let mut app = client.connect(OUTBOUND).await;
+    app.send(GET).await;
+    let mut behind = origin.accept().await;
+    behind.head().await;
+    behind.send(OK).await;
+    app.expect(OK).await;
+    assert_eq!(strangers.remove(0).rest().await.unwrap(), b"");
+}
+
+#[tokio::test]
 async fn new_certificates_serve_new_handshakes_and_end_no_connection() {
     let (origin, authority) = (Origin::bind().await, Authority::new());
     let mut server = servers("http", "required", &origin, &authority).await;
