@@ -43,8 +43,12 @@ pub struct Downstream {
 impl Downstream {
     /// For access decisions.
     pub fn peer(&self) -> Peer<'_> {
-        self.peer.as_deref().map_or(Peer::Anonymous, Peer::Authenticated)
+        as_peer(self.peer.as_deref())
     }
+}
+
+fn as_peer(id: Option<&str>) -> Peer<'_> {
+    id.map_or(Peer::Anonymous, Peer::Authenticated)
 }
 
 /// The service for connections with or without TLS, as configured now.
@@ -58,6 +62,33 @@ pub fn http_service(serving: &Serving, secure: bool) -> Option<Arc<HttpService>>
     match service(serving, secure)? {
         Service::Http(http) => Some(http),
         Service::Tcp(_) => None,
+    }
+}
+
+/// Whether whoever is there may still call, by the configuration of now. What a listener that is gone has begun
+/// ends by itself.
+fn may_call(serving: &Serving, peer: Option<&str>) -> Result<(), Reason> {
+    if serving.is_removed() {
+        return Ok(());
+    }
+    match service(serving, peer.is_some()) {
+        Some(Service::Http(http)) => http.access.decide(as_peer(peer)),
+        Some(Service::Tcp(tcp)) => tcp.access.decide(as_peer(peer)),
+        // TLS that is needed no more harms nobody.
+        None if peer.is_some() => Ok(()),
+        None => Err(Reason::MtlsRequired),
+    }
+}
+
+/// Ready once the peer may not call any more: for streams of bytes, which bring no request to be decided about.
+pub async fn revoked(serving: &Serving, peer: Option<&str>) -> ProxyError {
+    loop {
+        let mut changed = std::pin::pin!(serving.changed());
+        changed.as_mut().enable();
+        if let Err(reason) = may_call(serving, peer) {
+            return ProxyError::new(Side::Local, reason);
+        }
+        changed.await;
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::buffers::{Filled, Inbox};
 use crate::config::HttpService;
-use crate::connection::{Downstream, http_service};
+use crate::connection::{Downstream, http_service, revoked};
 use crate::log::Context;
 use crate::stream::Stream;
 use crate::tcp::{Flow, Tunnel};
@@ -77,6 +77,11 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, downstream: Downs
         let mut heads = worker.take_heads();
         let began = Instant::now();
         let head = client.read_head(worker, &service, &mut heads).await;
+        // A head may take its time, and what was allowed at its first byte may not be at its last.
+        let Some(service) = http_service(serving, secure) else {
+            worker.give_heads(heads);
+            break refuse(worker, serving, &mut client, Reason::MtlsRequired).await;
+        };
         let request = Request { worker, serving, client: &mut client, service: &service, began };
         let after = match head {
             Ok(true) if serving.is_removed() => {
@@ -452,7 +457,10 @@ impl Request<'_> {
             up: Flow::default(),
             down: Flow::default(),
         };
-        let outcome = tunnel.run(&self.worker.buffers, &client.downstream.alarm, self.service.idle).await;
+        let outcome = tokio::select! {
+            outcome = tunnel.run(&self.worker.buffers, &client.downstream.alarm, self.service.idle) => outcome,
+            error = revoked(self.serving, client.downstream.peer.as_deref()) => Err(error),
+        };
         let (up, down) = (tunnel.up.moved, tunnel.down.moved);
         let mut stats = self.serving.stats.borrow_mut();
         stats.bytes_in += up;

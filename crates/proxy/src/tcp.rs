@@ -1,7 +1,8 @@
 //! Byte streams: a TCP service, and the tunnel after an upgrade.
 //!
 //! Holds: each direction ends by itself (half-close passes through); memory is one block per direction and only
-//! while bytes are on their way; a side that breaks is told to the other as a reset, not as an end. Does not:
+//! while bytes are on their way; a side that breaks is told to the other as a reset, not as an end; a caller that
+//! may not call any more is cut off. Does not:
 //! look at the bytes.
 
 use std::future::poll_fn;
@@ -16,7 +17,7 @@ use tokio::io::AsyncWrite;
 
 use crate::buffers::{Buffers, Filled, Inbox, SIZES};
 use crate::config::TcpService;
-use crate::connection::Downstream;
+use crate::connection::{Downstream, revoked};
 use crate::log::Context;
 use crate::pipes::Pipe;
 use crate::stream::Stream;
@@ -91,7 +92,10 @@ async fn forward(
         up: Flow::default(),
         down: Flow::default(),
     };
-    let outcome = tunnel.run(&worker.buffers, &downstream.alarm, service.idle).await;
+    let outcome = tokio::select! {
+        outcome = tunnel.run(&worker.buffers, &downstream.alarm, service.idle) => outcome,
+        error = revoked(serving, downstream.peer.as_deref()) => Err(error),
+    };
     let (up, down) = (tunnel.up.moved, tunnel.down.moved);
     let mut stats = serving.stats.borrow_mut();
     stats.bytes_in += up;

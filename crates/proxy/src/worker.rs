@@ -15,6 +15,7 @@ use outrider_proxy_core::http1::{RequestHead, ResponseHead};
 use outrider_proxy_core::reason::{ProxyError, Reason, Side};
 use outrider_proxy_core::stats::{ClusterStats, ListenerStats};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 
@@ -85,12 +86,18 @@ pub struct Serving {
     pub stats: RefCell<ListenerStats>,
     acceptors: RefCell<Vec<JoinHandle<()>>>,
     removed: Cell<bool>,
+    changed: Notify,
 }
 
 impl Serving {
     /// The configuration of now.
     pub fn config(&self) -> Arc<Listener> {
         Arc::clone(&self.config.borrow())
+    }
+
+    /// Ready after the next change of the configuration.
+    pub fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Whether its resource is gone: what is under way ends as it began, but nothing new is served.
@@ -249,7 +256,12 @@ impl Worker {
         for (name, listener) in &snapshot.listeners {
             let known = self.servings.borrow().get(name).cloned();
             match known {
-                Some(serving) => *serving.config.borrow_mut() = Arc::clone(listener),
+                Some(serving) => {
+                    let former = serving.config.replace(Arc::clone(listener));
+                    if !Arc::ptr_eq(&former, listener) {
+                        serving.changed.notify_waiters();
+                    }
+                }
                 None => {
                     let serving = Rc::new(Serving {
                         name: Arc::clone(name),
@@ -257,6 +269,7 @@ impl Worker {
                         stats: RefCell::default(),
                         acceptors: RefCell::default(),
                         removed: Cell::new(false),
+                        changed: Notify::new(),
                     });
                     self.servings.borrow_mut().insert(Arc::clone(name), serving);
                 }

@@ -163,6 +163,27 @@ async fn silent_strangers_take_no_place_from_callers() {
 }
 
 #[tokio::test]
+async fn an_open_connection_ends_when_its_caller_may_call_no_more() {
+    let (origin, authority) = (Origin::bind().await, Authority::new());
+    let mut server = servers("tcp", "required", &origin, &authority).await;
+    let client = clients("tcp", &server, &authority, "shop/web").await;
+    let mut app = client.connect(OUTBOUND).await;
+    app.send("hello").await;
+    let mut behind = origin.accept().await;
+    behind.expect("hello").await;
+
+    let nobody = pair("tcp", "required", origin.port(), "").replace("calls: [api]", "calls: []");
+    let mut set = compiled(&nobody, "shop/api");
+    for secret in authority.secrets("shop/api") {
+        set.insert(secret);
+    }
+    server.configure(set).await;
+    assert_eq!(behind.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(app.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    server.counted("reason", |s| s.listeners[INBOUND].reasons.get("caller_not_allowed") == Some(&1)).await;
+}
+
+#[tokio::test]
 async fn new_certificates_serve_new_handshakes_and_end_no_connection() {
     let (origin, authority) = (Origin::bind().await, Authority::new());
     let mut server = servers("http", "required", &origin, &authority).await;
