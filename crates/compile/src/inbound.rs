@@ -6,8 +6,8 @@
 //! | `both` | `mtls` as above for TLS; `plaintext` for everything else, without an access decision |
 //! | `off` | `plaintext` |
 //!
-//! On TCP ports Envoy decides about access at the first byte of the caller, so an authenticated caller that may
-//! not call can still read what an application says first. The native proxy decides before it connects.
+//! On TCP ports Envoy's access filter decides at the first byte of the caller, too late where the application
+//! speaks first. So the TLS context of these ports names the callers as well, and for others the handshake fails.
 
 use std::collections::HashMap;
 
@@ -73,7 +73,7 @@ fn listener(view: &View<'_>, service: &Service, port: &Port, name: &str) -> list
     let authenticated = || listener::FilterChain {
         name: "mtls".to_owned(),
         filters: filters(view, service, port, name, true),
-        transport_socket: Some(tls::downstream(port.protocol)),
+        transport_socket: Some(tls::downstream(port.protocol, callers(view, service, port))),
         ..Default::default()
     };
     let plaintext = || listener::FilterChain {
@@ -167,6 +167,15 @@ fn forgeries() -> Vec<String> {
             name
         })
         .collect()
+}
+
+/// Whom the handshake lets in; `None` is everybody with a certificate of the mesh.
+fn callers(view: &View<'_>, service: &Service, port: &Port) -> Option<Vec<String>> {
+    if port.protocol != Protocol::Tcp {
+        return None;
+    }
+    let callers: Vec<String> = view.callers(&service.id).map(|caller| view.spiffe_id(caller)).collect();
+    Some(if callers.is_empty() { vec![view.nobody()] } else { callers })
 }
 
 /// Lets the declared callers pass. Without any, nobody: an `ALLOW` without policies denies.

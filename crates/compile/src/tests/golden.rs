@@ -114,6 +114,21 @@ fn nobody_can_vouch_for_himself_in_another_spelling() {
 }
 
 #[test]
+fn the_handshake_of_a_tcp_port_lets_in_its_callers_only() {
+    for (yaml, expected) in [
+        (include_str!("cases/mtls-both.yaml"), vec!["spiffe://outrider.internal/ns/shop/svc/web"]),
+        (include_str!("cases/nobody-calls.yaml"), vec!["spiffe://outrider.internal/nobody"]),
+    ] {
+        let text = everything(yaml);
+        let text = only(&text, "shop/db", &["inbound/db"]);
+        let (_, names) = text.split_once("match_typed_subject_alt_names").expect("names callers");
+        for id in expected {
+            assert!(names.contains(id), "{names}");
+        }
+    }
+}
+
+#[test]
 fn local_replies_carry_a_reason_and_never_replace_one() {
     let mappers = crate::http::local_replies().mappers;
     assert_eq!(mappers.len(), local_reply_reasons().count() + 1);

@@ -34,7 +34,7 @@ use outrider_xds_types::pb::google::protobuf::Any;
 use outrider_xds_types::prost::{Message, Name};
 
 use super::Slots;
-use super::cluster::{common_tls, exact, http1_options};
+use super::cluster::{CommonTls, common_tls, exact, http1_options};
 use super::fields::{Refusal, join, limit, nothing_left, over_ads, socket_address, transport_socket, unpack};
 use super::route;
 
@@ -85,6 +85,15 @@ pub enum ParsedService {
         /// Endpoints tried.
         attempts: u32,
     },
+}
+
+impl ParsedService {
+    /// The same for these SPIFFE IDs only.
+    fn only(mut self, ids: &[Arc<str>]) -> Self {
+        let (Self::Http(ParsedHttp { access, .. }) | Self::Tcp { access, .. }) = &mut self;
+        *access = std::mem::take(access).only(ids);
+        self
+    }
 }
 
 /// An HTTP service whose routes may still be elsewhere.
@@ -198,7 +207,10 @@ fn filter_chain(
         ("tls" | "", Some(socket)) if parsed.tls.is_none() && (only || !protocol.is_empty()) => {
             let path = join(path, "transport_socket");
             let any = transport_socket(socket, &path)?;
-            parsed.tls = Some((downstream_tls(&any, &path)?, service));
+            let tls = downstream_tls(&any, &path)?;
+            // Who is not named there is refused in the handshake by others; here it is told why.
+            let service = if tls.expected.is_empty() { service } else { service.only(&tls.expected) };
+            parsed.tls = Some((tls.alpn, service));
         }
         ("raw_buffer" | "", None) if parsed.plain.is_none() && (only || !protocol.is_empty()) => {
             parsed.plain = Some(service);
@@ -213,7 +225,7 @@ fn filter_chain(
     Ok(())
 }
 
-fn downstream_tls(any: &Any, path: &str) -> Result<Vec<Vec<u8>>, Refusal> {
+fn downstream_tls(any: &Any, path: &str) -> Result<CommonTls, Refusal> {
     let mut context: DownstreamTlsContext = unpack(any, path)?;
     if !context.require_client_certificate.take().is_some_and(|b| b.value) {
         return Err(Refusal::new(join(path, "require_client_certificate"), "must be true"));
@@ -223,14 +235,7 @@ fn downstream_tls(any: &Any, path: &str) -> Result<Vec<Vec<u8>>, Refusal> {
         .take()
         .ok_or_else(|| Refusal::new(join(path, "common_tls_context"), "required"))?;
     nothing_left(&context, path)?;
-    let common = common_tls(common, &join(path, "common_tls_context"))?;
-    if !common.expected.is_empty() {
-        return Err(Refusal::new(
-            join(path, "common_tls_context"),
-            "callers are admitted by RBAC, not by match_typed_subject_alt_names",
-        ));
-    }
-    Ok(common.alpn)
+    common_tls(common, &join(path, "common_tls_context"))
 }
 
 fn service(filters: Vec<Filter>, path: &str, slots: &mut Slots) -> Result<ParsedService, Refusal> {
