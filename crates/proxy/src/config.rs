@@ -106,7 +106,7 @@ pub struct HttpService {
     pub access: AccessPolicy,
     /// Whether `x-forwarded-client-cert` is replaced by who the caller proved to be.
     pub forward_client_cert: bool,
-    /// Whether a 101 from upstream makes a tunnel.
+    /// Whether callers may ask for WebSocket, and a 101 from upstream makes a tunnel.
     pub upgrades: bool,
     /// Longest silence within an exchange; `None` is no limit.
     pub idle: Option<Duration>,

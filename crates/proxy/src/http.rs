@@ -41,6 +41,8 @@ const CONNECT_ATTEMPTS: u32 = 3;
 /// How long and how much a closing connection is still read, so that the last response is not lost to a reset.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
+/// The one protocol that a connection may be switched to.
+const UPGRADE: &[u8] = b"websocket";
 /// Limit of waits that have none of their own.
 const PARKED: Duration = Duration::from_secs(3600);
 
@@ -263,7 +265,9 @@ impl Request<'_> {
         }
         let mut asking = {
             let bytes = self.client.inbox.bytes();
-            let upgrade = self.service.upgrades && heads.request.upgrade(bytes).is_some();
+            // What else a caller would like to speak is left out, so that HTTP goes on.
+            let upgrade = self.service.upgrades
+                && heads.request.upgrade(bytes).is_some_and(|to| to.eq_ignore_ascii_case(UPGRADE));
             Asking {
                 method: heads.request.method(),
                 version: heads.request.version(),

@@ -131,7 +131,7 @@ fn the_handshake_of_a_tcp_port_lets_in_its_callers_only() {
 #[test]
 fn local_replies_carry_a_reason_and_never_replace_one() {
     let mappers = crate::http::local_replies().mappers;
-    assert_eq!(mappers.len(), local_reply_reasons().count() + 1);
+    assert_eq!(mappers.len(), local_reply_reasons().count() + 2);
     for mapper in &mappers {
         let [header] = mapper.headers_to_add.as_slice() else { panic!("one header: {mapper:?}") };
         assert_eq!(header.append_action, HeaderAppendAction::AddIfAbsent as i32);

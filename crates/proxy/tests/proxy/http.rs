@@ -150,6 +150,15 @@ async fn an_upgrade_becomes_a_tunnel_only_after_101() {
     server.finish().await;
     assert_eq!(client.rest().await.unwrap(), b"late");
 
+    // Other protocols are not offered to the endpoint: the request goes on as HTTP.
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send("GET / HTTP/1.1\r\nHost: api\r\nUpgrade: foo\r\nConnection: Upgrade\r\n\r\n").await;
+    let mut server = origin.accept().await;
+    server.expect("GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
+    server.send(OK).await;
+    client.expect(OK).await;
+    drop(server);
+
     // Without 101 what follows is the next request, with its own route and checks.
     let mut client = proxy.connect(OUTBOUND).await;
     client.send(format!("{upgrade}{GET}")).await;
