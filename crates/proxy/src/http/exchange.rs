@@ -523,17 +523,24 @@ impl<'a> Exchange<'a> {
         Poll::Pending
     }
 
+    /// Whether the caller has yet to take bytes that are here.
+    fn owes_client(&self) -> bool {
+        self.written < self.to_client.len() || self.ready_down > 0
+    }
+
     fn too_late(&self, now: u64, head_at: u64) -> ProxyError {
+        let side = if self.owes_client() { Side::Downstream } else { Side::Upstream };
         if now >= head_at {
             ProxyError::new(Side::Upstream, Reason::RequestTimeout)
         } else if now >= self.total_at {
-            ProxyError::new(Side::Upstream, Reason::TotalTimeout)
+            ProxyError::new(side, Reason::TotalTimeout)
         } else if !self.request_done && self.waits_for_client && self.response.is_none() {
             ProxyError::new(Side::Downstream, Reason::RequestBodyTimeout)
-        } else if self.response.is_some() {
-            ProxyError::new(Side::Upstream, Reason::UpstreamIdleTimeout)
+        } else if self.response.is_some() && side == Side::Upstream {
+            ProxyError::new(side, Reason::UpstreamIdleTimeout)
         } else {
-            ProxyError::new(Side::Upstream, Reason::IdleTimeout)
+            // Neither moves, or the caller does not read.
+            ProxyError::new(side, Reason::IdleTimeout)
         }
     }
 }

@@ -95,6 +95,29 @@ async fn a_response_that_is_not_whole_in_the_total_time_is_cut() {
 }
 
 #[tokio::test]
+async fn a_caller_that_does_not_read_is_not_blamed_on_the_endpoint() {
+    let (origin, mut proxy) = with_route(|action| action.idle_timeout = limit()).await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
+    let block = vec![b'x'; 1 << 20];
+    // Until the proxy gives up, and with it this connection.
+    soon("the end", async {
+        use tokio::io::AsyncWriteExt;
+        while server.tcp.write_all(&block).await.is_ok() {}
+    })
+    .await;
+    proxy
+        .counted("reason", |stats| {
+            let reasons = &stats.listeners[OUTBOUND].reasons;
+            reasons.get("idle_timeout") == Some(&1) && !reasons.contains_key("upstream_idle_timeout")
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn silence_within_a_response_is_cut() {
     let (origin, mut proxy) = with_route(|action| action.idle_timeout = limit()).await;
     let mut client = proxy.connect(OUTBOUND).await;
