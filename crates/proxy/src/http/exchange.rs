@@ -155,9 +155,10 @@ impl<'a> Exchange<'a> {
         poll_fn(|cx| self.poll(cx, heads, out)).await
     }
 
-    /// Whether a byte of a final response may have reached the caller.
+    /// Whether a reply of our own would no longer be understood: a byte of a final response, or a part of an
+    /// interim one, may have reached the caller.
     pub(super) fn response_started(&self) -> bool {
-        self.response.is_some() || self.switched
+        self.response.is_some() || self.switched || (self.written > 0 && self.written < self.to_client.len())
     }
 
     /// Whether everything that was sent is still here: in `out`, or accepted and at the front of the inbox.
