@@ -349,11 +349,15 @@ impl Conductor {
             return;
         }
         for mut open in std::mem::take(&mut self.open) {
+            let broken = open
+                .items
+                .iter()
+                .find_map(|item| Some(format!("{}: {}", item.name, self.assembler.is_broken(item)?)));
             let cold = open.items.iter().find(|item| !self.assembler.is_in_use(item));
             let late = cold.filter(|_| open.since.elapsed() >= WARMING).map(|item| {
                 format!("{}: not in use after {WARMING:?}: {}", item.name, self.assembler.waits_for(item))
             });
-            let request = match (open.refused.take().or(late), cold) {
+            let request = match (open.refused.take().or(broken).or(late), cold) {
                 (Some(error), _) => {
                     tracing::warn!(error, "refused");
                     self.client.nack(open.token, &error)
