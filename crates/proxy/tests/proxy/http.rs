@@ -334,6 +334,19 @@ async fn a_caller_that_ended_its_sending_still_gets_the_answer() {
 }
 
 #[tokio::test]
+async fn a_caller_that_resets_cancels_its_request() {
+    let (origin, mut proxy) = one().await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    socket2::SockRef::from(&client.tcp).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(client);
+    assert_eq!(server.rest().await.unwrap(), b"", "the endpoint learns of it");
+    proxy.counted("reason", |s| s.listeners[OUTBOUND].reasons.get("client_gone") == Some(&1)).await;
+}
+
+#[tokio::test]
 async fn interim_responses_never_reach_callers_of_http_1_0() {
     let (origin, proxy) = one().await;
     let mut client = proxy.connect(OUTBOUND).await;
