@@ -191,6 +191,10 @@ fn bodies_trailers_and_interim_responses_arrive(pair: Pair) -> Result<()> {
         assert_eq!((response.status()?, response.reason()), (status, None));
     }
 
+    for target in ["/a%2Fb%20c?x=1&y", "/a//b", "/a/./b/../c?"] {
+        assert_eq!(connection.get("web", target).context("the target")?.text(), target);
+    }
+
     // Pipelined requests are answered in order.
     connection.send(b"GET /one HTTP/1.1\r\nHost: web\r\n\r\nGET /two HTTP/1.1\r\nHost: web\r\n\r\n")?;
     assert_eq!(connection.response("GET").context("pipelined, first")?.text(), "/one");
@@ -244,8 +248,32 @@ fn large_bodies_stream_in_constant_memory(pair: Pair) -> Result<()> {
         connection.stream().write_all(pattern.next(left))?;
     }
     assert_eq!(connection.response("POST")?.text(), length.to_string());
+    let up = start.elapsed();
+
+    // The same in chunks.
+    connection.send(format!("GET /chunked/{length} HTTP/1.1\r\nHost: web\r\n\r\n").as_bytes())?;
+    assert_eq!(connection.head()?.context("no response")?.response_framing("GET")?, Framing::Chunked);
+    let mut pattern = Pattern::new();
+    connection.body(Framing::Chunked, |bytes| pattern.check(bytes))?;
+    assert_eq!(pattern.position(), length);
+    connection.send(b"POST /sink HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    let mut pattern = Pattern::new();
+    while pattern.position() < length {
+        let piece = pattern.next(length - pattern.position());
+        let (size, stream) = (format!("{:x}\r\n", piece.len()), connection.stream());
+        stream.write_all(size.as_bytes())?;
+        stream.write_all(piece)?;
+        stream.write_all(b"\r\n")?;
+    }
+    connection.send(b"0\r\n\r\n")?;
+    assert_eq!(connection.response("POST")?.text(), length.to_string());
     ensure!(start.elapsed() < limit, "took {:?}", start.elapsed());
-    report(&format!("{} MiB down in {down:?}, up in {:?}", length >> 20, start.elapsed() - down));
+    report(&format!(
+        "{} MiB down in {down:?}, up in {:?}, both in chunks in {:?}",
+        length >> 20,
+        up - down,
+        start.elapsed() - up
+    ));
 
     for (service, pid, before) in proxies {
         let after = process::memory(pid, "VmHWM")?;
