@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use outrider_testkit::http::{Connection, Response};
+use outrider_testkit::intent::{self, client_and_web};
 use outrider_testkit::mesh::Options;
 use outrider_testkit::origin::Origin;
 use outrider_testkit::process::{self, User, run, shell_code};
@@ -17,26 +18,6 @@ for_each_pair!(
     a_slow_server_gets_nothing_before_it_listens,
 );
 
-fn intent(pair: Pair, target: u16) -> String {
-    format!(
-        "
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: client, namespace: shop}}
-spec: {{role: client, calls: [web], engine: {}}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: web, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  ports: [{{name: http, port: 8080, targetPort: {target}, protocol: http}}]
-",
-        pair.client, pair.server
-    )
-}
-
 /// N13. As many as `OUTRIDER_COLD_STARTS` says, by default 30 for the native pair and 6 with Envoy, whose
 /// process alone takes 100 ms.
 fn a_first_instruction_may_be_a_call(pair: Pair) -> Result<()> {
@@ -44,7 +25,7 @@ fn a_first_instruction_may_be_a_call(pair: Pair) -> Result<()> {
     let count = count.unwrap_or(if pair == Pair::NATIVE { 30 } else { 6 });
     let target = ports::reserve()?;
     let mesh = Mesh::start()?;
-    mesh.apply(&intent(pair, target))?;
+    mesh.apply(&client_and_web(pair, target))?;
     let _origin = Origin::http(target)?;
     mesh.stand_in("shop/web")?;
     let start = Instant::now();
@@ -78,29 +59,14 @@ fn a_running_client_reaches_a_service_created_later(pair: Pair) -> Result<()> {
     let (web, later) = (ports::reserve()?, ports::reserve()?);
     let mesh = Mesh::start()?;
     let hosts_before = std::fs::read("/etc/hosts")?;
-    mesh.apply(&intent(pair, web))?;
+    mesh.apply(&client_and_web(pair, web))?;
     let shell = mesh.shell("shop/client")?;
     let client = shell.app.run.pid();
     ensure!(shell.run("getent hosts later", LONG)?.code != 0, "a name of nothing");
 
     let created = Instant::now();
-    let document = format!(
-        "
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: client, namespace: shop}}
-spec: {{role: client, calls: [web, later], engine: {}}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: later, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  ports: [{{name: http, port: 9090, targetPort: {later}, protocol: http}}]
-",
-        pair.client, pair.server
-    );
+    let document = intent::client(pair.client, "client", "web, later")
+        + &intent::server(pair.server, "later", &intent::http(9090, later));
     mesh.apply(&document)?;
     let script =
         "curl -sS -m 5 -o /dev/null -w '%{http_code} %header{x-outrider-reason}' http://later:9090/x";
@@ -153,7 +119,7 @@ spec:
 fn a_slow_server_gets_nothing_before_it_listens(pair: Pair) -> Result<()> {
     let target = ports::reserve()?;
     let mesh = Mesh::start()?;
-    mesh.apply(&intent(pair, target))?;
+    mesh.apply(&client_and_web(pair, target))?;
     let shell = mesh.shell("shop/client")?;
     let address = shell.address("web", 8080)?;
     let python = peers::python()?.display().to_string();
@@ -190,7 +156,7 @@ fn a_slow_server_gets_nothing_before_it_listens(pair: Pair) -> Result<()> {
 fn a_job_ends_with_its_code_and_leaves_no_proxy() -> Result<()> {
     let target = ports::reserve()?;
     let mesh = Mesh::start()?;
-    mesh.apply(&intent(Pair::NATIVE, target))?;
+    mesh.apply(&client_and_web(Pair::NATIVE, target))?;
     let _origin = Origin::http(target)?;
     mesh.stand_in("shop/web")?;
     for (script, code) in [
@@ -220,7 +186,7 @@ fn a_job_ends_with_its_code_and_leaves_no_proxy() -> Result<()> {
 #[test]
 fn signals_reach_the_application_and_their_effect_its_owner() -> Result<()> {
     let mesh = Mesh::start()?;
-    mesh.apply(&intent(Pair::NATIVE, ports::reserve()?))?;
+    mesh.apply(&client_and_web(Pair::NATIVE, ports::reserve()?))?;
     let catch = "import signal, sys, os\n\
         def at(n, f): print('got', signal.Signals(n).name, flush=True); n == signal.SIGTERM and os._exit(3)\n\
         for s in ('TERM', 'HUP', 'USR1', 'USR2', 'INT'): signal.signal(getattr(signal, 'SIG' + s), at)\n\
@@ -268,7 +234,7 @@ fn nothing_needs_privileges() -> Result<()> {
     }
     let target = ports::reserve()?;
     let mesh = Options::default().user(User::NOBODY).start()?;
-    mesh.apply(&intent(Pair::NATIVE, target))?;
+    mesh.apply(&client_and_web(Pair::NATIVE, target))?;
     let python = peers::python()?.display().to_string();
     let target = target.to_string();
     mesh.app("shop/web", [&python, "-m", "http.server", &target, "--bind", "127.0.0.1"])?;
@@ -294,7 +260,7 @@ fn nothing_needs_privileges() -> Result<()> {
 fn a_killed_proxy_comes_back_and_refuses_no_connection() -> Result<()> {
     let target = ports::reserve()?;
     let mesh = Mesh::start()?;
-    mesh.apply(&intent(Pair::NATIVE, target))?;
+    mesh.apply(&client_and_web(Pair::NATIVE, target))?;
     let _origin = Origin::http(target)?;
     mesh.stand_in("shop/web")?;
     let shell = mesh.shell("shop/client")?;

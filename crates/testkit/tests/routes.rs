@@ -8,66 +8,40 @@ use outrider_testkit::http::{Connection, Response};
 use outrider_testkit::origin::Origin;
 use outrider_testkit::shell::Shell;
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{Mesh, Pair, for_each_pair, ports, promised, until};
+use outrider_testkit::{Mesh, Pair, for_each_pair, intent, ports, promised, until};
 
 for_each_pair!(weights_matches_and_header_edits_are_kept, a_request_that_takes_too_long_is_answered_504,);
 
-/// `shop/client` calls `shop/web`, whose requests a route gives to `web-v1` and `web-v2`.
-fn intent(pair: Pair, [web, v1, v2]: [u16; 3]) -> String {
-    let backend = |name: &str, target: u16| {
-        format!(
-            "
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: {name}, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  ports: [{{name: http, port: 8080, targetPort: {target}, protocol: http}}]
-",
-            pair.server
-        )
-    };
-    format!(
-        "
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: client, namespace: shop}}
-spec: {{role: client, calls: [web], engine: {}}}
-{}{}{}
----
+/// Where the requests of `shop/client` to `shop/web` go.
+const ROUTE: &str = "---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
-metadata: {{name: web, namespace: shop}}
+metadata: {name: web, namespace: shop}
 spec:
-  parentRefs: [{{kind: Service, name: web, group: ''}}]
+  parentRefs: [{kind: Service, name: web, group: ''}]
   rules:
     - matches:
-        - {{headers: [{{name: x-canary, value: 'yes'}}]}}
-        - {{path: {{type: Exact, value: /exact}}, method: GET}}
+        - {headers: [{name: x-canary, value: 'yes'}]}
+        - {path: {type: Exact, value: /exact}, method: GET}
       filters:
         - type: RequestHeaderModifier
-          requestHeaderModifier: {{set: [{{name: x-set, value: a}}], add: [{{name: x-add, value: b}}], remove: [x-gone]}}
+          requestHeaderModifier: {set: [{name: x-set, value: a}], add: [{name: x-add, value: b}], remove: [x-gone]}
         - type: ResponseHeaderModifier
-          responseHeaderModifier: {{set: [{{name: x-route, value: canary}}]}}
-      backendRefs: [{{name: web-v2, port: 8080}}]
-    - matches: [{{path: {{type: PathPrefix, value: /old}}}}]
-      backendRefs: [{{name: web, port: 8080}}]
-    - backendRefs: [{{name: web-v1, port: 8080, weight: 95}}, {{name: web-v2, port: 8080, weight: 5}}]
-",
-        pair.client,
-        backend("web", web),
-        backend("web-v1", v1),
-        backend("web-v2", v2)
-    )
-}
+          responseHeaderModifier: {set: [{name: x-route, value: canary}]}
+      backendRefs: [{name: web-v2, port: 8080}]
+    - matches: [{path: {type: PathPrefix, value: /old}}]
+      backendRefs: [{name: web, port: 8080}]
+    - backendRefs: [{name: web-v1, port: 8080, weight: 95}, {name: web-v2, port: 8080, weight: 5}]
+";
 
 fn weights_matches_and_header_edits_are_kept(pair: Pair) -> Result<()> {
     const REQUESTS: usize = 4000;
     let targets = [ports::reserve()?, ports::reserve()?, ports::reserve()?];
     let mesh = Mesh::start()?;
-    mesh.apply(&intent(pair, targets))?;
+    let servers = ["web", "web-v1", "web-v2"].iter().zip(targets);
+    let servers =
+        servers.map(|(name, target)| intent::server(pair.server, name, &intent::http(8080, target)));
+    mesh.apply(&(intent::client(pair.client, "client", "web") + &servers.collect::<String>() + ROUTE))?;
     let origins = [Origin::http(targets[0])?, Origin::http(targets[1])?, Origin::http(targets[2])?];
     for service in ["shop/web", "shop/web-v1", "shop/web-v2"] {
         mesh.stand_in(service)?;
@@ -148,24 +122,7 @@ fn ask(connection: &mut Connection<std::net::TcpStream>, target: &str, fields: &
 fn a_request_that_takes_too_long_is_answered_504(pair: Pair) -> Result<()> {
     let target = ports::reserve()?;
     let mesh = Mesh::start()?;
-    mesh.apply(&format!(
-        "
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: client, namespace: shop}}
-spec: {{role: client, calls: [web], engine: {}}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: web, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  timeouts: {{request: 1s}}
-  ports: [{{name: http, port: 8080, targetPort: {target}, protocol: http}}]
-",
-        pair.client, pair.server
-    ))?;
+    mesh.apply(&(intent::client_and_web(pair, target) + &intent::timeouts("request: 1s")))?;
     let origin = Origin::http(target)?;
     mesh.stand_in("shop/web")?;
     let shell = mesh.shell("shop/client")?;

@@ -11,7 +11,7 @@ use outrider_testkit::process::run;
 use outrider_testkit::shell::Shell;
 use outrider_testkit::tls::{self, Identity};
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{Engine, Mesh, Pair, for_each_pair, ports, until};
+use outrider_testkit::{Engine, Mesh, Pair, for_each_pair, intent, ports, until};
 
 for_each_pair!(
     the_leg_is_tls_1_3_and_nothing_else,
@@ -20,37 +20,15 @@ for_each_pair!(
     every_mode_of_encryption_carries_calls,
 );
 
-fn intent(pair: Pair, web: u16, db: u16) -> String {
-    format!(
-        "
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: client, namespace: shop}}
-spec: {{role: client, calls: [web, db], engine: {}}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: stranger, namespace: shop}}
-spec: {{role: client, engine: {}}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: web, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  ports: [{{name: http, port: 8080, targetPort: {web}, protocol: http}}]
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: db, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  ports: [{{name: bytes, port: 7000, targetPort: {db}, protocol: tcp}}]
-",
-        pair.client, pair.client, pair.server, pair.server
-    )
+/// `client` calls `web` and `db`; `stranger` calls nobody.
+fn services(pair: Pair, web: u16, db: u16) -> String {
+    [
+        intent::client(pair.client, "client", "web, db"),
+        intent::client(pair.client, "stranger", ""),
+        intent::server(pair.server, "web", &intent::http(8080, web)),
+        intent::server(pair.server, "db", &intent::tcp(7000, db)),
+    ]
+    .concat()
 }
 
 struct Scene {
@@ -63,7 +41,7 @@ struct Scene {
 fn scene(pair: Pair) -> Result<Scene> {
     let mesh = Mesh::start()?;
     let (web, db) = (ports::reserve()?, ports::reserve()?);
-    mesh.apply(&intent(pair, web, db))?;
+    mesh.apply(&services(pair, web, db))?;
     let (web, db) = (Origin::http(web)?, Origin::echo(db)?);
     mesh.stand_in("shop/web")?;
     mesh.stand_in("shop/db")?;
@@ -294,7 +272,7 @@ fn every_mode_of_encryption_carries_calls(pair: Pair) -> Result<()> {
         let namespace = format!(
             "apiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {{name: shop}}\nspec: {{mtls: {mode}}}\n"
         );
-        mesh.apply(&format!("{namespace}---{}", intent(pair, web, db)))?;
+        mesh.apply(&(namespace + &services(pair, web, db)))?;
         mesh.wait_current()?;
         until(&format!("calls with mtls {mode}"), LONG, || {
             (0..20).try_for_each(|_| scene.call_both(mode)).map_err(|error| format!("{error:#}"))
