@@ -30,8 +30,10 @@ enum Task {
         #[arg(last = true)]
         options: Vec<String>,
     },
-    /// Run every test this machine can run, with real peers
+    /// Run every test this machine can run, with real peers; or one of the long ones by its name
     Test {
+        /// A long test, which the ordinary run has in a short form
+        long: Option<test::Long>,
         /// Install nothing, only say what is missing
         #[arg(long)]
         no_install: bool,
@@ -48,7 +50,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo { options } => demo::run(&options),
-        Task::Test { no_install, options } => test::run(no_install, &options),
+        Task::Test { long, no_install, options } => test::run(long, no_install, &options),
         Task::Tidy => tidy::run(),
         Task::Deny => deny::run(),
     };
