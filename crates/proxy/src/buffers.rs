@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
+use crate::pipes::Pipes;
+
 /// Sizes of blocks in bytes: ordinary reads; heads above 16 KiB and busy tunnels; bulk.
 pub const SIZES: [usize; 3] = [16 << 10, 64 << 10, 256 << 10];
 
@@ -23,6 +25,8 @@ type Block = Box<[u8]>;
 pub struct Buffers {
     free: RefCell<[Vec<Block>; 3]>,
     scratch: RefCell<Vec<Vec<u8>>>,
+    /// For bytes that need not come to us.
+    pub pipes: Pipes,
 }
 
 impl Buffers {

@@ -17,6 +17,8 @@ use tokio::sync::Notify;
 pub const TICK: u64 = 10;
 
 const NEVER: u64 = u64::MAX;
+/// Numbers of alarms that are gone which may lie about in slots, beyond twice those that are not.
+const STALE: usize = 1024;
 
 struct Entry {
     /// Milliseconds of the worker's clock.
@@ -33,6 +35,8 @@ pub struct Timers {
     entries: RefCell<Vec<Entry>>,
     free: RefCell<Vec<u32>>,
     slots: RefCell<BTreeMap<u64, Vec<u32>>>,
+    /// Numbers in all slots, stale ones included.
+    queued: Cell<usize>,
     /// The slot the driver sleeps for.
     sleeping_until: Cell<u64>,
     earlier: Notify,
@@ -46,6 +50,7 @@ impl Timers {
             entries: RefCell::default(),
             free: RefCell::default(),
             slots: RefCell::default(),
+            queued: Cell::new(0),
             sleeping_until: Cell::new(NEVER),
             earlier: Notify::new(),
         })
@@ -83,6 +88,7 @@ impl Timers {
                 }
             };
             let (slot, ids) = due;
+            self.queued.set(self.queued.get().saturating_sub(ids.len()));
             for id in ids {
                 let mut again = None;
                 {
@@ -120,9 +126,32 @@ impl Timers {
             entry.slot = slot;
         }
         self.slots.borrow_mut().entry(slot).or_default().push(id);
+        self.queued.set(self.queued.get() + 1);
+        self.forget_stale();
         if slot < self.sleeping_until.get() {
             self.earlier.notify_one();
         }
+    }
+
+    /// Drops numbers whose entry is gone or waits in another slot, once they are the most: connections that come
+    /// and go would else leave one each until the deadline that they no longer have.
+    fn forget_stale(&self) {
+        let entries = self.entries.borrow();
+        let live = entries.len().saturating_sub(self.free.borrow().len());
+        if self.queued.get() <= 2 * live + STALE {
+            return;
+        }
+        let mut left = 0;
+        self.slots.borrow_mut().retain(|slot, ids| {
+            ids.retain(|id| entries.get(*id as usize).is_some_and(|entry| entry.slot == *slot));
+            // A number may be here for its former owner, too.
+            ids.sort_unstable();
+            ids.dedup();
+            ids.shrink_to_fit();
+            left += ids.len();
+            !ids.is_empty()
+        });
+        self.queued.set(left);
     }
 
     /// Wakes every task that waits for an alarm, rung or not, so that it looks around.
@@ -221,6 +250,7 @@ impl Drop for Alarm {
     fn drop(&mut self) {
         if let Some(entry) = self.timers.entries.borrow_mut().get_mut(self.id as usize) {
             entry.deadline = NEVER;
+            entry.slot = NEVER;
             entry.waker = None;
             // A slot may still hold this number; its entry, if reused, names another slot or looks for itself.
         }
@@ -279,6 +309,22 @@ mod tests {
                 }))
                 .await;
             assert!(!early, "moved later");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn alarms_that_are_gone_take_no_space() {
+        on_worker(async |timers| {
+            let stays = timers.alarm();
+            stays.set(Some(Duration::from_millis(50)));
+            for n in 0..20 * STALE {
+                timers.alarm().set(Some(Duration::from_secs(3600 + n as u64)));
+            }
+            let queued: usize = timers.slots.borrow().values().map(Vec::len).sum();
+            assert_eq!(queued, timers.queued.get());
+            assert!(queued <= STALE + 2 * 2, "{queued}");
+            assert_eq!(stays.within(std::future::pending::<()>()).await, None, "the others still ring");
         })
         .await;
     }

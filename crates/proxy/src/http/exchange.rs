@@ -114,6 +114,7 @@ impl<'a> Exchange<'a> {
         let now = worker.timers.now();
         let spent = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
         let limits = route.timeouts;
+        let ready_up = std::mem::take(&mut asking.accepted);
         Self {
             worker,
             client,
@@ -121,7 +122,7 @@ impl<'a> Exchange<'a> {
             asking,
             route,
             sent: 0,
-            ready_up: 0,
+            ready_up,
             moved_up: 0,
             request_done: false,
             refused: false,
@@ -154,12 +155,13 @@ impl<'a> Exchange<'a> {
         poll_fn(|cx| self.poll(cx, heads, out)).await
     }
 
-    /// Whether a byte of a final response may have reached the caller.
+    /// Whether a reply of our own would no longer be understood: a byte of a final response, or a part of an
+    /// interim one, may have reached the caller.
     pub(super) fn response_started(&self) -> bool {
-        self.response.is_some() || self.switched
+        self.response.is_some() || self.switched || (self.written > 0 && self.written < self.to_client.len())
     }
 
-    /// Whether everything that was sent is still here.
+    /// Whether everything that was sent is still here: in `out`, or accepted and at the front of the inbox.
     pub(super) fn is_replayable(&self) -> bool {
         self.moved_up == 0
     }
@@ -177,9 +179,9 @@ impl<'a> Exchange<'a> {
 
     /// The endpoint's connection, and its keep-alive limit in seconds if it told one.
     pub(super) fn into_connection(self) -> (Connection, Option<u32>) {
-        let Self { worker, client, mut connection, to_client, ready_up, told, .. } = self;
-        // Accepted bytes that were not sent are behind us all the same.
-        client.inbox.consume(ready_up);
+        let Self { worker, asking, mut connection, to_client, ready_up, told, .. } = self;
+        // The scanner has them behind it, so the next try must send them before it reads on.
+        asking.accepted = ready_up;
         connection.inbox.park(&worker.buffers);
         worker.buffers.give_scratch(to_client);
         (connection, told)
@@ -188,7 +190,8 @@ impl<'a> Exchange<'a> {
     /// Copies a small body that is here already behind the head.
     fn join_body(&mut self, out: &mut Vec<u8>) -> Result<(), ProxyError> {
         self.bytes_in += out.len() as u64;
-        if self.asking.body.is_done() || self.client.inbox.is_empty() || out.len() >= JOIN {
+        let nothing = self.ready_up > 0 || self.asking.body.is_done() || self.client.inbox.is_empty();
+        if nothing || out.len() >= JOIN {
             return Ok(());
         }
         let scan = self.asking.body.scan(self.client.inbox.bytes()).map_err(invalid_request_body)?;
@@ -521,17 +524,24 @@ impl<'a> Exchange<'a> {
         Poll::Pending
     }
 
+    /// Whether the caller has yet to take bytes that are here.
+    fn owes_client(&self) -> bool {
+        self.written < self.to_client.len() || self.ready_down > 0
+    }
+
     fn too_late(&self, now: u64, head_at: u64) -> ProxyError {
+        let side = if self.owes_client() { Side::Downstream } else { Side::Upstream };
         if now >= head_at {
             ProxyError::new(Side::Upstream, Reason::RequestTimeout)
         } else if now >= self.total_at {
-            ProxyError::new(Side::Upstream, Reason::TotalTimeout)
+            ProxyError::new(side, Reason::TotalTimeout)
         } else if !self.request_done && self.waits_for_client && self.response.is_none() {
             ProxyError::new(Side::Downstream, Reason::RequestBodyTimeout)
-        } else if self.response.is_some() {
-            ProxyError::new(Side::Upstream, Reason::UpstreamIdleTimeout)
+        } else if self.response.is_some() && side == Side::Upstream {
+            ProxyError::new(side, Reason::UpstreamIdleTimeout)
         } else {
-            ProxyError::new(Side::Upstream, Reason::IdleTimeout)
+            // Neither moves, or the caller does not read.
+            ProxyError::new(side, Reason::IdleTimeout)
         }
     }
 }
