@@ -77,6 +77,10 @@ pub(super) struct Exchange<'a> {
     refused: bool,
     waits_for_client: bool,
 
+    /// Size classes of reads, by what former reads brought.
+    class_up: usize,
+    class_down: usize,
+
     to_client: Vec<u8>,
     written: usize,
     ready_down: usize,
@@ -126,6 +130,8 @@ impl<'a> Exchange<'a> {
             request_done: false,
             refused: false,
             waits_for_client: false,
+            class_up: 0,
+            class_down: 0,
             to_client: worker.buffers.take_scratch(),
             written: 0,
             ready_down: 0,
@@ -259,8 +265,9 @@ impl<'a> Exchange<'a> {
                 self.bytes_in += scan.consumed as u64;
             } else {
                 let Client { downstream, inbox, .. } = &mut *self.client;
-                match inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, 0) {
-                    Poll::Ready(Ok(Filled::Bytes(_))) => {}
+                inbox.prefer(self.class_up, &self.worker.buffers);
+                match inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, self.class_up) {
+                    Poll::Ready(Ok(Filled::Bytes(n))) => self.class_up = class_after(n),
                     Poll::Ready(Ok(Filled::End)) => {
                         return Poll::Ready(Err(ProxyError::new(Side::Downstream, Reason::ClientGone)));
                     }
@@ -300,8 +307,12 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             let Connection { stream, inbox, .. } = &mut self.connection;
-            match inbox.poll_fill(cx, stream, &self.worker.buffers, 0) {
-                Poll::Ready(Ok(Filled::Bytes(n))) => self.progress += n as u64,
+            inbox.prefer(self.class_down, &self.worker.buffers);
+            match inbox.poll_fill(cx, stream, &self.worker.buffers, self.class_down) {
+                Poll::Ready(Ok(Filled::Bytes(n))) => {
+                    self.class_down = class_after(n);
+                    self.progress += n as u64;
+                }
                 Poll::Ready(Ok(Filled::End)) => {
                     response.body.finish().map_err(invalid_response_body)?;
                     response.ended = true;
@@ -549,6 +560,11 @@ pub(super) fn explain(error: &ProxyError, route: &Route) -> String {
         (None, Some(cause)) => format!("{} ({cause})", error.reason.sentence()),
         (None, None) => String::new(),
     }
+}
+
+/// A body that fills ordinary blocks is read in larger ones.
+fn class_after(read: usize) -> usize {
+    usize::from(read >= SIZES[0])
 }
 
 fn ready_or_pending(poll: Poll<Result<(), ProxyError>>) -> Result<(), ProxyError> {
