@@ -43,7 +43,7 @@ struct Arguments {
     #[arg(long)]
     memory: bool,
     /// Silent connections of the measurement of memory.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(100..=15_000))]
+    #[arg(long, default_value_t = 8_000, value_parser = clap::value_parser!(u16).range(100..=8_500))]
     parked: u16,
     /// Instead of time, count the instructions of the native proxy per request, with valgrind.
     #[arg(long)]

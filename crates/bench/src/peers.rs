@@ -104,7 +104,7 @@ pub(crate) fn haproxy(job: &Job) -> Result<Vec<String>> {
     };
     let mode = if job.tcp { "tcp" } else { "http\n  http-reuse always" };
     let text = format!(
-        "global\n  nbthread 1\n  maxconn 20000\ndefaults\n  mode {mode}\n  timeout connect 5s\n  timeout client 300s\n  \
+        "global\n  nbthread 1\n  maxconn 9000\ndefaults\n  mode {mode}\n  timeout connect 5s\n  timeout client 300s\n  \
          timeout server 300s\nlisten l\n  bind {}{bind}\n  server s {}{server}\n",
         job.listen, job.forward
     );

@@ -12,7 +12,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context as Task, Poll, ready};
-use std::time::Instant;
 
 use outrider_proxy_core::http1::body::{BodyError, BodyFraming, BodyScanner};
 use outrider_proxy_core::http1::encode::{self, Delivery, ResponseEncoding};
@@ -106,6 +105,7 @@ fn millis(limit: Option<std::time::Duration>) -> u64 {
 }
 
 impl<'a> Exchange<'a> {
+    /// `began` is when the request did, on the worker's clock.
     pub(super) fn new(
         worker: &'a Worker,
         client: &'a mut Client,
@@ -113,10 +113,9 @@ impl<'a> Exchange<'a> {
         asking: &'a mut Asking,
         route: &'a Route,
         service: &HttpService,
-        began: Instant,
+        began: u64,
     ) -> Self {
         let now = worker.timers.now();
-        let spent = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
         let limits = route.timeouts;
         Self {
             worker,
@@ -147,7 +146,7 @@ impl<'a> Exchange<'a> {
             idle_ms: millis(limits.idle.or(service.idle)),
             head_ms: millis(limits.response_head),
             head_at: NEVER,
-            total_at: now.saturating_sub(spent).saturating_add(millis(limits.total)),
+            total_at: began.saturating_add(millis(limits.total)),
             armed: NEVER,
         }
     }
