@@ -37,7 +37,9 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<Vec<MemoryRow>> {
     for route in [Route::Http, Route::Tcp, Route::TcpMtlsPair] {
         for name in wanted(arguments, route) {
             eprintln!("{parked} silent connections, {}, {name} …", route.title());
-            rows.push(silent(arguments, route, name, parked)?);
+            let row = silent(arguments, route, name, parked)?;
+            eprintln!("  {:.0} bytes each", row.bytes_per_connection);
+            rows.push(row);
         }
     }
     Ok(rows)

@@ -12,6 +12,7 @@ use outrider_identity::{Authority, PrivateKey, SpiffeId, pem_chain};
 use outrider_intent::Source;
 use outrider_intent::model::{Intent, ServiceRef};
 use outrider_xds::{Resource, ResourceSet};
+use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
 use outrider_xds_types::pb::envoy::config::core::v3::{
     Address, DataSource, SocketAddress, address, data_source, socket_address,
 };
@@ -78,6 +79,8 @@ pub(crate) fn command(proxy: &Path, job: &Job, identity: &Identity) -> Result<Ve
             } else if job.others > 0 {
                 set.insert(bound(resource, free_address()?)?);
             }
+        } else if &*resource.type_url == type_url::CLUSTER {
+            set.insert(unlimited(resource)?);
         } else {
             set.insert(resource.clone());
         }
@@ -142,6 +145,17 @@ fn bound(resource: &Resource, listen: SocketAddr) -> Result<Resource> {
         })),
     });
     Ok(Resource::new(type_url::LISTENER, &*resource.name, "1", listener.encode_to_vec()))
+}
+
+/// The same cluster with room for every connection of the benchmark, as its peers have.
+fn unlimited(resource: &Resource) -> Result<Resource> {
+    let mut cluster = Cluster::decode(&*resource.body)?;
+    for thresholds in cluster.circuit_breakers.iter_mut().flat_map(|limits| &mut limits.thresholds) {
+        if let Some(limit) = &mut thresholds.max_connections {
+            limit.value = 20_000;
+        }
+    }
+    Ok(Resource::new(type_url::CLUSTER, &*resource.name, "1", cluster.encode_to_vec()))
 }
 
 fn secrets(chain: &str, key: &str, ca: &str) -> [Resource; 2] {
