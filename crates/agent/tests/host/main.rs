@@ -6,6 +6,7 @@
 
 mod control_plane;
 mod fake_proxy;
+mod ports;
 mod real;
 
 use std::io::Read;
@@ -71,6 +72,11 @@ impl Mesh {
         let mut mesh = Self { folder, control: Some(control), agent: None, proxy };
         mesh.start_agent(true).await;
         mesh
+    }
+
+    /// With an agent that runs elsewhere.
+    fn of(folder: tempfile::TempDir, control: ControlPlane) -> Self {
+        Self { folder, control: Some(control), agent: None, proxy: PathBuf::new() }
     }
 
     fn control(&self) -> &ControlPlane {
