@@ -6,6 +6,7 @@
 
 mod control_plane;
 mod fake_proxy;
+mod leftovers;
 mod ports;
 mod real;
 
