@@ -2,7 +2,7 @@
 //!
 //! One mTLS HTTP/2 connection with two streams: the session (facts up) and delta ADS (resources down). Holds:
 //! a server that accepts and then says nothing is left after at most 30 seconds (connect 10, answer 10,
-//! keep-alive 5 + 10); every new session sends all facts again; between attempts there is a growing, jittered
+//! keep-alive 5 + 10, subscriptions 20 and a heartbeat); every new session sends all facts again; between attempts there is a growing, jittered
 //! pause, and there is always a next attempt. Does not: keep anything (`upstream` and `credentials` do).
 
 use std::collections::BTreeMap;
@@ -55,6 +55,9 @@ pub enum LinkError {
     /// The server did not answer in time.
     #[error("the server accepted the connection and did not answer")]
     Silent,
+    /// Resources were asked for and nothing came.
+    #[error("the server does not answer subscriptions: nothing came for {} s", .0.as_secs())]
+    Unanswered(Duration),
     /// The stream ended.
     #[error("the server ended the session")]
     Ended,
@@ -149,6 +152,8 @@ pub struct LinkOptions {
     pub address: String,
     /// Folder of keys and certificates.
     pub identity: PathBuf,
+    /// How long subscriptions may stay without any answer.
+    pub patience: Duration,
 }
 
 /// Certificates of services, kept fresh by the link while somebody wants them.
@@ -215,6 +220,7 @@ impl Svids {
         let Some(svid) = wanted.get_mut(id) else { return };
         match outcome {
             Ok(credential) => {
+                svid.retry_at = not_again_before(&credential, SystemTime::now());
                 svid.not_before = Some(credential.info.not_before);
                 svid.jitter = random::fraction();
                 svid.current.send_replace(Some(Arc::new(credential)));
@@ -239,6 +245,13 @@ impl Svids {
             svid.current.send_replace(Some(Arc::new(renewed)));
         }
     }
+}
+
+/// A certificate that is past its half when it comes (clocks differ) must not be asked for in a circle: the next
+/// one follows after a twentieth of what is left of it, at least a second.
+fn not_again_before(credential: &Credential, now: SystemTime) -> SystemTime {
+    let left = credential.info.not_after.duration_since(now).unwrap_or_default();
+    now + (left / 20).max(Duration::from_secs(1))
 }
 
 fn svid_file(folder: &Path, id: &str) -> PathBuf {
@@ -391,6 +404,7 @@ impl<'a> Session<'a> {
         heartbeats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         // One certificate at a time is asked for, beside everything else: a slow answer must not stop heartbeats.
         let mut asking: Option<Asking> = None;
+        let mut waiting_since = None;
         loop {
             let due = if asking.is_some() { None } else { session.due() };
             tokio::select! {
@@ -407,6 +421,7 @@ impl<'a> Session<'a> {
                     Err(status) => return Err(LinkError::refused(&status)),
                 },
                 response = next(&mut responses) => {
+                    waiting_since = None;
                     let response = response.map_err(|status| LinkError::refused(&status))?.ok_or(LinkError::Ended)?;
                     session.take_response(response).await?;
                 }
@@ -414,6 +429,15 @@ impl<'a> Session<'a> {
                 _ = heartbeats.tick() => {
                     let beat = Fact { kind: Some(FactKind::Heartbeat(Heartbeat {})) };
                     session.facts.send(beat).await.map_err(|_| LinkError::Ended)?;
+                    // A stream can be silent on a connection that is well.
+                    waiting_since = match waiting_since {
+                        _ if !upstream.waits() => None,
+                        None => Some(std::time::Instant::now()),
+                        Some(since) if since.elapsed() > options.patience => {
+                            return Err(LinkError::Unanswered(options.patience));
+                        }
+                        since => since,
+                    };
                 }
                 () = svids.changed.notified() => {}
                 () = until(due.as_ref().map(|(_, at)| *at)) => {
@@ -513,6 +537,7 @@ impl<'a> Session<'a> {
                 }
                 if is_own {
                     // Used from the next connection on; this one is authenticated already.
+                    self.own_retry = not_again_before(&credential, SystemTime::now());
                     *self.own = credential;
                     self.own_jitter = random::fraction();
                 } else {

@@ -61,6 +61,8 @@ pub struct AgentOptions {
     pub hosts_base: PathBuf,
     /// Times of instances.
     pub times: Times,
+    /// How long subscriptions may stay without any answer before the connection is made anew.
+    pub patience: Duration,
 }
 
 impl AgentOptions {
@@ -77,6 +79,7 @@ impl AgentOptions {
             envoy_binary: None,
             hosts_base: "/etc/hosts".into(),
             times: Times::default(),
+            patience: Duration::from_secs(20),
         }
     }
 
@@ -291,6 +294,7 @@ pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result
         node: options.node.clone(),
         address: advertise.to_string(),
         identity,
+        patience: options.patience,
     };
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
