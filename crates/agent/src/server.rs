@@ -23,10 +23,11 @@ use crate::credentials::{Credential, CredentialError};
 use crate::engine::Engine;
 use crate::instance::{self, Identity};
 use crate::lifecycle::Times;
-use crate::link::{self, LinkError, LinkOptions, Svids, node_file};
+use crate::link::{self, LinkError, LinkOptions};
 use crate::local::{InstanceOverview, Overview, Request, Told, lines};
 use crate::random;
 use crate::sockets::{Addresses, route_to};
+use crate::svids::{Svids, node_file};
 use crate::upstream::{LinkState, Upstream};
 
 /// Longest path of a Unix socket.
