@@ -30,6 +30,7 @@ use crate::upstream::Subscription;
 use crate::{probe, random};
 
 mod knowledge;
+mod orphans;
 mod places;
 mod report;
 
@@ -80,6 +81,10 @@ struct Sources {
 struct Instance {
     host: Arc<Host>,
     who: Identity,
+    /// The process of `run`.
+    holder: Option<ProcessId>,
+    /// The application's process group, if nobody else is in it.
+    app_group: Option<u32>,
     life: Lifecycle,
     writer: LineWriter,
     engine: Option<Engine>,
@@ -109,6 +114,7 @@ struct Instance {
 pub(crate) async fn run(
     host: Arc<Host>,
     who: Identity,
+    holder: Option<ProcessId>,
     reader: LineReader,
     mut writer: LineWriter,
     stop: CancellationToken,
@@ -140,6 +146,8 @@ pub(crate) async fn run(
         life: Lifecycle::new(host.options.times.clone()),
         host,
         who,
+        holder,
+        app_group: None,
         writer,
         engine: None,
         running: None,
@@ -183,16 +191,24 @@ impl Instance {
                     let event = match said {
                         Ok(Some(Said::AppStarted { pid })) => {
                             self.app_pid = pid;
+                            self.app_group = orphans::group_of(pid, self.holder);
                             Event::AppStarted
                         }
                         Ok(Some(Said::Stop)) => Event::Stop,
-                        ended => {
-                            if let Err(error) = ended {
-                                tracing::warn!(instance = %self.who.name, %error, "lost the application");
-                            }
+                        Ok(Some(Said::AppEnded)) => {
                             sources.reader = None;
                             self.app_pid = 0;
                             Event::AppEnded
+                        }
+                        lost => {
+                            tracing::warn!(instance = %self.who.name, reason = ?lost.err(), "lost the application");
+                            sources.reader = None;
+                            // Its proxy stays until it has ended.
+                            let (to_self, app) = (self.to_self.clone(), self.app_group);
+                            tokio::spawn(orphans::end(self.holder, app, move || {
+                                let _ = to_self.send(Event::AppEnded);
+                            }));
+                            continue;
                         }
                     };
                     self.handle(event).await;

@@ -23,10 +23,11 @@ use crate::credentials::{Credential, CredentialError};
 use crate::engine::Engine;
 use crate::instance::{self, Identity};
 use crate::lifecycle::Times;
-use crate::link::{self, LinkError, LinkOptions, Svids, node_file};
+use crate::link::{self, LinkError, LinkOptions};
 use crate::local::{InstanceOverview, Overview, Request, Told, lines};
 use crate::random;
 use crate::sockets::{Addresses, route_to};
+use crate::svids::{Svids, node_file};
 use crate::upstream::{LinkState, Upstream};
 
 /// Longest path of a Unix socket.
@@ -61,6 +62,8 @@ pub struct AgentOptions {
     pub hosts_base: PathBuf,
     /// Times of instances.
     pub times: Times,
+    /// How long subscriptions may stay without any answer before the connection is made anew.
+    pub patience: Duration,
 }
 
 impl AgentOptions {
@@ -77,6 +80,7 @@ impl AgentOptions {
             envoy_binary: None,
             hosts_base: "/etc/hosts".into(),
             times: Times::default(),
+            patience: Duration::from_secs(20),
         }
     }
 
@@ -291,6 +295,7 @@ pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result
         node: options.node.clone(),
         address: advertise.to_string(),
         identity,
+        patience: options.patience,
     };
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
@@ -408,6 +413,9 @@ async fn accept(listener: UnixListener, host: &Arc<Host>, tasks: &TaskTracker, s
 }
 
 async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken) {
+    // Who holds the application: the process at the other end.
+    let holder = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
+    let holder = holder.and_then(ProcessId::of);
     let (mut reader, mut writer) = lines(stream);
     let first = tokio::select! {
         first = tokio::time::timeout(FIRST_LINE, reader.recv()) => first,
@@ -418,7 +426,7 @@ async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken
             let _ = writer.send(&host.overview()).await;
         }
         Ok(Ok(Some(Request::Attach { service, instance }))) => match identify(&host, &service, instance) {
-            Ok(who) => instance::run(host, who, reader, writer, stop).await,
+            Ok(who) => instance::run(host, who, holder, reader, writer, stop).await,
             Err(reason) => {
                 let _ = writer.send(&Told::Refused { reason }).await;
             }

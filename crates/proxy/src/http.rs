@@ -77,14 +77,14 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, downstream: Downs
             break refuse(worker, serving, &mut client, Reason::MtlsRequired).await;
         };
         let mut heads = worker.take_heads();
-        let began = Instant::now();
+        let (began, began_ms) = (Instant::now(), worker.timers.now());
         let head = client.read_head(worker, &service, &mut heads).await;
         // A head may take its time, and what was allowed at its first byte may not be at its last.
         let Some(service) = http_service(serving, secure) else {
             worker.give_heads(heads);
             break refuse(worker, serving, &mut client, Reason::MtlsRequired).await;
         };
-        let request = Request { worker, serving, client: &mut client, service: &service, began };
+        let request = Request { worker, serving, client: &mut client, service: &service, began, began_ms };
         let after = match head {
             Ok(true) if serving.is_removed() => {
                 request.refuse(ProxyError::new(Side::Local, Reason::UnknownService), "").await
@@ -226,7 +226,10 @@ struct Request<'a> {
     serving: &'a Rc<Serving>,
     client: &'a mut Client,
     service: &'a Arc<HttpService>,
+    /// For the numbers.
     began: Instant,
+    /// For the limits: the same on the worker's clock.
+    began_ms: u64,
 }
 
 /// What is remembered of the request head once its bytes are used up.
@@ -369,7 +372,7 @@ impl Request<'_> {
             upstream.stats.borrow_mut().requests += 1;
             let reused = connection.reused;
             let mut exchange =
-                Exchange::new(&worker, self.client, connection, asking, route, self.service, self.began);
+                Exchange::new(&worker, self.client, connection, asking, route, self.service, self.began_ms);
             let outcome = exchange.run(heads, out).await;
             *started |= exchange.response_started();
             let replayable = exchange.is_replayable();

@@ -2,8 +2,9 @@
 //!
 //! A connection has one [`Alarm`]. Moving its deadline later, which happens with every request and every
 //! chunk, writes one cell: the alarm stays in the slot it was in and moves on when that slot comes up.
-//! Holds: an alarm rings never before its deadline and at most [`TICK`] plus 1/32 of its distance after it;
-//! with no deadline set there is no timer. Does not: know why somebody waits.
+//! The clock is the kernel's coarse one, which costs next to nothing to read and is behind by up to its
+//! resolution (1 to 10 ms). Holds: an alarm rings never before its deadline and at most [`TICK`], twice that
+//! resolution and 1/32 of its distance after it; with no deadline set there is no timer. Does not: know why somebody waits.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 use tokio::sync::Notify;
 
 /// Resolution, in milliseconds.
@@ -19,6 +21,15 @@ pub const TICK: u64 = 10;
 const NEVER: u64 = u64::MAX;
 /// Numbers of alarms that are gone which may lie about in slots, beyond twice those that are not.
 const STALE: usize = 1024;
+
+fn millis(time: Timespec) -> u64 {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000)
+}
+
+fn coarse_ms() -> u64 {
+    millis(clock_gettime(ClockId::MonotonicCoarse))
+}
 
 struct Entry {
     /// Milliseconds of the worker's clock.
@@ -32,6 +43,10 @@ struct Entry {
 /// All alarms of a worker.
 pub struct Timers {
     origin: Instant,
+    /// The same moment on the coarse clock, in milliseconds.
+    coarse_origin: u64,
+    /// How far the coarse clock may be behind, in milliseconds.
+    slack: u64,
     entries: RefCell<Vec<Entry>>,
     free: RefCell<Vec<u32>>,
     slots: RefCell<BTreeMap<u64, Vec<u32>>>,
@@ -47,6 +62,8 @@ impl Timers {
     pub fn new() -> Rc<Self> {
         Rc::new(Self {
             origin: Instant::now(),
+            coarse_origin: coarse_ms(),
+            slack: millis(clock_getres(ClockId::MonotonicCoarse)) + 1,
             entries: RefCell::default(),
             free: RefCell::default(),
             slots: RefCell::default(),
@@ -58,7 +75,7 @@ impl Timers {
 
     /// Milliseconds since the worker began.
     pub fn now(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(NEVER - 1)
+        coarse_ms().saturating_sub(self.coarse_origin)
     }
 
     /// Rings alarms for ever.
@@ -71,7 +88,8 @@ impl Timers {
             } else {
                 let at = self.origin + Duration::from_millis(next);
                 tokio::select! {
-                    () = tokio::time::sleep_until(at.into()) => self.ring(self.now()),
+                    // The coarse clock may not be there yet, but time is.
+                    () = tokio::time::sleep_until(at.into()) => self.ring(next.max(self.now())),
                     () = self.earlier.notified() => {}
                 }
             }
@@ -98,7 +116,7 @@ impl Timers {
                         continue;
                     }
                     entry.slot = NEVER;
-                    if entry.deadline <= now {
+                    if entry.deadline.saturating_add(self.slack) <= now {
                         entry.rung = true;
                         if let Some(waker) = &entry.waker {
                             waker.wake_by_ref();
@@ -116,7 +134,7 @@ impl Timers {
 
     fn place(&self, id: u32, deadline: u64, now: u64) {
         let coarse = (deadline.saturating_sub(now) / 32).next_power_of_two().max(TICK);
-        let slot = deadline.div_ceil(coarse).saturating_mul(coarse);
+        let slot = deadline.saturating_add(self.slack).div_ceil(coarse).saturating_mul(coarse);
         {
             let mut entries = self.entries.borrow_mut();
             let Some(entry) = entries.get_mut(id as usize) else { return };

@@ -12,7 +12,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context as Task, Poll, ready};
-use std::time::Instant;
 
 use outrider_proxy_core::http1::body::{BodyError, BodyFraming, BodyScanner};
 use outrider_proxy_core::http1::encode::{self, Delivery, ResponseEncoding};
@@ -77,6 +76,10 @@ pub(super) struct Exchange<'a> {
     refused: bool,
     waits_for_client: bool,
 
+    /// Size classes of reads, by what former reads brought.
+    class_up: usize,
+    class_down: usize,
+
     to_client: Vec<u8>,
     written: usize,
     ready_down: usize,
@@ -102,6 +105,7 @@ fn millis(limit: Option<std::time::Duration>) -> u64 {
 }
 
 impl<'a> Exchange<'a> {
+    /// `began` is when the request did, on the worker's clock.
     pub(super) fn new(
         worker: &'a Worker,
         client: &'a mut Client,
@@ -109,10 +113,9 @@ impl<'a> Exchange<'a> {
         asking: &'a mut Asking,
         route: &'a Route,
         service: &HttpService,
-        began: Instant,
+        began: u64,
     ) -> Self {
         let now = worker.timers.now();
-        let spent = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
         let limits = route.timeouts;
         let ready_up = std::mem::take(&mut asking.accepted);
         Self {
@@ -127,6 +130,8 @@ impl<'a> Exchange<'a> {
             request_done: false,
             refused: false,
             waits_for_client: false,
+            class_up: 0,
+            class_down: 0,
             to_client: worker.buffers.take_scratch(),
             written: 0,
             ready_down: 0,
@@ -142,7 +147,7 @@ impl<'a> Exchange<'a> {
             idle_ms: millis(limits.idle.or(service.idle)),
             head_ms: millis(limits.response_head),
             head_at: NEVER,
-            total_at: now.saturating_sub(spent).saturating_add(millis(limits.total)),
+            total_at: began.saturating_add(millis(limits.total)),
             armed: NEVER,
         }
     }
@@ -262,8 +267,9 @@ impl<'a> Exchange<'a> {
                 self.bytes_in += scan.consumed as u64;
             } else {
                 let Client { downstream, inbox, .. } = &mut *self.client;
-                match inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, 0) {
-                    Poll::Ready(Ok(Filled::Bytes(_))) => {}
+                inbox.prefer(self.class_up, &self.worker.buffers);
+                match inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, self.class_up) {
+                    Poll::Ready(Ok(Filled::Bytes(n))) => self.class_up = class_after(n),
                     Poll::Ready(Ok(Filled::End)) => {
                         return Poll::Ready(Err(ProxyError::new(Side::Downstream, Reason::ClientGone)));
                     }
@@ -303,8 +309,12 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             let Connection { stream, inbox, .. } = &mut self.connection;
-            match inbox.poll_fill(cx, stream, &self.worker.buffers, 0) {
-                Poll::Ready(Ok(Filled::Bytes(n))) => self.progress += n as u64,
+            inbox.prefer(self.class_down, &self.worker.buffers);
+            match inbox.poll_fill(cx, stream, &self.worker.buffers, self.class_down) {
+                Poll::Ready(Ok(Filled::Bytes(n))) => {
+                    self.class_down = class_after(n);
+                    self.progress += n as u64;
+                }
                 Poll::Ready(Ok(Filled::End)) => {
                     response.body.finish().map_err(invalid_response_body)?;
                     response.ended = true;
@@ -559,6 +569,11 @@ pub(super) fn explain(error: &ProxyError, route: &Route) -> String {
         (None, Some(cause)) => format!("{} ({cause})", error.reason.sentence()),
         (None, None) => String::new(),
     }
+}
+
+/// A body that fills ordinary blocks is read in larger ones.
+fn class_after(read: usize) -> usize {
+    usize::from(read >= SIZES[0])
 }
 
 fn ready_or_pending(poll: Poll<Result<(), ProxyError>>) -> Result<(), ProxyError> {

@@ -95,6 +95,16 @@ async fn a_snapshot_that_cannot_be_used_is_named() {
     assert!(text.contains("broken"), "{text}");
 }
 
+#[test]
+fn the_allocator_takes_its_settings_from_the_program() {
+    let output =
+        Command::new(PROGRAM).arg("--version").env("_RJEM_MALLOC_CONF", "stats_print:true").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    for setting in ["opt.narenas: 2", "opt.dirty_decay_ms: 1000", "opt.background_thread: true"] {
+        assert!(text.contains(setting), "{setting} in {text}");
+    }
+}
+
 #[tokio::test]
 async fn descriptor_three_is_the_agent() {
     let (mut agent, theirs) = Channel::pair().unwrap();
