@@ -20,8 +20,8 @@ use crate::tls::exactly;
 
 use accesslog::access_log_filter::FilterSpecifier;
 use core::header_value_option::HeaderAppendAction;
-use route::header_matcher::HeaderMatchSpecifier;
 use hcm::http_connection_manager::{CodecType, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig};
+use route::header_matcher::HeaderMatchSpecifier;
 
 /// Largest request head, in KiB.
 const MAX_REQUEST_HEAD_KIB: u32 = 96;
@@ -71,10 +71,7 @@ pub(crate) fn manager(manager: Manager<'_>) -> listener::Filter {
         request_headers_timeout: Some(seconds(REQUEST_HEAD_SECONDS)),
         skip_xff_append: true,
         generate_request_id: Some(boolean(false)),
-        upgrade_configs: vec![UpgradeConfig {
-            upgrade_type: UPGRADE.to_owned(),
-            ..UpgradeConfig::default()
-        }],
+        upgrade_configs: vec![UpgradeConfig { upgrade_type: UPGRADE.to_owned(), ..UpgradeConfig::default() }],
         normalize_path: Some(boolean(false)),
         local_reply_config: Some(local_replies()),
         route_specifier: Some(manager.routes),
@@ -152,7 +149,10 @@ pub(crate) fn local_replies() -> hcm::LocalReplyConfig {
             comparison(accesslog::comparison_filter::Op::Eq, 403),
             request_header(HeaderMatchSpecifier::PresentMatch(true), false),
             request_header(
-                HeaderMatchSpecifier::StringMatch(StringMatcher { ignore_case: true, ..exactly(UPGRADE.to_owned()) }),
+                HeaderMatchSpecifier::StringMatch(StringMatcher {
+                    ignore_case: true,
+                    ..exactly(UPGRADE.to_owned())
+                }),
                 true,
             ),
         ]

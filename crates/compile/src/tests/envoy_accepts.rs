@@ -184,7 +184,7 @@ impl Drop for Running {
 }
 
 /// One request on a connection of its own; retried until somebody listens. The whole answer.
-fn get(address: std::net::SocketAddr, envoy: &mut Running) -> String {
+fn get(address: std::net::SocketAddr, fields: &str, envoy: &mut Running) -> String {
     use std::io::{Read, Write};
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     let mut stream = loop {
@@ -196,7 +196,8 @@ fn get(address: std::net::SocketAddr, envoy: &mut Running) -> String {
         std::thread::yield_now();
     };
     stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout");
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n").expect("written");
+    let request = format!("GET / HTTP/1.1\r\nHost: api\r\n{fields}\r\n");
+    stream.write_all(request.as_bytes()).expect("written");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     answer
@@ -209,9 +210,13 @@ fn envoy_says_why_in_our_words() {
         return;
     };
     let directory = tempfile::tempdir().expect("a directory");
-    let down = ("mtls-off", "shop/api", "HTTP/1.1 503", "connect_failed");
-    let nowhere = ("weight-zero", "shop/web", "HTTP/1.1 500", "no_backends");
-    for (case, of, status, reason) in [down, nowhere] {
+    const CLOSE: &str = "Connection: close\r\n";
+    let down = ("mtls-off", "shop/api", CLOSE, "HTTP/1.1 503", "connect_failed");
+    let nowhere = ("weight-zero", "shop/web", CLOSE, "HTTP/1.1 500", "no_backends");
+    // Not a caller that may not call, although the status is the same.
+    let upgrade = "Upgrade: foo\r\nConnection: Upgrade, close\r\n";
+    let upgrade = ("mtls-off", "shop/api", upgrade, "HTTP/1.1 403", "upgrade_failed");
+    for (case, of, fields, status, reason) in [down, nowhere, upgrade] {
         let (_, yaml) = CASES.iter().find(|(name, _)| *name == case).expect("a case");
         let mut bootstrap = bootstrap(&proxy(&intent(yaml), of).resources);
         // No agent is there to ask: only what is static stays. Ports that nobody has.
@@ -243,7 +248,7 @@ fn envoy_says_why_in_our_words() {
         let mut command = Command::new(&envoy);
         command.args(["--disable-hot-restart", "--concurrency", "1", "-l", "error", "--config-path"]);
         let mut envoy = Running(command.arg(&file).spawn().expect("envoy runs"));
-        let answer = get(listens, &mut envoy);
+        let answer = get(listens, fields, &mut envoy);
         assert!(answer.starts_with(status), "{case}: {answer}");
         assert!(answer.contains(&format!("{REASON_HEADER}: {reason}\r\n")), "{case}: {answer}");
     }
