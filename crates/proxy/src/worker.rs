@@ -417,7 +417,12 @@ fn begin(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
         let (worker, serving) = (Rc::clone(worker), Rc::clone(serving));
         async move {
             let _open = open;
-            connection::serve(&worker, &serving, tcp, || if greets { worker.known(number) }).await;
+            connection::serve(&worker, &serving, tcp, || {
+                if greets {
+                    worker.known(number)
+                }
+            })
+            .await;
         }
     });
     if greets {
