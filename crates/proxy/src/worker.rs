@@ -29,8 +29,9 @@ use crate::{connection, stream};
 /// Most connections one worker serves at once.
 pub const MAX_CONNECTIONS: usize = 16_384;
 /// Most accepted connections of one worker that have not said who they are: who opens more only ends the oldest
-/// of these, so strangers take no place from callers that shake hands.
-const MAX_UNKNOWN: usize = 1024;
+/// of these, so strangers take no place from callers that shake hands. About as many handshakes as a worker can do
+/// before their time is up anyway.
+const MAX_UNKNOWN: usize = 4096;
 /// Descriptors for everything but connections.
 const RESERVE: u64 = 64;
 /// Pause after the kernel refused another descriptor.
@@ -45,6 +46,11 @@ const KEPT_HEADS: usize = 64;
 pub fn share(descriptors: u64, workers: usize) -> usize {
     let all = descriptors.saturating_sub(RESERVE).max(descriptors / 2) / 2;
     (usize::try_from(all).unwrap_or(usize::MAX) / workers.max(1)).max(1)
+}
+
+/// How many of so many connections may be of callers that have not said who they are.
+pub fn share_of_unknown(share: usize) -> usize {
+    MAX_UNKNOWN.min(share.div_ceil(2))
 }
 
 /// What the main thread asks of a worker.
@@ -201,8 +207,7 @@ impl Worker {
     fn unknown(&self, task: AbortHandle, serving: &Rc<Serving>, number: u64) {
         let mut unknown = self.unknown.borrow_mut();
         unknown.insert(number, (task, Rc::clone(serving)));
-        let most = MAX_UNKNOWN.min(self.share.div_ceil(2));
-        let oldest = if unknown.len() > most { unknown.pop_first() } else { None };
+        let oldest = if unknown.len() > share_of_unknown(self.share) { unknown.pop_first() } else { None };
         drop(unknown);
         if let Some((_, (task, serving))) = oldest {
             task.abort();
