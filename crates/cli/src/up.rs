@@ -16,6 +16,7 @@ mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
@@ -70,7 +71,7 @@ pub(crate) async fn up(args: UpArgs, context: Context) -> Outcome {
     let (folder, processes) = read(&dir, &args, context)?;
     let temporary = args
         .ephemeral
-        .then(tempfile::tempdir)
+        .then(|| tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o700)).tempdir())
         .transpose()
         .map_err(|error| CliError::Failed(format!("cannot create a temporary folder: {error}")))?;
     let state = match (&temporary, &args.state) {

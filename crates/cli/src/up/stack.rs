@@ -10,6 +10,7 @@ use std::time::Duration;
 use outrider_agent::AgentOptions;
 use outrider_api::http::{TokenRequest, TokenResponse};
 use outrider_control as control;
+use outrider_identity::private_folder;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -52,6 +53,7 @@ pub(super) fn prepare(state: &Path) -> Result<PathBuf, CliError> {
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
     let state = state.canonicalize().map_err(failed)?;
+    private_folder(&state).map_err(|error| CliError::Failed(format!("the state folder: {error}")))?;
     let socket = paths::api_socket(&state);
     if socket.as_os_str().len() > SOCKET_PATH_LIMIT {
         return Err(CliError::Failed(format!(
@@ -67,24 +69,14 @@ pub(super) fn prepare(state: &Path) -> Result<PathBuf, CliError> {
 /// that was killed left running. Short, and nobody else's.
 fn runtime(state: &Path) -> Result<PathBuf, CliError> {
     use std::hash::{DefaultHasher, Hash, Hasher};
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
     let mut hasher = DefaultHasher::new();
     state.hash(&mut hasher);
     let user = rustix::process::geteuid();
     let base = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| Path::new(path).is_dir());
     let base = base.map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = base.join(format!("outrider-up-{}-{:08x}", user.as_raw(), hasher.finish() >> 32));
-    let failed = |error: &dyn std::fmt::Display| {
-        CliError::Failed(format!("cannot use {} for sockets: {error}", folder.display()))
-    };
-    match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(&error)),
-        _ => {}
-    }
-    let found = std::fs::symlink_metadata(&folder).map_err(|error| failed(&error))?;
-    if !found.is_dir() || found.uid() != user.as_raw() || found.mode() & 0o077 != 0 {
-        return Err(failed(&"it is not a folder of this user alone"));
-    }
+    private_folder(&folder)
+        .map_err(|error| CliError::Failed(format!("there is no folder for sockets: {error}")))?;
     Ok(folder)
 }
 
