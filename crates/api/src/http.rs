@@ -267,8 +267,8 @@ pub struct TrafficView {
     pub reasons: BTreeMap<String, u64>,
 }
 
-/// `GET /v1/rollout?revision=N&waitMs=M`: which live proxies have the configuration of revision N in use.
-/// Answers when all have, or after `waitMs` (at most 60,000).
+/// `GET /v1/rollout?revision=N&waitMs=M`: which proxies have the configuration of revision N in use. Proxies
+/// that drain are left out. Answers when all have, or after `waitMs` (at most 60,000).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RolloutView {
@@ -280,6 +280,9 @@ pub struct RolloutView {
     pub pending: Vec<ProxyBehind>,
     /// Proxies that refused part of it.
     pub rejected: Vec<ProxyBehind>,
+    /// Proxies on hosts of which nothing is heard: they go on with what they had, and may still carry traffic.
+    #[serde(default)]
+    pub unreachable: Vec<ProxyBehind>,
 }
 
 /// Why a proxy is not current.

@@ -281,6 +281,7 @@ mod tests {
             current: vec!["shop/a-1".into()],
             pending: pending.iter().map(|name| behind(name)).collect(),
             rejected: rejected.iter().map(|name| behind(name)).collect(),
+            unreachable: Vec::new(),
         };
         let code = |view: &RolloutView| {
             verdict(view, Duration::from_secs(1), context()).map_or_else(|error| error.code(), |_| 0)

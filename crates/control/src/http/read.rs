@@ -157,7 +157,7 @@ pub(crate) struct RolloutQuery {
     wait_ms: u64,
 }
 
-/// Which live proxies have the configuration of a revision (or of a later one) in use. Answers when all have,
+/// Which proxies have the configuration of a revision (or of a later one) in use. Answers when all have,
 /// or after `waitMs`.
 #[utoipa::path(get, path = "/v1/rollout", params(RolloutQuery), responses(
     (status = 200, body = RolloutView), (status = "default", body = ErrorBody),
@@ -187,7 +187,7 @@ pub(crate) async fn rollout(
                     format!("revision {} does not exist yet, the latest is {latest}", wanted.unwrap_or(0));
                 Problem::not_found(text)
             })?;
-        if view.pending.is_empty() && view.rejected.is_empty() {
+        if view.pending.is_empty() && view.rejected.is_empty() && view.unreachable.is_empty() {
             return Ok(Json(view));
         }
         tokio::select! {

@@ -6,7 +6,7 @@ use outrider_api::http::{ProxyBehind, ResourceView, RolloutView};
 
 use super::World;
 use super::acks::{Expected, KINDS, Standing};
-use super::hosts::{Host, Instance, State};
+use super::hosts::{Instance, State};
 
 /// Most names given for one proxy.
 const MAX_REASONS: usize = 50;
@@ -31,11 +31,6 @@ impl Comparison {
     pub(super) fn reasons(self) -> Vec<String> {
         self.rejected.into_iter().chain(self.pending).take(MAX_REASONS).collect()
     }
-}
-
-/// Whether the rollout waits for this instance's proxy: its host is there, its proxy runs and is not leaving.
-fn is_live(host: &Host, instance: &Instance) -> bool {
-    !host.lost && instance.proxy_pid != 0 && instance.state != State::Draining
 }
 
 impl World {
@@ -66,29 +61,45 @@ impl World {
         comparison
     }
 
-    /// Which live proxies have everything declared in use. `revision` is what was asked about; it must not be
-    /// later than [`super::Declared::revision`].
+    /// Which proxies of declared services have everything declared in use. Those that drain are left out; one
+    /// whose process does not run is behind. `revision` is what was asked about; it must not be later than
+    /// [`super::Declared::revision`].
     pub(crate) fn rollout(&self, revision: u64) -> RolloutView {
-        let mut view =
-            RolloutView { revision, current: Vec::new(), pending: Vec::new(), rejected: Vec::new() };
-        for (_, host) in self.hosts.iter() {
+        let mut view = RolloutView {
+            revision,
+            current: Vec::new(),
+            pending: Vec::new(),
+            rejected: Vec::new(),
+            unreachable: Vec::new(),
+        };
+        for (node, host) in self.hosts.iter() {
             for (proxy, instance) in &host.instances {
-                if !is_live(host, instance) || !self.is_service(&instance.service) {
+                if instance.state == State::Draining || !self.is_service(&instance.service) {
+                    continue;
+                }
+                let behind = |reasons| ProxyBehind { proxy: proxy.clone(), reasons };
+                if host.lost {
+                    view.unreachable.push(behind(vec![format!("nothing is heard of host {node}")]));
+                    continue;
+                }
+                if instance.proxy_pid == 0 {
+                    let why = if instance.reason.is_empty() { "" } else { ": " };
+                    view.pending
+                        .push(behind(vec![format!("its proxy does not run{why}{}", instance.reason)]));
                     continue;
                 }
                 let comparison = self.compare(proxy, instance);
-                let word = comparison.word();
-                let behind = || ProxyBehind { proxy: proxy.clone(), reasons: comparison.reasons() };
-                match word {
+                match comparison.word() {
                     "current" => view.current.push(proxy.clone()),
-                    "pending" => view.pending.push(behind()),
-                    _ => view.rejected.push(behind()),
+                    "pending" => view.pending.push(behind(comparison.reasons())),
+                    _ => view.rejected.push(behind(comparison.reasons())),
                 }
             }
         }
         view.current.sort();
-        view.pending.sort_by(|a, b| a.proxy.cmp(&b.proxy));
-        view.rejected.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+        for list in [&mut view.pending, &mut view.rejected, &mut view.unreachable] {
+            list.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+        }
         view
     }
 

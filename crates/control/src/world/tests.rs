@@ -231,13 +231,25 @@ fn a_rollout_is_current_only_when_everything_is_said_to_be_in_use() {
     let reasons = &view.pending.iter().find(|behind| behind.proxy == "shop/checkout-1").unwrap().reasons;
     assert!(reasons.iter().any(|reason| reason.ends_with("removed, but still in use")), "{reasons:?}");
 
-    // Proxies that do not run, leave, or are out of reach are not waited for.
+    // A proxy that leaves is not waited for; one that does not run is, and says why.
     world.fact("a", 1, &instances(&[instance("checkout", 1, Draining)]), 0).unwrap();
     assert_eq!(world.rollout(3).pending, []);
-    world
-        .fact("a", 1, &instances(&[wire::Instance { proxy_pid: 0, ..instance("checkout", 1, Ready) }]), 0)
-        .unwrap();
-    assert_eq!(world.rollout(3).pending, []);
+    let broken = wire::Instance {
+        proxy_pid: 0,
+        reason: "its proxy crashes at once".into(),
+        ..instance("checkout", 1, Starting)
+    };
+    world.fact("a", 1, &instances(&[broken]), 0).unwrap();
+    let view = world.rollout(3);
+    assert_eq!(view.pending[0].reasons, ["its proxy does not run: its proxy crashes at once"]);
+
+    // Nor are those out of reach forgotten: they may still carry traffic the old way.
+    world.fact("b", 1, &hello("b"), 20_000).unwrap();
+    assert_eq!(world.tick(20_000), ["a"]);
+    let view = world.rollout(3);
+    assert_eq!((&view.current[..], &view.pending[..]), (&[][..], &[][..]));
+    assert_eq!(proxies(&view.unreachable), ["shop/checkout-1"]);
+    assert_eq!(view.unreachable[0].reasons, ["nothing is heard of host a"]);
 }
 
 #[test]
