@@ -108,7 +108,7 @@ impl Style {
         match state {
             "ready" | "current" | "connected" | "created" => self.good(state),
             "starting" | "pending" | "draining" | "updated" => self.warn(state),
-            "rejected" | "lost" | "disconnected" | "deleted" => self.bad(state),
+            "rejected" | "lost" | "disconnected" | "unreachable" | "deleted" => self.bad(state),
             _ => state.to_owned(),
         }
     }

@@ -152,7 +152,12 @@ pub(crate) async fn wait(client: &Client, revision: u64, timeout: Duration) -> R
 
 /// The end of `--wait`: 0 if all proxies use it, 1 if some refused, 3 if some are late.
 fn verdict(rollout: &RolloutView, timeout: Duration, context: Context) -> Outcome {
-    for (word, behind) in [("rejected", &rollout.rejected), ("pending", &rollout.pending)] {
+    let late = [
+        ("rejected", &rollout.rejected),
+        ("pending", &rollout.pending),
+        ("unreachable", &rollout.unreachable),
+    ];
+    for (word, behind) in late {
         for proxy in behind {
             note(&format!("{} {}", context.err.state(word), reasons(proxy)));
         }
@@ -173,6 +178,12 @@ fn verdict(rollout: &RolloutView, timeout: Duration, context: Context) -> Outcom
             timeout.as_secs()
         )));
     }
+    if !rollout.unreachable.is_empty() {
+        return Err(CliError::TimedOut(format!(
+            "the change is applied, but nothing is heard of {}: their hosts are lost",
+            some(&rollout.unreachable)
+        )));
+    }
     ok()
 }
 
@@ -185,7 +196,7 @@ fn reasons(behind: &ProxyBehind) -> String {
 }
 
 fn in_use(rollout: &RolloutView, style: Style) -> String {
-    if !rollout.rejected.is_empty() || !rollout.pending.is_empty() {
+    if [&rollout.rejected, &rollout.pending, &rollout.unreachable].iter().any(|list| !list.is_empty()) {
         return String::new();
     }
     match rollout.current.len() {
@@ -276,20 +287,24 @@ mod tests {
 
     #[test]
     fn the_end_of_wait_is_honest() {
-        let rollout = |pending: &[&str], rejected: &[&str]| RolloutView {
+        let rollout = |pending: &[&str], rejected: &[&str], unreachable: &[&str]| RolloutView {
             revision: 7,
             current: vec!["shop/a-1".into()],
             pending: pending.iter().map(|name| behind(name)).collect(),
             rejected: rejected.iter().map(|name| behind(name)).collect(),
-            unreachable: Vec::new(),
+            unreachable: unreachable.iter().map(|name| behind(name)).collect(),
         };
         let code = |view: &RolloutView| {
             verdict(view, Duration::from_secs(1), context()).map_or_else(|error| error.code(), |_| 0)
         };
-        assert_eq!(code(&rollout(&[], &[])), crate::exit::OK);
-        assert_eq!(code(&rollout(&["shop/b-1"], &[])), crate::exit::TIMED_OUT);
-        assert_eq!(code(&rollout(&[], &["shop/b-1"])), crate::exit::FAILED);
-        assert_eq!(code(&rollout(&["shop/c-1"], &["shop/b-1"])), crate::exit::FAILED);
+        let (b, c): (&[&str], &[&str]) = (&["shop/b-1"], &["shop/c-1"]);
+        assert_eq!(code(&rollout(&[], &[], &[])), crate::exit::OK);
+        assert_eq!(code(&rollout(b, &[], &[])), crate::exit::TIMED_OUT);
+        assert_eq!(code(&rollout(&[], &[], b)), crate::exit::TIMED_OUT);
+        assert_eq!(code(&rollout(&[], b, &[])), crate::exit::FAILED);
+        assert_eq!(code(&rollout(c, b, &[])), crate::exit::FAILED);
+        assert_eq!(in_use(&rollout(&[], &[], b), Style::plain()), "", "not everybody was heard");
+        assert_eq!(in_use(&rollout(&[], &[], &[]), Style::plain()), "in use by 1 proxy\n");
     }
 
     #[test]
