@@ -16,7 +16,7 @@ use crate::args::{ApplyArgs, DeleteArgs, DiffArgs, ObjectKind};
 use crate::client::Client;
 use crate::diagnostics;
 use crate::exit::{CliError, Outcome, ok};
-use crate::output::{Format, Style, note, show};
+use crate::output::{Format, Style, note, show, value};
 use crate::progress::Progress;
 use crate::sources;
 
@@ -188,7 +188,8 @@ fn verdict(rollout: &RolloutView, timeout: Duration, context: Context) -> Outcom
 }
 
 fn reasons(behind: &ProxyBehind) -> String {
-    match behind.reasons.as_slice() {
+    let reasons: Vec<_> = behind.reasons.iter().map(|reason| value(reason)).collect();
+    match reasons.as_slice() {
         [] => behind.proxy.clone(),
         [one] => format!("{}: {one}", behind.proxy),
         many => format!("{}:\n  {}", behind.proxy, many.join("\n  ")),

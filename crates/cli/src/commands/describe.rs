@@ -100,7 +100,8 @@ fn instance(view: &InstanceView, style: Style) -> String {
     let proxy = &view.proxy;
     let title = style.bold(&format!("{}/{}", view.namespace, view.name));
     let mut text = format!("Instance {title}  of service {}\n", view.service);
-    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10}{value}\n"));
+    let mut line =
+        |name: &str, value: String| text.push_str(&format!("  {name:<10}{}\n", crate::output::value(&value)));
     line("state", style.state(&view.state));
     if !view.reason.is_empty() {
         line("reason", view.reason.clone());

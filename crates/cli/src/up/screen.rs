@@ -11,7 +11,7 @@ use outrider_intent::model::ServiceRef;
 
 use crate::commands::describe::mean;
 use crate::commands::get::{Totals, or_dash};
-use crate::output::{Style, Table, bytes, clip, count};
+use crate::output::{Style, Table, bytes, clip, count, harmless, value};
 
 const LABEL_COLORS: [&str; 6] = ["36", "33", "32", "35", "34", "96"];
 /// Label of what we say ourselves.
@@ -70,18 +70,21 @@ impl Screen {
         }
     }
 
-    /// A process's line with its label.
+    /// A process's line with its label. Of what it wrote over itself, the last stays.
     pub(crate) fn app_line(&self, app: usize, text: &str) -> String {
         let label = self.labels.get(app).map_or("", String::as_str);
         let color = LABEL_COLORS[app % LABEL_COLORS.len()];
         let padded = format!("{label:<width$} │", width = self.label_width);
-        format!("{} {text}", self.style.paint(color, &padded))
+        let text = harmless(text.rsplit('\r').next().unwrap_or_default());
+        // Its colour must not go on into the next line, which is somebody else's.
+        let reset = if text.contains('\x1b') { "\x1b[0m" } else { "" };
+        format!("{} {text}{reset}", self.style.paint(color, &padded))
     }
 
     /// A line of ours.
     pub(crate) fn own_line(&self, text: &str) -> String {
         let padded = format!("{OWN_LABEL:<width$} │", width = self.label_width);
-        format!("{} {text}", self.style.paint("1", &padded))
+        format!("{} {}", self.style.paint("1", &padded), harmless(text))
     }
 
     /// Takes in what runs now; returns lines about what changed since the last time.
@@ -92,7 +95,7 @@ impl Screen {
             let name = format!("{}/{}", instance.namespace, instance.name);
             let state = summary(instance);
             if self.states.get(&name) != Some(&state) {
-                news.push(self.own_line(&format!("{name} {state}")));
+                news.push(self.own_line(&value(&format!("{name} {state}"))));
             }
             states.insert(name, state);
         }
