@@ -34,7 +34,7 @@ Start here:
 
 Environment:
   OUTRIDER_SERVER   control plane, unix:PATH or http://HOST:PORT
-  OUTRIDER_TOKEN    its admin token, needed over TCP
+  OUTRIDER_TOKEN    its admin token, needed over TCP; only sent to loopback addresses
   NO_COLOR          no colour";
 
 /// `outrider`.
@@ -168,7 +168,7 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) engines: Engines,
     /// Serve the HTTP API on this loopback address too
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0", value_parser = parse_loopback)]
     pub(crate) http: SocketAddr,
 }
 
@@ -447,8 +447,8 @@ pub(crate) struct ServerArgs {
     /// State folder
     #[arg(long, value_name = "PATH", env = "OUTRIDER_STATE")]
     pub(crate) state: Option<PathBuf>,
-    /// Address of the HTTP API; port 0 takes a free one
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7600")]
+    /// Loopback address of the HTTP API; port 0 takes a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7600", value_parser = parse_loopback)]
     pub(crate) http: SocketAddr,
     /// Address agents connect to; port 0 takes a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7601")]
@@ -546,6 +546,19 @@ fn parse_scale(text: &str) -> Result<(String, u16), String> {
     Ok((name.to_owned(), number))
 }
 
+/// An address for the HTTP API: nobody can use it from elsewhere yet, because the command line speaks no TLS.
+fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "write IP:PORT, like 127.0.0.1:7600")?;
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(
+            "only loopback addresses are served for now; reach them from elsewhere through a tunnel, like \
+                    `ssh -L 7600:127.0.0.1:7600 HOST`"
+                .into(),
+        );
+    }
+    Ok(address)
+}
+
 /// `500ms`, `60s`, `5m`, `1h`, or several of them together; at most 24 h.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || "write a duration like 30s, 5m or 1h30m, at most 24h".to_owned();
@@ -628,6 +641,10 @@ mod tests {
             "up . --scale x",
             "up . --scale x=101",
             "up . --state a --ephemeral",
+            "up . --http 0.0.0.0:7600",
+            "server --http 10.0.0.5:7600",
+            "server --http [::]:7600",
+            "server --http localhost:7600",
         ];
         for line in lines {
             let words = std::iter::once("outrider").chain(line.split(' '));

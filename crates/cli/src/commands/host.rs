@@ -28,11 +28,7 @@ pub(crate) async fn server(args: ServerArgs) -> Outcome {
     let bound = server.bound();
     note(&format!("control plane at unix:{}", bound.api_socket.display()));
     if let Some(address) = bound.api {
-        let scheme = if bound.api_tls { "https" } else { "http" };
-        note(&format!(
-            "          and {scheme}://{address} with the token in {}",
-            bound.admin_token.display()
-        ));
+        note(&format!("          and http://{address} with the token in {}", bound.admin_token.display()));
     }
     note(&format!("agents join at {}", bound.agents));
     server.run(stop).await.map_err(failed)?;
