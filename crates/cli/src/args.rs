@@ -25,6 +25,7 @@ Exit codes:
   2  the command line is wrong
   3  --wait ran out of time, or hosts are lost
   4  the control plane cannot be reached
+  5  `diff --exit-code`: something would change
 
 Start here:
   outrider up examples/shop              everything on this machine, from one folder
@@ -283,6 +284,9 @@ pub(crate) struct DeleteArgs {
 /// `diff`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
+With --exit-code the end tells the outcomes apart: 0 nothing would change, 5 something would, 1 the documents
+are not valid or cannot be read, 2 a mistake in the command line, 4 no control plane.
+
 Examples:
   outrider diff -f shop.yaml
   outrider diff -f intent/ --exit-code && echo nothing would change")]
@@ -290,7 +294,7 @@ pub(crate) struct DiffArgs {
     /// Documents.
     #[command(flatten)]
     pub(crate) files: Files,
-    /// End with 1 if anything would change
+    /// End with 5 if anything would change
     #[arg(long)]
     pub(crate) exit_code: bool,
     /// Output.

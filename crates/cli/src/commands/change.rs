@@ -3,6 +3,7 @@
 //! Holds: a refusal shows every finding with the lines it is about and changes nothing. `apply --wait`
 //! answers with 0 only if every live proxy uses the change, and names those that do not otherwise.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use outrider_api::http::{
@@ -15,7 +16,7 @@ use super::Context;
 use crate::args::{ApplyArgs, DeleteArgs, DiffArgs, ObjectKind};
 use crate::client::Client;
 use crate::diagnostics;
-use crate::exit::{CliError, Outcome, ok};
+use crate::exit::{self, CliError, Outcome, ok};
 use crate::output::{Format, Style, note, show, value};
 use crate::progress::Progress;
 use crate::sources;
@@ -96,7 +97,7 @@ pub(crate) async fn diff(args: DiffArgs, context: Context) -> Outcome {
     let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
     let differs = change.changes.iter().any(|change| change.action != ChangeAction::Unchanged);
     show(args.output.output, &change, || difference(&change, context.out))?;
-    if differs && args.exit_code { Err(CliError::Reported) } else { ok() }
+    Ok(ExitCode::from(if differs && args.exit_code { exit::DIFFERS } else { exit::OK }))
 }
 
 fn read(paths: &[std::path::PathBuf], recursive: bool) -> Result<Vec<Source>, CliError> {

@@ -35,7 +35,7 @@ fn apply_diff_get_describe_delete() {
     let same = mesh.cli(&["diff", "--exit-code", "-f", write(&mesh, &intent("", port))]);
     assert_eq!(success(same).unwrap(), "no difference\n");
     let differs = mesh.cli(&["diff", "--exit-code", "-f", write(&mesh, &intent("web", port))]);
-    assert_eq!(differs.status.code(), Some(1));
+    assert_eq!(differs.status.code(), Some(5));
     let text = String::from_utf8_lossy(&differs.stdout).into_owned();
     assert!(text.contains("~ service shop/client") && text.contains("outbound/shop/web/http"), "{text}");
 
