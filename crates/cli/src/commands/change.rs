@@ -23,6 +23,8 @@ use crate::sources;
 
 /// Longest single question to the server; shorter than its own limit of 60 s, so that progress is shown.
 const ROLLOUT_STEP: Duration = Duration::from_secs(2);
+/// Between attempts to reach a control plane that went away while `--wait` waits.
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// What `apply -o json` prints.
 #[derive(Debug, Serialize)]
@@ -40,23 +42,28 @@ pub(crate) async fn apply(args: ApplyArgs, context: Context) -> Outcome {
     let client = super::client(args.connection)?;
     let request = ApplyRequest { sources: sources.clone(), dry_run: args.dry_run, proxies: false };
     let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
-    let rollout = if args.wait { Some(wait(&client, change.revision, args.timeout).await?) } else { None };
-
-    let applied = Applied { change: &change, rollout: rollout.as_ref() };
-    show(args.output.output, &applied, || {
+    let format = args.output.output;
+    let declared = || {
         let mut text = objects(&change.changes, context.out);
         if args.dry_run {
             text.push_str("dry run: nothing was changed\n");
         }
-        if let Some(rollout) = &rollout {
-            text.push_str(&in_use(rollout, context.out));
-        }
         text
-    })?;
-    match rollout {
-        Some(rollout) => verdict(&rollout, args.timeout, context),
-        None => ok(),
+    };
+    if !args.wait {
+        show(format, &Applied { change: &change, rollout: None }, declared)?;
+        return ok();
     }
+    // What was done is said before what may fail: programs get it in one document, people at once.
+    if format == Format::Table {
+        show(format, &change, declared)?;
+    }
+    let waited = wait(&client, change.revision, args.timeout).await;
+    let rollout = waited.as_ref().ok();
+    show(format, &Applied { change: &change, rollout }, || {
+        rollout.map(|rollout| in_use(rollout, context.out)).unwrap_or_default()
+    })?;
+    verdict(&waited?, args.timeout, context)
 }
 
 /// `delete`.
@@ -130,7 +137,8 @@ async fn change<B: Serialize>(
     Err(CliError::Reported)
 }
 
-/// Asks until no live proxy is behind `revision`, or `timeout` is over.
+/// Asks until no live proxy is behind `revision`, or `timeout` is over. A control plane that is away meanwhile, because
+/// it is started again for example, is asked again.
 pub(crate) async fn wait(client: &Client, revision: u64, timeout: Duration) -> Result<RolloutView, CliError> {
     let deadline = Instant::now() + timeout;
     let progress = Progress::start("waiting for proxies to use the change");
@@ -138,7 +146,15 @@ pub(crate) async fn wait(client: &Client, revision: u64, timeout: Duration) -> R
         let left = deadline.saturating_duration_since(Instant::now());
         let step = left.min(ROLLOUT_STEP);
         let path = format!("/v1/rollout?revision={revision}&waitMs={}", step.as_millis());
-        let view: RolloutView = client.get(&path, step).await?;
+        let view: RolloutView = match client.get(&path, step).await {
+            Ok(view) => view,
+            Err(error) if error.is_unreachable() && Instant::now() + AGAIN < deadline => {
+                progress.set(format!("waiting: {error}"));
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         if view.pending.is_empty() || deadline <= Instant::now() {
             return Ok(view);
         }
@@ -307,6 +323,43 @@ mod tests {
         assert_eq!(code(&rollout(c, b, &[])), crate::exit::FAILED);
         assert_eq!(in_use(&rollout(&[], &[], b), Style::plain()), "", "not everybody was heard");
         assert_eq!(in_use(&rollout(&[], &[], &[]), Style::plain()), "in use by 1 proxy\n");
+    }
+
+    /// Answers one request on a socket that appears at `path`.
+    async fn answer_once(path: &std::path::Path, body: &str) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::UnixListener::bind(path).unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn waiting_outlasts_a_control_plane_that_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("api.sock");
+        let client = Client::new(crate::client::Target::unix(&socket), None);
+        let limit = Duration::from_secs(60);
+        let view = |pending: &[&str]| {
+            let pending = pending.iter().map(|name| behind(name)).collect();
+            let (current, rejected, unreachable) = (Vec::new(), Vec::new(), Vec::new());
+            serde_json::to_string(&RolloutView { revision: 7, current, pending, rejected, unreachable })
+                .unwrap()
+        };
+        // It is not there, answers once, is gone again, and comes back.
+        let server = async {
+            answer_once(&socket, &view(&["shop/b-1"])).await;
+            answer_once(&socket, &view(&[])).await;
+        };
+        let (waited, ()) = tokio::join!(wait(&client, 7, limit), server);
+        assert!(waited.unwrap().pending.is_empty());
+        let gone = wait(&client, 7, Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(gone.code(), crate::exit::UNREACHABLE);
     }
 
     #[test]
