@@ -21,6 +21,8 @@ use crate::client::{Client, SOCKET_PATH_LIMIT, Target};
 use crate::exit::CliError;
 use crate::paths;
 
+/// Name of the file that marks a state folder as made by `up`.
+const MARK: &str = "made-by-up";
 /// Name of the only host.
 const NODE: &str = "local";
 
@@ -54,6 +56,7 @@ pub(super) fn prepare(state: &Path) -> Result<PathBuf, CliError> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
     let state = state.canonicalize().map_err(failed)?;
     private_folder(&state).map_err(|error| CliError::Failed(format!("the state folder: {error}")))?;
+    claim(&state)?;
     let socket = paths::api_socket(&state);
     if socket.as_os_str().len() > SOCKET_PATH_LIMIT {
         return Err(CliError::Failed(format!(
@@ -63,6 +66,24 @@ pub(super) fn prepare(state: &Path) -> Result<PathBuf, CliError> {
         )));
     }
     Ok(state)
+}
+
+/// Marks `state` as made by `up`. `up` deletes what its folder does not declare, so a state that is a server's is
+/// refused.
+fn claim(state: &Path) -> Result<(), CliError> {
+    let mark = state.join(MARK);
+    if state.join("server").exists() && !mark.exists() {
+        return Err(CliError::Failed(format!(
+            "{} is the state of an `outrider server`: `up` would delete all that its folder does not declare; name \
+             another folder with --state",
+            state.display()
+        )));
+    }
+    std::fs::write(
+        &mark,
+        "The state of an `outrider up`; it holds what its folder declares and nothing else.\n",
+    )
+    .map_err(|error| CliError::Failed(format!("cannot write {}: {error}", mark.display())))
 }
 
 /// A folder for sockets that belongs to `state`: the same at the next start, so that an agent finds and ends what one
@@ -219,5 +240,25 @@ impl Tier {
         self.stop.cancel();
         // It has said how it ended; a panic in it has been logged.
         let _ = self.task.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_a_server_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = folder.path().join("ours");
+        prepare(&ours).unwrap();
+        std::fs::create_dir(ours.join("server")).unwrap();
+        prepare(&ours).unwrap();
+        let servers = folder.path().join("servers");
+        private_folder(&servers.join("server")).unwrap();
+        for _ in 0..2 {
+            let refused = prepare(&servers).unwrap_err().to_string();
+            assert!(refused.contains("is the state of an `outrider server`"), "{refused}");
+        }
     }
 }
