@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use outrider_intent::model::ServiceRef;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use self::apps::{App, AppEvent, Launcher};
 use self::folder::{Folder, FolderError};
@@ -35,7 +36,7 @@ use crate::args::UpArgs;
 use crate::client::Client;
 use crate::commands::{Context, get};
 use crate::diagnostics;
-use crate::exit::{CliError, Outcome};
+use crate::exit::{self, CliError, Outcome};
 use crate::output::note;
 
 /// Longest wait for applications to end after they were asked to.
@@ -85,14 +86,31 @@ pub(crate) async fn up(args: UpArgs, context: Context) -> Outcome {
     log::start(&state, say.clone(), context);
 
     let options = StackOptions { state, http: args.http, engines: args.engines.clone() };
-    let stack = tokio::select! {
-        stack = Stack::start(options) => stack?,
-        () = signals.next() => return Ok(ExitCode::from(130)),
+    let Some(stack) = start_stack(options, &mut signals).await? else {
+        return Ok(ExitCode::from(130));
     };
     let mut session = Session::new(&dir, live, context, &stack, &processes);
     let outcome = session.run(&dir, folder, processes, &args, &stack, say, said, &mut signals).await;
     session.end(stack, &mut signals).await;
     outcome
+}
+
+/// Starts control plane and agent. After a signal what has begun is stopped; after a second one it is left as it is.
+async fn start_stack(options: StackOptions, signals: &mut Signals) -> Result<Option<Stack>, CliError> {
+    let stop = CancellationToken::new();
+    let starting = Stack::start(options, &stop);
+    tokio::pin!(starting);
+    loop {
+        tokio::select! {
+            started = &mut starting => return started,
+            () = signals.next() => {
+                if stop.is_cancelled() {
+                    return Ok(None);
+                }
+                stop.cancel();
+            }
+        }
+    }
 }
 
 /// Reads the folder; mistakes are shown with their lines.
@@ -274,7 +292,7 @@ impl Session {
     }
 
     fn stopped(&mut self) -> Outcome {
-        Ok(ExitCode::from(crate::exit::OK))
+        Ok(ExitCode::from(exit::OK))
     }
 
     fn take(&mut self, event: Event) {

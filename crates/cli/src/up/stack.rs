@@ -106,15 +106,25 @@ const AGENT_LIMIT: Duration = Duration::from_secs(30);
 const AGENT_POLL: Duration = Duration::from_millis(20);
 
 impl Stack {
-    /// Starts the control plane, then an agent that joins it.
-    pub(super) async fn start(options: StackOptions) -> Result<Self, CliError> {
+    /// Starts the control plane, then an agent that joins it. Once `stop` is cancelled, what has begun is stopped and
+    /// nothing is returned. Must not be dropped before its end.
+    pub(super) async fn start(
+        options: StackOptions,
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, CliError> {
         let runtime = runtime(&options.state)?;
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut server = control::ServerOptions::new(&options.state);
         server.api = Some(options.http);
         server.agents = loopback;
-        let server =
-            control::Server::start(server).await.map_err(|error| CliError::Failed(error.to_string()))?;
+        let server = match control::Server::start(server).await {
+            Ok(server) => server,
+            Err(error) => {
+                // Another `up` may be using it; then it is not empty and stays.
+                let _ = std::fs::remove_dir(&runtime);
+                return Err(CliError::Failed(error.to_string()));
+            }
+        };
         let bound = server.bound().clone();
         let mut stack = Self {
             api: bound.api_socket,
@@ -125,8 +135,17 @@ impl Stack {
             }),
             agent: None,
         };
-        match stack.start_agent(options.state, options.engines, bound.agents).await {
-            Ok(()) => Ok(stack),
+        let started = tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(None),
+            started = stack.start_agent(options.state, options.engines, bound.agents) => started.map(Some),
+        };
+        match started {
+            Ok(Some(())) => Ok(Some(stack)),
+            Ok(None) => {
+                stack.stop().await;
+                Ok(None)
+            }
             Err(error) => {
                 stack.stop().await;
                 Err(error)
