@@ -22,6 +22,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use outrider_intent::model::ServiceRef;
+use outrider_os::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,8 @@ use crate::output::note;
 const APPS_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for proxies, agent and control plane.
 const STACK_LIMIT: Duration = Duration::from_secs(20);
+/// What applications left behind is killed after this.
+const LEFT_BEHIND: Duration = Duration::from_secs(5);
 /// How often the state of things is asked for.
 const BEAT: Duration = Duration::from_secs(1);
 /// How often a terminal is painted at most.
@@ -85,6 +88,10 @@ pub(crate) async fn up(args: UpArgs, context: Context) -> Outcome {
     let (say, said) = mpsc::channel(EVENT_QUEUE);
     log::start(&state, say.clone(), context);
 
+    // Each `run` ends what its application leaves behind; this is for a `run` that was killed.
+    process::adopt_orphans().map_err(|error| {
+        CliError::Failed(format!("cannot take over what applications leave behind: {error}"))
+    })?;
     let options = StackOptions { state, http: args.http, engines: args.engines.clone() };
     let Some(stack) = start_stack(options, &mut signals).await? else {
         return Ok(ExitCode::from(130));
@@ -389,6 +396,11 @@ impl Session {
             stopped = tokio::time::timeout(limit, stack.stop()) => stopped.is_ok(),
             () = signals.next() => false,
         };
+        // With the stack gone, whoever still descends from us was left behind by an application.
+        if stopped {
+            let left = || process::descendants(&process::table(), std::process::id());
+            process::end_all(left, LEFT_BEHIND).await;
+        }
         self.say(if stopped { "stopped" } else { "stopped before everything was finished" });
         let mut text = if self.live { self.screen.erase() } else { String::new() };
         text.extend(self.pending.iter().flat_map(|line| [line.as_str(), "\n"]));
