@@ -160,6 +160,9 @@ impl CallError {
     pub(crate) fn help(&self) -> Option<&str> {
         match self {
             Self::Connect { help, .. } => Some(help),
+            Self::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => Some(
+                "give the admin token with --token or OUTRIDER_TOKEN; the server keeps it in STATE/server/admin.token",
+            ),
             Self::Refused { body, .. } => body.help.as_deref(),
             Self::Unexpected { .. } => Some("compare `outrider version` here with the server's"),
             Self::Broken { .. } => None,

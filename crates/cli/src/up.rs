@@ -155,6 +155,7 @@ struct Session {
     repaint: bool,
     apps: Vec<Option<App>>,
     labels: Vec<String>,
+    services: Vec<ServiceRef>,
     failure: Option<u8>,
     forced: bool,
 }
@@ -174,6 +175,7 @@ impl Session {
             repaint: false,
             apps: Vec::new(),
             labels,
+            services: processes.iter().map(|process| process.service.clone()).collect(),
             failure: None,
             forced: false,
         };
@@ -320,7 +322,11 @@ impl Session {
             *slot = None;
         }
         let label = self.labels.get(app).cloned().unwrap_or_default();
-        self.say(&format!("{label} {}", apps::describe(status)));
+        let how = apps::describe(status);
+        self.say(&format!("{label} {how}"));
+        if let Some(service) = self.services.get(app) {
+            self.screen.ended(app, service.clone(), how);
+        }
         if !status.success() && self.failure.is_none() {
             self.failure = Some(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
         }
@@ -350,6 +356,8 @@ impl Session {
         heard: &mut mpsc::Receiver<Event>,
         signals: &mut Signals,
     ) {
+        self.screen.stopping();
+        self.repaint = true;
         let running = self.apps.iter().flatten().count();
         if running > 0 {
             self.say(&format!("stopping {running} processes; Ctrl-C again ends them at once"));
