@@ -138,8 +138,7 @@ DIR holds intent (*.yaml) and a Procfile whose process names are service names:
 Each process is started as `outrider run` would start it: after its proxy can carry traffic, in DIR, with the
 names of the services it may call. A name without a namespace means the only service of that name. Changed
 YAML is applied while it runs; a mistake in it is shown and what ran before goes on. A changed Procfile is read at
-the next start. A process that ends is not started again; how it ended stays in view. To start one again, or one more,
-from another terminal: outrider run --agent SOCKET --service NS/NAME -- CMD, or stop and start `up`.
+the next start. A process that ends is not started again, and how it ended stays in view: stop `up` and start it.
 
 Ctrl-C stops the applications, then the proxies, then the control plane; a second Ctrl-C stops at once.
 State stays in DIR/.outrider for the next time. No privileges are needed for declared ports from 1024 on.

@@ -122,6 +122,13 @@ impl Stack {
             Err(error) => {
                 // Another `up` may be using it; then it is not empty and stays.
                 let _ = std::fs::remove_dir(&runtime);
+                let socket = paths::api_socket(&options.state);
+                if UnixStream::connect(&socket).await.is_ok() {
+                    return Err(CliError::Failed(format!(
+                        "`outrider up` already runs here; see `outrider get proxies -A --server unix:{}`",
+                        socket.display()
+                    )));
+                }
                 return Err(CliError::Failed(error.to_string()));
             }
         };
