@@ -309,7 +309,8 @@ pub(crate) struct DiffArgs {
 /// `get`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Settings in tables are effective values: what was not declared is filled in. `describe` says from where.
+Settings in tables are effective values: what was not declared is filled in. `describe` says from where. What was
+declared is printed by -o yaml as documents that `apply` takes.
 
 Examples:
   outrider get services -n shop
