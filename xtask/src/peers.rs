@@ -19,6 +19,21 @@ struct Peer {
     used_for: &'static str,
 }
 
+/// What the benchmark of the data plane needs.
+const BENCH_PEERS: &[Peer] = &[
+    Peer { program: "wrk", package: "wrk", used_for: "HTTP load" },
+    Peer { program: "nginx", package: "nginx-light", used_for: "the origin, and a proxy to compare with" },
+    Peer { program: "haproxy", package: "haproxy", used_for: "a proxy to compare with" },
+    Peer { program: "taskset", package: "util-linux", used_for: "one core for each" },
+];
+
+/// What counting instructions needs.
+const INSTRUCTION_PEERS: &[Peer] = &[
+    Peer { program: "valgrind", package: "valgrind", used_for: "counting instructions" },
+    Peer { program: "nginx", package: "nginx-light", used_for: "the origin" },
+    Peer { program: "taskset", package: "util-linux", used_for: "one core for each" },
+];
+
 const PEERS: &[Peer] = &[
     Peer { program: "curl", package: "curl", used_for: "HTTP through the pair of proxies" },
     Peer { program: "nginx", package: "nginx-light", used_for: "an HTTP server nobody here wrote" },
@@ -33,11 +48,34 @@ const PEERS: &[Peer] = &[
     Peer { program: "tcpdump", package: "tcpdump", used_for: "what is on the wire between proxies" },
 ];
 
-/// Finds the peers; installs missing ones if that is allowed and possible.
+/// Finds the peers of the tests; installs missing ones if that is allowed and possible.
 pub(crate) fn prepare(install: bool) -> Result<()> {
-    let missing = missing();
+    provide(install, PEERS, "tests that need them are skipped")?;
+    Ok(())
+}
+
+/// Finds what the benchmark needs, or fails.
+pub(crate) fn prepare_bench(install: bool) -> Result<()> {
+    required(install, BENCH_PEERS)
+}
+
+/// Finds what counting instructions needs, or fails.
+pub(crate) fn prepare_instructions(install: bool) -> Result<()> {
+    required(install, INSTRUCTION_PEERS)
+}
+
+fn required(install: bool, peers: &[Peer]) -> Result<()> {
+    if !provide(install, peers, "the benchmark cannot run without them")? {
+        bail!("programs are missing");
+    }
+    Ok(())
+}
+
+/// Returns whether all of them are there in the end.
+fn provide(install: bool, peers: &[Peer], otherwise: &str) -> Result<bool> {
+    let missing = missing(peers);
     if missing.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     for peer in &missing {
         shell::say(&format!("missing: {} ({})", peer.program, peer.used_for));
@@ -47,8 +85,8 @@ pub(crate) fn prepare(install: bool) -> Result<()> {
     let by_hand = format!("apt-get install --no-install-recommends {}", packages.join(" "));
     let can = install && rustix::process::geteuid().is_root() && shell::find("apt-get").is_some();
     if !can {
-        shell::say(&format!("tests that need them are skipped; to run them: {by_hand}"));
-        return Ok(());
+        shell::say(&format!("{otherwise}; to install them: {by_hand}"));
+        return Ok(false);
     }
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");
@@ -61,13 +99,14 @@ pub(crate) fn prepare(install: bool) -> Result<()> {
         apt(&args)
     });
     if let Err(error) = installed {
-        shell::say(&format!("{error:#}\ntests that need them are skipped; to run them: {by_hand}"));
+        shell::say(&format!("{error:#}\n{otherwise}; to install them: {by_hand}"));
+        return Ok(false);
     }
-    Ok(())
+    Ok(true)
 }
 
-fn missing() -> Vec<&'static Peer> {
-    PEERS.iter().filter(|peer| shell::find(peer.program).is_none() && !in_postgresql(peer.program)).collect()
+fn missing(peers: &[Peer]) -> Vec<&Peer> {
+    peers.iter().filter(|peer| shell::find(peer.program).is_none() && !in_postgresql(peer.program)).collect()
 }
 
 /// Debian keeps PostgreSQL's own programs out of PATH, by version.

@@ -6,7 +6,9 @@
 //! of the proxy's threads is divided by the requests completed. Does not: assert anything about time.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod instructions;
 mod measure;
+mod memory;
 mod native;
 mod peers;
 mod run;
@@ -31,9 +33,21 @@ struct Arguments {
     /// Seconds of load per measurement, 1 to 60.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
-    /// Connections of the load generator, 1 to 1024.
-    #[arg(long, default_value_t = 64)]
-    connections: usize,
+    /// Connections of the load generator, 1 to 1024 each; every HTTP path is measured with each.
+    #[arg(long, value_delimiter = ',', default_values_t = [64], value_parser = clap::value_parser!(u16).range(1..=1024))]
+    connections: Vec<u16>,
+    /// Bytes of the response body: every HTTP path is measured with each.
+    #[arg(long, value_delimiter = ',', default_values_t = [64], value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    body: Vec<u32>,
+    /// Measure memory too: idle with ten upstreams, and for each connection that is open and silent.
+    #[arg(long)]
+    memory: bool,
+    /// Silent connections of the measurement of memory.
+    #[arg(long, default_value_t = 8_000, value_parser = clap::value_parser!(u16).range(100..=8_500))]
+    parked: u16,
+    /// Instead of time, count the instructions of the native proxy per request, with valgrind.
+    #[arg(long)]
+    instructions: bool,
     /// Paths to measure; all by default.
     #[arg(long, value_enum)]
     route: Vec<peers::Route>,
@@ -44,5 +58,5 @@ struct Arguments {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    run::run(&arguments)
+    if arguments.instructions { instructions::run(&arguments) } else { run::run(&arguments) }
 }

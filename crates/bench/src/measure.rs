@@ -55,6 +55,21 @@ impl Pinned {
         Ok(total)
     }
 
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn finish(mut self, within: Duration) -> Result<()> {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        }
+        let deadline = Instant::now() + within;
+        while Instant::now() < deadline {
+            if self.child.try_wait()?.is_some() {
+                return Ok(());
+            }
+            pause(Duration::from_millis(20));
+        }
+        bail!("{} did not end within {within:?}", self.name)
+    }
+
     fn tree(&self) -> Result<Vec<u32>> {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
@@ -82,6 +97,11 @@ impl Drop for Pinned {
     }
 }
 
+/// Resident memory of several processes in KiB.
+pub(crate) fn resident_kib(processes: &[&Pinned]) -> Result<u64> {
+    processes.iter().map(|process| process.resident_kib()).sum()
+}
+
 /// The one place that waits by the clock: between two looks at a condition.
 pub(crate) fn pause(duration: Duration) {
     std::thread::park_timeout(duration);
@@ -89,7 +109,7 @@ pub(crate) fn pause(duration: Duration) {
 
 /// Waits until something accepts connections at `address`.
 pub(crate) fn wait_for(address: SocketAddr, what: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
         if std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok() {
             return Ok(());
@@ -113,7 +133,7 @@ pub(crate) struct Load {
 }
 
 /// Runs wrk on `core` against `url`.
-pub(crate) fn wrk(core: usize, url: &str, connections: usize, seconds: u64) -> Result<Load> {
+pub(crate) fn wrk(core: usize, url: &str, connections: u16, seconds: u64) -> Result<Load> {
     let output = Command::new("taskset")
         .args(["-c", &core.to_string(), "wrk", "--latency", "-t", "1"])
         .args(["-c", &connections.to_string(), "-d", &format!("{seconds}s"), url])

@@ -12,6 +12,7 @@ use outrider_identity::{Authority, PrivateKey, SpiffeId, pem_chain};
 use outrider_intent::Source;
 use outrider_intent::model::{Intent, ServiceRef};
 use outrider_xds::{Resource, ResourceSet};
+use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
 use outrider_xds_types::pb::envoy::config::core::v3::{
     Address, DataSource, SocketAddress, address, data_source, socket_address,
 };
@@ -23,6 +24,7 @@ use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRespons
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, names, type_url};
 
+use crate::measure::free_address;
 use crate::peers::{Job, Side};
 
 /// Name of the one port.
@@ -74,13 +76,21 @@ pub(crate) fn command(proxy: &Path, job: &Job, identity: &Identity) -> Result<Ve
         if &*resource.type_url == type_url::LISTENER {
             if *resource.name == *listener {
                 set.insert(bound(resource, job.listen)?);
+            } else if job.others > 0 {
+                set.insert(bound(resource, free_address()?)?);
             }
+        } else if &*resource.type_url == type_url::CLUSTER {
+            set.insert(unlimited(resource)?);
         } else {
             set.insert(resource.clone());
         }
     }
     let forward = Endpoint { address: job.forward.ip(), port: job.forward.port() };
     set.insert(outrider_compile::endpoints(&server, PORT, &[forward]));
+    for n in 0..job.others {
+        let other = ServiceRef::new("bench", format!("other{n}"));
+        set.insert(outrider_compile::endpoints(&other, PORT, &[forward]));
+    }
     let (chain, key) = if job.side == Side::Server { &identity.server } else { &identity.client };
     for secret in secrets(chain, key, &identity.ca) {
         set.insert(secret);
@@ -105,12 +115,19 @@ fn intent(job: &Job) -> Result<Intent> {
            backendRefs: [{name: server, port: 8080}]\n  \
          - backendRefs: [{name: server, port: 8080, weight: 95}]\n"
     };
+    let others: Vec<String> = (0..job.others).map(|n| format!("other{n}")).collect();
+    let calls = others.iter().map(|name| format!(", {name}")).collect::<String>();
+    let other_services = others.iter().map(|name| format!(
+        "---\napiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {{name: {name}, namespace: bench}}\n\
+         spec: {{role: server, ports: [{{name: {PORT}, port: 8080, targetPort: {target}, protocol: {protocol}}}]}}\n",
+        target = job.forward.port(),
+    )).collect::<String>();
     let text = format!(
         "apiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {{name: bench}}\nspec: {{mtls: {mtls}}}\n---\n\
          apiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {{name: client, namespace: bench}}\n\
-         spec: {{role: client, calls: [server]}}\n---\n\
+         spec: {{role: client, calls: [server{calls}]}}\n---\n\
          apiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {{name: server, namespace: bench}}\n\
-         spec: {{role: server, ports: [{{name: {PORT}, port: 8080, targetPort: {target}, protocol: {protocol}}}]}}\n{route}",
+         spec: {{role: server, ports: [{{name: {PORT}, port: 8080, targetPort: {target}, protocol: {protocol}}}]}}\n{other_services}{route}",
         target = job.forward.port(),
     );
     let parsed = outrider_intent::parse(&[Source { name: "bench.yaml".to_owned(), text }]);
@@ -128,6 +145,17 @@ fn bound(resource: &Resource, listen: SocketAddr) -> Result<Resource> {
         })),
     });
     Ok(Resource::new(type_url::LISTENER, &*resource.name, "1", listener.encode_to_vec()))
+}
+
+/// The same cluster with room for every connection of the benchmark, as its peers have.
+fn unlimited(resource: &Resource) -> Result<Resource> {
+    let mut cluster = Cluster::decode(&*resource.body)?;
+    for thresholds in cluster.circuit_breakers.iter_mut().flat_map(|limits| &mut limits.thresholds) {
+        if let Some(limit) = &mut thresholds.max_connections {
+            limit.value = 20_000;
+        }
+    }
+    Ok(Resource::new(type_url::CLUSTER, &*resource.name, "1", cluster.encode_to_vec()))
 }
 
 fn secrets(chain: &str, key: &str, ca: &str) -> [Resource; 2] {

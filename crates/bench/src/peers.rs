@@ -60,6 +60,8 @@ pub(crate) struct Job {
     pub(crate) forward: SocketAddr,
     pub(crate) side: Side,
     pub(crate) tcp: bool,
+    /// Services that are called beside the one that is measured; only the native proxy has them.
+    pub(crate) others: usize,
 }
 
 impl Job {
@@ -102,7 +104,7 @@ pub(crate) fn haproxy(job: &Job) -> Result<Vec<String>> {
     };
     let mode = if job.tcp { "tcp" } else { "http\n  http-reuse always" };
     let text = format!(
-        "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode {mode}\n  timeout connect 5s\n  timeout client 300s\n  \
+        "global\n  nbthread 1\n  maxconn 9000\ndefaults\n  mode {mode}\n  timeout connect 5s\n  timeout client 300s\n  \
          timeout server 300s\nlisten l\n  bind {}{bind}\n  server s {}{server}\n",
         job.listen, job.forward
     );
@@ -131,7 +133,7 @@ pub(crate) fn nginx(job: &Job) -> Result<Vec<String>> {
     let ssl = if job.side == Side::Server { " ssl" } else { "" };
     let scheme = if job.side == Side::Client { "https" } else { "http" };
     let text = format!(
-        "daemon off; worker_processes 1; pid {pid}; error_log stderr crit; events {{ worker_connections 8192; }}\n\
+        "daemon off; worker_processes 1; pid {pid}; error_log stderr crit; events {{ worker_connections 32768; }}\n\
          http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p;\n\
          fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
          upstream up {{ server {forward}; keepalive 1024; keepalive_requests 1000000000; }}\n\
@@ -146,15 +148,27 @@ pub(crate) fn nginx(job: &Job) -> Result<Vec<String>> {
     Ok(strings(&["nginx", "-c", &path.display().to_string(), "-e", "/dev/stderr"]))
 }
 
-/// The origin: nginx answering 64 bytes.
-pub(crate) fn origin(dir: &Path, listen: SocketAddr) -> Result<Vec<String>> {
+/// The origin: nginx answering with files of these sizes, each named by its size.
+pub(crate) fn origin(dir: &Path, listen: SocketAddr, bodies: &[u32]) -> Result<Vec<String>> {
+    // Its workers are another user.
+    fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let mut places = String::new();
+    for size in bodies {
+        let length = usize::try_from(*size)?;
+        if length <= 1024 {
+            // Without a file it costs the least.
+            places.push_str(&format!("location = /{size} {{ return 200 \"{}\"; }} ", "x".repeat(length)));
+        } else {
+            fs::write(dir.join(size.to_string()), "x".repeat(length))?;
+            places.push_str(&format!("location = /{size} {{ root {}; }} ", dir.display()));
+        }
+    }
     let text = format!(
-        "daemon off; worker_processes 1; pid {d}/origin.pid; error_log stderr crit; events {{ worker_connections 8192; }}\n\
+        "daemon off; worker_processes 1; pid {d}/origin.pid; error_log stderr crit; events {{ worker_connections 32768; }}\n\
          http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {d}/b; proxy_temp_path {d}/p;\n\
          fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;\n\
-         server {{ listen {listen}; location / {{ return 200 \"{body}\"; }} }} }}\n",
+         open_file_cache max=10; sendfile on; server {{ listen {listen}; {places} }} }}\n",
         d = dir.display(),
-        body = "x".repeat(64),
     );
     let path = dir.join("origin.conf");
     fs::write(&path, text)?;

@@ -9,20 +9,21 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::measure::{Pinned, free_address, median, wait_for, wrk};
+use crate::memory::{self, MemoryRow};
 use crate::peers::{self, Job, Route, Side};
 use crate::{Arguments, native, tcp};
 
 /// The core of whatever is measured.
-const PROXY_CORE: usize = 0;
+pub(crate) const PROXY_CORE: usize = 0;
 /// The core of the load generator and the origin.
-const LOAD_CORE: usize = 1;
+pub(crate) const LOAD_CORE: usize = 1;
 /// Bytes of one bulk transfer.
 const BULK: u64 = 1 << 30;
 
-struct Contender {
+pub(crate) struct Contender {
     name: &'static str,
-    entry: SocketAddr,
-    processes: Vec<Pinned>,
+    pub(crate) entry: SocketAddr,
+    pub(crate) processes: Vec<Pinned>,
     costs: Vec<f64>,
     p99: Vec<f64>,
     errors: u64,
@@ -32,6 +33,8 @@ struct Contender {
 struct Row {
     route: String,
     proxy: String,
+    connections: u16,
+    body: u32,
     unit: &'static str,
     cost_median: f64,
     cost_all: Vec<f64>,
@@ -46,8 +49,8 @@ struct Report {
     host: BTreeMap<&'static str, String>,
     rounds: usize,
     seconds: u64,
-    connections: usize,
     rows: Vec<Row>,
+    memory: Vec<MemoryRow>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -60,16 +63,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut rows = Vec::new();
     for route in routes {
         eprintln!("{} …", route.title());
-        rows.extend(measure_route(arguments, route)?);
+        if route.is_tcp() {
+            rows.extend(measure_route(arguments, route, 1, 64)?);
+            continue;
+        }
+        for connections in &arguments.connections {
+            for body in &arguments.body {
+                rows.extend(measure_route(arguments, route, *connections, *body)?);
+            }
+        }
     }
     print_table(&rows);
-    let report = Report {
-        host: host_facts(),
-        rounds: arguments.rounds,
-        seconds: arguments.seconds,
-        connections: arguments.connections,
-        rows,
-    };
+    let memory = if arguments.memory { memory::measure(arguments)? } else { Vec::new() };
+    if arguments.memory {
+        memory::print(&memory);
+    }
+    let report =
+        Report { host: host_facts(), rounds: arguments.rounds, seconds: arguments.seconds, rows, memory };
     if let Some(path) = &arguments.json {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
@@ -89,39 +99,42 @@ fn pin_this_process() -> Result<()> {
     Ok(())
 }
 
-fn measure_route(arguments: &Arguments, route: Route) -> Result<Vec<Row>> {
+/// Who is measured on a path.
+pub(crate) fn wanted(arguments: &Arguments, route: Route) -> Vec<&'static str> {
+    let there = |name: &&str| match *name {
+        "envoy" => arguments.envoy.is_some(),
+        // The nginx package may come without its stream module.
+        "nginx" => !route.is_tcp(),
+        _ => true,
+    };
+    ["outrider", "envoy", "haproxy", "nginx"].into_iter().filter(there).collect()
+}
+
+fn measure_route(arguments: &Arguments, route: Route, connections: u16, body: u32) -> Result<Vec<Row>> {
     let dir = tempfile::Builder::new().prefix("outrider-bench").tempdir()?;
     let identity = native::certificates(dir.path())?;
     let source = tcp::Source::start()?;
     let origin_address = free_address()?;
     let log = dir.path().join("log");
-    let _origin = Pinned::start("the origin", LOAD_CORE, &peers::origin(dir.path(), origin_address)?, &log)?;
+    let _origin =
+        Pinned::start("the origin", LOAD_CORE, &peers::origin(dir.path(), origin_address, &[body])?, &log)?;
     wait_for(origin_address, "the origin")?;
     let origin = if route.is_tcp() { source.address } else { origin_address };
 
     let mut contenders = Vec::new();
-    for name in ["outrider", "envoy", "haproxy", "nginx"] {
-        let skipped = match name {
-            "envoy" => arguments.envoy.is_none(),
-            // The nginx package may come without its stream module.
-            "nginx" => route.is_tcp(),
-            _ => false,
-        };
-        if skipped {
-            continue;
-        }
+    for name in wanted(arguments, route) {
         contenders.push(start(arguments, name, route, dir.path(), origin, &identity)?);
     }
     for round in 0..arguments.rounds {
         for turn in 0..contenders.len() {
             let index = (turn + round) % contenders.len();
-            measure(arguments, route, &mut contenders[index])?;
+            measure(arguments, route, connections, body, &mut contenders[index])?;
         }
     }
-    rows(route, contenders)
+    rows(route, connections, body, contenders)
 }
 
-fn start(
+pub(crate) fn start(
     arguments: &Arguments,
     name: &'static str,
     route: Route,
@@ -135,7 +148,7 @@ fn start(
     let sides: &[Side] = if route.is_pair() { &[Side::Server, Side::Client] } else { &[Side::Plain] };
     for side in sides {
         let listen = free_address()?;
-        let job = Job { dir: dir.to_owned(), listen, forward, side: *side, tcp: route.is_tcp() };
+        let job = Job { dir: dir.to_owned(), listen, forward, side: *side, tcp: route.is_tcp(), others: 0 };
         let command = match (name, &arguments.envoy) {
             ("haproxy", _) => peers::haproxy(&job)?,
             ("nginx", _) => peers::nginx(&job)?,
@@ -156,17 +169,23 @@ fn cpu(contender: &Contender) -> Result<u64> {
     contender.processes.iter().map(Pinned::cpu_ns).sum()
 }
 
-fn measure(arguments: &Arguments, route: Route, contender: &mut Contender) -> Result<()> {
+fn measure(
+    arguments: &Arguments,
+    route: Route,
+    connections: u16,
+    body: u32,
+    contender: &mut Contender,
+) -> Result<()> {
     if route.is_tcp() {
         let before = cpu(contender)?;
         tcp::fetch(contender.entry, BULK).with_context(|| format!("bulk through {}", contender.name))?;
         contender.costs.push((cpu(contender)? - before) as f64 / 1e6 / (BULK as f64 / f64::from(1 << 30)));
         return Ok(());
     }
-    let url = format!("http://{}/", contender.entry);
-    let warm = wrk(LOAD_CORE, &url, arguments.connections, 1)?;
+    let url = format!("http://{}/{body}", contender.entry);
+    let warm = wrk(LOAD_CORE, &url, connections, 1)?;
     let before = cpu(contender)?;
-    let load = wrk(LOAD_CORE, &url, arguments.connections, arguments.seconds)?;
+    let load = wrk(LOAD_CORE, &url, connections, arguments.seconds)?;
     let spent = cpu(contender)? - before;
     contender.errors += load.errors + warm.errors;
     contender.costs.push(spent as f64 / 1e3 / load.requests.max(1) as f64);
@@ -174,7 +193,7 @@ fn measure(arguments: &Arguments, route: Route, contender: &mut Contender) -> Re
     Ok(())
 }
 
-fn rows(route: Route, contenders: Vec<Contender>) -> Result<Vec<Row>> {
+fn rows(route: Route, connections: u16, body: u32, contenders: Vec<Contender>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let mut ours = 0.0;
     for mut contender in contenders {
@@ -187,6 +206,8 @@ fn rows(route: Route, contenders: Vec<Contender>) -> Result<Vec<Row>> {
         rows.push(Row {
             route: route.title().to_owned(),
             proxy: contender.name.to_owned(),
+            connections,
+            body,
             unit: if route.is_tcp() { "ms/GiB" } else { "µs/request" },
             cost_median: cost,
             cost_all: all,
@@ -201,14 +222,16 @@ fn rows(route: Route, contenders: Vec<Contender>) -> Result<Vec<Row>> {
 
 fn print_table(rows: &[Row]) {
     println!(
-        "{:<32} {:<10} {:>10} {:<11} {:>14} {:>12} {:>9} {:>7}",
-        "path", "proxy", "CPU", "", "outrider ÷ it", "p99 µs", "RSS MiB", "errors"
+        "{:<32} {:<10} {:>5} {:>6} {:>10} {:<11} {:>14} {:>12} {:>9} {:>7}",
+        "path", "proxy", "conns", "body", "CPU", "", "outrider ÷ it", "p99 µs", "RSS MiB", "errors"
     );
     for row in rows {
         println!(
-            "{:<32} {:<10} {:>10.2} {:<11} {:>14.2} {:>12.0} {:>9.1} {:>7}",
+            "{:<32} {:<10} {:>5} {:>6} {:>10.2} {:<11} {:>14.2} {:>12.0} {:>9.1} {:>7}",
             row.route,
             row.proxy,
+            row.connections,
+            row.body,
             row.cost_median,
             row.unit,
             row.ours_to_this,

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -70,4 +70,33 @@ pub(crate) fn fetch(address: SocketAddr, bytes: u64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// An origin that accepts, keeps, and says nothing.
+pub(crate) struct Holder {
+    pub(crate) address: SocketAddr,
+    held: Arc<AtomicUsize>,
+}
+
+impl Holder {
+    /// Runs until the process ends.
+    pub(crate) fn start() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let held = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&held);
+        std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            while let Ok((stream, _)) = listener.accept() {
+                kept.push(stream);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Ok(Self { address, held })
+    }
+
+    /// Connections taken so far.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
 }

@@ -7,17 +7,21 @@ use outrider_intent::model::Timeouts;
 use outrider_xds_types::pb::envoy::config::accesslog::v3 as accesslog;
 use outrider_xds_types::pb::envoy::config::core::v3 as core;
 use outrider_xds_types::pb::envoy::config::listener::v3 as listener;
+use outrider_xds_types::pb::envoy::config::route::v3 as route;
 use outrider_xds_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use outrider_xds_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
+use outrider_xds_types::pb::envoy::r#type::matcher::v3::StringMatcher;
 use outrider_xds_types::prost::Name;
 
 use crate::envoy::{any, boolean, limit, seconds, uint};
 use crate::routes::REASON_HEADER;
+use crate::tls::exactly;
 
 use accesslog::access_log_filter::FilterSpecifier;
 use core::header_value_option::HeaderAppendAction;
 use hcm::http_connection_manager::{CodecType, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig};
+use route::header_matcher::HeaderMatchSpecifier;
 
 /// Largest request head, in KiB.
 const MAX_REQUEST_HEAD_KIB: u32 = 96;
@@ -25,6 +29,9 @@ const MAX_REQUEST_HEAD_KIB: u32 = 96;
 const MAX_HEADERS: u32 = 200;
 /// From the first byte of a request to the end of its head, in seconds.
 const REQUEST_HEAD_SECONDS: u64 = 10;
+
+/// The one protocol that a connection may be switched to.
+const UPGRADE: &str = "websocket";
 
 /// What differs between connection managers.
 pub(crate) struct Manager<'a> {
@@ -64,10 +71,7 @@ pub(crate) fn manager(manager: Manager<'_>) -> listener::Filter {
         request_headers_timeout: Some(seconds(REQUEST_HEAD_SECONDS)),
         skip_xff_append: true,
         generate_request_id: Some(boolean(false)),
-        upgrade_configs: vec![UpgradeConfig {
-            upgrade_type: "websocket".to_owned(),
-            ..UpgradeConfig::default()
-        }],
+        upgrade_configs: vec![UpgradeConfig { upgrade_type: UPGRADE.to_owned(), ..UpgradeConfig::default() }],
         normalize_path: Some(boolean(false)),
         local_reply_config: Some(local_replies()),
         route_specifier: Some(manager.routes),
@@ -127,7 +131,8 @@ const FLAGS: [(&str, &str); 9] = [
     ("UPE", "upstream_protocol_error"),
 ];
 
-/// Status codes of local replies without a flag of their own.
+/// Status codes of local replies without a flag of their own, the refusal of an upgrade (which is a 403 as well)
+/// told apart before. The native proxy refuses none: it forwards such a request without its upgrade.
 const CODES: [(u32, &str); 3] =
     [(403, "caller_not_allowed"), (408, "request_head_timeout"), (431, "header_too_large")];
 
@@ -139,11 +144,27 @@ pub(crate) fn local_replies() -> hcm::LocalReplyConfig {
         mapper(FilterSpecifier::ResponseFlagFilter(filter), reason)
     };
     let code = |(code, reason)| mapper(comparison(accesslog::comparison_filter::Op::Eq, code), reason);
+    let upgrade = accesslog::AndFilter {
+        filters: [
+            comparison(accesslog::comparison_filter::Op::Eq, 403),
+            request_header(HeaderMatchSpecifier::PresentMatch(true), false),
+            request_header(
+                HeaderMatchSpecifier::StringMatch(StringMatcher {
+                    ignore_case: true,
+                    ..exactly(UPGRADE.to_owned())
+                }),
+                true,
+            ),
+        ]
+        .map(|filter| accesslog::AccessLogFilter { filter_specifier: Some(filter) })
+        .into(),
+    };
     let any_code = comparison(accesslog::comparison_filter::Op::Ge, 100);
     hcm::LocalReplyConfig {
         mappers: FLAGS
             .map(flag)
             .into_iter()
+            .chain([mapper(FilterSpecifier::AndFilter(upgrade), "%RESPONSE_CODE_DETAILS%")])
             .chain(CODES.map(code))
             .chain([mapper(any_code, "%RESPONSE_CODE_DETAILS%")])
             .collect(),
@@ -154,6 +175,18 @@ pub(crate) fn local_replies() -> hcm::LocalReplyConfig {
 #[cfg(test)]
 pub(crate) fn local_reply_reasons() -> impl Iterator<Item = &'static str> {
     FLAGS.map(|(_, reason)| reason).into_iter().chain(CODES.map(|(_, reason)| reason))
+}
+
+/// Matches the `upgrade` field of the request.
+fn request_header(what: HeaderMatchSpecifier, invert_match: bool) -> FilterSpecifier {
+    FilterSpecifier::HeaderFilter(accesslog::HeaderFilter {
+        header: Some(route::HeaderMatcher {
+            name: "upgrade".to_owned(),
+            header_match_specifier: Some(what),
+            invert_match,
+            ..Default::default()
+        }),
+    })
 }
 
 fn comparison(op: accesslog::comparison_filter::Op, code: u32) -> FilterSpecifier {

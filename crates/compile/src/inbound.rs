@@ -6,8 +6,8 @@
 //! | `both` | `mtls` as above for TLS; `plaintext` for everything else, without an access decision |
 //! | `off` | `plaintext` |
 //!
-//! On TCP ports Envoy decides about access at the first byte of the caller, so an authenticated caller that may
-//! not call can still read what an application says first. The native proxy decides before it connects.
+//! On TCP ports Envoy's access filter decides at the first byte of the caller, too late where the application
+//! speaks first. So the TLS context of these ports names the callers as well, and for others the handshake fails.
 
 use std::collections::HashMap;
 
@@ -73,7 +73,7 @@ fn listener(view: &View<'_>, service: &Service, port: &Port, name: &str) -> list
     let authenticated = || listener::FilterChain {
         name: "mtls".to_owned(),
         filters: filters(view, service, port, name, true),
-        transport_socket: Some(tls::downstream(port.protocol)),
+        transport_socket: Some(tls::downstream(port.protocol, callers(view, service, port))),
         ..Default::default()
     };
     let plaintext = || listener::FilterChain {
@@ -133,7 +133,7 @@ fn filters(
         http::filter("envoy.filters.http.rbac", &HttpRbac { rules, ..Default::default() })
     });
     let forward = routes::forward(ClusterSpecifier::Cluster(name.to_owned()), service, None);
-    let routes = routes::configuration(
+    let mut routes = routes::configuration(
         name,
         vec![route::Route {
             name: "default".to_owned(),
@@ -142,6 +142,7 @@ fn filters(
             ..Default::default()
         }],
     );
+    routes.request_headers_to_remove = forgeries();
     vec![http::manager(Manager {
         name,
         timeouts: &service.timeouts,
@@ -150,6 +151,31 @@ fn filters(
         filters: access.into_iter().collect(),
         client_certificates: authenticated.then_some(ClientCertificates),
     })]
+}
+
+/// `x-forwarded-client-cert` with underscores in place of some hyphens: applications that see fields as variables
+/// read them as the same field, and Envoy takes away only the one with hyphens.
+fn forgeries() -> Vec<String> {
+    let parts = ["x", "forwarded", "client", "cert"];
+    (1..1_u8 << (parts.len() - 1))
+        .map(|underscores| {
+            let mut name = parts[0].to_owned();
+            for (n, part) in parts[1..].iter().enumerate() {
+                name.push(if underscores >> n & 1 == 1 { '_' } else { '-' });
+                name.push_str(part);
+            }
+            name
+        })
+        .collect()
+}
+
+/// Whom the handshake lets in; `None` is everybody with a certificate of the mesh.
+fn callers(view: &View<'_>, service: &Service, port: &Port) -> Option<Vec<String>> {
+    if port.protocol != Protocol::Tcp {
+        return None;
+    }
+    let callers: Vec<String> = view.callers(&service.id).map(|caller| view.spiffe_id(caller)).collect();
+    Some(if callers.is_empty() { vec![view.nobody()] } else { callers })
 }
 
 /// Lets the declared callers pass. Without any, nobody: an `ALLOW` without policies denies.

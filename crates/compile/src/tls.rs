@@ -35,21 +35,26 @@ fn common(protocol: Protocol, validation: ValidationContextType) -> tls::CommonT
     }
 }
 
-/// Towards a service: it must present exactly this SPIFFE ID.
-pub(crate) fn upstream(protocol: Protocol, sni: String, spiffe_id: String) -> TransportSocket {
-    let identity = tls::SubjectAltNameMatcher {
+/// A certificate of the trust bundle that has one of these SPIFFE IDs.
+fn one_of(ids: impl IntoIterator<Item = String>) -> ValidationContextType {
+    let identity = |id| tls::SubjectAltNameMatcher {
         san_type: SanType::Uri as i32,
-        matcher: Some(exactly(spiffe_id)),
+        matcher: Some(exactly(id)),
         ..Default::default()
     };
-    let validation = ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+    ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
         default_validation_context: Some(tls::CertificateValidationContext {
-            match_typed_subject_alt_names: vec![identity],
+            match_typed_subject_alt_names: ids.into_iter().map(identity).collect(),
             ..Default::default()
         }),
         validation_context_sds_secret_config: Some(secret(SECRET_BUNDLE)),
         ..Default::default()
-    });
+    })
+}
+
+/// Towards a service: it must present exactly this SPIFFE ID.
+pub(crate) fn upstream(protocol: Protocol, sni: String, spiffe_id: String) -> TransportSocket {
+    let validation = one_of([spiffe_id]);
     transport_socket(&tls::UpstreamTlsContext {
         common_tls_context: Some(common(protocol, validation)),
         sni,
@@ -57,9 +62,13 @@ pub(crate) fn upstream(protocol: Protocol, sni: String, spiffe_id: String) -> Tr
     })
 }
 
-/// From callers: they must present a certificate of the trust bundle. Who may call is decided after that.
-pub(crate) fn downstream(protocol: Protocol) -> TransportSocket {
-    let validation = ValidationContextType::ValidationContextSdsSecretConfig(secret(SECRET_BUNDLE));
+/// From callers: they must present a certificate of the trust bundle, and be one of `callers` if that is given.
+/// Who may call is decided after that. The list must not be empty, which Envoy would read as everybody.
+pub(crate) fn downstream(protocol: Protocol, callers: Option<Vec<String>>) -> TransportSocket {
+    let validation = match callers {
+        None => ValidationContextType::ValidationContextSdsSecretConfig(secret(SECRET_BUNDLE)),
+        Some(callers) => one_of(callers),
+    };
     transport_socket(&tls::DownstreamTlsContext {
         common_tls_context: Some(common(protocol, validation)),
         require_client_certificate: Some(boolean(true)),

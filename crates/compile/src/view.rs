@@ -55,6 +55,11 @@ impl<'a> View<'a> {
         names::spiffe_service(self.trust_domain, &service.namespace, &service.name)
     }
 
+    /// A SPIFFE ID that no certificate is issued for.
+    pub(crate) fn nobody(&self) -> String {
+        format!("spiffe://{}/nobody", self.trust_domain)
+    }
+
     /// The mode of the service's namespace. A namespace that is not there is the strictest.
     pub(crate) fn mtls(&self, service: &ServiceRef) -> Mtls {
         self.intent.namespaces.get(&service.namespace).map_or(Mtls::Required, |namespace| namespace.mtls)

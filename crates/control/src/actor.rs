@@ -100,6 +100,32 @@ impl Handle {
     }
 }
 
+/// Notices when this process was held up: stopped, starved, or waiting for a disk.
+#[derive(Clone, Copy, Debug)]
+struct Pulse {
+    every: Millis,
+    last: Millis,
+}
+
+impl Pulse {
+    /// Looks twice in a heartbeat, so that a stall of more than one is seen and a shorter one makes no host
+    /// look silent.
+    fn new(timing: Timing, now: Millis) -> Self {
+        Self { every: (timing.heartbeat_ms / 2).max(1), last: now }
+    }
+
+    /// When to look next.
+    fn next(self) -> Millis {
+        self.last + self.every
+    }
+
+    /// Looks at the clock. Gives the milliseconds since the last look if they are more than a heartbeat.
+    fn beat(&mut self, now: Millis) -> Option<Millis> {
+        let gap = now.saturating_sub(std::mem::replace(&mut self.last, now));
+        (gap > 2 * self.every).then_some(gap)
+    }
+}
+
 /// Starts the thread. It ends when the last handle is dropped; the handle to join it is returned.
 pub(crate) fn start(
     store: Arc<Store>,
@@ -114,7 +140,8 @@ pub(crate) fn start(
     let (published, published_out) = watch::channel(Arc::new(world.published().clone()));
     let (changes, changes_out) = watch::channel(0);
     let (revision, revision_out) = watch::channel(world.declared().revision);
-    let actor = Actor { world, store, clock, published, changes, revision, stirred: false };
+    let pulse = Pulse::new(timing, clock.now());
+    let actor = Actor { world, store, clock, pulse, published, changes, revision, stirred: false };
     let thread = std::thread::Builder::new().name("world".to_owned()).spawn(move || actor.work(&queue))?;
     let handle =
         Handle { commands, clock, published: published_out, changes: changes_out, revision: revision_out };
@@ -125,6 +152,7 @@ struct Actor {
     world: World,
     store: Arc<Store>,
     clock: Clock,
+    pulse: Pulse,
     published: watch::Sender<Arc<Published>>,
     changes: watch::Sender<u64>,
     revision: watch::Sender<u64>,
@@ -135,11 +163,9 @@ struct Actor {
 impl Actor {
     fn work(mut self, queue: &Receiver<Command>) {
         loop {
-            let wait = self.world.next_deadline().map(|at| at.saturating_sub(self.clock.now()));
-            let first = match wait {
-                Some(wait) => queue.recv_timeout(Duration::from_millis(wait)),
-                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
+            let next = self.world.next_deadline().map_or(self.pulse.next(), |at| at.min(self.pulse.next()));
+            let wait = next.saturating_sub(self.clock.now());
+            let first = queue.recv_timeout(Duration::from_millis(wait));
             let (mut open, mut full) = (true, false);
             match first {
                 Ok(command) => {
@@ -156,10 +182,7 @@ impl Actor {
             }
             // After the whole queue: a heartbeat that waits in it counts.
             if open && !full {
-                for host in self.world.tick(self.clock.now()) {
-                    tracing::warn!(host, "nothing is heard of the host: its endpoints are withdrawn");
-                    self.stirred = true;
-                }
+                self.tick();
             }
             self.publish();
             self.save();
@@ -167,6 +190,25 @@ impl Actor {
                 return;
             }
         }
+    }
+
+    fn tick(&mut self) {
+        let (now, was_cut_off) = (self.clock.now(), self.world.cut_off());
+        if let Some(late_ms) = self.pulse.beat(now) {
+            tracing::warn!(late_ms, "the server was held up: hosts get more time to be heard");
+            self.world.was_late(now);
+        }
+        let ticked = self.world.tick(now);
+        for host in &ticked.lost {
+            tracing::warn!(host, "nothing is heard of the host");
+        }
+        for host in &ticked.withdrawn {
+            tracing::warn!(host, "the host's endpoints are withdrawn");
+        }
+        if self.world.cut_off() && !was_cut_off {
+            tracing::warn!("no host is heard, the control plane is cut off: endpoints stay as they are");
+        }
+        self.stirred |= !ticked.lost.is_empty() || !ticked.withdrawn.is_empty();
     }
 
     fn take(&mut self, command: Command) {
@@ -216,6 +258,20 @@ impl Actor {
         if let Err(error) = self.store.put_hosts(&records) {
             tracing::error!(%error, "cannot remember hosts");
             self.world.still_unsaved(records.into_iter().map(|(name, _)| name));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_of_more_than_a_heartbeat_is_noticed() {
+        let mut pulse = Pulse::new(Timing::default(), 500);
+        assert_eq!(pulse.next(), 1_500);
+        for (now, late) in [(1_500, None), (3_500, None), (5_501, Some(2_001)), (6_000, None)] {
+            assert_eq!(pulse.beat(now), late, "at {now}");
         }
     }
 }

@@ -6,6 +6,7 @@
 mod change;
 mod error;
 mod read;
+mod serve;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use utoipa_axum::routes;
 
 use crate::actor::Handle;
 use error::Problem;
+pub(crate) use serve::serve;
 
 /// Bytes of a request body. Sources may have 4 MiB, which JSON escapes can double.
 const MAX_BODY: usize = 10 << 20;

@@ -1,10 +1,14 @@
-//! Taking connections: a bounded number of TLS handshakes at once, each with a time limit, so that a silent or
-//! hostile peer holds up nobody.
+//! Taking TLS connections: a bounded number of handshakes at once, each with a time limit, and a bounded number
+//! of connections after it, so that a silent or hostile peer holds up nobody.
+//!
+//! Holds: peers without a certificate are counted apart from those with one, and may be given a life; one
+//! address has a quarter of the handshakes at most. What is too much is closed at once, never queued.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,16 +16,16 @@ use outrider_identity::{SpiffeId, peer_id};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-const HANDSHAKES: usize = 256;
 /// Pause after an accept that failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Whom a connection belongs to. In the extensions of every request on it.
 #[derive(Clone, Debug)]
@@ -35,6 +39,29 @@ pub(crate) struct Peer {
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
+    /// When it ends, whatever it does.
+    end: Option<Pin<Box<Sleep>>>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn alive(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let ended = self.end.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready());
+        if ended { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+}
+
+/// How many connections a listener has at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TlsLimits {
+    /// In the middle of a handshake.
+    pub(crate) handshakes: usize,
+    /// With a client certificate.
+    pub(crate) known: usize,
+    /// Without one.
+    pub(crate) strangers: usize,
+    /// How long one without may last.
+    pub(crate) stranger_life: Option<Duration>,
 }
 
 impl Connected for Connection {
@@ -51,6 +78,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.alive(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -61,6 +89,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.alive(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -73,18 +102,55 @@ impl AsyncWrite for Connection {
     }
 }
 
+/// Handshakes going on, by address.
+#[derive(Clone, Default)]
+struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One handshake of an address; dropping it ends it.
+struct SourceSlot(Sources, IpAddr);
+
+impl Sources {
+    fn take(&self, address: IpAddr, most: usize) -> Option<SourceSlot> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(SourceSlot(self.clone(), address))
+    }
+}
+
+impl Drop for SourceSlot {
+    fn drop(&mut self) {
+        let mut counts = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
+    }
+}
+
 /// Accepts until `stop`; connections come out of the receiver once their handshake is done.
 pub(crate) fn accept_tls(
     listener: TcpListener,
     config: ServerConfig,
+    limits: TlsLimits,
     stop: CancellationToken,
 ) -> mpsc::Receiver<Connection> {
     let (ready, out) = mpsc::channel(16);
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let taker = Arc::new(Taker {
+        acceptor: TlsAcceptor::from(Arc::new(config)),
+        known: Arc::new(Semaphore::new(limits.known)),
+        strangers: Arc::new(Semaphore::new(limits.strangers)),
+        stranger_life: limits.stranger_life,
+    });
+    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let (sources, per_source) = (Sources::default(), limits.handshakes.div_ceil(4));
     tokio::spawn(async move {
         loop {
-            let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
             let (stream, address) = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = listener.accept() => match accepted {
@@ -96,13 +162,21 @@ pub(crate) fn accept_tls(
                     }
                 },
             };
-            let (acceptor, ready, stop) = (acceptor.clone(), ready.clone(), stop.clone());
+            let Some(source) = sources.take(address.ip(), per_source) else {
+                tracing::debug!(%address, "too many handshakes of one address: one more is closed");
+                continue;
+            };
+            let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+                tracing::debug!(%address, "too many handshakes: one more is closed");
+                continue;
+            };
+            let (taker, ready, stop) = (taker.clone(), ready.clone(), stop.clone());
             tokio::spawn(async move {
                 let shaken = tokio::select! {
                     () = stop.cancelled() => return,
-                    shaken = tokio::time::timeout(HANDSHAKE_LIMIT, handshake(&acceptor, stream, address)) => shaken,
+                    shaken = tokio::time::timeout(HANDSHAKE_LIMIT, taker.handshake(stream, address)) => shaken,
                 };
-                drop(permit);
+                drop((permit, source));
                 match shaken {
                     Ok(Ok(connection)) => {
                         // The receiver is gone only when the server stops.
@@ -117,35 +191,24 @@ pub(crate) fn accept_tls(
     out
 }
 
-async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
-    stream.set_nodelay(true)?;
-    let stream = acceptor.accept(stream).await?;
-    let id = peer_id(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
-    Ok(Connection { stream, peer: Peer { id, address } })
+struct Taker {
+    acceptor: TlsAcceptor,
+    known: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+    stranger_life: Option<Duration>,
 }
 
-/// TLS connections as a listener of the HTTP server.
-pub(crate) struct TlsListener {
-    pub(crate) connections: mpsc::Receiver<Connection>,
-    pub(crate) address: SocketAddr,
-}
-
-impl axum::serve::Listener for TlsListener {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        match self.connections.recv().await {
-            Some(connection) => {
-                let address = connection.peer.address;
-                (connection, address)
-            }
-            // Stopping: the HTTP server ends by its own signal.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
+impl Taker {
+    async fn handshake(&self, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
+        stream.set_nodelay(true)?;
+        let stream = self.acceptor.accept(stream).await?;
+        let id = peer_id(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
+        let (slots, life) = match id {
+            Some(_) => (&self.known, None),
+            None => (&self.strangers, self.stranger_life),
+        };
+        let slot = slots.clone().try_acquire_owned().map_err(|_| io::Error::other("too many connections"))?;
+        let end = life.map(|life| Box::pin(tokio::time::sleep(life)));
+        Ok(Connection { stream, peer: Peer { id, address }, end, _slot: slot })
     }
 }

@@ -16,6 +16,7 @@ mod declare;
 mod grpc;
 mod http;
 mod incoming;
+mod limits;
 mod server;
 mod world;
 

@@ -30,7 +30,8 @@ use crate::declare;
 use crate::grpc::ads::Ads;
 use crate::grpc::agents::AgentsService;
 use crate::http::{self, Api};
-use crate::incoming::{TlsListener, accept_tls};
+use crate::incoming::{TlsLimits, accept_tls};
+use crate::limits::{Connections, raise_descriptors};
 use crate::world::Timing;
 
 /// How often a quiet connection of an agent is pinged, and how long the answer may take: a host that vanished
@@ -41,6 +42,10 @@ const PING_ANSWER: Duration = Duration::from_secs(3);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of one message of an agent.
 const MAX_MESSAGE: usize = 16 << 20;
+/// How long a connection to the agents' port may last without a certificate: `Join` is one call.
+const STRANGER_LIFE: Duration = Duration::from_secs(15);
+/// Calls at once on one connection of an agent. It has two streams, and asks for certificates beside them.
+const MAX_CALLS: u32 = 128;
 /// How often the server's own certificate is looked at.
 const RENEW_CHECK: Duration = Duration::from_secs(600);
 
@@ -156,6 +161,7 @@ pub struct Server {
     store: Arc<Store>,
     authority: Arc<Authority>,
     timing: Timing,
+    connections: Connections,
     world: Handle,
     thread: std::thread::JoinHandle<()>,
 }
@@ -172,7 +178,8 @@ pub async fn serve(
 }
 
 impl Server {
-    /// Opens everything and binds all addresses. Loads what is stored before anyone can connect.
+    /// Opens everything and binds all addresses. Loads what is stored before anyone can connect. Raises the
+    /// process's soft limit of open files to the hard one, at most 65,536.
     pub async fn start(options: ServerOptions) -> Result<Self, ServeError> {
         let folder = options.state.join("server");
         let domain = options.trust_domain.clone();
@@ -203,7 +210,19 @@ impl Server {
         let (world, thread) =
             actor::start(store.clone(), &options.trust_domain, options.timing, declared, known)
                 .map_err(|error| ServeError::Serve(error.to_string()))?;
-        Ok(Self { bound, unix, api, agents, secret, store, authority, timing: options.timing, world, thread })
+        Ok(Self {
+            bound,
+            unix,
+            api,
+            agents,
+            secret,
+            store,
+            authority,
+            timing: options.timing,
+            connections: Connections::within(raise_descriptors()),
+            world,
+            thread,
+        })
     }
 
     /// Where it can be reached.
@@ -224,17 +243,24 @@ impl Server {
         };
         let mut parts = tokio::task::JoinSet::new();
 
+        let most = self.connections;
         let router = http::router(api.clone(), None);
-        parts.spawn(serve_http(self.unix, router, stop.clone()));
+        parts.spawn(http::serve(self.unix, router, most.local, stop.clone()));
         if let Some(listener) = self.api {
             let router = http::router(api, Some(self.secret));
             if self.bound.api_tls {
-                let address = local(&listener)?;
                 let config = server_config(slot.slot.clone(), &bundle, &["http/1.1"])?;
-                let connections = accept_tls(listener, config, stop.clone());
-                parts.spawn(serve_http(TlsListener { connections, address }, router, stop.clone()));
+                // The API's clients show a token, not a certificate.
+                let limits = TlsLimits {
+                    handshakes: most.handshakes,
+                    known: most.api,
+                    strangers: most.api,
+                    stranger_life: None,
+                };
+                let connections = accept_tls(listener, config, limits, stop.clone());
+                parts.spawn(http::serve(connections, router, most.api, stop.clone()));
             } else {
-                parts.spawn(serve_http(listener, router, stop.clone()));
+                parts.spawn(http::serve(listener, router, most.api, stop.clone()));
             }
         } else {
             drop(api);
@@ -250,11 +276,18 @@ impl Server {
         let ads =
             Ads { world: self.world, trust_domain: self.authority.trust_domain().into(), stop: stop.clone() };
         let config = server_config(slot.slot.clone(), &bundle, &["h2"])?;
-        let incoming =
-            ReceiverStream::new(accept_tls(self.agents, config, stop.clone())).map(Ok::<_, io::Error>);
+        let limits = TlsLimits {
+            handshakes: most.handshakes,
+            known: most.agents,
+            strangers: most.strangers,
+            stranger_life: Some(STRANGER_LIFE),
+        };
+        let incoming = ReceiverStream::new(accept_tls(self.agents, config, limits, stop.clone()))
+            .map(Ok::<_, io::Error>);
         let grpc = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(PING_EVERY))
             .http2_keepalive_timeout(Some(PING_ANSWER))
+            .max_concurrent_streams(MAX_CALLS)
             .add_service(AgentsServer::new(agents).max_decoding_message_size(MAX_MESSAGE))
             .add_service(AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(MAX_MESSAGE));
         let end = stop.clone().cancelled_owned();
@@ -337,15 +370,6 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ServeError> {
     let listener = UnixListener::bind(path).map_err(error)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(error)?;
     Ok(listener)
-}
-
-async fn serve_http<L>(listener: L, router: axum::Router, stop: CancellationToken) -> Result<(), ServeError>
-where
-    L: axum::serve::Listener,
-    L::Addr: std::fmt::Debug,
-{
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
-    served.map_err(|error| ServeError::Serve(error.to_string()))
 }
 
 fn joined(part: Result<Result<(), ServeError>, tokio::task::JoinError>) -> Result<(), ServeError> {

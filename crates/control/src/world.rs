@@ -91,6 +91,13 @@ struct Traffic {
     outbound: BTreeMap<String, TrafficView>,
 }
 
+/// What the passing of time did. Names of hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ticked {
+    pub(crate) lost: Vec<String>,
+    pub(crate) withdrawn: Vec<String>,
+}
+
 pub(crate) struct World {
     declared: Declared,
     hosts: Hosts,
@@ -209,12 +216,25 @@ impl World {
         self.hosts.closed(node, session);
     }
 
-    /// Lets time pass. Names hosts that were lost just now.
-    pub(crate) fn tick(&mut self, now: Millis) -> Vec<String> {
+    /// Lets time pass. Names hosts that were lost just now, and those whose endpoints were withdrawn.
+    pub(crate) fn tick(&mut self, now: Millis) -> Ticked {
         let mut changed = self.hosts.tick(now);
-        let lost = std::mem::take(&mut changed.lost);
+        let ticked = Ticked {
+            lost: std::mem::take(&mut changed.lost).into_iter().collect(),
+            withdrawn: std::mem::take(&mut changed.withdrawn).into_iter().collect(),
+        };
         self.changed(changed);
-        lost.into_iter().collect()
+        ticked
+    }
+
+    /// This process was held up until `now`: silence before it says nothing of hosts.
+    pub(crate) fn was_late(&mut self, now: Millis) {
+        self.hosts.was_late(now);
+    }
+
+    /// No host is heard at all, so nothing is concluded from silence.
+    pub(crate) fn cut_off(&self) -> bool {
+        self.hosts.cut_off()
     }
 
     /// When [`World::tick`] has something to do next.

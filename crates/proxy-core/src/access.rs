@@ -36,6 +36,17 @@ impl AccessPolicy {
         Self::Allow(ids.into_iter().map(Into::into).collect())
     }
 
+    /// This policy, for these SPIFFE IDs only.
+    #[must_use]
+    pub fn only<S: AsRef<str>>(self, ids: &[S]) -> Self {
+        let ids = ids.iter().map(AsRef::as_ref);
+        match self {
+            Self::AllowAll | Self::AnyAuthenticated => Self::allow(ids),
+            Self::Allow(allowed) => Self::allow(ids.filter(|id| allowed.contains(*id))),
+            Self::DenyAll => Self::DenyAll,
+        }
+    }
+
     /// Decides.
     ///
     /// # Errors
@@ -54,6 +65,15 @@ impl AccessPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_list_only_takes_away() {
+        let both = AccessPolicy::allow(["a", "b"]);
+        assert_eq!(both.clone().only(&["b", "c"]), AccessPolicy::allow(["b"]));
+        assert_eq!(AccessPolicy::AllowAll.only(&["a", "b"]), both);
+        assert_eq!(AccessPolicy::AnyAuthenticated.only(&["a", "b"]), both);
+        assert_eq!(AccessPolicy::DenyAll.only(&["a"]), AccessPolicy::DenyAll);
+    }
 
     #[test]
     fn decisions() {

@@ -93,8 +93,8 @@ pub struct Assembler {
     generation: u64,
     seen_listeners: bool,
     seen_clusters: bool,
-    /// Failures to make TLS settings, by resource name.
-    broken: BTreeMap<Arc<str>, String>,
+    /// Failures to make TLS settings, by type and resource name.
+    broken: BTreeMap<(&'static str, Arc<str>), String>,
 }
 
 impl Assembler {
@@ -149,6 +149,7 @@ impl Assembler {
                 if *value.name != *name {
                     return Err(misnamed(&value.name));
                 }
+                self.broken.remove(&(type_url::LISTENER, name.into()));
                 self.listeners.insert(name.into(), Latest { serial, value });
             }
             type_url::ROUTE => {
@@ -160,6 +161,7 @@ impl Assembler {
                 if *value.name != *name {
                     return Err(misnamed(&value.name));
                 }
+                self.broken.remove(&(type_url::CLUSTER, name.into()));
                 self.slots.of(name);
                 self.clusters.insert(name.into(), Latest { serial, value });
             }
@@ -286,7 +288,7 @@ impl Assembler {
                                 Some(UpstreamTls { config, server_name: wanted.server_name.clone() })
                             }
                             Err(e) => {
-                                broken.push((Arc::clone(name), e.to_string()));
+                                broken.push(((type_url::CLUSTER, Arc::clone(name)), e.to_string()));
                                 continue;
                             }
                         },
@@ -315,7 +317,7 @@ impl Assembler {
         }
         let changed = !fresh.is_empty();
         for (name, _) in &fresh {
-            self.broken.remove(name);
+            self.broken.remove(&(type_url::CLUSTER, Arc::clone(name)));
         }
         self.broken.extend(broken);
         self.active_clusters.extend(fresh);
@@ -382,11 +384,11 @@ impl Assembler {
         for (name, listener) in fresh {
             match listener {
                 Ok(active) => {
-                    self.broken.remove(&name);
+                    self.broken.remove(&(type_url::LISTENER, Arc::clone(&name)));
                     self.active_listeners.insert(name, active);
                     changed = true;
                 }
-                Err(error) => drop(self.broken.insert(name, error)),
+                Err(error) => drop(self.broken.insert((type_url::LISTENER, name), error)),
             }
         }
         let before = self.active_listeners.len();
@@ -414,7 +416,11 @@ impl Assembler {
         self.are_active(&clusters).then_some((routes, clusters))
     }
 
-    fn listener(&self, parsed: &ParsedListener, kept: Option<Arc<ServerConfig>>) -> Result<Listener, String> {
+    fn listener(
+        &self,
+        parsed_listener: &ParsedListener,
+        kept: Option<Arc<ServerConfig>>,
+    ) -> Result<Listener, String> {
         let service = |parsed: &ParsedService| match parsed {
             ParsedService::Tcp { cluster, access, idle, attempts } => Service::Tcp(Arc::new(TcpService {
                 cluster: *cluster,
@@ -438,8 +444,10 @@ impl Assembler {
                 connection_idle: http.connection_idle,
                 head_timeout: http.head_timeout,
                 limits: http.limits,
+                default_host: Arc::clone(&parsed_listener.default_host),
             })),
         };
+        let parsed = parsed_listener;
         let tls = match (&parsed.tls, self.secrets()) {
             (Some((alpn, secure)), Some((identity, bundle, _))) => {
                 let config = match kept.filter(|config| config.alpn_protocols == *alpn) {
@@ -499,6 +507,19 @@ impl Assembler {
         }
     }
 
+    /// Why an item that is not in use never will be, if that is clear already.
+    pub fn is_broken(&self, item: &Item) -> Option<&str> {
+        if self.is_in_use(item) {
+            return None;
+        }
+        let kind = match &*item.type_url {
+            type_url::CLUSTER => type_url::CLUSTER,
+            type_url::LISTENER => type_url::LISTENER,
+            _ => return None,
+        };
+        self.broken.get(&(kind, item.name.as_str().into())).map(String::as_str)
+    }
+
     /// Whether the first configuration has arrived and all of it is in use.
     pub fn is_complete(&self) -> bool {
         self.seen_listeners
@@ -512,8 +533,8 @@ impl Assembler {
     /// What an item waits for, in a sentence.
     pub fn waits_for(&self, item: &Item) -> String {
         let name = item.name.as_str();
-        if let Some(error) = self.broken.get(name) {
-            return error.clone();
+        if let Some(error) = self.is_broken(item) {
+            return error.to_owned();
         }
         let secrets = || self.secrets().is_none().then(|| "its certificates".to_owned());
         let cold = |slots: &[u32]| {

@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
+use crate::pipes::Pipes;
+
 /// Sizes of blocks in bytes: ordinary reads; heads above 16 KiB and busy tunnels; bulk.
 pub const SIZES: [usize; 3] = [16 << 10, 64 << 10, 256 << 10];
 
@@ -23,6 +25,8 @@ type Block = Box<[u8]>;
 pub struct Buffers {
     free: RefCell<[Vec<Block>; 3]>,
     scratch: RefCell<Vec<Vec<u8>>>,
+    /// For bytes that need not come to us.
+    pub pipes: Pipes,
 }
 
 impl Buffers {
@@ -112,6 +116,13 @@ impl Inbox {
             && let Some(block) = self.block.take()
         {
             buffers.give(block);
+        }
+    }
+
+    /// Gives an empty block back that is not of this size class, so that the next read borrows one that is.
+    pub fn prefer(&mut self, class: usize, buffers: &Buffers) {
+        if self.block.as_ref().is_some_and(|block| SIZES.get(class) != Some(&block.len())) {
+            self.park(buffers);
         }
     }
 
@@ -222,6 +233,21 @@ mod tests {
         let (mut ours, _theirs) = tokio::io::duplex(16);
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(inbox.poll_fill(&mut cx, &mut ours, &buffers, 0).is_pending());
+        assert!(inbox.block.is_none());
+        assert_eq!(buffers.free.borrow()[0].len(), 1);
+    }
+
+    #[test]
+    fn a_block_of_another_size_is_borrowed_only_by_an_empty_inbox() {
+        let buffers = Buffers::default();
+        let mut inbox = Inbox::default();
+        fill(&mut inbox, b"abc", &buffers).unwrap();
+        inbox.prefer(1, &buffers);
+        assert_eq!(inbox.bytes(), b"abc");
+        inbox.consume(3);
+        inbox.prefer(0, &buffers);
+        assert!(inbox.block.is_some());
+        inbox.prefer(1, &buffers);
         assert!(inbox.block.is_none());
         assert_eq!(buffers.free.borrow()[0].len(), 1);
     }

@@ -88,11 +88,12 @@ pub fn run(options: Options, control: Option<OwnedFd>) -> Result<(), RunError> {
     runtime.block_on(async move {
         let log = Log::start().map_err(io("log thread"))?;
         let mut workers = Vec::new();
+        let share = worker::share(raise_descriptors(), options.workers.max(1));
         for n in 0..options.workers.max(1) {
             let (commands, receiver) = mpsc::unbounded_channel();
             let log = log.clone();
             let body = move || {
-                if let Err(error) = worker::run(receiver, log) {
+                if let Err(error) = worker::run(receiver, log, share) {
                     tracing::error!(%error, "a worker cannot run");
                     std::process::exit(1);
                 }
@@ -196,7 +197,7 @@ impl Conductor {
             match next {
                 Next::Agent(Some((message, fds))) => {
                     if let Some(drain_ms) = self.on_agent(message, fds).await {
-                        self.drain(drain_ms).await;
+                        self.drain(drain_ms, &mut from_agent).await;
                         return Ok(());
                     }
                 }
@@ -208,7 +209,7 @@ impl Conductor {
                 Next::Server(event) => self.on_server(event),
                 Next::Applied => self.applying = self.applying.saturating_sub(1),
                 Next::Terminated => {
-                    self.drain(DRAIN_ON_SIGTERM).await;
+                    self.drain(DRAIN_ON_SIGTERM, &mut from_agent).await;
                     return Ok(());
                 }
                 Next::Tick => {}
@@ -348,11 +349,15 @@ impl Conductor {
             return;
         }
         for mut open in std::mem::take(&mut self.open) {
+            let broken = open
+                .items
+                .iter()
+                .find_map(|item| Some(format!("{}: {}", item.name, self.assembler.is_broken(item)?)));
             let cold = open.items.iter().find(|item| !self.assembler.is_in_use(item));
             let late = cold.filter(|_| open.since.elapsed() >= WARMING).map(|item| {
                 format!("{}: not in use after {WARMING:?}: {}", item.name, self.assembler.waits_for(item))
             });
-            let request = match (open.refused.take().or(late), cold) {
+            let request = match (open.refused.take().or(broken).or(late), cold) {
                 (Some(error), _) => {
                     tracing::warn!(error, "refused");
                     self.client.nack(open.token, &error)
@@ -470,12 +475,13 @@ impl Conductor {
         stats
     }
 
-    /// Stops accepting, waits for what is open, and returns when the process may exit.
-    async fn drain(&mut self, drain_ms: u64) {
+    /// Stops accepting, waits for what is open, and returns when the process may exit. The agent may still ask,
+    /// and may bring the end forward.
+    async fn drain(&mut self, drain_ms: u64, from_agent: &mut Option<Receiver>) {
         let limit = Duration::from_millis(drain_ms);
         let grace = IDLE_GRACE.min(limit / 4);
         tracing::info!(limit_ms = drain_ms, "draining");
-        let deadline = Instant::now() + limit;
+        let mut deadline = Instant::now() + limit;
         for worker in &self.workers {
             let _ = worker.send(Command::Drain { grace });
         }
@@ -484,11 +490,41 @@ impl Conductor {
             if open == 0 || Instant::now() >= deadline {
                 break open as u64;
             }
-            tokio::time::sleep(DRAIN_POLL).await;
+            let message = tokio::select! {
+                message = receive(from_agent) => message,
+                () = tokio::time::sleep(DRAIN_POLL) => continue,
+            };
+            match message {
+                // A socket that comes now would never be listened on.
+                Some((ToProxy::Listener { .. }, _)) => {}
+                Some((message, fds)) => {
+                    if let Some(sooner) = self.on_agent(message, fds).await {
+                        deadline = deadline.min(Instant::now() + Duration::from_millis(sooner));
+                    }
+                }
+                None => {
+                    *from_agent = None;
+                    self.to_agent = None;
+                }
+            }
         };
         tracing::info!(cut, "drained");
         self.tell(&FromProxy::Drained { cut }).await;
     }
+}
+
+/// Raises the limit of open files as far as we may, and says what it is. Every connection that is served takes
+/// two, and the usual limit of 1024 is there for programs that use select(2).
+fn raise_descriptors() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+        return current.unwrap_or(u64::MAX);
+    }
+    maximum.unwrap_or(u64::MAX)
 }
 
 async fn receive(agent: &mut Option<Receiver>) -> Option<(ToProxy, Vec<OwnedFd>)> {

@@ -106,7 +106,7 @@ pub struct HttpService {
     pub access: AccessPolicy,
     /// Whether `x-forwarded-client-cert` is replaced by who the caller proved to be.
     pub forward_client_cert: bool,
-    /// Whether a 101 from upstream makes a tunnel.
+    /// Whether callers may ask for WebSocket, and a 101 from upstream makes a tunnel.
     pub upgrades: bool,
     /// Longest silence within an exchange; `None` is no limit.
     pub idle: Option<Duration>,
@@ -116,6 +116,8 @@ pub struct HttpService {
     pub head_timeout: Duration,
     /// Limits of heads.
     pub limits: outrider_proxy_core::http1::Limits,
+    /// `Host` of a request that has none, which HTTP/1.0 allows.
+    pub default_host: Arc<str>,
 }
 
 /// How a byte stream is served.

@@ -16,8 +16,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use crate::buffers::Buffers;
 use crate::config::{HttpService, Service};
 use crate::log::Context;
+use crate::secured::ReadAhead;
 use crate::stream::Stream;
 use crate::timers::Alarm;
 use crate::worker::{Serving, Worker};
@@ -41,8 +43,12 @@ pub struct Downstream {
 impl Downstream {
     /// For access decisions.
     pub fn peer(&self) -> Peer<'_> {
-        self.peer.as_deref().map_or(Peer::Anonymous, Peer::Authenticated)
+        as_peer(self.peer.as_deref())
     }
+}
+
+fn as_peer(id: Option<&str>) -> Peer<'_> {
+    id.map_or(Peer::Anonymous, Peer::Authenticated)
 }
 
 /// The service for connections with or without TLS, as configured now.
@@ -59,8 +65,35 @@ pub fn http_service(serving: &Serving, secure: bool) -> Option<Arc<HttpService>>
     }
 }
 
-/// Serves one connection from accept to close.
-pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
+/// Whether whoever is there may still call, by the configuration of now. What a listener that is gone has begun
+/// ends by itself.
+fn may_call(serving: &Serving, peer: Option<&str>) -> Result<(), Reason> {
+    if serving.is_removed() {
+        return Ok(());
+    }
+    match service(serving, peer.is_some()) {
+        Some(Service::Http(http)) => http.access.decide(as_peer(peer)),
+        Some(Service::Tcp(tcp)) => tcp.access.decide(as_peer(peer)),
+        // TLS that is needed no more harms nobody.
+        None if peer.is_some() => Ok(()),
+        None => Err(Reason::MtlsRequired),
+    }
+}
+
+/// Ready once the peer may not call any more: for streams of bytes, which bring no request to be decided about.
+pub async fn revoked(serving: &Serving, peer: Option<&str>) -> ProxyError {
+    loop {
+        let mut changed = std::pin::pin!(serving.changed());
+        changed.as_mut().enable();
+        if let Err(reason) = may_call(serving, peer) {
+            return ProxyError::new(Side::Local, reason);
+        }
+        changed.await;
+    }
+}
+
+/// Serves one connection from accept to close. `known` is called once it is clear who is there, or nobody.
+pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream, known: impl FnOnce()) {
     let alarm = worker.timers.alarm();
     let config = serving.config();
     let greeted = match &config.tls {
@@ -70,10 +103,11 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
             let detect = config.detect.filter(|_| plain);
             let settings = Arc::clone(settings);
             let http = matches!(secure, Service::Http(_));
-            greet(&alarm, tcp, settings, plain, detect, http).await
+            greet(&worker.buffers, &alarm, tcp, settings, plain, detect, http).await
         }
     };
     drop(config);
+    known();
     let (stream, peer) = match greeted {
         Ok(greeted) => greeted,
         Err(None) => return,
@@ -97,6 +131,7 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
 type Farewell = Option<(ProxyError, Option<u16>)>;
 
 async fn greet(
+    buffers: &Rc<Buffers>,
     alarm: &Alarm,
     mut tcp: TcpStream,
     settings: Arc<ServerConfig>,
@@ -131,7 +166,7 @@ async fn greet(
         http::linger(&mut Stream::Plain(tcp), alarm).await;
         return Err(Some((error, sent.and_then(Result::ok).map(|()| reply.status()))));
     }
-    let handshake = Box::pin(TlsAcceptor::from(settings).accept(tcp));
+    let handshake = Box::pin(TlsAcceptor::from(settings).accept(ReadAhead::new(tcp, buffers)));
     let handshake_failed = |error: io::Error| {
         failed(ProxyError::new(Side::Downstream, Reason::TlsHandshakeFailed).with_source(error))
     };

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::buffers::{Filled, Inbox};
 use crate::config::HttpService;
-use crate::connection::{Downstream, http_service};
+use crate::connection::{Downstream, http_service, revoked};
 use crate::log::Context;
 use crate::stream::Stream;
 use crate::tcp::{Flow, Tunnel};
@@ -41,6 +41,8 @@ const CONNECT_ATTEMPTS: u32 = 3;
 /// How long and how much a closing connection is still read, so that the last response is not lost to a reset.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
+/// The one protocol that a connection may be switched to.
+const UPGRADE: &[u8] = b"websocket";
 /// Limit of waits that have none of their own.
 const PARKED: Duration = Duration::from_secs(3600);
 
@@ -75,10 +77,18 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, downstream: Downs
             break refuse(worker, serving, &mut client, Reason::MtlsRequired).await;
         };
         let mut heads = worker.take_heads();
-        let began = Instant::now();
+        let (began, began_ms) = (Instant::now(), worker.timers.now());
         let head = client.read_head(worker, &service, &mut heads).await;
-        let request = Request { worker, serving, client: &mut client, service: &service, began };
+        // A head may take its time, and what was allowed at its first byte may not be at its last.
+        let Some(service) = http_service(serving, secure) else {
+            worker.give_heads(heads);
+            break refuse(worker, serving, &mut client, Reason::MtlsRequired).await;
+        };
+        let request = Request { worker, serving, client: &mut client, service: &service, began, began_ms };
         let after = match head {
+            Ok(true) if serving.is_removed() => {
+                request.refuse(ProxyError::new(Side::Local, Reason::UnknownService), "").await
+            }
             Ok(true) => request.serve(&mut heads).await,
             Ok(false) => After::Close,
             Err((error, detail)) => request.refuse(error, &detail).await,
@@ -216,7 +226,10 @@ struct Request<'a> {
     serving: &'a Rc<Serving>,
     client: &'a mut Client,
     service: &'a Arc<HttpService>,
+    /// For the numbers.
     began: Instant,
+    /// For the limits: the same on the worker's clock.
+    began_ms: u64,
 }
 
 /// What is remembered of the request head once its bytes are used up.
@@ -228,6 +241,8 @@ struct Asking {
     body: BodyScanner,
     /// Bytes of the head that are still in the inbox.
     unused: usize,
+    /// Body bytes at the front of the inbox that the scanner accepted and no endpoint took.
+    accepted: usize,
 }
 
 /// What a failure is told with.
@@ -253,7 +268,9 @@ impl Request<'_> {
         }
         let mut asking = {
             let bytes = self.client.inbox.bytes();
-            let upgrade = self.service.upgrades && heads.request.upgrade(bytes).is_some();
+            // What else a caller would like to speak is left out, so that HTTP goes on.
+            let upgrade = self.service.upgrades
+                && heads.request.upgrade(bytes).is_some_and(|to| to.eq_ignore_ascii_case(UPGRADE));
             Asking {
                 method: heads.request.method(),
                 version: heads.request.version(),
@@ -261,6 +278,7 @@ impl Request<'_> {
                 persistent: heads.request.is_persistent(),
                 body: BodyScanner::new(heads.request.framing()),
                 unused: heads.request.length(),
+                accepted: 0,
             }
         };
         let mut started = false;
@@ -318,6 +336,7 @@ impl Request<'_> {
                     ClientCert::Remove
                 },
                 upgrade: asking.asked.upgrade,
+                default_host: service.default_host.as_bytes(),
                 ..RequestEncoding::default()
             };
             encode::request(&heads.request, bytes, &how, &mut out);
@@ -326,6 +345,8 @@ impl Request<'_> {
 
         upstream.stats.borrow_mut().active_requests += 1;
         let outcome = self.send(heads, asking, started, route, &upstream, &mut out).await;
+        // What was not sent will not be: the next request begins behind it.
+        self.client.inbox.consume(std::mem::take(&mut asking.accepted));
         {
             let mut stats = upstream.stats.borrow_mut();
             stats.active_requests = stats.active_requests.saturating_sub(1);
@@ -351,7 +372,7 @@ impl Request<'_> {
             upstream.stats.borrow_mut().requests += 1;
             let reused = connection.reused;
             let mut exchange =
-                Exchange::new(&worker, self.client, connection, asking, route, self.service, self.began);
+                Exchange::new(&worker, self.client, connection, asking, route, self.service, self.began_ms);
             let outcome = exchange.run(heads, out).await;
             *started |= exchange.response_started();
             let replayable = exchange.is_replayable();
@@ -367,7 +388,11 @@ impl Request<'_> {
                     }
                     return Ok(keep);
                 }
-                Ok(Outcome::Tunnel) => return Ok(self.tunnel(connection, asking).await),
+                Ok(Outcome::Tunnel) => {
+                    // They are the first bytes of the tunnel.
+                    asking.accepted = 0;
+                    return Ok(self.tunnel(connection, asking).await);
+                }
                 Err(error) => {
                     let again = reused
                         && !fresh_only
@@ -409,7 +434,7 @@ impl Request<'_> {
             if !fresh_only && let Some(kept) = upstream.take_idle(&picked, self.worker.timers.now()) {
                 return Ok((picked, kept));
             }
-            match upstream.connect(&picked, &self.client.downstream.alarm).await {
+            match upstream.connect(&picked, &self.client.downstream.alarm, &self.worker.buffers).await {
                 Ok(connection) => return Ok((picked, connection)),
                 Err(error) if error.retry == Retry::Safe && attempt < CONNECT_ATTEMPTS => {
                     attempt += 1;
@@ -439,7 +464,10 @@ impl Request<'_> {
             up: Flow::default(),
             down: Flow::default(),
         };
-        let outcome = tunnel.run(&self.worker.buffers, &client.downstream.alarm, self.service.idle).await;
+        let outcome = tokio::select! {
+            outcome = tunnel.run(&self.worker.buffers, &client.downstream.alarm, self.service.idle) => outcome,
+            error = revoked(self.serving, client.downstream.peer.as_deref()) => Err(error),
+        };
         let (up, down) = (tunnel.up.moved, tunnel.down.moved);
         let mut stats = self.serving.stats.borrow_mut();
         stats.bytes_in += up;
@@ -454,7 +482,7 @@ impl Request<'_> {
         }
     }
 
-    /// Refuses a request whose head was not understood.
+    /// Refuses a request whose head was not understood, or that came too late, and with it what follows.
     async fn refuse(mut self, error: ProxyError, detail: &str) -> After {
         let asking = Asking {
             method: Method::Get,
@@ -463,6 +491,7 @@ impl Request<'_> {
             persistent: false,
             body: BodyScanner::new(outrider_proxy_core::http1::BodyFraming::None),
             unused: 0,
+            accepted: 0,
         };
         self.serving.stats.borrow_mut().requests += 1;
         let failure = Failure { detail: detail.to_owned(), ..Failure::from(error) };

@@ -19,6 +19,8 @@ pub mod config;
 pub mod connection;
 pub mod http;
 pub mod log;
+pub mod pipes;
+pub mod secured;
 pub mod stream;
 pub mod tcp;
 pub mod timers;

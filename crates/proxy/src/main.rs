@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_env_filter(filter)
         .init();
+    tracing::debug!(settings = outrider_os::allocator::settings(), "allocator");
     let options = Options {
         xds: arguments.xds,
         node: arguments.node,

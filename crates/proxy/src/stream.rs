@@ -10,14 +10,16 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::secured::ReadAhead;
+
 /// One side of a proxied connection.
 pub enum Stream {
     /// As it is.
     Plain(TcpStream),
     /// We are the server.
-    Server(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Server(Box<tokio_rustls::server::TlsStream<ReadAhead>>),
     /// We are the client.
-    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Client(Box<tokio_rustls::client::TlsStream<ReadAhead>>),
 }
 
 macro_rules! each {
@@ -35,8 +37,16 @@ impl Stream {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Stream::Plain(tcp) => tcp,
-            Stream::Server(tls) => tls.get_ref().0,
-            Stream::Client(tls) => tls.get_ref().0,
+            Stream::Server(tls) => tls.get_ref().0.tcp(),
+            Stream::Client(tls) => tls.get_ref().0.tcp(),
+        }
+    }
+
+    /// The socket, if its bytes are the stream's bytes.
+    pub fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Plain(tcp) => Some(tcp),
+            _ => None,
         }
     }
 
@@ -63,7 +73,31 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         // TLS that ends without close_notify stays an error (UnexpectedEof): a peer that died in the middle
         // of a stream must not look like one that finished.
-        each!(self.get_mut(), inner => Pin::new(inner).poll_read(cx, space))
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, space),
+            Stream::Server(tls) => read_records(Pin::new(tls), cx, space),
+            Stream::Client(tls) => read_records(Pin::new(tls), cx, space),
+        }
+    }
+}
+
+/// Reads record after record while they are here and there is space: the library gives one at a time.
+fn read_records<S: AsyncRead>(
+    mut tls: Pin<&mut S>,
+    cx: &mut Context<'_>,
+    space: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let before = space.filled().len();
+    loop {
+        let already = space.filled().len();
+        let read = tls.as_mut().poll_read(cx, space);
+        let now = space.filled().len();
+        match read {
+            Poll::Ready(Ok(())) if now > already && space.remaining() > 0 => {}
+            // An end or an error after bytes is told again by the next read.
+            _ if now > before => return Poll::Ready(Ok(())),
+            other => return other,
+        }
     }
 }
 

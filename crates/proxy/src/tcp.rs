@@ -1,7 +1,8 @@
 //! Byte streams: a TCP service, and the tunnel after an upgrade.
 //!
 //! Holds: each direction ends by itself (half-close passes through); memory is one block per direction and only
-//! while bytes are on their way; a side that breaks is told to the other as a reset, not as an end. Does not:
+//! while bytes are on their way; a side that breaks is told to the other as a reset, not as an end; a caller that
+//! may not call any more is cut off. Does not:
 //! look at the bytes.
 
 use std::future::poll_fn;
@@ -16,12 +17,16 @@ use tokio::io::AsyncWrite;
 
 use crate::buffers::{Buffers, Filled, Inbox, SIZES};
 use crate::config::TcpService;
-use crate::connection::Downstream;
+use crate::connection::{Downstream, revoked};
 use crate::log::Context;
+use crate::pipes::Pipe;
 use crate::stream::Stream;
 use crate::timers::Alarm;
 use crate::upstream::Upstream;
 use crate::worker::{Serving, Worker};
+
+/// Size class at which bytes between plain sockets go through a pipe.
+const BULK: usize = 1;
 
 /// Serves one connection of a TCP listener.
 pub async fn serve(
@@ -67,7 +72,7 @@ async fn forward(
     let (_picked, mut connection) = loop {
         let picked = upstream.pick(worker.random(), avoid)?;
         *endpoint = Some(picked.address());
-        match upstream.connect(&picked, &downstream.alarm).await {
+        match upstream.connect(&picked, &downstream.alarm, &worker.buffers).await {
             Ok(connection) => break (picked, connection),
             Err(error) if error.retry == Retry::Safe && attempt < service.attempts => {
                 attempt += 1;
@@ -87,7 +92,10 @@ async fn forward(
         up: Flow::default(),
         down: Flow::default(),
     };
-    let outcome = tunnel.run(&worker.buffers, &downstream.alarm, service.idle).await;
+    let outcome = tokio::select! {
+        outcome = tunnel.run(&worker.buffers, &downstream.alarm, service.idle) => outcome,
+        error = revoked(serving, downstream.peer.as_deref()) => Err(error),
+    };
     let (up, down) = (tunnel.up.moved, tunnel.down.moved);
     let mut stats = serving.stats.borrow_mut();
     stats.bytes_in += up;
@@ -104,8 +112,30 @@ pub struct Flow {
     /// Bytes written.
     pub moved: u64,
     class: usize,
+    /// Instead of a block, for bulk between two sockets without TLS.
+    pipe: Option<Pipe>,
     ended: bool,
     over: bool,
+}
+
+impl Flow {
+    /// The pipe of this direction, borrowed if there was none.
+    fn pipe(&mut self, buffers: &Buffers) -> Option<&mut Pipe> {
+        if self.pipe.is_none() {
+            self.pipe = buffers.pipes.take();
+        }
+        self.pipe.as_mut()
+    }
+
+    /// Gives memory back that nothing is in.
+    fn park(&mut self, inbox: &mut Inbox, buffers: &Buffers) {
+        inbox.park(buffers);
+        if self.pipe.as_ref().is_some_and(Pipe::is_empty)
+            && let Some(pipe) = self.pipe.take()
+        {
+            buffers.pipes.give(pipe);
+        }
+    }
 }
 
 /// Two streams tied together.
@@ -195,6 +225,15 @@ fn flow(
             inbox.consume(n);
             flow.moved += n as u64;
         }
+        while let (Some(pipe), Some(to)) = (&mut flow.pipe, to.plain())
+            && !pipe.is_empty()
+        {
+            let n = ready!(pipe.poll_empty(cx, to)).map_err(Broken::Writing)?;
+            if n == 0 {
+                return Poll::Ready(Err(Broken::Writing(io::ErrorKind::WriteZero.into())));
+            }
+            flow.moved += n as u64;
+        }
         if flow.ended {
             match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
                 // The other side has closed both directions meanwhile; it took all there was.
@@ -202,11 +241,27 @@ fn flow(
                 other => other.map_err(Broken::Writing)?,
             }
             flow.over = true;
-            inbox.park(buffers);
+            flow.park(inbox, buffers);
             return Poll::Ready(Ok(()));
         }
+        if flow.class == BULK
+            && let (Some(from), Some(_)) = (from.plain(), to.plain())
+            && let Some(pipe) = flow.pipe(buffers)
+        {
+            match pipe.poll_fill(cx, from) {
+                Poll::Ready(Ok(0)) => flow.ended = true,
+                Poll::Ready(Ok(n)) if n < SIZES[0] => flow.class = 0,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(Broken::Reading(e))),
+                Poll::Pending => {
+                    flow.park(inbox, buffers);
+                    return Poll::Pending;
+                }
+            }
+            continue;
+        }
         // A block of another size is taken only while this one is empty.
-        inbox.park(buffers);
+        flow.park(inbox, buffers);
         match inbox.poll_fill(cx, from, buffers, flow.class) {
             Poll::Ready(Ok(Filled::Bytes(n))) if n == SIZES[flow.class] => {
                 flow.class = (flow.class + 1).min(SIZES.len() - 1);

@@ -2,8 +2,9 @@
 //!
 //! A connection has one [`Alarm`]. Moving its deadline later, which happens with every request and every
 //! chunk, writes one cell: the alarm stays in the slot it was in and moves on when that slot comes up.
-//! Holds: an alarm rings never before its deadline and at most [`TICK`] plus 1/32 of its distance after it;
-//! with no deadline set there is no timer. Does not: know why somebody waits.
+//! The clock is the kernel's coarse one, which costs next to nothing to read and is behind by up to its
+//! resolution (1 to 10 ms). Holds: an alarm rings never before its deadline and at most [`TICK`], twice that
+//! resolution and 1/32 of its distance after it; with no deadline set there is no timer. Does not: know why somebody waits.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -11,12 +12,24 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 use tokio::sync::Notify;
 
 /// Resolution, in milliseconds.
 pub const TICK: u64 = 10;
 
 const NEVER: u64 = u64::MAX;
+/// Numbers of alarms that are gone which may lie about in slots, beyond twice those that are not.
+const STALE: usize = 1024;
+
+fn millis(time: Timespec) -> u64 {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000)
+}
+
+fn coarse_ms() -> u64 {
+    millis(clock_gettime(ClockId::MonotonicCoarse))
+}
 
 struct Entry {
     /// Milliseconds of the worker's clock.
@@ -30,9 +43,15 @@ struct Entry {
 /// All alarms of a worker.
 pub struct Timers {
     origin: Instant,
+    /// The same moment on the coarse clock, in milliseconds.
+    coarse_origin: u64,
+    /// How far the coarse clock may be behind, in milliseconds.
+    slack: u64,
     entries: RefCell<Vec<Entry>>,
     free: RefCell<Vec<u32>>,
     slots: RefCell<BTreeMap<u64, Vec<u32>>>,
+    /// Numbers in all slots, stale ones included.
+    queued: Cell<usize>,
     /// The slot the driver sleeps for.
     sleeping_until: Cell<u64>,
     earlier: Notify,
@@ -43,9 +62,12 @@ impl Timers {
     pub fn new() -> Rc<Self> {
         Rc::new(Self {
             origin: Instant::now(),
+            coarse_origin: coarse_ms(),
+            slack: millis(clock_getres(ClockId::MonotonicCoarse)) + 1,
             entries: RefCell::default(),
             free: RefCell::default(),
             slots: RefCell::default(),
+            queued: Cell::new(0),
             sleeping_until: Cell::new(NEVER),
             earlier: Notify::new(),
         })
@@ -53,7 +75,7 @@ impl Timers {
 
     /// Milliseconds since the worker began.
     pub fn now(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(NEVER - 1)
+        coarse_ms().saturating_sub(self.coarse_origin)
     }
 
     /// Rings alarms for ever.
@@ -66,7 +88,8 @@ impl Timers {
             } else {
                 let at = self.origin + Duration::from_millis(next);
                 tokio::select! {
-                    () = tokio::time::sleep_until(at.into()) => self.ring(self.now()),
+                    // The coarse clock may not be there yet, but time is.
+                    () = tokio::time::sleep_until(at.into()) => self.ring(next.max(self.now())),
                     () = self.earlier.notified() => {}
                 }
             }
@@ -83,6 +106,7 @@ impl Timers {
                 }
             };
             let (slot, ids) = due;
+            self.queued.set(self.queued.get().saturating_sub(ids.len()));
             for id in ids {
                 let mut again = None;
                 {
@@ -92,7 +116,7 @@ impl Timers {
                         continue;
                     }
                     entry.slot = NEVER;
-                    if entry.deadline <= now {
+                    if entry.deadline.saturating_add(self.slack) <= now {
                         entry.rung = true;
                         if let Some(waker) = &entry.waker {
                             waker.wake_by_ref();
@@ -110,7 +134,7 @@ impl Timers {
 
     fn place(&self, id: u32, deadline: u64, now: u64) {
         let coarse = (deadline.saturating_sub(now) / 32).next_power_of_two().max(TICK);
-        let slot = deadline.div_ceil(coarse).saturating_mul(coarse);
+        let slot = deadline.saturating_add(self.slack).div_ceil(coarse).saturating_mul(coarse);
         {
             let mut entries = self.entries.borrow_mut();
             let Some(entry) = entries.get_mut(id as usize) else { return };
@@ -120,9 +144,32 @@ impl Timers {
             entry.slot = slot;
         }
         self.slots.borrow_mut().entry(slot).or_default().push(id);
+        self.queued.set(self.queued.get() + 1);
+        self.forget_stale();
         if slot < self.sleeping_until.get() {
             self.earlier.notify_one();
         }
+    }
+
+    /// Drops numbers whose entry is gone or waits in another slot, once they are the most: connections that come
+    /// and go would else leave one each until the deadline that they no longer have.
+    fn forget_stale(&self) {
+        let entries = self.entries.borrow();
+        let live = entries.len().saturating_sub(self.free.borrow().len());
+        if self.queued.get() <= 2 * live + STALE {
+            return;
+        }
+        let mut left = 0;
+        self.slots.borrow_mut().retain(|slot, ids| {
+            ids.retain(|id| entries.get(*id as usize).is_some_and(|entry| entry.slot == *slot));
+            // A number may be here for its former owner, too.
+            ids.sort_unstable();
+            ids.dedup();
+            ids.shrink_to_fit();
+            left += ids.len();
+            !ids.is_empty()
+        });
+        self.queued.set(left);
     }
 
     /// Wakes every task that waits for an alarm, rung or not, so that it looks around.
@@ -221,6 +268,7 @@ impl Drop for Alarm {
     fn drop(&mut self) {
         if let Some(entry) = self.timers.entries.borrow_mut().get_mut(self.id as usize) {
             entry.deadline = NEVER;
+            entry.slot = NEVER;
             entry.waker = None;
             // A slot may still hold this number; its entry, if reused, names another slot or looks for itself.
         }
@@ -279,6 +327,22 @@ mod tests {
                 }))
                 .await;
             assert!(!early, "moved later");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn alarms_that_are_gone_take_no_space() {
+        on_worker(async |timers| {
+            let stays = timers.alarm();
+            stays.set(Some(Duration::from_millis(50)));
+            for n in 0..20 * STALE {
+                timers.alarm().set(Some(Duration::from_secs(3600 + n as u64)));
+            }
+            let queued: usize = timers.slots.borrow().values().map(Vec::len).sum();
+            assert_eq!(queued, timers.queued.get());
+            assert!(queued <= STALE + 2 * 2, "{queued}");
+            assert_eq!(stays.within(std::future::pending::<()>()).await, None, "the others still ring");
         })
         .await;
     }

@@ -228,9 +228,16 @@ pub fn client_config(
             &identity.certified,
         ))));
     config.alpn_protocols = alpn.to_vec();
-    // Sessions are kept by server name, of which a cluster has one.
-    config.resumption = rustls::client::Resumption::in_memory_sessions(2);
+    config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// The same settings with a store of sessions of their own, for one endpoint. Sessions are kept by server name
+/// in it, of which a cluster has one.
+pub fn with_own_sessions(settings: &ClientConfig) -> ClientConfig {
+    let mut own = settings.clone();
+    own.resumption = rustls::client::Resumption::in_memory_sessions(1);
+    own
 }
 
 /// The peer of a finished handshake. Checks the end of validity again, because a resumed session did not.
@@ -370,35 +377,4 @@ impl ServerCertVerifier for UpstreamVerifier {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn leaf(uris: &[&str]) -> CertificateDer<'static> {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut parameters = rcgen::CertificateParams::default();
-        parameters.subject_alt_names =
-            uris.iter().map(|uri| rcgen::SanType::URI((*uri).try_into().unwrap())).collect();
-        parameters.self_signed(&key).unwrap().der().clone()
-    }
-
-    #[test]
-    fn a_certificate_names_exactly_one_spiffe_id() {
-        let id = "spiffe://outrider.internal/ns/shop/svc/api";
-        assert_eq!(spiffe_id(&leaf(&[id])).map(|(id, _)| id), Ok(id.to_owned()));
-        assert_eq!(spiffe_id(&leaf(&[])), Err(IdentityError::UriNames(0)));
-        assert_eq!(spiffe_id(&leaf(&[id, "spiffe://outrider.internal/b"])), Err(IdentityError::UriNames(2)));
-        assert_eq!(spiffe_id(&b"not a certificate"[..].into()), Err(IdentityError::Unreadable));
-        for bad in
-            ["https://outrider.internal/a", "spiffe://outrider.internal", "spiffe:///a", "spiffe://a/b;c"]
-        {
-            assert_eq!(spiffe_id(&leaf(&[bad])), Err(IdentityError::NotSpiffe(bad.to_owned())), "{bad}");
-        }
-    }
-
-    #[test]
-    fn another_trust_domain_is_foreign() {
-        let foreign = leaf(&["spiffe://elsewhere/ns/shop/svc/api"]);
-        assert!(checked_id(&foreign, "outrider.internal").is_err());
-        assert!(checked_id(&foreign, "elsewhere").is_ok());
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@
 //! that left, or made with former certificates, are not used again; the pool is last in, first out, so that
 //! surplus connections age and are closed. Does not: know HTTP.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -15,10 +15,12 @@ use outrider_proxy_core::balance::{BalanceConfig, Balancer, EndpointIndex};
 use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
 use outrider_proxy_core::stats::ClusterStats;
 use rustls::ClientConfig;
+use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 
-use crate::buffers::Inbox;
+use crate::buffers::{Buffers, Inbox};
 use crate::config::Cluster;
+use crate::secured::ReadAhead;
 use crate::stream::{self, Stream};
 use crate::timers::Alarm;
 use crate::tls;
@@ -29,8 +31,42 @@ pub struct Upstream {
     balancer: RefCell<Balancer>,
     /// By slot of the endpoint.
     idle: RefCell<Vec<Vec<Idle>>>,
+    /// TLS settings with their own store of sessions, by slot of the endpoint: an endpoint can only resume
+    /// what it has issued itself.
+    sessions: RefCell<Vec<Option<Sessions>>>,
+    kept: Rc<Kept>,
+    /// The cluster is gone: nothing is kept any more.
+    retired: Cell<bool>,
     /// Numbers.
     pub stats: RefCell<ClusterStats>,
+}
+
+/// Wakes whoever looks after kept connections once there are some.
+#[derive(Default)]
+pub struct Kept {
+    waiting: Cell<bool>,
+    some: Notify,
+}
+
+impl Kept {
+    /// Waits until a connection is kept.
+    pub async fn wait(&self) {
+        self.waiting.set(true);
+        self.some.notified().await;
+    }
+
+    fn one_more(&self) {
+        if self.waiting.replace(false) {
+            self.some.notify_one();
+        }
+    }
+}
+
+struct Sessions {
+    endpoint: EndpointIndex,
+    /// The settings of the cluster that these were made of.
+    of: Arc<ClientConfig>,
+    own: Arc<ClientConfig>,
 }
 
 struct Idle {
@@ -88,13 +124,16 @@ impl Drop for Picked {
 
 impl Upstream {
     /// A cluster as configured.
-    pub fn new(config: Arc<Cluster>) -> Rc<Self> {
+    pub fn new(config: Arc<Cluster>, kept: &Rc<Kept>) -> Rc<Self> {
         let mut balancer = Balancer::new(balance_config(&config));
         balancer.update(config.endpoints.iter().cloned());
         Rc::new(Self {
             config: RefCell::new(config),
             balancer: RefCell::new(balancer),
             idle: RefCell::default(),
+            sessions: RefCell::default(),
+            kept: Rc::clone(kept),
+            retired: Cell::new(false),
             stats: RefCell::default(),
         })
     }
@@ -184,6 +223,7 @@ impl Upstream {
             let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
             list.push(Idle { connection, since: now, keep_ms });
         }
+        self.kept.one_more();
     }
 
     /// Whether a connection may serve further requests under the configuration of now.
@@ -194,30 +234,37 @@ impl Upstream {
             (Some(made_with), Some(now)) => Arc::ptr_eq(made_with, &now.config),
             _ => false,
         };
-        same && self.balancer.borrow().is_listed(connection.endpoint)
+        same && !self.retired.get() && self.balancer.borrow().is_listed(connection.endpoint)
     }
 
-    /// Closes kept connections that are too old (if `now` is given), gone, or do not fit. Returns how many stay.
-    pub fn sweep(&self, now: Option<u64>) -> usize {
+    /// Closes kept connections that are too old (if `now` is given), gone, or do not fit. Returns when the next
+    /// of those that stay is too old; `None` if none stays.
+    pub fn sweep(&self, now: Option<u64>) -> Option<u64> {
         let mut idle = std::mem::take(&mut *self.idle.borrow_mut());
-        let mut stay = 0;
+        let mut next = None;
         for list in &mut idle {
             list.retain_mut(|kept| {
                 now.is_none_or(|now| now.saturating_sub(kept.since) < kept.keep_ms)
                     && self.fits(&kept.connection)
                     && kept.connection.stream.is_quiet()
             });
-            stay += list.len();
+            let ends = list.iter().map(|kept| kept.since.saturating_add(kept.keep_ms)).min();
+            next = [next, ends].into_iter().flatten().min();
         }
         *self.idle.borrow_mut() = idle;
-        stay
+        next
     }
 
     /// Connects and shakes hands within the cluster's time limit.
     ///
     /// # Errors
     /// All of them are safe to retry: no byte of a request was sent.
-    pub async fn connect(self: &Rc<Self>, picked: &Picked, alarm: &Alarm) -> Result<Connection, ProxyError> {
+    pub async fn connect(
+        self: &Rc<Self>,
+        picked: &Picked,
+        alarm: &Alarm,
+        buffers: &Rc<Buffers>,
+    ) -> Result<Connection, ProxyError> {
         let config = self.config();
         let open = self.stats.borrow().active_connections;
         if open >= u64::from(config.max_connections) && self.close_one_idle().is_none() {
@@ -227,8 +274,9 @@ impl Upstream {
         let attempt = async {
             let tcp = stream::connect(picked.address).await.map_err(|e| failed(Reason::ConnectFailed, e))?;
             let Some(settings) = &config.tls else { return Ok(Stream::Plain(tcp)) };
-            let connector = TlsConnector::from(Arc::clone(&settings.config));
-            let handshake = Box::pin(connector.connect(settings.server_name.clone(), tcp));
+            let connector = TlsConnector::from(self.resuming(picked.endpoint, &settings.config));
+            let socket = ReadAhead::new(tcp, buffers);
+            let handshake = Box::pin(connector.connect(settings.server_name.clone(), socket));
             match handshake.await {
                 Ok(stream) => match tls::peer_id(stream.get_ref().1) {
                     Ok(_) => Ok(Stream::Client(Box::new(stream))),
@@ -266,8 +314,28 @@ impl Upstream {
         }
     }
 
-    /// Closes all kept connections: the cluster is gone.
+    /// The cluster's settings, remembering sessions of this endpoint only. New settings begin with none.
+    fn resuming(&self, endpoint: EndpointIndex, of: &Arc<ClientConfig>) -> Arc<ClientConfig> {
+        let mut sessions = self.sessions.borrow_mut();
+        let slot = endpoint.slot();
+        if sessions.len() <= slot {
+            sessions.resize_with(slot + 1, || None);
+        }
+        let Some(place) = sessions.get_mut(slot) else { return Arc::clone(of) };
+        match place {
+            Some(known) if known.endpoint == endpoint && Arc::ptr_eq(&known.of, of) => Arc::clone(&known.own),
+            _ => {
+                let own = Arc::new(tls::with_own_sessions(of));
+                *place = Some(Sessions { endpoint, of: Arc::clone(of), own: Arc::clone(&own) });
+                own
+            }
+        }
+    }
+
+    /// Closes all kept connections, and keeps none from now on: the cluster is gone. A connection that is kept
+    /// holds on to its cluster, so one kept after this would stay for ever.
     pub fn close_idle(&self) {
+        self.retired.set(true);
         let idle = self.idle.take();
         drop(idle);
     }

@@ -9,6 +9,7 @@
 
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
@@ -32,7 +33,10 @@ impl Hosts {
             peers::skipped("hosts as network namespaces need root");
             return Ok(None);
         }
-        let hosts = Self { ip: ip.display().to_string(), prefix: format!("ot{}", std::process::id()), count };
+        // Tests may be threads of one process.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("ot{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let hosts = Self { ip: ip.display().to_string(), prefix, count };
         hosts.build().context("making network namespaces")?;
         Ok(Some(hosts))
     }
@@ -63,7 +67,8 @@ impl Hosts {
         Ok(())
     }
 
-    fn namespace(&self, host: u8) -> String {
+    /// The name of a host's namespace, as `ip netns list` shows it; 0 is the bridge.
+    pub fn namespace(&self, host: u8) -> String {
         format!("{}x{host}", self.prefix)
     }
 

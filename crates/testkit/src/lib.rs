@@ -11,6 +11,7 @@
 pub mod capture;
 pub mod hosts;
 pub mod http;
+pub mod intent;
 pub mod mesh;
 pub mod origin;
 pub mod peers;

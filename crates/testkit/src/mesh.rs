@@ -23,7 +23,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::hosts::Hosts;
-use crate::process::{MARK, Proc, User, marked, send};
+use crate::process::{self, Proc, User, kill_marked, marked};
 use crate::shell::Shell;
 use crate::wait::{LONG, until};
 use crate::{peers, ports};
@@ -31,6 +31,9 @@ use crate::{peers, ports};
 mod control;
 
 pub use control::Applied;
+
+/// The binaries of the product.
+const BINARIES: [&str; 2] = ["outrider", "outrider-proxy"];
 
 /// What server and agents log: everything of ours, and what libraries find worth saying.
 const LOG: &str = "info,outrider_control=debug,outrider_agent=debug";
@@ -97,6 +100,17 @@ pub fn binary_folder() -> Result<PathBuf> {
     let this = std::env::current_exe()?;
     let folder = this.ancestors().find(|folder| folder.file_name() == Some(OsStr::new("deps")));
     Ok(folder.and_then(Path::parent).context("this test is not in a target folder")?.to_owned())
+}
+
+/// A binary under test, `outrider` or `outrider-proxy`.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let path = binary_folder()?.join(name);
+    ensure!(
+        path.is_file(),
+        "{} is missing: run `cargo build -p outrider-cli -p outrider-proxy`, or set OUTRIDER_BIN_DIR",
+        path.display()
+    );
+    Ok(path)
 }
 
 /// How a mesh is started.
@@ -178,13 +192,8 @@ impl Mesh {
             std::fs::create_dir(folder.path().join(name))?;
         }
         let mut binaries = binary_folder()?;
-        for name in ["outrider", "outrider-proxy"] {
-            let path = binaries.join(name);
-            ensure!(
-                path.is_file(),
-                "{} is missing: run `cargo build -p outrider-cli -p outrider-proxy`, or set OUTRIDER_BIN_DIR",
-                path.display()
-            );
+        for name in BINARIES {
+            binary(name)?;
         }
         if let Some(user) = options.user {
             binaries = copy_binaries(&binaries, folder.path())?;
@@ -237,17 +246,8 @@ impl Mesh {
     fn command(&self, node: Option<&str>, program: &Path) -> Result<Command> {
         let mut line = self.place(node)?;
         line.push(program.display().to_string());
-        let mut command = Command::new(&line[0]);
+        let mut command = process::command(&line[0], self.folder());
         command.args(&line[1..]).current_dir(self.folder());
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("OUTRIDER_") {
-                command.env_remove(name);
-            }
-        }
-        command.env(MARK, self.folder()).env("RUST_BACKTRACE", "1").env("LC_ALL", "C.UTF-8");
-        for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
-            command.env_remove(name).env_remove(name.to_uppercase());
-        }
         if let Some(user) = self.options.user {
             command.uid(user.uid).gid(user.gid).env("HOME", self.folder());
         }
@@ -505,9 +505,7 @@ impl Drop for Mesh {
             {
                 drop(process.kill());
             }
-            for (pid, _) in marked(&self.folder.path().display().to_string()) {
-                drop(send(pid, Signal::KILL));
-            }
+            kill_marked(&self.folder.path().display().to_string());
         }
         if std::env::var_os("OUTRIDER_TEST_KEEP").is_some() {
             self.folder.disable_cleanup(true);
@@ -529,8 +527,10 @@ fn give(folder: &Path, user: User) -> Result<()> {
 fn copy_binaries(from: &Path, folder: &Path) -> Result<PathBuf> {
     let to = folder.join("bin");
     std::fs::create_dir(&to)?;
-    for name in ["outrider", "outrider-proxy"] {
-        std::fs::copy(from.join(name), to.join(name))?;
-    }
+    // Not by this process: a child that another thread starts meanwhile would hold the file open for writing,
+    // and the kernel refuses to run such a file.
+    let mut copy = Command::new("cp");
+    copy.args(BINARIES.map(|name| from.join(name))).arg(&to);
+    process::run(copy, LONG)?.ok()?;
     Ok(to)
 }

@@ -9,7 +9,8 @@
 //! | `/pattern/N` | N bytes of [`Pattern`] |
 //! | `/chunked/N` | the same in chunks, with the trailer `X-Length: N` |
 //! | `/status/N` | status N without a body |
-//! | `/websocket` | upgrade, then echo of every message |
+//! | `/silence` | nothing, until the caller leaves or five seconds have passed |
+//! | `/websocket` | upgrade with a greeting in the same write, then echo of every message |
 //! | anything else | `200` and the target |
 //!
 //! `Expect: 100-continue` is answered with `100` before the body is read, except on `/status/…`.
@@ -18,6 +19,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -34,20 +36,25 @@ pub struct Origin {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
     connections: Arc<AtomicUsize>,
+    requests: Arc<AtomicUsize>,
 }
 
 impl Origin {
     /// HTTP on a loopback port.
     pub fn http(port: u16) -> Result<Self> {
-        Self::serve(port, |stream| {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = requests.clone();
+        let handle = move |stream| {
             let mut connection = Connection::of_tcp(stream)?;
             while let Some(head) = connection.head()? {
+                counted.fetch_add(1, Ordering::Relaxed);
                 if !answer(&mut connection, &head)? {
                     break;
                 }
             }
             Ok(())
-        })
+        };
+        Self::count(port, handle, requests)
     }
 
     /// Echoes bytes; when the client ends its direction, says `END` and ends its own.
@@ -71,6 +78,14 @@ impl Origin {
         port: u16,
         handle: impl Fn(TcpStream) -> Result<()> + Send + Sync + 'static,
     ) -> Result<Self> {
+        Self::count(port, handle, Arc::default())
+    }
+
+    fn count(
+        port: u16,
+        handle: impl Fn(TcpStream) -> Result<()> + Send + Sync + 'static,
+        requests: Arc<AtomicUsize>,
+    ) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
             .with_context(|| format!("listening on 127.0.0.1:{port}"))?;
         let address = listener.local_addr()?;
@@ -87,7 +102,7 @@ impl Origin {
                 std::thread::spawn(move || handle(stream));
             }
         });
-        Ok(Self { address, stop, connections })
+        Ok(Self { address, stop, connections, requests })
     }
 
     /// Where it listens.
@@ -98,6 +113,11 @@ impl Origin {
     /// Connections it has taken, probes included.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// HTTP requests it has taken; probes send none.
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
     }
 }
 
@@ -117,6 +137,11 @@ fn answer(connection: &mut Connection<TcpStream>, head: &Head) -> Result<bool> {
         connection.send(format!("HTTP/1.1 {status} Chosen\r\nContent-Length: 0\r\n\r\n").as_bytes())?;
         let unread = head.request_framing()? != Framing::Length(0);
         return Ok(!unread);
+    }
+    if target == "/silence" {
+        connection.stream().set_read_timeout(Some(Duration::from_secs(5)))?;
+        connection.rest()?;
+        return Ok(false);
     }
     if target == "/websocket" {
         websocket::accept(connection, head)?;

@@ -1,5 +1,6 @@
 //! Processes: started with their output in a file, ended by their id, never lost.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -189,6 +190,29 @@ pub fn marked(mark: &str) -> Vec<(u32, String)> {
         }
     }
     found
+}
+
+/// SIGKILL to every process that carries this mark.
+pub fn kill_marked(mark: &str) {
+    for (pid, _) in marked(mark) {
+        drop(send(pid, Signal::KILL));
+    }
+}
+
+/// A command that nothing of this process's environment bends: neither our own variables nor a proxy's. What it
+/// starts carries `mark`.
+pub fn command(program: impl AsRef<OsStr>, mark: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("OUTRIDER_") {
+            command.env_remove(name);
+        }
+    }
+    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
+    command.env(MARK, mark).env("RUST_BACKTRACE", "1").env("LC_ALL", "C.UTF-8");
+    command
 }
 
 /// Where a program is: in `PATH` or the folders system services are kept in.

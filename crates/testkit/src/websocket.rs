@@ -10,6 +10,8 @@ use crate::http::{Connection, Head};
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+/// What the server says first.
+const GREETING: &[u8] = b"hello";
 const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
@@ -25,7 +27,8 @@ pub(crate) fn accept(connection: &mut Connection<TcpStream>, head: &Head) -> Res
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
     );
-    connection.send(answer.as_bytes())?;
+    // In one write, so that it follows the head at once.
+    connection.send(&[answer.as_bytes(), &frame(TEXT, GREETING, None)].concat())?;
     loop {
         let (kind, payload) = read(connection, true)?;
         connection.send(&frame(kind, &payload, None))?;
@@ -45,6 +48,7 @@ pub fn exchange(connection: &mut Connection<TcpStream>, host: &str, messages: &[
     let response = connection.response("GET")?;
     ensure!(response.status()? == 101, "answered {:?}", response.head.line);
     ensure!(response.head.get("sec-websocket-accept") == Some(ACCEPT), "{:?}", response.head.fields);
+    ensure!(read(connection, false)? == (TEXT, GREETING.to_vec()), "no greeting");
     for (index, message) in messages.iter().enumerate() {
         let kind = if index % 2 == 0 { BINARY } else { TEXT };
         connection.send(&frame(kind, message, Some([0x5a, 0xa5, 0x0f, 0xf0])))?;

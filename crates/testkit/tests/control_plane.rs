@@ -2,36 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use outrider_api::http::ObjectView;
+use outrider_api::http::{ApplyRequest, ObjectView, Source};
 use outrider_testkit::http::Connection;
 use outrider_testkit::origin::Origin;
 use outrider_testkit::process::{self, run};
 use outrider_testkit::shell::Shell;
 use outrider_testkit::wait::{LONG, pass};
-use outrider_testkit::{Mesh, ports, report, until};
+use outrider_testkit::{Mesh, Pair, intent, ports, promised, report, until};
 use rustix::process::Signal;
 
-fn intent(target: u16, timeout: &str) -> String {
-    format!(
-        "
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: client, namespace: shop}}
-spec: {{role: client, calls: [web]}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: web, namespace: shop}}
-spec:
-  role: server
-  ports: [{{name: http, port: 8080, targetPort: {target}, protocol: http}}]
-  timeouts: {{request: {timeout}}}
-"
-    )
+fn services(target: u16, timeout: &str) -> String {
+    intent::client_and_web(Pair::NATIVE, target) + &intent::timeouts(&format!("request: {timeout}"))
 }
 
 struct Scene {
@@ -45,7 +33,7 @@ struct Scene {
 fn scene() -> Result<Scene> {
     let target = ports::reserve()?;
     let mesh = Mesh::start()?;
-    mesh.apply(&intent(target, "15s"))?;
+    mesh.apply(&services(target, "15s"))?;
     let origin = Origin::http(target)?;
     mesh.stand_in("shop/web")?;
     let shell = mesh.shell("shop/client")?;
@@ -66,7 +54,7 @@ fn apply_waits_for_proxies_and_names_those_that_are_behind() -> Result<()> {
     let scene = scene()?;
     let mesh = &scene.mesh;
     let wait = |timeout: &str, limit: &str| -> Result<process::Finished> {
-        run(mesh.apply_command(&intent(scene.target, timeout), &["--wait", "--timeout", limit])?, LONG * 2)
+        run(mesh.apply_command(&services(scene.target, timeout), &["--wait", "--timeout", limit])?, LONG * 2)
     };
     wait("10s", "30s")?.ok()?;
     let client = mesh.instance_of("shop/client")?;
@@ -91,8 +79,8 @@ fn apply_waits_for_proxies_and_names_those_that_are_behind() -> Result<()> {
     let before = serde_json::to_string(&mesh.get::<ObjectView>("services")?)?;
     let bad = format!(
         "{}\n---\n{}",
-        intent(scene.target, "1s"),
-        intent(scene.target, "soon").replace("web", "other")
+        services(scene.target, "1s"),
+        services(scene.target, "soon").replace("web", "other")
     );
     let ended = run(mesh.apply_command(&bad, &["--wait"])?, LONG)?;
     assert_eq!(ended.code, 1, "{ended:?}");
@@ -100,46 +88,102 @@ fn apply_waits_for_proxies_and_names_those_that_are_behind() -> Result<()> {
     scene.mesh.finish()
 }
 
-/// SIGKILL in the middle of applies, again and again: what was acknowledged is there, and of what was not,
-/// everything or nothing.
+/// Documents of change `number`: two services that must exist both or not at all.
+fn change(number: u32) -> String {
+    let part = |part: &str| {
+        format!(
+            "apiVersion: outrider.dev/v1alpha1\nkind: Service\n\
+             metadata: {{name: s{number}-{part}, namespace: round}}\nspec: {{role: client}}\n"
+        )
+    };
+    format!("{}---\n{}", part("a"), part("b"))
+}
+
+/// Applies a change by the API's socket, without the 30 ms that a process takes to start; how long it took.
+fn apply_directly(socket: &Path, number: u32) -> Result<Duration> {
+    let sources = vec![Source { name: "change".into(), text: change(number) }];
+    let body = serde_json::to_vec(&ApplyRequest { sources, ..ApplyRequest::default() })?;
+    let start = Instant::now();
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(LONG))?;
+    let mut connection = Connection::new(stream);
+    let head = format!(
+        "POST /v1/apply HTTP/1.1\r\nHost: server\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    connection.send(head.as_bytes())?;
+    connection.send(&body)?;
+    let response = connection.response("POST")?;
+    ensure!(response.status()? == 200, "{}", response.text());
+    Ok(start.elapsed())
+}
+
+/// Numbers from a seed, for moments that differ but can be had again.
+struct Random(u64);
+
+impl Random {
+    /// At most `limit`.
+    fn upto(&mut self, limit: Duration) -> Duration {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        limit.mul_f64((self.0 >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+}
+
+/// SIGKILL while applies are on their way, again and again: what was acknowledged is there, and of what was
+/// not, everything or nothing. `OUTRIDER_TEST_SEED` chooses the moments, `OUTRIDER_KILLS` how many.
 #[test]
 fn a_killed_server_loses_nothing_it_acknowledged() -> Result<()> {
-    const KILLS: u32 = 20;
+    const WRITERS: usize = 3;
+    let chosen = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let (kills, seed) = (chosen("OUTRIDER_KILLS").unwrap_or(30), chosen("OUTRIDER_TEST_SEED").unwrap_or(1));
+    report(&format!("OUTRIDER_TEST_SEED={seed}"));
+    let mut random = Random(seed);
     let mut mesh = Mesh::start()?;
-    let mut acknowledged = BTreeSet::new();
-    let mut unknown = BTreeSet::new();
-    let mut number = 0_u32;
-    for round in 0..KILLS {
-        // Some that are acknowledged, then some that are cut.
-        let mut running = Vec::new();
-        let quiet = round % 3;
-        for index in 0..quiet + 4 {
-            number += 1;
-            let document = |part: &str| {
-                format!(
-                    "apiVersion: outrider.dev/v1alpha1\nkind: Service\n\
-                     metadata: {{name: s{number}-{part}, namespace: round}}\nspec: {{role: client}}\n"
-                )
-            };
-            let yaml = format!("{}---\n{}", document("a"), document("b"));
-            let command = mesh.apply_command(&yaml, &[])?;
-            if index < quiet {
-                run(command, LONG)?.ok()?;
-                acknowledged.insert(number);
-            } else {
-                running.push((number, std::thread::spawn(move || run(command, LONG))));
+    let socket = mesh.api_socket();
+    let next = AtomicU32::new(0);
+    let (acknowledged, unknown) = (Mutex::new(BTreeSet::new()), Mutex::new(BTreeSet::new()));
+    let put = |set: &Mutex<BTreeSet<u32>>, number| {
+        set.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(number);
+    };
+    let mut longest_offset = Duration::ZERO;
+    for _ in 0..kills {
+        std::thread::scope(|scope| -> Result<()> {
+            let (done, took) = mpsc::channel();
+            for _ in 0..WRITERS {
+                let (done, next, socket) = (done.clone(), &next, &socket);
+                let (acknowledged, unknown) = (&acknowledged, &unknown);
+                scope.spawn(move || {
+                    // Until the kill; what is cut may have been made or not.
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let Ok(time) = apply_directly(socket, number) else {
+                            put(unknown, number);
+                            return;
+                        };
+                        put(acknowledged, number);
+                        // Nobody counts any more after the kill.
+                        let _ = done.send(time);
+                    }
+                });
             }
-        }
-        // Any moment of the next few tens of milliseconds, different each time.
-        pass(Duration::from_millis(u64::from(round * 7 % 60)));
-        mesh.kill_server()?;
-        for (number, thread) in running {
-            let ended = thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-            let set = if ended.code == 0 { &mut acknowledged } else { &mut unknown };
-            set.insert(number);
-        }
+            // Every writer is at work again at once, so any moment up to the time of one apply cuts some.
+            let typical = (0..WRITERS).map(|_| took.recv_timeout(LONG)).sum::<Result<Duration, _>>();
+            let killed = typical.map(|sum| {
+                let offset = random.upto(sum / WRITERS as u32);
+                longest_offset = longest_offset.max(offset);
+                pass(offset);
+            });
+            // Killed in any case: the writers end with it.
+            mesh.kill_server()?;
+            Ok(killed?)
+        })?;
         mesh.start_server()?;
     }
+    let acknowledged = acknowledged.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let unknown = unknown.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // Each writer had one apply on its way when the server died.
+    assert_eq!(unknown.len(), kills as usize * WRITERS);
     let names: BTreeSet<String> =
         mesh.get::<ObjectView>("services")?.into_iter().map(|object| object.key.name).collect();
     for number in &acknowledged {
@@ -151,7 +195,8 @@ fn a_killed_server_loses_nothing_it_acknowledged() -> Result<()> {
     }
     let kept = unknown.iter().filter(|number| names.contains(&format!("s{number}-a"))).count();
     report(&format!(
-        "{KILLS} kills: {} changes acknowledged, {} not, of which {kept} had been made",
+        "{kills} kills, up to {longest_offset:?} into an apply: {} changes acknowledged, {} not, of which {kept} \
+         had been made",
         acknowledged.len(),
         unknown.len()
     ));
@@ -220,7 +265,7 @@ fn traffic_goes_on_without_control_plane_and_without_agent() -> Result<()> {
     })?;
     report(&format!("known again {:?} after the server's start", start.elapsed()));
     caller.more(100)?;
-    mesh.apply(&intent(target, "7s"))?;
+    mesh.apply(&services(target, "7s"))?;
     mesh.wait_current()?;
 
     mesh.kill_agent("node1")?;
@@ -234,6 +279,94 @@ fn traffic_goes_on_without_control_plane_and_without_agent() -> Result<()> {
     let line = ["curl", "-sS", "--fail", "--retry", "5", "--retry-all-errors", "http://web:8080/asked"];
     let ended = run(mesh.run_command("node1", "shop/client", line)?, LONG)?.ok()?;
     assert_eq!(ended.stdout, "/asked");
+    mesh.finish()
+}
+
+/// While there is no control plane, proxies that die are replaced with what they had, and an application that
+/// starts waits, says for what, and runs as soon as it can.
+#[test]
+fn proxies_and_applications_start_without_control_plane() -> Result<()> {
+    let Scene { mut mesh, _origin, shell, address, .. } = scene()?;
+    let pids = ["shop/client", "shop/web"].map(|service| mesh.instance_of(service).map(|i| i.proxy.pid));
+    mesh.kill_server()?;
+    for pid in pids {
+        process::send(pid?, Signal::KILL)?;
+        until("an answer through a new proxy", LONG, || ask(address).map_err(|error| format!("{error:#}")))?;
+    }
+
+    let line = ["curl", "-sS", "--fail", "--max-time", "10", "http://web:8080/first"];
+    let late = mesh.spawn("node1", "shop/client", line)?;
+    // It may run already, if all it needs is known here.
+    until("the application to run or to say what it waits for", LONG, || {
+        let said = late.run.output();
+        let good = said.contains("control plane") || matches!(late.run.ended(), Ok(Some(_)));
+        if good { Ok(()) } else { Err(said) }
+    })?;
+    if late.run.ended()?.is_none() {
+        // A limit is kept, and its error says why.
+        let mut command = mesh.outrider()?;
+        let socket = mesh.runtime("node1").join("agent.sock");
+        command.args(["run", "--service", "shop/client", "--timeout", "2s", "--agent"]).arg(socket);
+        let ended = run(
+            {
+                command.args(["--", "true"]);
+                command
+            },
+            LONG,
+        )?;
+        assert_eq!(ended.code, 3, "{ended:?}");
+        ensure!(ended.stderr.contains("control plane"), "{ended:?}");
+    }
+    mesh.start_server()?;
+    assert_eq!(process::shell_code(late.run.wait(LONG)?), 0, "{}", late.run.output());
+    ensure!(late.run.output().ends_with("/first"), "{}", late.run.output());
+    drop(shell);
+    mesh.finish()
+}
+
+/// N59 on one host: an agent that is silent takes its instances out of the endpoint sets, costs no call
+/// meanwhile, and brings them back when it speaks again.
+#[test]
+fn instances_of_a_silent_agent_are_withdrawn_and_come_back() -> Result<()> {
+    let Scene { mesh, _origin, shell, address, .. } = scene()?;
+    let caller = Caller::start(address);
+    caller.more(20)?;
+    mesh.agent("node1")?.signal(Signal::STOP)?;
+    let silent = Instant::now();
+    mesh.wait_instances("no instance in use", "shop/web", promised(Duration::from_secs(10)), |all| {
+        all.iter().all(|instance| instance.state == "lost")
+    })?;
+    report(&format!("withdrawn {:?} after the silence began", silent.elapsed()));
+    caller.more(50)?;
+    caller.finish()?;
+    mesh.agent("node1")?.signal(Signal::CONT)?;
+    mesh.wait_instances("the instance again", "shop/web", LONG, |all| {
+        all.len() == 1 && all[0].state == "ready"
+    })?;
+    until("an answer", LONG, || ask(address).map_err(|error| format!("{error:#}")))?;
+    drop(shell);
+    mesh.finish()
+}
+
+/// An agent that stood still, like one on a machine that was suspended, does not take it out on its proxies.
+#[test]
+#[ignore = "known gap: an agent that stood still for 8 s takes its native proxies for hung and kills them"]
+fn an_agent_that_stood_still_ends_no_proxy() -> Result<()> {
+    let Scene { mesh, _origin, shell, address, .. } = scene()?;
+    let pids = || -> Result<Vec<u32>> { Ok(mesh.instances()?.iter().map(|i| i.proxy.pid).collect()) };
+    let before = pids()?;
+    let caller = Caller::start(address);
+    caller.more(20)?;
+    mesh.agent("node1")?.signal(Signal::STOP)?;
+    pass(Duration::from_secs(10));
+    mesh.agent("node1")?.signal(Signal::CONT)?;
+    mesh.wait_instances("the instance again", "shop/web", LONG, |all| {
+        all.len() == 1 && all[0].state == "ready"
+    })?;
+    caller.more(200)?;
+    caller.finish()?;
+    assert_eq!(pids()?, before);
+    drop(shell);
     mesh.finish()
 }
 

@@ -8,31 +8,12 @@ use outrider_testkit::mesh::Options;
 use outrider_testkit::process::{self, marked};
 use outrider_testkit::shell::Shell;
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{Hosts, Mesh, Pair, for_each_pair, peers, ports, promised, report, tls, until};
+use outrider_testkit::{
+    Hosts, Mesh, Pair, for_each_pair, intent, peers, ports, promised, report, tls, until,
+};
 use rustix::process::Signal;
 
 for_each_pair!(traffic_crosses_hosts_and_a_silent_host_is_left);
-
-fn intent(pair: Pair, target: u16) -> String {
-    format!(
-        "
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: client, namespace: shop}}
-spec: {{role: client, calls: [web], engine: {}}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: web, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  timeouts: {{connect: 1s}}
-  ports: [{{name: http, port: 8080, targetPort: {target}, protocol: http}}]
-",
-        pair.client, pair.server
-    )
-}
 
 /// A server that says which host it is on, after `delay` seconds.
 fn server(host: &str, target: u16, delay: u32) -> Result<Vec<String>> {
@@ -61,7 +42,7 @@ fn traffic_crosses_hosts_and_a_silent_host_is_left(pair: Pair) -> Result<()> {
     let Some(hosts) = Hosts::new(3)? else { return Ok(()) };
     let target = ports::reserve()?;
     let mut mesh = Options::default().hosts(hosts).start()?;
-    mesh.apply(&intent(pair, target))?;
+    mesh.apply(&(intent::client_and_web(pair, target) + &intent::timeouts("connect: 1s")))?;
     let shell = mesh.shell_on("host1", "shop/client")?;
     let near = mesh.spawn("host2", "shop/web", server("host2", target, 0)?)?;
     mesh.wait_ready_app(&near)?;

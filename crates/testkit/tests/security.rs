@@ -7,43 +7,28 @@ use anyhow::{Context, Result, ensure};
 use outrider_testkit::capture::Capture;
 use outrider_testkit::http::Connection;
 use outrider_testkit::origin::Origin;
+use outrider_testkit::process::run;
 use outrider_testkit::shell::Shell;
 use outrider_testkit::tls::{self, Identity};
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{Engine, Mesh, Pair, for_each_pair, ports, until};
+use outrider_testkit::{Engine, Mesh, Pair, for_each_pair, intent, ports, until};
 
 for_each_pair!(
     the_leg_is_tls_1_3_and_nothing_else,
     strangers_are_refused,
     a_service_that_may_not_call_is_refused,
+    every_mode_of_encryption_carries_calls,
 );
 
-fn intent(pair: Pair, web: u16, db: u16) -> String {
-    format!(
-        "
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: client, namespace: shop}}
-spec: {{role: client, calls: [web, db], engine: {}}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: web, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  ports: [{{name: http, port: 8080, targetPort: {web}, protocol: http}}]
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: db, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  ports: [{{name: bytes, port: 7000, targetPort: {db}, protocol: tcp}}]
-",
-        pair.client, pair.server, pair.server
-    )
+/// `client` calls `web` and `db`; `stranger` calls nobody.
+fn services(pair: Pair, web: u16, db: u16) -> String {
+    [
+        intent::client(pair.client, "client", "web, db"),
+        intent::client(pair.client, "stranger", ""),
+        intent::server(pair.server, "web", &intent::http(8080, web)),
+        intent::server(pair.server, "db", &intent::tcp(7000, db)),
+    ]
+    .concat()
 }
 
 struct Scene {
@@ -56,7 +41,7 @@ struct Scene {
 fn scene(pair: Pair) -> Result<Scene> {
     let mesh = Mesh::start()?;
     let (web, db) = (ports::reserve()?, ports::reserve()?);
-    mesh.apply(&intent(pair, web, db))?;
+    mesh.apply(&services(pair, web, db))?;
     let (web, db) = (Origin::http(web)?, Origin::echo(db)?);
     mesh.stand_in("shop/web")?;
     mesh.stand_in("shop/db")?;
@@ -155,7 +140,8 @@ fn strangers_are_refused(pair: Pair) -> Result<()> {
     let request = b"GET /stranger HTTP/1.1\r\nHost: web\r\n\r\n";
     let (http, tcp) = (mesh.endpoint_of("shop/web", "http")?, mesh.endpoint_of("shop/db", "bytes")?);
     // The agent's probes open connections to the application too; requests and bytes are what counts.
-    let answered = |answer: &[u8]| String::from_utf8_lossy(answer).contains("/stranger");
+    let (requests, answered) =
+        (web.requests(), |answer: &[u8]| String::from_utf8_lossy(answer).contains("/stranger"));
 
     // Plaintext. The native proxy says why; Envoy has nobody to tell before the handshake.
     let answer = say_in_clear(http, request)?;
@@ -207,12 +193,18 @@ fn strangers_are_refused(pair: Pair) -> Result<()> {
             })?;
         }
     }
-    drop((web, db));
+    assert_eq!(web.requests(), requests, "a refused request reached the application");
+    drop(db);
     mesh.finish()
 }
 
 fn a_service_that_may_not_call_is_refused(pair: Pair) -> Result<()> {
-    let Scene { mesh, web: _web, db: _db, shell: _shell } = scene(pair)?;
+    let Scene { mesh, web, db: _db, shell: _shell } = scene(pair)?;
+    // What is not among a service's calls has no name there: 6 is curl's code for that.
+    let line = ["curl", "-sS", "http://web:8080/stranger"];
+    let ended = run(mesh.run_command("node1", "shop/stranger", line)?, LONG * 2)?;
+    assert_eq!(ended.code, 6, "{ended:?}");
+
     let authority = mesh.folder().join("server/server/ca");
     let identity = |service: &str| {
         Identity::issued(&authority, &format!("spiffe://outrider.internal/ns/shop/svc/{service}"))
@@ -228,9 +220,11 @@ fn a_service_that_may_not_call_is_refused(pair: Pair) -> Result<()> {
     let node = Identity::issued(&authority, "spiffe://outrider.internal/node/node1")?;
     let prefix = Identity::issued(&authority, "spiffe://outrider.internal/ns/shop/svc/client/x")?;
     for identity in [identity("web")?, identity("clien")?, elsewhere, node, prefix] {
-        match ask(&identity) {
+        let before = web.requests();
+        let answer = ask(&identity);
+        assert_eq!(web.requests(), before, "a caller that is not allowed reached the application");
+        match answer {
             Ok(response) => {
-                ensure!(response.text() != "/asked", "a caller that is not allowed got an answer");
                 assert_eq!(response.status()?, 403);
                 // Envoy has no field for it on this side; it says why in its words.
                 if pair.server == Engine::Native {
@@ -264,4 +258,38 @@ fn a_service_that_may_not_call_is_refused(pair: Pair) -> Result<()> {
         }
     }
     mesh.finish()
+}
+
+/// `both` takes callers with and without TLS, `off` only those without, and calls in the mesh go through every
+/// change of mode.
+fn every_mode_of_encryption_carries_calls(pair: Pair) -> Result<()> {
+    let scene = scene(pair)?;
+    let mesh = &scene.mesh;
+    let (web, db) = (scene.web.address().port(), scene.db.address().port());
+    let authority = mesh.folder().join("server/server/ca");
+    let client = Identity::issued(&authority, "spiffe://outrider.internal/ns/shop/svc/client")?;
+    for mode in ["both", "off", "both", "required"] {
+        let namespace = format!(
+            "apiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {{name: shop}}\nspec: {{mtls: {mode}}}\n"
+        );
+        mesh.apply(&(namespace + &services(pair, web, db)))?;
+        mesh.wait_current()?;
+        until(&format!("calls with mtls {mode}"), LONG, || {
+            (0..20).try_for_each(|_| scene.call_both(mode)).map_err(|error| format!("{error:#}"))
+        })?;
+
+        let http = mesh.endpoint_of("shop/web", "http")?;
+        let clear = say_in_clear(http, b"GET /clear HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")?;
+        let clear = String::from_utf8_lossy(&clear).into_owned();
+        assert_eq!(clear.ends_with("/clear"), mode != "required", "{mode}: {clear}");
+        let secret = tls::connect(http, Some(&client)).and_then(|mut c| c.get("web", "/secret"));
+        let secret = secret.is_ok_and(|response| response.text() == "/secret");
+        assert_eq!(secret, mode != "off", "{mode}: by TLS");
+
+        let bytes = mesh.endpoint_of("shop/db", "bytes")?;
+        let mut clear = Connection::open(bytes)?;
+        let echoed = clear.send(b"clear").and_then(|()| clear.bytes(5)).is_ok_and(|echo| echo == b"clear");
+        assert_eq!(echoed, mode != "required", "{mode}: bytes in clear");
+    }
+    scene.mesh.finish()
 }

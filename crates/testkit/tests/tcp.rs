@@ -8,7 +8,7 @@ use outrider_testkit::http::Pattern;
 use outrider_testkit::origin::Origin;
 use outrider_testkit::shell::Shell;
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{Mesh, Pair, for_each_pair, peers, ports, until};
+use outrider_testkit::{Mesh, Pair, for_each_pair, intent, peers, ports, until};
 
 for_each_pair!(
     postgresql_works_with_psql_and_pgbench,
@@ -17,24 +17,9 @@ for_each_pair!(
     an_unreachable_service_closes_connections,
 );
 
-fn intent(pair: Pair, port: u16, target: u16) -> String {
-    format!(
-        "
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: client, namespace: shop}}
-spec: {{role: client, calls: [db], engine: {}}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: db, namespace: shop}}
-spec:
-  role: server
-  engine: {}
-  ports: [{{name: sql, port: {port}, targetPort: {target}, protocol: tcp}}]
-",
-        pair.client, pair.server
-    )
+fn client_and_db(pair: Pair, port: u16, target: u16) -> String {
+    intent::client(pair.client, "client", "db")
+        + &intent::server(pair.server, "db", &intent::tcp(port, target))
 }
 
 /// Runs a script until it succeeds: the client's proxy may not know the endpoint yet.
@@ -49,7 +34,7 @@ fn postgresql_works_with_psql_and_pgbench(pair: Pair) -> Result<()> {
     let target = ports::reserve()?;
     let mesh = Mesh::start()?;
     let Some(postgres) = peers::postgres(&mesh.folder().join("apps"), target)? else { return mesh.finish() };
-    mesh.apply(&intent(pair, 5432, target))?;
+    mesh.apply(&client_and_db(pair, 5432, target))?;
     mesh.app("shop/db", &postgres.server)?;
     let shell = mesh.shell("shop/client")?;
     let psql = format!("{}/psql -h db -p 5432 -U postgres -XAt", postgres.programs.display());
@@ -81,7 +66,7 @@ fn redis_works_with_its_benchmark(pair: Pair) -> Result<()> {
     let mesh = Mesh::start()?;
     let folder = mesh.scratch()?;
     let Some(redis) = peers::redis(&folder, target)? else { return mesh.finish() };
-    mesh.apply(&intent(pair, 6379, target))?;
+    mesh.apply(&client_and_db(pair, 6379, target))?;
     mesh.app("shop/db", &redis)?;
     let shell = mesh.shell("shop/client")?;
     until_ok(&shell, "redis-cli -h db ping | grep -q PONG")?;
@@ -98,7 +83,7 @@ fn redis_works_with_its_benchmark(pair: Pair) -> Result<()> {
 fn streams_half_close_and_arrive_whole(pair: Pair) -> Result<()> {
     let target = ports::reserve()?;
     let mesh = Mesh::start()?;
-    mesh.apply(&intent(pair, 7000, target))?;
+    mesh.apply(&client_and_db(pair, 7000, target))?;
     let _origin = Origin::echo(target)?;
     mesh.stand_in("shop/db")?;
     let shell = mesh.shell("shop/client")?;
@@ -163,7 +148,7 @@ fn streams_half_close_and_arrive_whole(pair: Pair) -> Result<()> {
 
 fn an_unreachable_service_closes_connections(pair: Pair) -> Result<()> {
     let mesh = Mesh::start()?;
-    mesh.apply(&intent(pair, 7000, ports::reserve()?))?;
+    mesh.apply(&client_and_db(pair, 7000, ports::reserve()?))?;
     let shell = mesh.shell("shop/client")?;
     let mut stream = TcpStream::connect(shell.address("db", 7000)?)?;
     stream.set_read_timeout(Some(LONG))?;

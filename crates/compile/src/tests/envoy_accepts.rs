@@ -41,6 +41,16 @@ fn manager(filter: &Filter) -> Option<hcm::HttpConnectionManager> {
         .then(|| Message::decode(any.value.as_slice()).expect("decodes"))
 }
 
+/// The routes in the connection manager of a chain.
+pub(super) fn inline_routes(
+    chain: &outrider_xds_types::pb::envoy::config::listener::v3::FilterChain,
+) -> RouteConfiguration {
+    match chain.filters.iter().find_map(manager).expect("a connection manager").route_specifier {
+        Some(RouteSpecifier::RouteConfig(routes)) => routes,
+        other => panic!("routes in line: {other:?}"),
+    }
+}
+
 /// Names of clusters in routes and TCP proxies.
 pub(super) fn referenced_clusters(set: &ResourceSet) -> BTreeSet<String> {
     let mut found = BTreeSet::new();

@@ -97,9 +97,41 @@ fn routes_in_the_order_of_the_gateway_api() {
 }
 
 #[test]
+fn nobody_can_vouch_for_himself_in_another_spelling() {
+    use outrider_xds_types::pb::envoy::config::listener::v3::Listener;
+    use outrider_xds_types::prost::Message;
+    let api = proxy(&intent(include_str!("cases/mtls-both.yaml")), "shop/api");
+    let listener = api.resources.get(type_url::LISTENER, "inbound/http").expect("a listener");
+    let listener = Listener::decode(listener.body.as_slice()).expect("decodes");
+    assert_eq!(listener.filter_chains.len(), 2);
+    for chain in &listener.filter_chains {
+        let routes = envoy_accepts::inline_routes(chain);
+        let removed: BTreeSet<&str> = routes.request_headers_to_remove.iter().map(String::as_str).collect();
+        assert_eq!(removed.len(), 7, "{removed:?}");
+        assert!(removed.iter().all(|name| name.contains('_')));
+        assert!(removed.iter().all(|name| name.replace('_', "-") == "x-forwarded-client-cert"));
+    }
+}
+
+#[test]
+fn the_handshake_of_a_tcp_port_lets_in_its_callers_only() {
+    for (yaml, expected) in [
+        (include_str!("cases/mtls-both.yaml"), vec!["spiffe://outrider.internal/ns/shop/svc/web"]),
+        (include_str!("cases/nobody-calls.yaml"), vec!["spiffe://outrider.internal/nobody"]),
+    ] {
+        let text = everything(yaml);
+        let text = only(&text, "shop/db", &["inbound/db"]);
+        let (_, names) = text.split_once("match_typed_subject_alt_names").expect("names callers");
+        for id in expected {
+            assert!(names.contains(id), "{names}");
+        }
+    }
+}
+
+#[test]
 fn local_replies_carry_a_reason_and_never_replace_one() {
     let mappers = crate::http::local_replies().mappers;
-    assert_eq!(mappers.len(), local_reply_reasons().count() + 1);
+    assert_eq!(mappers.len(), local_reply_reasons().count() + 2);
     for mapper in &mappers {
         let [header] = mapper.headers_to_add.as_slice() else { panic!("one header: {mapper:?}") };
         assert_eq!(header.append_action, HeaderAppendAction::AddIfAbsent as i32);

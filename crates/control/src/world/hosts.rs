@@ -1,7 +1,13 @@
 //! Hosts, their instances, and whether they are alive.
 //!
 //! A host is *lost* when nothing was heard of it for [`Timing::lost_after_ms`]; its instances then leave the
-//! endpoint sets, and come back when it is heard of again. Facts count only from the newest session of a host.
+//! endpoint sets (they are *withdrawn*), and come back when it is heard of again. Facts count only from the
+//! newest session of a host.
+//!
+//! Holds: silence of others is taken for their end only while this side hears well. While no host at all is
+//! heard, the control plane is *cut off*: endpoints stay as they are, and when the first host is heard again all
+//! others have [`Timing::grace_ms`] to come back. The same grace is given when this process itself was late, and
+//! once when more hosts are silent than heard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -65,9 +71,34 @@ pub(crate) struct Host {
     pub(crate) last_heard: Millis,
     /// When it is lost unless heard of before.
     deadline: Millis,
+    /// Nothing is heard of it.
     pub(crate) lost: bool,
+    /// Its instances are in no endpoint set, because it is lost.
+    pub(crate) withdrawn: bool,
+    /// It was given more time, because too many were silent at once.
+    doubted: bool,
     /// By `NS/INSTANCE`.
     pub(crate) instances: BTreeMap<String, Instance>,
+}
+
+impl Host {
+    fn new(address: String, version: String, now: Millis, deadline: Millis) -> Self {
+        Self {
+            address,
+            version,
+            session: None,
+            last_heard: now,
+            deadline,
+            lost: false,
+            withdrawn: false,
+            doubted: false,
+            instances: BTreeMap::new(),
+        }
+    }
+
+    fn services(&self) -> impl Iterator<Item = ServiceRef> {
+        self.instances.values().map(|instance| instance.service.clone())
+    }
 }
 
 /// What became different.
@@ -83,6 +114,8 @@ pub(crate) struct Changed {
     pub(crate) gone: BTreeSet<String>,
     /// Hosts that were lost just now.
     pub(crate) lost: BTreeSet<String>,
+    /// Hosts whose endpoints were withdrawn just now.
+    pub(crate) withdrawn: BTreeSet<String>,
 }
 
 /// A fact was refused.
@@ -109,6 +142,8 @@ pub(crate) struct Hosts {
     by_service: BTreeMap<ServiceRef, BTreeSet<String>>,
     /// Names given to joining agents that have not said hello yet, until when.
     reserved: BTreeMap<String, Millis>,
+    /// No host is heard.
+    cut_off: bool,
 }
 
 impl Hosts {
@@ -120,17 +155,10 @@ impl Hosts {
             owners: BTreeMap::new(),
             by_service: BTreeMap::new(),
             reserved: BTreeMap::new(),
+            cut_off: false,
         };
         for (name, record) in known {
-            let host = Host {
-                address: record.address,
-                version: record.version,
-                session: None,
-                last_heard: now,
-                deadline: now + timing.grace_ms,
-                lost: false,
-                instances: BTreeMap::new(),
-            };
+            let host = Host::new(record.address, record.version, now, now + timing.grace_ms);
             hosts.hosts.insert(name.clone(), host);
             hosts.replace_instances(&name, record.instances);
         }
@@ -190,15 +218,10 @@ impl Hosts {
     pub(crate) fn hello(&mut self, name: &str, session: u64, hello: &wire::Hello, now: Millis) -> Changed {
         self.reserved.remove(name);
         let new = !self.hosts.contains_key(name);
-        let host = self.hosts.entry(name.to_owned()).or_insert_with(|| Host {
-            address: String::new(),
-            version: String::new(),
-            session: None,
-            last_heard: now,
-            deadline: now,
-            lost: false,
-            instances: BTreeMap::new(),
-        });
+        let host = self
+            .hosts
+            .entry(name.to_owned())
+            .or_insert_with(|| Host::new(String::new(), String::new(), now, now));
         let (address, version) = (cut(&hello.address), cut(&hello.version));
         let differs = new || host.address != address || host.version != version;
         (host.address, host.version, host.session) = (address, version, Some(session));
@@ -221,14 +244,34 @@ impl Hosts {
     /// Something was heard of the host: it is alive, and its instances are back if it was lost.
     pub(crate) fn heard(&mut self, name: &str, now: Millis) -> Changed {
         let mut changed = Changed::default();
+        if !self.hosts.contains_key(name) {
+            return changed;
+        }
+        if std::mem::take(&mut self.cut_off) {
+            self.was_late(now);
+        }
         if let Some(host) = self.hosts.get_mut(name) {
             host.last_heard = host.last_heard.max(now);
             host.deadline = host.deadline.max(now + self.timing.lost_after_ms);
-            if std::mem::take(&mut host.lost) {
-                changed.endpoints.extend(host.instances.values().map(|instance| instance.service.clone()));
+            (host.lost, host.doubted) = (false, false);
+            if std::mem::take(&mut host.withdrawn) {
+                changed.endpoints.extend(host.services());
             }
         }
         changed
+    }
+
+    /// This process was held up until `now`, or cut off: what it did not hear says nothing. Hosts have
+    /// [`Timing::grace_ms`] to be heard.
+    pub(crate) fn was_late(&mut self, now: Millis) {
+        for host in self.hosts.values_mut().filter(|host| !host.withdrawn) {
+            host.deadline = host.deadline.max(now + self.timing.grace_ms);
+        }
+    }
+
+    /// No host is heard at all.
+    pub(crate) fn cut_off(&self) -> bool {
+        self.cut_off
     }
 
     /// All instances of the host.
@@ -306,13 +349,28 @@ impl Hosts {
     pub(crate) fn tick(&mut self, now: Millis) -> Changed {
         let mut changed = Changed::default();
         let mut forgotten = Vec::new();
+        // Half the time a host has: whoever missed no heartbeat is heard, and when all connections broke at
+        // once nobody is by the time the first deadline passes.
+        let is_heard = |host: &Host| !host.lost && now < host.last_heard + self.timing.lost_after_ms / 2;
+        let heard = self.hosts.values().filter(|host| is_heard(host)).count();
+        let silent = self.hosts.values().filter(|host| !host.withdrawn && !is_heard(host)).count();
         for (name, host) in &mut self.hosts {
-            if !host.lost && now >= host.deadline {
-                host.lost = true;
-                changed.lost.insert(name.clone());
-                changed.endpoints.extend(host.instances.values().map(|instance| instance.service.clone()));
+            if !host.withdrawn && now >= host.deadline {
+                if !std::mem::replace(&mut host.lost, true) {
+                    changed.lost.insert(name.clone());
+                }
+                if heard == 0 {
+                    self.cut_off = true;
+                } else if silent > heard && !host.doubted {
+                    host.doubted = true;
+                    host.deadline = now + self.timing.grace_ms;
+                } else {
+                    host.withdrawn = true;
+                    changed.withdrawn.insert(name.clone());
+                    changed.endpoints.extend(host.services());
+                }
             }
-            if host.lost && now >= host.deadline + self.timing.forget_ms {
+            if host.withdrawn && now >= host.deadline + self.timing.forget_ms {
                 forgotten.push(name.clone());
             }
         }
@@ -328,10 +386,13 @@ impl Hosts {
 
     /// When [`Hosts::tick`] has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Millis> {
-        self.hosts
-            .values()
-            .map(|host| if host.lost { host.deadline + self.timing.forget_ms } else { host.deadline })
-            .min()
+        let waits = |host: &Host| match (host.withdrawn, host.lost && self.cut_off) {
+            (true, _) => Some(host.deadline + self.timing.forget_ms),
+            // Until somebody is heard.
+            (false, true) => None,
+            (false, false) => Some(host.deadline),
+        };
+        self.hosts.values().filter_map(waits).min()
     }
 }
 

@@ -197,11 +197,11 @@ fn assignment_of<'a>(kind: &str, name: &'a str) -> Option<&'a str> {
     name.strip_prefix("outbound/").filter(|_| kind == "cluster")
 }
 
-/// Ready instances on hosts that are not lost.
+/// Ready instances on hosts that are not withdrawn.
 fn assignment(service: &ServiceRef, port: &str, hosts: &Hosts) -> Arc<outrider_xds::Resource> {
     let ready: Vec<Endpoint> = hosts
         .of_service(service)
-        .filter(|(_, host, instance)| !host.lost && instance.state == State::Ready)
+        .filter(|(_, host, instance)| !host.withdrawn && instance.state == State::Ready)
         .filter_map(|(_, _, instance)| instance.endpoints.get(port))
         .map(|address| Endpoint { address: address.ip(), port: address.port() })
         .collect();

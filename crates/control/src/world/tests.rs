@@ -120,9 +120,10 @@ fn only_ready_instances_of_live_hosts_are_endpoints() {
     world.fact("a", 1, &instances(&[instance("inventory", 1, Ready)]), 1_000).unwrap();
     let full = version(&world, "shop/inventory/http");
     let before = world.published().clone();
-    assert!(world.tick(6_999).is_empty());
+    world.fact("b", 1, &hello("b"), 6_000).unwrap();
+    assert_eq!(world.tick(6_999), Ticked::default());
     assert!(world.published().same(&before));
-    assert_eq!(world.tick(7_000), ["a"]);
+    assert_eq!(world.tick(7_000).withdrawn, ["a"]);
     assert_eq!(version(&world, "shop/inventory/http"), empty);
     assert_eq!(world.instances(None, None)[0].state, "lost");
     assert!(!world.nodes(7_000)[0].connected);
@@ -245,7 +246,7 @@ fn a_rollout_is_current_only_when_everything_is_said_to_be_in_use() {
 
     // Nor are those out of reach forgotten: they may still carry traffic the old way.
     world.fact("b", 1, &hello("b"), 20_000).unwrap();
-    assert_eq!(world.tick(20_000), ["a"]);
+    assert_eq!(world.tick(20_000).lost, ["a"]);
     let view = world.rollout(3);
     assert_eq!((&view.current[..], &view.pending[..]), (&[][..], &[][..]));
     assert_eq!(proxies(&view.unreachable), ["shop/checkout-1"]);

@@ -5,4 +5,5 @@
 mod agents;
 mod api;
 mod crash;
+mod limits;
 mod support;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use outrider_proxy_core::access::AccessPolicy;
 use outrider_proxy_core::http1::Limits;
 use outrider_proxy_core::route::RouteTable;
+use outrider_xds_types::names::ListenerMetadata;
+use outrider_xds_types::pb::envoy::config::core::v3::Metadata;
 use outrider_xds_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
@@ -32,7 +34,7 @@ use outrider_xds_types::pb::google::protobuf::Any;
 use outrider_xds_types::prost::{Message, Name};
 
 use super::Slots;
-use super::cluster::{common_tls, exact, http1_options};
+use super::cluster::{CommonTls, common_tls, exact, http1_options};
 use super::fields::{Refusal, join, limit, nothing_left, over_ads, socket_address, transport_socket, unpack};
 use super::route;
 
@@ -57,6 +59,8 @@ pub struct ParsedListener {
     pub plain: Option<ParsedService>,
     /// When silence means "no TLS"; only with both.
     pub detect: Option<Duration>,
+    /// What callers most likely call the service; empty if nobody says.
+    pub default_host: Arc<str>,
 }
 
 impl ParsedListener {
@@ -81,6 +85,15 @@ pub enum ParsedService {
         /// Endpoints tried.
         attempts: u32,
     },
+}
+
+impl ParsedService {
+    /// The same for these SPIFFE IDs only.
+    fn only(mut self, ids: &[Arc<str>]) -> Self {
+        let (Self::Http(ParsedHttp { access, .. }) | Self::Tcp { access, .. }) = &mut self;
+        *access = std::mem::take(access).only(ids);
+        self
+    }
 }
 
 /// An HTTP service whose routes may still be elsewhere.
@@ -122,7 +135,8 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
     for (n, filter) in std::mem::take(&mut listener.listener_filters).into_iter().enumerate() {
         listener_filter(filter, &format!("listener_filters[{n}]"))?;
     }
-    let mut parsed = ParsedListener { name, address, tls: None, plain: None, detect: None };
+    let default_host = listener.metadata.take().map(|metadata| default_host(&metadata)).unwrap_or_default();
+    let mut parsed = ParsedListener { name, address, tls: None, plain: None, detect: None, default_host };
     let chains = std::mem::take(&mut listener.filter_chains);
     if chains.is_empty() {
         return Err(Refusal::new("filter_chains", "at least one is required"));
@@ -132,7 +146,6 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
         filter_chain(chain, only, &format!("filter_chains[{n}]"), &mut parsed, slots)?;
     }
     // What follows says what this proxy does anyway, or is for others.
-    listener.metadata = None;
     listener.traffic_direction = 0;
     listener.stat_prefix.clear();
     // The agent binds; how is its affair.
@@ -145,6 +158,20 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
     listener.per_connection_buffer_limit_bytes = None;
     nothing_left(&listener, "")?;
     Ok(parsed)
+}
+
+/// The service's first name, with the port unless it is the usual one.
+fn default_host(metadata: &Metadata) -> Arc<str> {
+    let Some(about) = ListenerMetadata::from_metadata(metadata) else { return Arc::default() };
+    let name = match (about.names.into_iter().next(), about.service.split_once('/')) {
+        (Some(name), _) => name,
+        (None, Some((namespace, service))) => format!("{service}.{namespace}"),
+        (None, None) => return Arc::default(),
+    };
+    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
+        return Arc::default();
+    }
+    if about.port == 80 { name.into() } else { format!("{name}:{}", about.port).into() }
 }
 
 fn listener_filter(filter: ListenerFilter, path: &str) -> Result<(), Refusal> {
@@ -180,7 +207,10 @@ fn filter_chain(
         ("tls" | "", Some(socket)) if parsed.tls.is_none() && (only || !protocol.is_empty()) => {
             let path = join(path, "transport_socket");
             let any = transport_socket(socket, &path)?;
-            parsed.tls = Some((downstream_tls(&any, &path)?, service));
+            let tls = downstream_tls(&any, &path)?;
+            // Who is not named there is refused in the handshake by others; here it is told why.
+            let service = if tls.expected.is_empty() { service } else { service.only(&tls.expected) };
+            parsed.tls = Some((tls.alpn, service));
         }
         ("raw_buffer" | "", None) if parsed.plain.is_none() && (only || !protocol.is_empty()) => {
             parsed.plain = Some(service);
@@ -195,7 +225,7 @@ fn filter_chain(
     Ok(())
 }
 
-fn downstream_tls(any: &Any, path: &str) -> Result<Vec<Vec<u8>>, Refusal> {
+fn downstream_tls(any: &Any, path: &str) -> Result<CommonTls, Refusal> {
     let mut context: DownstreamTlsContext = unpack(any, path)?;
     if !context.require_client_certificate.take().is_some_and(|b| b.value) {
         return Err(Refusal::new(join(path, "require_client_certificate"), "must be true"));
@@ -205,14 +235,7 @@ fn downstream_tls(any: &Any, path: &str) -> Result<Vec<Vec<u8>>, Refusal> {
         .take()
         .ok_or_else(|| Refusal::new(join(path, "common_tls_context"), "required"))?;
     nothing_left(&context, path)?;
-    let common = common_tls(common, &join(path, "common_tls_context"))?;
-    if !common.expected.is_empty() {
-        return Err(Refusal::new(
-            join(path, "common_tls_context"),
-            "callers are admitted by RBAC, not by match_typed_subject_alt_names",
-        ));
-    }
-    Ok(common.alpn)
+    common_tls(common, &join(path, "common_tls_context"))
 }
 
 fn service(filters: Vec<Filter>, path: &str, slots: &mut Slots) -> Result<ParsedService, Refusal> {

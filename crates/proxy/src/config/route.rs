@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use outrider_proxy_core::http1::HeaderEdits;
 use outrider_proxy_core::http1::reply::REASON_HEADER;
+use outrider_proxy_core::http1::{HeaderEdits, HeaderKind};
 use outrider_proxy_core::reason::Reason;
 use outrider_proxy_core::route::{
     DirectResponse, HeaderMatch, PathMatch, Route as CompiledRoute, RouteAction as CompiledAction,
@@ -47,6 +47,10 @@ pub fn table(mut config: RouteConfiguration, path: &str, slots: &mut Slots) -> R
     config.metadata = None;
     // A route waits for its clusters here anyway.
     config.validate_clusters = None;
+    // Whatever callers say about their own certificate is left out always, however it is spelt.
+    config
+        .request_headers_to_remove
+        .retain(|name| HeaderKind::of(name.as_bytes()) != HeaderKind::ForwardedClientCert);
     let ignore_port = std::mem::take(&mut config.ignore_port_in_host_matching);
     let mut clusters = Vec::new();
     let mut hosts = Vec::new();

@@ -12,7 +12,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context as Task, Poll, ready};
-use std::time::Instant;
 
 use outrider_proxy_core::http1::body::{BodyError, BodyFraming, BodyScanner};
 use outrider_proxy_core::http1::encode::{self, Delivery, ResponseEncoding};
@@ -77,6 +76,10 @@ pub(super) struct Exchange<'a> {
     refused: bool,
     waits_for_client: bool,
 
+    /// Size classes of reads, by what former reads brought.
+    class_up: usize,
+    class_down: usize,
+
     to_client: Vec<u8>,
     written: usize,
     ready_down: usize,
@@ -102,6 +105,7 @@ fn millis(limit: Option<std::time::Duration>) -> u64 {
 }
 
 impl<'a> Exchange<'a> {
+    /// `began` is when the request did, on the worker's clock.
     pub(super) fn new(
         worker: &'a Worker,
         client: &'a mut Client,
@@ -109,11 +113,11 @@ impl<'a> Exchange<'a> {
         asking: &'a mut Asking,
         route: &'a Route,
         service: &HttpService,
-        began: Instant,
+        began: u64,
     ) -> Self {
         let now = worker.timers.now();
-        let spent = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
         let limits = route.timeouts;
+        let ready_up = std::mem::take(&mut asking.accepted);
         Self {
             worker,
             client,
@@ -121,11 +125,13 @@ impl<'a> Exchange<'a> {
             asking,
             route,
             sent: 0,
-            ready_up: 0,
+            ready_up,
             moved_up: 0,
             request_done: false,
             refused: false,
             waits_for_client: false,
+            class_up: 0,
+            class_down: 0,
             to_client: worker.buffers.take_scratch(),
             written: 0,
             ready_down: 0,
@@ -141,7 +147,7 @@ impl<'a> Exchange<'a> {
             idle_ms: millis(limits.idle.or(service.idle)),
             head_ms: millis(limits.response_head),
             head_at: NEVER,
-            total_at: now.saturating_sub(spent).saturating_add(millis(limits.total)),
+            total_at: began.saturating_add(millis(limits.total)),
             armed: NEVER,
         }
     }
@@ -154,12 +160,13 @@ impl<'a> Exchange<'a> {
         poll_fn(|cx| self.poll(cx, heads, out)).await
     }
 
-    /// Whether a byte of a final response may have reached the caller.
+    /// Whether a reply of our own would no longer be understood: a byte of a final response, or a part of an
+    /// interim one, may have reached the caller.
     pub(super) fn response_started(&self) -> bool {
-        self.response.is_some() || self.switched
+        self.response.is_some() || self.switched || (self.written > 0 && self.written < self.to_client.len())
     }
 
-    /// Whether everything that was sent is still here.
+    /// Whether everything that was sent is still here: in `out`, or accepted and at the front of the inbox.
     pub(super) fn is_replayable(&self) -> bool {
         self.moved_up == 0
     }
@@ -177,9 +184,9 @@ impl<'a> Exchange<'a> {
 
     /// The endpoint's connection, and its keep-alive limit in seconds if it told one.
     pub(super) fn into_connection(self) -> (Connection, Option<u32>) {
-        let Self { worker, client, mut connection, to_client, ready_up, told, .. } = self;
-        // Accepted bytes that were not sent are behind us all the same.
-        client.inbox.consume(ready_up);
+        let Self { worker, asking, mut connection, to_client, ready_up, told, .. } = self;
+        // The scanner has them behind it, so the next try must send them before it reads on.
+        asking.accepted = ready_up;
         connection.inbox.park(&worker.buffers);
         worker.buffers.give_scratch(to_client);
         (connection, told)
@@ -188,7 +195,8 @@ impl<'a> Exchange<'a> {
     /// Copies a small body that is here already behind the head.
     fn join_body(&mut self, out: &mut Vec<u8>) -> Result<(), ProxyError> {
         self.bytes_in += out.len() as u64;
-        if self.asking.body.is_done() || self.client.inbox.is_empty() || out.len() >= JOIN {
+        let nothing = self.ready_up > 0 || self.asking.body.is_done() || self.client.inbox.is_empty();
+        if nothing || out.len() >= JOIN {
             return Ok(());
         }
         let scan = self.asking.body.scan(self.client.inbox.bytes()).map_err(invalid_request_body)?;
@@ -259,8 +267,9 @@ impl<'a> Exchange<'a> {
                 self.bytes_in += scan.consumed as u64;
             } else {
                 let Client { downstream, inbox, .. } = &mut *self.client;
-                match inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, 0) {
-                    Poll::Ready(Ok(Filled::Bytes(_))) => {}
+                inbox.prefer(self.class_up, &self.worker.buffers);
+                match inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, self.class_up) {
+                    Poll::Ready(Ok(Filled::Bytes(n))) => self.class_up = class_after(n),
                     Poll::Ready(Ok(Filled::End)) => {
                         return Poll::Ready(Err(ProxyError::new(Side::Downstream, Reason::ClientGone)));
                     }
@@ -300,8 +309,12 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             let Connection { stream, inbox, .. } = &mut self.connection;
-            match inbox.poll_fill(cx, stream, &self.worker.buffers, 0) {
-                Poll::Ready(Ok(Filled::Bytes(n))) => self.progress += n as u64,
+            inbox.prefer(self.class_down, &self.worker.buffers);
+            match inbox.poll_fill(cx, stream, &self.worker.buffers, self.class_down) {
+                Poll::Ready(Ok(Filled::Bytes(n))) => {
+                    self.class_down = class_after(n);
+                    self.progress += n as u64;
+                }
                 Poll::Ready(Ok(Filled::End)) => {
                     response.body.finish().map_err(invalid_response_body)?;
                     response.ended = true;
@@ -521,17 +534,24 @@ impl<'a> Exchange<'a> {
         Poll::Pending
     }
 
+    /// Whether the caller has yet to take bytes that are here.
+    fn owes_client(&self) -> bool {
+        self.written < self.to_client.len() || self.ready_down > 0
+    }
+
     fn too_late(&self, now: u64, head_at: u64) -> ProxyError {
+        let side = if self.owes_client() { Side::Downstream } else { Side::Upstream };
         if now >= head_at {
             ProxyError::new(Side::Upstream, Reason::RequestTimeout)
         } else if now >= self.total_at {
-            ProxyError::new(Side::Upstream, Reason::TotalTimeout)
+            ProxyError::new(side, Reason::TotalTimeout)
         } else if !self.request_done && self.waits_for_client && self.response.is_none() {
             ProxyError::new(Side::Downstream, Reason::RequestBodyTimeout)
-        } else if self.response.is_some() {
-            ProxyError::new(Side::Upstream, Reason::UpstreamIdleTimeout)
+        } else if self.response.is_some() && side == Side::Upstream {
+            ProxyError::new(side, Reason::UpstreamIdleTimeout)
         } else {
-            ProxyError::new(Side::Upstream, Reason::IdleTimeout)
+            // Neither moves, or the caller does not read.
+            ProxyError::new(side, Reason::IdleTimeout)
         }
     }
 }
@@ -549,6 +569,11 @@ pub(super) fn explain(error: &ProxyError, route: &Route) -> String {
         (None, Some(cause)) => format!("{} ({cause})", error.reason.sentence()),
         (None, None) => String::new(),
     }
+}
+
+/// A body that fills ordinary blocks is read in larger ones.
+fn class_after(read: usize) -> usize {
+    usize::from(read >= SIZES[0])
 }
 
 fn ready_or_pending(poll: Poll<Result<(), ProxyError>>) -> Result<(), ProxyError> {

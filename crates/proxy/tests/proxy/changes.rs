@@ -8,6 +8,7 @@ use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[tokio::test]
 async fn endpoints_change_under_an_open_connection() {
@@ -38,7 +39,7 @@ async fn endpoints_change_under_an_open_connection() {
 }
 
 #[tokio::test]
-async fn routes_change_under_an_open_connection_and_a_removed_listener_serves_what_is_open() {
+async fn routes_change_under_an_open_connection() {
     let origin = Origin::bind().await.answer_all("a");
     let mut proxy = client_proxy("http", &[origin]).await;
     let mut app = proxy.connect(OUTBOUND).await;
@@ -65,12 +66,95 @@ spec:
     assert_eq!(header(&head, "x-outrider-reason"), Some(Reason::NoRoute.as_str()));
     app.send("GET /yes HTTP/1.1\r\nHost: api\r\n\r\n").await;
     assert_eq!(app.response().await.1, "a");
+}
 
+#[tokio::test]
+async fn a_removed_listener_finishes_what_is_under_way_and_refuses_what_comes_after() {
+    let origin = Origin::bind().await;
+    let mut proxy = client_proxy("http", &[origin.address()]).await;
+    let mut busy = proxy.connect(OUTBOUND).await;
+    let mut idle = proxy.connect(OUTBOUND).await;
+    busy.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_connections == 2).await;
+    while proxy.seen.try_recv().is_ok() {}
     proxy.configure(outrider_xds::ResourceSet::new()).await;
     proxy.acked(type_url::LISTENER).await;
-    app.send("GET /no HTTP/1.1\r\nHost: api\r\n\r\n").await;
-    let (head, _) = app.response().await;
-    assert_eq!(header(&head, "x-outrider-reason"), Some(Reason::NoRoute.as_str()), "the connection is alive");
+
+    server.send(OK).await;
+    busy.expect(OK).await;
+    assert_eq!(server.rest().await.unwrap(), b"", "its connection is closed with its cluster");
+    for connection in [&mut busy, &mut idle] {
+        connection.send(GET).await;
+        let (head, _) = connection.response().await;
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        assert_eq!(header(&head, "x-outrider-reason"), Some(Reason::UnknownService.as_str()));
+        assert_eq!(header(&head, "connection"), Some("close"));
+        assert_eq!(connection.rest().await.unwrap(), b"");
+    }
+    assert!(origin.is_untouched().await);
+
+    // It may come back.
+    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin.address()]));
+    proxy.configure(set).await;
+    let mut app = proxy.connect(OUTBOUND).await;
+    app.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    server.send(OK).await;
+    app.expect(OK).await;
+}
+
+#[tokio::test]
+async fn another_xds_server_is_found_and_heard() {
+    let (a, b) = (Origin::bind().await.answer_all("a"), Origin::bind().await.answer_all("b"));
+    let mut proxy = client_proxy("http", &[a]).await;
+    let mut app = proxy.connect(OUTBOUND).await;
+    app.send(GET).await;
+    assert_eq!(app.response().await.1, "a");
+    proxy.stop_xds();
+    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[b]));
+    proxy.configure(set).await;
+    proxy.start_xds();
+    proxy.acked(type_url::ENDPOINT).await;
+    app.send(GET).await;
+    assert_eq!(app.response().await.1, "b", "on the connection that was open all the time");
+}
+
+#[tokio::test]
+async fn several_workers_share_the_sockets_and_add_up() {
+    let origin = Origin::bind().await.answer_all("a");
+    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin]));
+    let mut proxy = Proxy::start_with(set.clone(), 3).await;
+    soon("ready", proxy.wait_ready()).await;
+    let mut apps = Vec::new();
+    for _ in 0..24 {
+        let mut app = proxy.connect(OUTBOUND).await;
+        app.send(GET).await;
+        assert_eq!(app.response().await.1, "a");
+        apps.push(app);
+    }
+    proxy
+        .counted("all of them", |stats| {
+            let listener = &stats.listeners[OUTBOUND];
+            (listener.connections, listener.active_connections, listener.requests) == (24, 24, 24)
+        })
+        .await;
+    proxy.ping(7).await;
+    // An acknowledgement means that every worker has it.
+    let other = Origin::bind().await.answer_all("b");
+    set.insert(assignment(ENDPOINTS, &[other]));
+    while proxy.seen.try_recv().is_ok() {}
+    proxy.configure(set).await;
+    proxy.acked(type_url::ENDPOINT).await;
+    for app in &mut apps {
+        app.send(GET).await;
+        assert_eq!(app.response().await.1, "b");
+    }
 }
 
 #[tokio::test]
@@ -127,6 +211,22 @@ async fn draining_finishes_what_is_open_and_says_close() {
     };
     let (cut, ()) = tokio::join!(proxy.drain(2_000), finish);
     assert_eq!(cut, 0);
+    proxy.join();
+}
+
+#[tokio::test]
+async fn a_draining_proxy_still_answers_its_agent() {
+    let origin = Origin::bind().await;
+    let mut proxy = client_proxy("http", &[origin.address()]).await;
+    let mut busy = proxy.connect(OUTBOUND).await;
+    busy.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    proxy.agent.send(&outrider_handover::ToProxy::Drain { drain_ms: 60_000 }, &[]).await.unwrap();
+    assert_eq!(proxy.stats().await.listeners[OUTBOUND].active_connections, 1);
+    proxy.ping(9).await;
+    // A later drain may bring the end forward.
+    assert_eq!(proxy.drain(1).await, 1);
     proxy.join();
 }
 

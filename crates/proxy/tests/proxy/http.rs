@@ -150,6 +150,15 @@ async fn an_upgrade_becomes_a_tunnel_only_after_101() {
     server.finish().await;
     assert_eq!(client.rest().await.unwrap(), b"late");
 
+    // Other protocols are not offered to the endpoint: the request goes on as HTTP.
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send("GET / HTTP/1.1\r\nHost: api\r\nUpgrade: foo\r\nConnection: Upgrade\r\n\r\n").await;
+    let mut server = origin.accept().await;
+    server.expect("GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
+    server.send(OK).await;
+    client.expect(OK).await;
+    drop(server);
+
     // Without 101 what follows is the next request, with its own route and checks.
     let mut client = proxy.connect(OUTBOUND).await;
     client.send(format!("{upgrade}{GET}")).await;
@@ -304,7 +313,8 @@ async fn callers_of_http_1_0_get_what_they_understand() {
     let mut client = proxy.connect(OUTBOUND).await;
     client.send("GET / HTTP/1.0\r\n\r\n").await;
     let mut server = origin.accept().await;
-    assert!(server.head().await.starts_with("GET / HTTP/1.1\r\n"));
+    // Without a name the next hop would refuse it.
+    server.expect("GET / HTTP/1.1\r\nHost: api:8080\r\n\r\n").await;
     server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n").await;
     let all = String::from_utf8(client.rest().await.unwrap()).unwrap();
     assert!(all.ends_with("\r\n\r\nabc"), "{all}");
@@ -321,4 +331,42 @@ async fn a_caller_that_ended_its_sending_still_gets_the_answer() {
     server.head().await;
     server.send(OK).await;
     assert_eq!(String::from_utf8(client.rest().await.unwrap()).unwrap(), OK);
+}
+
+#[tokio::test]
+async fn interim_responses_never_reach_callers_of_http_1_0() {
+    let (origin, proxy) = one().await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send("GET / HTTP/1.0\r\n\r\n").await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    server.send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n").await;
+    server.send(OK).await;
+    let all = String::from_utf8(client.rest().await.unwrap()).unwrap();
+    assert!(all.starts_with("HTTP/1.1 200 OK\r\n"), "{all}");
+    assert!(all.ends_with("\r\n\r\nok") && !all.contains("103"), "{all}");
+}
+
+#[tokio::test]
+async fn a_percent_sign_in_an_edit_is_a_percent_sign() {
+    let route = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, namespace: shop}
+spec:
+  parentRefs: [{kind: Service, group: '', name: api}]
+  rules:
+    - filters:
+        - type: RequestHeaderModifier
+          requestHeaderModifier: {set: [{name: x-share, value: '100%'}, {name: x-code, value: '%41%%'}]}
+      backendRefs: [{name: api, port: 8080}]
+";
+    let origin = Origin::bind().await;
+    let mut set = compiled(&pair("http", "off", 1, route), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin.address()]));
+    let proxy = Proxy::start(set).await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send(GET).await;
+    let head = origin.accept().await.head().await;
+    assert_eq!((header(&head, "x-share"), header(&head, "x-code")), (Some("100%"), Some("%41%%")));
 }

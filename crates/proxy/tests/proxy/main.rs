@@ -3,8 +3,10 @@
 #![allow(unreachable_pub, missing_docs, reason = "a test binary has no API")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "that is how a test fails")]
 
+mod binary;
 mod changes;
 mod http;
+mod limits;
 mod mesh;
 mod support;
 mod tcp;

@@ -3,7 +3,8 @@
 use super::support::*;
 use outrider_xds_types::type_url;
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\nX-Forwarded-Client-Cert: URI=forged\r\n\r\n";
+const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\nX-Forwarded-Client-Cert: URI=forged\r\n\
+    x_forwarded_client_cert: URI=forged\r\nx-forwarded_client-cert: URI=forged\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 async fn servers(protocol: &str, mtls: &str, origin: &Origin, authority: &Authority) -> Proxy {
@@ -132,8 +133,54 @@ async fn plaintext_is_refused_where_tls_is_required_and_served_under_both() {
     let mut behind = origin.accept().await;
     let head = behind.head().await;
     assert_eq!(header(&head, "x-forwarded-client-cert"), None, "{head}");
+    assert!(!head.contains("forged"), "{head}");
     behind.send(OK).await;
     plain.expect(OK).await;
+}
+
+#[tokio::test]
+async fn silent_strangers_take_no_place_from_callers() {
+    let (origin, authority) = (Origin::bind().await, Authority::new());
+    let mut server = servers("http", "required", &origin, &authority).await;
+    let client = clients("http", &server, &authority, "shop/web").await;
+    let mut strangers = Vec::new();
+    for _ in 0..1100 {
+        strangers.push(server.connect(INBOUND).await);
+    }
+    server
+        .counted("the oldest are ended", |stats| {
+            let listener = &stats.listeners[INBOUND];
+            listener.active_connections == 1024 && listener.reasons.get("overload_connections") == Some(&76)
+        })
+        .await;
+    let mut app = client.connect(OUTBOUND).await;
+    app.send(GET).await;
+    let mut behind = origin.accept().await;
+    behind.head().await;
+    behind.send(OK).await;
+    app.expect(OK).await;
+    assert_eq!(strangers.remove(0).rest().await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn an_open_connection_ends_when_its_caller_may_call_no_more() {
+    let (origin, authority) = (Origin::bind().await, Authority::new());
+    let mut server = servers("tcp", "required", &origin, &authority).await;
+    let client = clients("tcp", &server, &authority, "shop/web").await;
+    let mut app = client.connect(OUTBOUND).await;
+    app.send("hello").await;
+    let mut behind = origin.accept().await;
+    behind.expect("hello").await;
+
+    let nobody = pair("tcp", "required", origin.port(), "").replace("calls: [api]", "calls: []");
+    let mut set = compiled(&nobody, "shop/api");
+    for secret in authority.secrets("shop/api") {
+        set.insert(secret);
+    }
+    server.configure(set).await;
+    assert_eq!(behind.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(app.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    server.counted("reason", |s| s.listeners[INBOUND].reasons.get("caller_not_allowed") == Some(&1)).await;
 }
 
 #[tokio::test]

@@ -74,7 +74,8 @@ fn data(text: &str) -> Option<core::DataSource> {
     Some(core::DataSource { specifier, ..Default::default() })
 }
 
-fn resource<M: Message>(type_url: &str, name: &str, message: &M) -> Arc<Resource> {
+/// A resource of this message.
+pub fn resource<M: Message>(type_url: &str, name: &str, message: &M) -> Arc<Resource> {
     Arc::new(Resource::new(type_url, name, version(), message.encode_to_vec()))
 }
 
@@ -202,6 +203,10 @@ impl Proxy {
     }
 
     pub async fn start_cold(set: ResourceSet) -> Self {
+        Self::start_with(set, 1).await
+    }
+
+    pub async fn start_with(set: ResourceSet, workers: usize) -> Self {
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("xds.sock");
@@ -212,7 +217,7 @@ impl Proxy {
         let options = Options {
             xds: Some(socket.clone()),
             node: "shop/test".to_owned(),
-            workers: 1,
+            workers,
             ..Options::default()
         };
         let thread = std::thread::spawn(move || conductor::run(options, Some(theirs)).unwrap());
@@ -294,6 +299,12 @@ impl Proxy {
         }
     }
 
+    /// Asks for a sign of life, and waits for it.
+    pub async fn ping(&mut self, id: u64) {
+        self.agent.send(&ToProxy::Ping { id }, &[]).await.unwrap();
+        while self.message().await != (FromProxy::Pong { id }) {}
+    }
+
     /// Waits until the counters of the listener satisfy the condition.
     pub async fn counted(&mut self, what: &str, condition: impl Fn(&Stats) -> bool) {
         let waiting = async {
@@ -322,10 +333,18 @@ impl Proxy {
         self.saw(type_url, |seen| matches!(seen, Seen::Acked { type_url: t, .. } if **t == *type_url)).await;
     }
 
-    /// Stops the xDS server.
+    /// Stops the xDS server and ends its streams.
     pub fn stop_xds(&mut self) {
         self.server.abort();
+        self.set = watch::channel(Arc::default()).0;
         std::fs::remove_file(&self.socket).unwrap();
+    }
+
+    /// Starts another one in its place, which knows nothing of the former's streams.
+    pub fn start_xds(&mut self) {
+        let (seen_in, seen) = mpsc::unbounded_channel();
+        self.server = serve_xds(&self.socket, self.set.subscribe(), seen_in);
+        self.seen = seen;
     }
 
     pub async fn drain(&mut self, drain_ms: u64) -> u64 {
@@ -509,6 +528,19 @@ spec:
   ports: [{{name: main, port: 8080, targetPort: {target_port}, protocol: {protocol}}}]
 {extra}"
     )
+}
+
+/// Changes the one resource of this name.
+pub fn edit<M: Message + Default>(
+    set: &mut ResourceSet,
+    type_url: &str,
+    name: &str,
+    change: impl FnOnce(&mut M),
+) {
+    let found = set.of_type(type_url).find(|resource| *resource.name == *name).expect("it is there");
+    let mut message = M::decode(found.body.as_slice()).unwrap();
+    change(&mut message);
+    set.insert(resource(type_url, name, &message));
 }
 
 pub const OUTBOUND: &str = "outbound/shop/api/main";

@@ -41,25 +41,95 @@ fn a_silent_host_is_lost_and_returns() {
     assert_eq!((changed.proxies.len(), changed.records.len()), (1, 1));
 
     // Heartbeats until 20 s, then silence.
-    for now in (0..=20_000).step_by(2_000) {
-        hosts.heard("a", now);
-        assert_eq!(hosts.tick(now), Changed::default());
+    hosts.hello("b", 2, &hello(), 0);
+    for now in (0..=26_000).step_by(2_000) {
+        if now <= 20_000 {
+            hosts.heard("a", now);
+            assert_eq!(hosts.tick(now), Changed::default());
+        }
+        hosts.heard("b", now);
     }
     assert_eq!(hosts.next_deadline(), Some(26_000));
     assert_eq!(hosts.tick(25_999), Changed::default());
     let changed = hosts.tick(26_000);
     assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
     assert!(changed.gone.is_empty() && hosts.get("a").unwrap().lost);
+    assert_eq!(changed.withdrawn, BTreeSet::from(["a".to_owned()]));
     let timing = Timing::default();
     assert_eq!(timing.lost_after_ms, 3 * timing.heartbeat_ms);
     assert!(timing.lost_after_ms <= 10_000, "the promise is ten seconds");
     assert_eq!(hosts.tick(26_001), Changed::default(), "said once");
 
     // A late heartbeat of the same session brings it back.
-    let changed = hosts.heard("a", 40_000);
+    hosts.heard("b", 30_000);
+    let changed = hosts.heard("a", 30_000);
     assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
     assert!(!hosts.get("a").unwrap().lost);
-    assert_eq!(hosts.next_deadline(), Some(46_000));
+    assert_eq!(hosts.next_deadline(), Some(36_000));
+}
+
+/// Hosts `a`, `b`, …, each with one ready instance of the service of its name, all heard until `until`.
+fn mesh(names: &[&str], until: Millis) -> Hosts {
+    let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
+    for (at, name) in names.iter().enumerate() {
+        hosts.hello(name, at as u64, &hello(), 0);
+        hosts.instances(name, &report(&[instance(name, &format!("{name}-1"), Ready)])).unwrap();
+        // Heartbeats come at different times.
+        hosts.heard(name, until - 500 * at as Millis);
+    }
+    hosts
+}
+
+#[test]
+fn a_control_plane_that_hears_nobody_withdraws_nothing_and_gives_grace_when_it_hears_again() {
+    let mut hosts = mesh(&["a", "b", "c"], 10_000);
+    for now in (10_000..=5_000_000).step_by(500) {
+        let changed = hosts.tick(now);
+        assert_eq!((changed.endpoints.len(), changed.records.len()), (0, 0), "at {now}");
+    }
+    assert!(hosts.cut_off() && hosts.get("b").unwrap().lost, "they are shown as lost all the same");
+    assert_eq!(hosts.next_deadline(), None);
+
+    // The network is back. `a` is heard first, `b` in time, `c` never.
+    let back = 5_000_000;
+    assert_eq!(hosts.hello("a", 11, &hello(), back), Changed::default());
+    assert!(!hosts.cut_off());
+    for now in (back..back + 9_000).step_by(500) {
+        hosts.heard("a", now);
+        assert_eq!(hosts.tick(now), Changed::default());
+    }
+    assert_eq!(hosts.hello("b", 12, &hello(), back + 9_000), Changed::default());
+    hosts.heard("a", back + 9_500);
+    assert_eq!(hosts.tick(back + 9_999), Changed::default());
+    assert_eq!(hosts.tick(back + 10_000).withdrawn, BTreeSet::from(["c".to_owned()]));
+}
+
+#[test]
+fn a_server_that_was_held_up_gives_grace_too() {
+    let mut hosts = mesh(&["a", "b"], 10_000);
+    hosts.was_late(40_000);
+    assert_eq!(hosts.tick(40_000), Changed::default());
+    hosts.hello("a", 11, &hello(), 41_000);
+    for now in (41_000..50_000).step_by(1_000) {
+        hosts.heard("a", now);
+        assert_eq!(hosts.tick(now), Changed::default());
+    }
+    assert_eq!(hosts.tick(50_000).withdrawn, BTreeSet::from(["b".to_owned()]));
+}
+
+#[test]
+fn one_of_two_is_lost_within_ten_seconds_and_most_of_many_get_one_grace() {
+    let mut hosts = mesh(&["a", "b"], 10_000);
+    hosts.heard("b", 15_000);
+    assert_eq!(hosts.tick(16_000).withdrawn, BTreeSet::from(["a".to_owned()]));
+
+    let mut hosts = mesh(&["a", "b", "c"], 10_000);
+    let mut withdrawn = Vec::new();
+    for now in (10_000..40_000).step_by(500) {
+        hosts.heard("a", now);
+        withdrawn.extend(hosts.tick(now).withdrawn.into_iter().map(|name| (now, name)));
+    }
+    assert_eq!(withdrawn, [(25_000, "c".to_owned()), (25_500, "b".to_owned())]);
 }
 
 #[test]
@@ -88,6 +158,7 @@ fn known_hosts_stay_for_the_grace_time_after_a_restart() {
 
     let mut hosts = Hosts::new(TIMING, known, 1_000);
     assert_eq!(hosts.of_service(&service("inventory")).count(), 1);
+    hosts.hello("b", 1, &hello(), 10_000);
     assert_eq!(hosts.tick(10_999), Changed::default());
     assert_eq!(hosts.tick(11_000).endpoints, BTreeSet::from([service("inventory")]));
 
@@ -105,13 +176,15 @@ fn long_lost_hosts_are_forgotten() {
     let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
     hosts.hello("a", 1, &hello(), 0);
     hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    hosts.hello("b", 2, &hello(), 4_000);
     hosts.tick(6_000);
+    hosts.heard("b", 66_000);
     assert_eq!(hosts.next_deadline(), Some(66_000));
     let changed = hosts.tick(66_000);
     assert_eq!(changed.records, BTreeSet::from(["a".to_owned()]));
     assert_eq!(changed.gone, BTreeSet::from(["shop/inventory-1".to_owned()]));
     assert!(hosts.get("a").is_none() && hosts.record("a").is_none());
-    assert_eq!(hosts.next_deadline(), None);
+    assert_eq!(hosts.next_deadline(), Some(72_000), "of the other one");
 }
 
 #[test]

@@ -1,0 +1,141 @@
+//! Commands against a real control plane, as a script would use them.
+
+use anyhow::{Context, Result, ensure};
+use outrider_testkit::mesh::binary;
+use outrider_testkit::origin::Origin;
+use outrider_testkit::process::{Finished, command, run};
+use outrider_testkit::wait::LONG;
+use outrider_testkit::{Mesh, ports};
+use serde_json::Value;
+
+fn intent(calls: &str, target: u16) -> String {
+    format!(
+        "apiVersion: outrider.dev/v1alpha1
+kind: Namespace
+metadata: {{name: shop}}
+spec: {{timeouts: {{request: 7s}}}}
+---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {{name: web, namespace: shop}}
+spec:
+  ports: [{{name: http, port: 8080, targetPort: {target}, protocol: http}}]
+---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {{name: client, namespace: shop}}
+spec: {{role: client, calls: [{calls}]}}
+"
+    )
+}
+
+/// `-o json` of a command that must succeed.
+fn json(mesh: &Mesh, arguments: &[&str]) -> Result<Value> {
+    let ended = mesh.cli(&[arguments, &["-o", "json"]].concat())?.ok()?;
+    serde_json::from_str(&ended.stdout).with_context(|| format!("{arguments:?}: {}", ended.stdout))
+}
+
+fn apply(mesh: &Mesh, yaml: &str, more: &[&str]) -> Result<Finished> {
+    run(mesh.apply_command(yaml, more)?, LONG * 2)
+}
+
+fn services(mesh: &Mesh) -> Result<usize> {
+    Ok(json(mesh, &["get", "services", "-A"])?.as_array().context("no list")?.len())
+}
+
+#[test]
+fn apply_diff_get_describe_delete() -> Result<()> {
+    let mesh = Mesh::start()?;
+    let port = ports::reserve()?;
+    let first = mesh.apply(&intent("", port))?;
+    let actions: Vec<_> =
+        first.changes.iter().map(|change| serde_json::to_value(change.action)).collect::<Result<_, _>>()?;
+    assert_eq!(actions, ["created"; 3]);
+
+    let (same, other) = (mesh.scratch()?.join("same.yaml"), mesh.scratch()?.join("other.yaml"));
+    std::fs::write(&same, intent("", port))?;
+    std::fs::write(&other, intent("web", port))?;
+    let diff = |file: &std::path::Path| mesh.cli(&["diff", "--exit-code", "-f", &file.display().to_string()]);
+    assert_eq!(diff(&same)?.ok()?.stdout, "no difference\n");
+    let differs = diff(&other)?;
+    assert_eq!(differs.code, 5, "{differs:?}");
+    for words in ["~ service shop/client", "outbound/shop/web/http"] {
+        ensure!(differs.stdout.contains(words), "{}", differs.stdout);
+    }
+
+    let described = json(&mesh, &["describe", "service", "web", "-n", "shop"])?;
+    let values = described["values"].as_array().context("no values")?;
+    let request = values.iter().find(|value| value["path"] == "timeouts.request").context("no timeout")?;
+    assert_eq!((&request["value"], &request["origin"]), (&"7s".into(), &"namespace shop".into()));
+    assert_eq!(json(&mesh, &["get", "service", "web", "-n", "shop"])?["name"], "web");
+    let table = mesh.cli(&["get", "services", "-n", "shop"])?.ok()?.stdout;
+    ensure!(table.starts_with("NAMESPACE  NAME") && !table.contains('\x1b'), "{table}");
+    let yaml = mesh.cli(&["get", "services", "-A", "-o", "yaml"])?.ok()?.stdout;
+    ensure!(yaml.contains("name: web"), "{yaml}");
+
+    mesh.apply(&intent("web", port))?;
+    let called = mesh.cli(&["delete", "service", "web", "-n", "shop"])?;
+    assert_eq!(called.code, 1, "a service that is called stays: {called:?}");
+    mesh.cli(&["delete", "service", "client", "web", "-n", "shop"])?.ok()?;
+    assert_eq!(services(&mesh)?, 0);
+    assert_eq!(mesh.cli(&["get", "service", "web", "-n", "shop"])?.code, 1);
+    mesh.finish()
+}
+
+#[test]
+fn mistakes_are_shown_with_their_lines_and_change_nothing() -> Result<()> {
+    let mesh = Mesh::start()?;
+    let wrong = intent("wbe", ports::reserve()?).replace("targetPort", "targetPrt");
+    let refused = apply(&mesh, &wrong, &[])?;
+    assert_eq!(refused.code, 1);
+    for words in ["targetPort", "intent.yaml:10"] {
+        ensure!(refused.stderr.contains(words), "{}", refused.stderr);
+    }
+    assert_eq!(services(&mesh)?, 0);
+    let answer = apply(&mesh, &wrong, &["-o", "json"])?.stdout;
+    let answer: Value = serde_json::from_str(&answer)?;
+    ensure!(answer["diagnostics"].as_array().is_some_and(|list| !list.is_empty()), "{answer}");
+    mesh.finish()
+}
+
+#[test]
+fn apply_waits_for_live_proxies() -> Result<()> {
+    let mesh = Mesh::start()?;
+    let port = ports::reserve()?;
+    let answer = apply(&mesh, &intent("web", port), &["--wait"])?.ok()?.stdout;
+    ensure!(answer.contains("no proxy runs yet"), "{answer}");
+    let _origin = Origin::http(port)?;
+    mesh.stand_in("shop/web")?;
+    let changed = intent("web", port).replace("7s", "8s");
+    let answer = apply(&mesh, &changed, &["--wait", "-o", "json"])?.ok()?.stdout;
+    let answer: Value = serde_json::from_str(&answer)?;
+    assert_eq!(answer["rollout"]["current"].as_array().map(Vec::len), Some(1), "{answer}");
+    mesh.finish()
+}
+
+#[test]
+fn exit_codes_of_what_needs_no_server() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("a.yaml");
+    std::fs::write(&file, intent("web", 18080))?;
+    let file = file.display().to_string();
+    let nowhere = format!("unix:{}/none.sock", folder.path().display());
+    let cases: &[(&[&str], i32)] = &[
+        (&["validate", "-f", &file], 0),
+        (&["version", "-o", "json"], 0),
+        (&["schema"], 0),
+        (&["completions", "bash"], 0),
+        (&["validate", "-f", "/no/such/file"], 1),
+        (&["get", "pods"], 2),
+        (&["get", "nodes", "--server", "nonsense"], 2),
+        (&["get", "nodes", "--server", &nowhere], 4),
+        (&["apply", "-f", &file, "--server", &nowhere], 4),
+    ];
+    for (arguments, code) in cases {
+        let mut outrider = command(binary("outrider")?, folder.path());
+        outrider.args(*arguments);
+        let ended = run(outrider, LONG)?;
+        assert_eq!(ended.code, *code, "{arguments:?}: {ended:?}");
+    }
+    Ok(())
+}

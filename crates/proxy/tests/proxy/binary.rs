@@ -1,0 +1,264 @@
+//! The program itself: its arguments, the inherited descriptor, its limits.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use super::support::*;
+use outrider_handover::{Channel, FromProxy, ToProxy};
+use outrider_xds::ResourceSet;
+use outrider_xds_types::pb::envoy::config::core::v3::{SocketAddress, address, socket_address};
+use outrider_xds_types::pb::envoy::config::listener::v3::Listener;
+use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use outrider_xds_types::prost::Message;
+use outrider_xds_types::type_url;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_outrider-proxy");
+const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
+
+/// Ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The outbound listener of `shop/web` at `at`, leading to `origin`, as a snapshot file.
+fn snapshot(path: &Path, at: std::net::SocketAddr, origin: std::net::SocketAddr) {
+    let mut set: ResourceSet = compiled(&pair("http", "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin]));
+    edit(&mut set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
+        let address = address::Address::SocketAddress(SocketAddress {
+            address: at.ip().to_string(),
+            port_specifier: Some(socket_address::PortSpecifier::PortValue(at.port().into())),
+            ..SocketAddress::default()
+        });
+        listener.address.get_or_insert_default().address = Some(address);
+    });
+    let mut bytes = Vec::new();
+    for kind in [type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER, type_url::ENDPOINT] {
+        let response = DeltaDiscoveryResponse {
+            type_url: kind.to_owned(),
+            resources: set.of_type(kind).map(|resource| resource.to_wire()).collect(),
+            ..DeltaDiscoveryResponse::default()
+        };
+        bytes.extend(response.encode_length_delimited_to_vec());
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn free_address() -> std::net::SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+async fn connect(at: std::net::SocketAddr) -> Peer {
+    let connecting = async {
+        loop {
+            match tokio::net::TcpStream::connect(at).await {
+                Ok(tcp) => return Peer::new(tcp),
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+            }
+        }
+    };
+    soon("the proxy listens", connecting).await
+}
+
+#[tokio::test]
+async fn serves_alone_from_a_snapshot_and_drains_on_sigterm() {
+    let origin = Origin::bind().await.answer_all("a");
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let file = directory.path().join("snapshot");
+    snapshot(&file, at, origin);
+    let child = Command::new(PROGRAM).args(["--standalone", "--snapshot"]).arg(&file).spawn().unwrap();
+    let mut running = Running(child);
+    let mut app = connect(at).await;
+    app.send(GET).await;
+    assert_eq!(app.response().await.1, "a");
+    let pid = rustix::process::Pid::from_child(&running.0);
+    drop(app);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended = tokio::task::spawn_blocking(move || running.0.wait().unwrap());
+    assert!(soon("the end", ended).await.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_used_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("broken");
+    std::fs::write(&file, [0xff; 16]).unwrap();
+    let output = Command::new(PROGRAM).args(["--standalone", "--snapshot"]).arg(&file).output().unwrap();
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("broken"), "{text}");
+}
+
+#[test]
+fn the_allocator_takes_its_settings_from_the_program() {
+    let output =
+        Command::new(PROGRAM).arg("--version").env("_RJEM_MALLOC_CONF", "stats_print:true").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    for setting in ["opt.narenas: 2", "opt.dirty_decay_ms: 1000", "opt.background_thread: true"] {
+        assert!(text.contains(setting), "{setting} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn descriptor_three_is_the_agent() {
+    let (mut agent, theirs) = Channel::pair().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (file, socket) =
+        (directory.path().join("snapshot"), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let at = socket.local_addr().unwrap();
+    snapshot(&file, at, Origin::bind().await.answer_all("a"));
+    // The shell gives the descriptor its number; doing that between fork and exec would need unsafe.
+    let child = Command::new("sh")
+        .args(["-c", "exec \"$0\" --control-fd 3 --snapshot \"$1\" 3<&0 0</dev/null", PROGRAM])
+        .arg(&file)
+        .stdin(theirs)
+        .spawn()
+        .unwrap();
+    let running = Running(child);
+    let hello: FromProxy = soon("hello", agent.recv()).await.unwrap().unwrap().0;
+    assert!(matches!(hello, FromProxy::Hello { pid, .. } if pid == running.0.id()), "{hello:?}");
+    agent
+        .send(&ToProxy::Listener { name: OUTBOUND.to_owned(), address: at }, &[socket.as_fd()])
+        .await
+        .unwrap();
+    let ready: FromProxy = soon("ready", agent.recv()).await.unwrap().unwrap().0;
+    assert_eq!(ready, FromProxy::Ready);
+    let mut app = connect(at).await;
+    app.send(GET).await;
+    assert_eq!(app.response().await.1, "a");
+}
+
+#[tokio::test]
+async fn without_descriptors_callers_wait_and_are_served_later() {
+    let origin = Origin::bind().await.answer_all("a");
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let file = directory.path().join("snapshot");
+    snapshot(&file, at, origin);
+    let child = Command::new("sh")
+        .args(["-c", "ulimit -n 40; exec \"$0\" --standalone --snapshot \"$1\"", PROGRAM])
+        .arg(&file)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut running = Running(child);
+    let mut lines = {
+        let stderr = tokio::process::ChildStderr::from_std(running.0.stderr.take().unwrap()).unwrap();
+        tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(stderr))
+    };
+    let mut first = connect(at).await;
+    first.send(GET).await;
+    assert_eq!(first.response().await.1, "a");
+    let mut waiting = Vec::new();
+    for _ in 0..60 {
+        waiting.push(connect(at).await);
+    }
+    soon("the pause is logged", async {
+        while !lines.next_line().await.unwrap().unwrap().contains("accepting pauses") {}
+    })
+    .await;
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    first.send(GET).await;
+    assert_eq!(first.response().await.1, "a", "what is open is served on a kept connection");
+    let mut last = waiting.pop().unwrap();
+    drop(waiting);
+    last.send(GET).await;
+    assert_eq!(last.response().await.1, "a");
+}
+
+#[tokio::test]
+async fn the_limit_of_open_files_is_raised_as_far_as_allowed() {
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let file = directory.path().join("snapshot");
+    snapshot(&file, at, Origin::bind().await.answer_all("a"));
+    let child = Command::new("sh")
+        .args(["-c", "ulimit -Sn 20; exec \"$0\" --standalone --snapshot \"$1\"", PROGRAM])
+        .arg(&file)
+        .spawn()
+        .unwrap();
+    let running = Running(child);
+    let mut open = Vec::new();
+    for _ in 0..50 {
+        let mut app = connect(at).await;
+        app.send(GET).await;
+        assert_eq!(app.response().await.1, "a");
+        open.push(app);
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", running.0.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let [soft, hard] = line.split_ascii_whitespace().skip(3).take(2).collect::<Vec<_>>()[..] else {
+        panic!("{line}")
+    };
+    assert_eq!(soft, hard);
+}
+
+fn signal(running: &Running, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(&running.0), signal).unwrap();
+}
+
+/// Stops the process, and waits until it has stopped.
+async fn freeze(running: &Running) {
+    signal(running, rustix::process::Signal::STOP);
+    let threads = format!("/proc/{}/task", running.0.id());
+    let stopped = || {
+        let states = std::fs::read_dir(&threads).unwrap().map(|thread| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        });
+        states.into_iter().all(|stopped| stopped)
+    };
+    soon("stopped", async {
+        while !stopped() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_repeated_takes_its_body_along() {
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let origin = Origin::bind().await;
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let file = directory.path().join("snapshot");
+    snapshot(&file, at, origin.address());
+    let child = Command::new(PROGRAM).args(["--standalone", "--snapshot"]).arg(&file).spawn().unwrap();
+    let running = Running(child);
+    let large = "z".repeat(12_000);
+    for (head, body) in [
+        ("PUT /2 HTTP/1.1\r\nHost: api\r\nContent-Length: 5\r\n\r\n", "AAAAA"),
+        ("PUT /2 HTTP/1.1\r\nHost: api\r\nContent-Length: 12000\r\n\r\n", large.as_str()),
+        ("DELETE /2 HTTP/1.1\r\nHost: api\r\nTransfer-Encoding: chunked\r\n\r\n", "5\r\nAAAAA\r\n0\r\n\r\n"),
+    ] {
+        let mut app = connect(at).await;
+        app.send(GET).await;
+        let mut server = origin.accept().await;
+        server.expect(GET).await;
+        server.send(OK).await;
+        app.expect(OK).await;
+        app.send(head).await;
+        server.expect(head).await;
+        // Meanwhile the endpoint dies and the body arrives; the proxy learns of both at once.
+        freeze(&running).await;
+        socket2::SockRef::from(&server.tcp).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(server);
+        app.send(body).await;
+        signal(&running, rustix::process::Signal::CONT);
+
+        let mut server = origin.accept().await;
+        server.expect(head).await;
+        server.expect(body).await;
+        server.send(OK).await;
+        app.expect(OK).await;
+        let mut other = connect(at).await;
+        other.send(GET).await;
+        server.expect(GET).await;
+        server.send(OK).await;
+        other.expect(OK).await;
+    }
+}

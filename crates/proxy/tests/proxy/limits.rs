@@ -1,0 +1,134 @@
+//! Limits in time, of which every one has a reason of its own.
+
+use super::support::*;
+use outrider_xds_types::pb::envoy::config::listener::v3::{Listener, filter};
+use outrider_xds_types::pb::envoy::config::route::v3::{RouteConfiguration, route};
+use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use outrider_xds_types::prost::Message;
+use outrider_xds_types::type_url;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
+const LIMIT: &str = "300ms";
+
+fn limit() -> Option<outrider_xds_types::pb::google::protobuf::Duration> {
+    Some(outrider_xds_types::pb::google::protobuf::Duration { seconds: 0, nanos: 300_000_000 })
+}
+
+async fn with(change: impl FnOnce(&mut outrider_xds::ResourceSet)) -> (Origin, Proxy) {
+    let origin = Origin::bind().await;
+    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin.address()]));
+    change(&mut set);
+    (origin, Proxy::start(set).await)
+}
+
+async fn with_route(
+    change: impl Fn(&mut outrider_xds_types::pb::envoy::config::route::v3::RouteAction),
+) -> (Origin, Proxy) {
+    with(|set| {
+        edit(set, type_url::ROUTE, OUTBOUND, |table: &mut RouteConfiguration| {
+            for route in table.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
+                if let Some(route::Action::Route(action)) = &mut route.action {
+                    change(action);
+                }
+            }
+        });
+    })
+    .await
+}
+
+async fn refused(client: &mut Peer, status: &str, reason: &str) {
+    let (head, body) = client.response().await;
+    assert_eq!(head.split(' ').nth(1), Some(status), "{head}");
+    assert_eq!(header(&head, "x-outrider-reason"), Some(reason), "{head}");
+    assert!(body.contains(LIMIT), "{body}");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_become_whole() {
+    let (origin, proxy) = with(|set| {
+        edit(set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
+            let chains = listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain);
+            for filter in chains.flat_map(|chain| &mut chain.filters) {
+                if let Some(filter::ConfigType::TypedConfig(any)) = &mut filter.config_type {
+                    let mut hcm = HttpConnectionManager::decode(any.value.as_slice()).unwrap();
+                    hcm.request_headers_timeout = limit();
+                    any.value = hcm.encode_to_vec();
+                }
+            }
+        });
+    })
+    .await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send("GET / HTTP/1.1\r\nHo").await;
+    refused(&mut client, "408", "request_head_timeout").await;
+    assert_eq!(client.rest().await.unwrap(), b"");
+    assert!(origin.is_untouched().await);
+}
+
+#[tokio::test]
+async fn a_response_that_does_not_begin_in_the_total_time() {
+    let (origin, proxy) = with_route(|action| {
+        action.timeout = limit();
+        action.retry_policy = None;
+    })
+    .await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    refused(&mut client, "504", "total_timeout").await;
+}
+
+#[tokio::test]
+async fn a_response_that_is_not_whole_in_the_total_time_is_cut() {
+    let (origin, mut proxy) = with_route(|action| action.timeout = limit()).await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok").await;
+    client.head().await;
+    client.expect("ok").await;
+    assert_eq!(client.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    proxy.counted("reason", |stats| stats.listeners[OUTBOUND].reasons.get("total_timeout") == Some(&1)).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_is_not_blamed_on_the_endpoint() {
+    let (origin, mut proxy) = with_route(|action| action.idle_timeout = limit()).await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
+    let block = vec![b'x'; 1 << 20];
+    // Until the proxy gives up, and with it this connection.
+    soon("the end", async {
+        use tokio::io::AsyncWriteExt;
+        while server.tcp.write_all(&block).await.is_ok() {}
+    })
+    .await;
+    proxy
+        .counted("reason", |stats| {
+            let reasons = &stats.listeners[OUTBOUND].reasons;
+            reasons.get("idle_timeout") == Some(&1) && !reasons.contains_key("upstream_idle_timeout")
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn silence_within_a_response_is_cut() {
+    let (origin, mut proxy) = with_route(|action| action.idle_timeout = limit()).await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    client.send(GET).await;
+    let mut server = origin.accept().await;
+    server.head().await;
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok").await;
+    client.head().await;
+    client.expect("ok").await;
+    assert_eq!(client.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    proxy
+        .counted("reason", |stats| stats.listeners[OUTBOUND].reasons.get("upstream_idle_timeout") == Some(&1))
+        .await;
+}
