@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use outrider_api::agent as wire;
+use outrider_identity::{FolderError, private_folder};
 use outrider_os::process::ProcessId;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -109,6 +110,9 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
+    /// A folder that is not this user's alone.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// Another agent.
     #[error("another agent runs on {0}")]
     Running(PathBuf),
@@ -223,11 +227,6 @@ fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-fn folder(path: &Path) -> Result<(), AgentError> {
-    let failed = |source| AgentError::File { path: path.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
-}
-
 /// Runs an agent until `shutdown`; then its proxies are ended and its sockets removed.
 ///
 /// # Errors
@@ -241,8 +240,9 @@ pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result
         return Err(AgentError::LongPath(options.runtime, longest));
     }
     let identity = options.state.join("agent/identity");
-    for path in [&identity, &options.state.join("agent/log"), &options.runtime.join("p")] {
-        folder(path)?;
+    let state = options.state.join("agent");
+    for path in [&state, &identity, &state.join("log"), &options.runtime, &options.runtime.join("p")] {
+        private_folder(path)?;
     }
     let _lock = lock(&options.runtime)?;
     end_orphans(&options.runtime.join("p")).await;
@@ -357,7 +357,14 @@ async fn find_address(server: &str) -> Result<IpAddr, AgentError> {
 fn lock(runtime: &Path) -> Result<std::fs::File, AgentError> {
     let path = runtime.join("agent.lock");
     let failed = |source| AgentError::File { path: path.clone(), source };
-    let file = std::fs::File::create(&path).map_err(failed)?;
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(&path)
+        .map_err(failed)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::Running(runtime.to_owned())),
@@ -461,7 +468,7 @@ fn identify(host: &Host, service: &str, instance: Option<String>) -> Result<Iden
             return Err(format!("instance {instance} is attached already"));
         }
         let folder = instance_folder(host, &instance);
-        self::folder(&folder).map_err(|error| error.to_string())?;
+        private_folder(&folder).map_err(|error| error.to_string())?;
         return Ok(identity(instance, folder));
     }
     for _ in 0..100 {

@@ -23,8 +23,9 @@ Exit codes:
   0  done
   1  refused or failed; `run` ends with the application's own code
   2  the command line is wrong
-  3  --wait ran out of time
+  3  --wait ran out of time, or hosts are lost
   4  the control plane cannot be reached
+  5  `diff --exit-code`: something would change
 
 Start here:
   outrider up examples/shop              everything on this machine, from one folder
@@ -34,7 +35,7 @@ Start here:
 
 Environment:
   OUTRIDER_SERVER   control plane, unix:PATH or http://HOST:PORT
-  OUTRIDER_TOKEN    its admin token, needed over TCP
+  OUTRIDER_TOKEN    its admin token, needed over TCP; only sent to loopback addresses
   NO_COLOR          no colour";
 
 /// `outrider`.
@@ -136,7 +137,8 @@ DIR holds intent (*.yaml) and a Procfile whose process names are service names:
 
 Each process is started as `outrider run` would start it: after its proxy can carry traffic, in DIR, with the
 names of the services it may call. A name without a namespace means the only service of that name. Changed
-YAML is applied while it runs; a mistake in it is shown and what ran before goes on.
+YAML is applied while it runs; a mistake in it is shown and what ran before goes on. A changed Procfile is read at
+the next start. A process that ends is not started again, and how it ended stays in view: stop `up` and start it.
 
 Ctrl-C stops the applications, then the proxies, then the control plane; a second Ctrl-C stops at once.
 State stays in DIR/.outrider for the next time. No privileges are needed for declared ports from 1024 on.
@@ -168,7 +170,7 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) engines: Engines,
     /// Serve the HTTP API on this loopback address too
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0", value_parser = parse_loopback)]
     pub(crate) http: SocketAddr,
 }
 
@@ -283,6 +285,9 @@ pub(crate) struct DeleteArgs {
 /// `diff`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
+With --exit-code the end tells the outcomes apart: 0 nothing would change, 5 something would, 1 the documents
+are not valid or cannot be read, 2 a mistake in the command line, 4 no control plane.
+
 Examples:
   outrider diff -f shop.yaml
   outrider diff -f intent/ --exit-code && echo nothing would change")]
@@ -290,7 +295,7 @@ pub(crate) struct DiffArgs {
     /// Documents.
     #[command(flatten)]
     pub(crate) files: Files,
-    /// End with 1 if anything would change
+    /// End with 5 if anything would change
     #[arg(long)]
     pub(crate) exit_code: bool,
     /// Output.
@@ -304,7 +309,8 @@ pub(crate) struct DiffArgs {
 /// `get`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Settings in tables are effective values: what was not declared is filled in. `describe` says from where.
+Settings in tables are effective values: what was not declared is filled in. `describe` says from where. What was
+declared is printed by -o yaml as documents that `apply` takes.
 
 Examples:
   outrider get services -n shop
@@ -447,8 +453,8 @@ pub(crate) struct ServerArgs {
     /// State folder
     #[arg(long, value_name = "PATH", env = "OUTRIDER_STATE")]
     pub(crate) state: Option<PathBuf>,
-    /// Address of the HTTP API; port 0 takes a free one
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7600")]
+    /// Loopback address of the HTTP API; port 0 takes a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7600", value_parser = parse_loopback)]
     pub(crate) http: SocketAddr,
     /// Address agents connect to; port 0 takes a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7601")]
@@ -546,6 +552,19 @@ fn parse_scale(text: &str) -> Result<(String, u16), String> {
     Ok((name.to_owned(), number))
 }
 
+/// An address for the HTTP API: nobody can use it from elsewhere yet, because the command line speaks no TLS.
+fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "write IP:PORT, like 127.0.0.1:7600")?;
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(
+            "only loopback addresses are served for now; reach them from elsewhere through a tunnel, like \
+                    `ssh -L 7600:127.0.0.1:7600 HOST`"
+                .into(),
+        );
+    }
+    Ok(address)
+}
+
 /// `500ms`, `60s`, `5m`, `1h`, or several of them together; at most 24 h.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || "write a duration like 30s, 5m or 1h30m, at most 24h".to_owned();
@@ -628,6 +647,10 @@ mod tests {
             "up . --scale x",
             "up . --scale x=101",
             "up . --state a --ephemeral",
+            "up . --http 0.0.0.0:7600",
+            "server --http 10.0.0.5:7600",
+            "server --http [::]:7600",
+            "server --http localhost:7600",
         ];
         for line in lines {
             let words = std::iter::once("outrider").chain(line.split(' '));

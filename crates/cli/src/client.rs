@@ -44,6 +44,17 @@ pub(crate) enum TargetError {
         "`{0}`: https is not supported; reach a remote control plane through its Unix socket or a tunnel to its loopback port"
     )]
     Https(String),
+    /// A secret over an open wire.
+    #[error(
+        "the admin token is not sent to {0}: http is not encrypted, and that is not a loopback address; use a tunnel, like \
+         `ssh -L 7600:127.0.0.1:7600 HOST`, and http://127.0.0.1:7600"
+    )]
+    Exposed(String),
+    /// Not a token.
+    #[error(
+        "the token given by --token or OUTRIDER_TOKEN is not one: it holds blanks or characters other than ASCII"
+    )]
+    Token,
     /// Too long for the kernel.
     #[error(
         "the socket path {0} is longer than {SOCKET_PATH_LIMIT} bytes, which the kernel refuses; use a shorter state folder"
@@ -80,9 +91,31 @@ impl Target {
         }
     }
 
+    /// The token to send to this target: `text` without blanks around it. An empty one is none.
+    pub(crate) fn token(&self, text: Option<&str>) -> Result<Option<String>, TargetError> {
+        let Some(token) = text.map(str::trim).filter(|token| !token.is_empty()) else { return Ok(None) };
+        if !token.chars().all(|c| c.is_ascii_graphic()) {
+            return Err(TargetError::Token);
+        }
+        match self {
+            Self::Tcp(authority) if !is_loopback(authority) => Err(TargetError::Exposed(self.to_string())),
+            _ => Ok(Some(token.to_owned())),
+        }
+    }
+
     /// The socket's target.
     pub(crate) fn unix(path: &Path) -> Self {
         Self::Unix(path.to_owned())
+    }
+}
+
+/// Whether `HOST:PORT` cannot leave this machine. Names other than `localhost` could.
+fn is_loopback(authority: &str) -> bool {
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match host.parse::<std::net::IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => host.eq_ignore_ascii_case("localhost"),
     }
 }
 
@@ -127,6 +160,9 @@ impl CallError {
     pub(crate) fn help(&self) -> Option<&str> {
         match self {
             Self::Connect { help, .. } => Some(help),
+            Self::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => Some(
+                "give the admin token with --token or OUTRIDER_TOKEN; the server keeps it in STATE/server/admin.token",
+            ),
             Self::Refused { body, .. } => body.help.as_deref(),
             Self::Unexpected { .. } => Some("compare `outrider version` here with the server's"),
             Self::Broken { .. } => None,
@@ -315,6 +351,28 @@ mod tests {
         }
         let long = format!("unix:/{}", "x".repeat(SOCKET_PATH_LIMIT));
         assert!(matches!(Target::parse(&long), Err(TargetError::TooLong(_))));
+    }
+
+    #[test]
+    fn a_token_is_trimmed_checked_and_kept_on_this_machine() {
+        let target = |text: &str| Target::parse(text).unwrap();
+        let local = ["unix:/run/o/api.sock", "http://127.0.0.1:1", "http://127.9.9.9:1", "http://[::1]:1"];
+        for address in local.into_iter().chain(["http://localhost:7600", "http://[::ffff:127.0.0.1]:1"]) {
+            assert_eq!(target(address).token(Some(" abc\n")), Ok(Some("abc".into())), "{address}");
+        }
+        for address in
+            ["http://10.0.0.5:7600", "http://[fe80::1]:1", "http://localhost.example:1", "http://db:1"]
+        {
+            let refused = target(address).token(Some("abc")).unwrap_err();
+            assert_eq!(refused, TargetError::Exposed(address.into()));
+            assert_eq!(target(address).token(None), Ok(None), "{address}");
+        }
+        let unix = target(local[0]);
+        for (text, expected) in
+            [("", Ok(None)), ("\n", Ok(None)), ("a\nb", Err(())), ("a b", Err(())), ("ü", Err(()))]
+        {
+            assert_eq!(unix.token(Some(text)).map_err(|_| ()), expected, "{text:?}");
+        }
     }
 
     #[tokio::test]

@@ -33,7 +33,9 @@ impl Context {
 pub(crate) fn client(connection: Connection) -> Result<Client, CliError> {
     let target = match connection.server {
         Some(text) => Target::parse(&text).map_err(|error| CliError::Usage(error.to_string()))?,
-        None => Target::unix(&paths::api_socket(&paths::state())),
+        None => Target::unix(&paths::api_socket(&paths::state()?)),
     };
-    Ok(Client::new(target, connection.token))
+    let token =
+        target.token(connection.token.as_deref()).map_err(|error| CliError::Usage(error.to_string()))?;
+    Ok(Client::new(target, token))
 }

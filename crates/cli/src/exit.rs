@@ -17,6 +17,8 @@ pub(crate) const USAGE: u8 = 2;
 pub(crate) const TIMED_OUT: u8 = 3;
 /// The control plane could not be reached.
 pub(crate) const UNREACHABLE: u8 = 4;
+/// `diff --exit-code`: something would change. Not 1, which is any failure.
+pub(crate) const DIFFERS: u8 = 5;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]

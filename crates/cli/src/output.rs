@@ -1,7 +1,8 @@
 //! Printing: formats, tables, colour.
 //!
 //! Holds: data goes to standard output, everything said about it to standard error; colour only on a
-//! terminal and never with `NO_COLOR`; a closed pipe ends quietly. Does not: know any command.
+//! terminal and never with `NO_COLOR`; a closed pipe ends quietly; whatever text came from elsewhere, a terminal gets
+//! no control sequence but colours. Does not: know any command.
 
 use std::io::{IsTerminal, Write};
 
@@ -108,7 +109,7 @@ impl Style {
         match state {
             "ready" | "current" | "connected" | "created" => self.good(state),
             "starting" | "pending" | "draining" | "updated" => self.warn(state),
-            "rejected" | "lost" | "disconnected" | "deleted" => self.bad(state),
+            "rejected" | "lost" | "disconnected" | "unreachable" | "deleted" => self.bad(state),
             _ => state.to_owned(),
         }
     }
@@ -122,7 +123,52 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
 /// Writes a line to standard error.
 pub(crate) fn note(text: &str) {
     // There is nobody left to tell if standard error is closed.
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", harmless(text));
+}
+
+/// What a terminal would act on instead of showing it, or show in a misleading order.
+fn is_trick(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `text` with everything a terminal would act on made visible as `\u{fffd}`, except line breaks, tabs and SGR
+/// sequences (colours).
+pub(crate) fn harmless(text: &str) -> String {
+    if !text.contains(is_trick) {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let length = sgr_length(rest).unwrap_or(c.len_utf8());
+        let (head, tail) = rest.split_at(length);
+        if is_trick(c) && !matches!(c, '\n' | '\t') && length == c.len_utf8() {
+            out.push('\u{fffd}');
+        } else {
+            out.push_str(head);
+        }
+        rest = tail;
+    }
+    out
+}
+
+/// Bytes of the SGR sequence `text` begins with.
+fn sgr_length(text: &str) -> Option<usize> {
+    let body = text.strip_prefix("\x1b[")?;
+    let end = body.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+    (end <= 16 && body[end..].starts_with('m')).then_some(2 + end + 1)
+}
+
+/// One value on one line: as [`harmless`], without line breaks, and with colour only around the whole of it, as
+/// [`Style`] paints.
+pub(crate) fn value(text: &str) -> String {
+    let plain = |text: &str| text.replace(is_trick, "\u{fffd}");
+    let painted =
+        sgr_length(text).and_then(|length| Some((&text[..length], text[length..].strip_suffix("\x1b[0m")?)));
+    match painted {
+        Some((paint, inner)) => format!("{paint}{}\x1b[0m", plain(inner)),
+        None => plain(text),
+    }
 }
 
 fn write_all(out: &mut impl Write, text: &str) -> Result<(), CliError> {
@@ -141,7 +187,7 @@ pub(crate) fn show<T: Serialize>(
     table: impl FnOnce() -> String,
 ) -> Result<(), CliError> {
     match format {
-        Format::Table => print(&table()),
+        Format::Table => print(&harmless(&table())),
         Format::Json => {
             let mut text = serde_json::to_string_pretty(value)
                 .map_err(|error| CliError::Failed(format!("cannot print as JSON: {error}")))?;
@@ -172,9 +218,9 @@ impl Table {
         Self { header: header.to_vec(), rows: Vec::new() }
     }
 
-    /// Adds a row; cells may hold SGR sequences.
+    /// Adds a row; a cell may be painted as a whole.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| value(cell)).collect());
     }
 
     /// Whether no row was added.
@@ -309,6 +355,32 @@ mod tests {
         let plain: Vec<usize> = table.lines(colored).iter().map(|line| visible_width(line)).collect();
         assert_eq!(plain, [15, 15, 11]);
         assert_eq!(table.lines(Style::plain())[0], "NAME      STATE");
+    }
+
+    #[test]
+    fn a_terminal_is_told_nothing_but_colours() {
+        let bad = "\u{fffd}";
+        let cases = [
+            ("plain äöü\tx\ny", "plain äöü\tx\ny".to_owned()),
+            ("\x1b[1;31mred\x1b[0m", "\x1b[1;31mred\x1b[0m".to_owned()),
+            ("\x1b[2J", format!("{bad}[2J")),
+            ("\x1b]0;title\x07", format!("{bad}]0;title{bad}")),
+            ("a\rb\x08c\x7f\u{9b}2J", format!("a{bad}b{bad}c{bad}{bad}2J")),
+            ("\u{202e}txt.exe", format!("{bad}txt.exe")),
+            ("\x1b[31", format!("{bad}[31")),
+            ("\x1b", bad.to_owned()),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(harmless(text), expected, "{text:?}");
+            assert!(harmless(text).chars().count() <= text.chars().count());
+        }
+        assert_eq!(value("a\nb\tc"), format!("a{bad}b{bad}c"));
+        assert_eq!(value("\x1b[31mbad\x1b[0m"), "\x1b[31mbad\x1b[0m");
+        assert_eq!(value("x \x1b[8mhidden"), format!("x {bad}[8mhidden"));
+        assert_eq!(value("\x1b[8mx\x1b[2J\x1b[0m"), format!("\x1b[8mx{bad}[2J\x1b[0m"));
+        let mut table = Table::new(&["NAME", "REASON"]);
+        table.row(vec!["a".into(), "x\nfake  row\x1b[1A".into()]);
+        assert_eq!(table.lines(Style::plain())[1], format!("a     x{bad}fake  row{bad}[1A"));
     }
 
     #[test]

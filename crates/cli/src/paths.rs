@@ -2,7 +2,9 @@
 //!
 //! Holds: the system's places for root, the user's own otherwise, so that nothing needs privileges.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::exit::CliError;
 
 fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
@@ -12,15 +14,22 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// State that must survive: `/var/lib/outrider`, or `$XDG_STATE_HOME/outrider`.
-pub(crate) fn state() -> PathBuf {
+/// State that must survive: `/var/lib/outrider`, or `$XDG_STATE_HOME/outrider`, or `~/.local/state/outrider`. There is
+/// no fallback in a folder that others can write to.
+pub(crate) fn state() -> Result<PathBuf, CliError> {
     if is_root() {
-        return "/var/lib/outrider".into();
+        return Ok("/var/lib/outrider".into());
     }
     variable("XDG_STATE_HOME")
         .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
-        .unwrap_or_else(|| "/var/tmp".into())
-        .join("outrider")
+        .map(|folder| folder.join("outrider"))
+        .ok_or_else(|| {
+            CliError::Usage(
+                "neither HOME nor XDG_STATE_HOME is set, so there is no default place for state: \
+                 name it with --state, or the control plane with --server"
+                    .into(),
+            )
+        })
 }
 
 /// Sockets: `/run/outrider`, or `$XDG_RUNTIME_DIR/outrider`, or `/tmp/outrider-UID`. Short, because a socket's
@@ -36,6 +45,62 @@ pub(crate) fn runtime() -> PathBuf {
 }
 
 /// The control plane's Unix socket under a state folder.
-pub(crate) fn api_socket(state: &std::path::Path) -> PathBuf {
+pub(crate) fn api_socket(state: &Path) -> PathBuf {
     state.join("server/api.sock")
+}
+
+/// Checks that only this user or root could have put the agent's socket where it is: who answers there decides where
+/// the application's calls go. A folder that does not exist is left for the connection to report.
+pub(crate) fn trust_agent(socket: &Path) -> Result<(), CliError> {
+    use std::os::unix::fs::MetadataExt;
+    let folder = match socket.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let user = rustix::process::geteuid().as_raw();
+    // First the folder as it is named, which may be a link, then where that leads.
+    for found in [std::fs::symlink_metadata(folder), std::fs::metadata(folder)] {
+        let Ok(found) = found else { return Ok(()) };
+        let refused = if found.uid() != user && found.uid() != 0 {
+            format!("belongs to user {}, neither to this one ({user}) nor to root", found.uid())
+        } else if found.is_dir() && found.mode() & 0o022 != 0 {
+            format!("can be written to by others (mode {:03o})", found.mode() & 0o7777)
+        } else {
+            continue;
+        };
+        return Err(CliError::Failed(format!(
+            "the agent's socket {} is not trusted: its folder {refused}",
+            socket.display()
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_is_only_trusted_in_a_folder_of_ours() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("run");
+        let socket = folder.join("agent.sock");
+        trust_agent(&socket).unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        for (mode, good) in [(0o700, true), (0o755, true), (0o777, false), (0o1777, false), (0o770, false)] {
+            std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(trust_agent(&socket).is_ok(), good, "{mode:o}");
+        }
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        trust_agent(&link.join("agent.sock")).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::lchown(&link, Some(65_534), None).unwrap();
+            let refused = trust_agent(&link.join("agent.sock")).unwrap_err().to_string();
+            assert!(refused.contains("belongs to user 65534"), "{refused}");
+        }
+    }
 }

@@ -16,13 +16,16 @@ mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use outrider_intent::model::ServiceRef;
+use outrider_os::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use self::apps::{App, AppEvent, Launcher};
 use self::folder::{Folder, FolderError};
@@ -34,13 +37,15 @@ use crate::args::UpArgs;
 use crate::client::Client;
 use crate::commands::{Context, get};
 use crate::diagnostics;
-use crate::exit::{CliError, Outcome};
+use crate::exit::{self, CliError, Outcome};
 use crate::output::note;
 
 /// Longest wait for applications to end after they were asked to.
 const APPS_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for proxies, agent and control plane.
 const STACK_LIMIT: Duration = Duration::from_secs(20);
+/// What applications left behind is killed after this.
+const LEFT_BEHIND: Duration = Duration::from_secs(5);
 /// How often the state of things is asked for.
 const BEAT: Duration = Duration::from_secs(1);
 /// How often a terminal is painted at most.
@@ -70,7 +75,7 @@ pub(crate) async fn up(args: UpArgs, context: Context) -> Outcome {
     let (folder, processes) = read(&dir, &args, context)?;
     let temporary = args
         .ephemeral
-        .then(tempfile::tempdir)
+        .then(|| tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o700)).tempdir())
         .transpose()
         .map_err(|error| CliError::Failed(format!("cannot create a temporary folder: {error}")))?;
     let state = match (&temporary, &args.state) {
@@ -83,15 +88,36 @@ pub(crate) async fn up(args: UpArgs, context: Context) -> Outcome {
     let (say, said) = mpsc::channel(EVENT_QUEUE);
     log::start(&state, say.clone(), context);
 
+    // Each `run` ends what its application leaves behind; this is for a `run` that was killed.
+    process::adopt_orphans().map_err(|error| {
+        CliError::Failed(format!("cannot take over what applications leave behind: {error}"))
+    })?;
     let options = StackOptions { state, http: args.http, engines: args.engines.clone() };
-    let stack = tokio::select! {
-        stack = Stack::start(options) => stack?,
-        () = signals.next() => return Ok(ExitCode::from(130)),
+    let Some(stack) = start_stack(options, &mut signals).await? else {
+        return Ok(ExitCode::from(130));
     };
     let mut session = Session::new(&dir, live, context, &stack, &processes);
     let outcome = session.run(&dir, folder, processes, &args, &stack, say, said, &mut signals).await;
     session.end(stack, &mut signals).await;
     outcome
+}
+
+/// Starts control plane and agent. After a signal what has begun is stopped; after a second one it is left as it is.
+async fn start_stack(options: StackOptions, signals: &mut Signals) -> Result<Option<Stack>, CliError> {
+    let stop = CancellationToken::new();
+    let starting = Stack::start(options, &stop);
+    tokio::pin!(starting);
+    loop {
+        tokio::select! {
+            started = &mut starting => return started,
+            () = signals.next() => {
+                if stop.is_cancelled() {
+                    return Ok(None);
+                }
+                stop.cancel();
+            }
+        }
+    }
 }
 
 /// Reads the folder; mistakes are shown with their lines.
@@ -129,6 +155,7 @@ struct Session {
     repaint: bool,
     apps: Vec<Option<App>>,
     labels: Vec<String>,
+    services: Vec<ServiceRef>,
     failure: Option<u8>,
     forced: bool,
 }
@@ -148,6 +175,7 @@ impl Session {
             repaint: false,
             apps: Vec::new(),
             labels,
+            services: processes.iter().map(|process| process.service.clone()).collect(),
             failure: None,
             forced: false,
         };
@@ -273,7 +301,7 @@ impl Session {
     }
 
     fn stopped(&mut self) -> Outcome {
-        Ok(ExitCode::from(crate::exit::OK))
+        Ok(ExitCode::from(exit::OK))
     }
 
     fn take(&mut self, event: Event) {
@@ -294,7 +322,11 @@ impl Session {
             *slot = None;
         }
         let label = self.labels.get(app).cloned().unwrap_or_default();
-        self.say(&format!("{label} {}", apps::describe(status)));
+        let how = apps::describe(status);
+        self.say(&format!("{label} {how}"));
+        if let Some(service) = self.services.get(app) {
+            self.screen.ended(app, service.clone(), how);
+        }
         if !status.success() && self.failure.is_none() {
             self.failure = Some(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
         }
@@ -324,6 +356,8 @@ impl Session {
         heard: &mut mpsc::Receiver<Event>,
         signals: &mut Signals,
     ) {
+        self.screen.stopping();
+        self.repaint = true;
         let running = self.apps.iter().flatten().count();
         if running > 0 {
             self.say(&format!("stopping {running} processes; Ctrl-C again ends them at once"));
@@ -370,6 +404,11 @@ impl Session {
             stopped = tokio::time::timeout(limit, stack.stop()) => stopped.is_ok(),
             () = signals.next() => false,
         };
+        // With the stack gone, whoever still descends from us was left behind by an application.
+        if stopped {
+            let left = || process::descendants(&process::table(), std::process::id());
+            process::end_all(left, LEFT_BEHIND).await;
+        }
         self.say(if stopped { "stopped" } else { "stopped before everything was finished" });
         let mut text = if self.live { self.screen.erase() } else { String::new() };
         text.extend(self.pending.iter().flat_map(|line| [line.as_str(), "\n"]));

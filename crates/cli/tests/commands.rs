@@ -58,7 +58,7 @@ fn apply_diff_get_describe_delete() -> Result<()> {
     let diff = |file: &std::path::Path| mesh.cli(&["diff", "--exit-code", "-f", &file.display().to_string()]);
     assert_eq!(diff(&same)?.ok()?.stdout, "no difference\n");
     let differs = diff(&other)?;
-    assert_eq!(differs.code, 1, "{differs:?}");
+    assert_eq!(differs.code, 5, "{differs:?}");
     for words in ["~ service shop/client", "outbound/shop/web/http"] {
         ensure!(differs.stdout.contains(words), "{}", differs.stdout);
     }

@@ -13,8 +13,9 @@ use std::time::{Duration, SystemTime};
 use outrider_api::agent::AgentsServer;
 use outrider_api::http::DiagnosticView;
 use outrider_identity::{
-    Authority, AuthorityError, CertificateInfo, CertificateSlot, FileError, KeyError, PrivateKey, Secret,
-    SignError, SpiffeId, TlsError, TokenError, read_optional, server_config, write_private,
+    Authority, AuthorityError, CertificateInfo, CertificateSlot, FileError, FolderError, KeyError,
+    PrivateKey, Secret, SignError, SpiffeId, TlsError, TokenError, private_folder, read_optional,
+    server_config, write_private,
 };
 use outrider_store::{OpenError, StorageError, Store};
 use outrider_xds_types::names;
@@ -104,6 +105,9 @@ pub enum ServeError {
     /// The certificate authority.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// The state folder is not this user's alone.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The admin token's file.
     #[error(transparent)]
     File(#[from] FileError),
@@ -321,6 +325,7 @@ type Opened = (Arc<Store>, Arc<Authority>);
 type Loaded = (crate::world::Declared, BTreeMap<String, crate::world::HostRecord>);
 
 fn open(folder: &Path, trust_domain: &str) -> Result<(Opened, Loaded, Secret), ServeError> {
+    private_folder(folder)?;
     // The lock on the database is what keeps two servers out of one folder, so it comes first.
     let store = Store::open(&folder.join("store.redb"))?;
     let authority = Authority::open_or_create(&folder.join("ca"), trust_domain, SystemTime::now())?;

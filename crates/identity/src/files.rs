@@ -1,9 +1,12 @@
-//! Private files that are either whole or absent.
+//! Private files that are either whole or absent, and folders that are nobody else's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 /// Reading or writing an identity file failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +35,7 @@ fn write_inner(path: &Path, content: &[u8]) -> std::io::Result<()> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    private_folder(folder)?;
+    make_folder(folder)?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.new", std::process::id()));
     let temporary = PathBuf::from(temporary);
@@ -51,9 +54,82 @@ fn write_inner(path: &Path, content: &[u8]) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn private_folder(folder: &Path) -> std::io::Result<()> {
+/// A folder is not this user's alone, or cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// It cannot be made or opened.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is a symbolic link, or a file.
+    #[error("{} is a link or a file: a folder of this user alone is needed there", .0.display())]
+    NotAFolder(PathBuf),
+    /// Somebody else's.
+    #[error("{} belongs to user {owner}, not to this one ({user}): remove it, or name another folder", path.display())]
+    Owner {
+        /// The folder.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        user: u32,
+    },
+    /// Open to others.
+    #[error("{} is open to other users (mode {mode:03o}): make sure that nobody put anything there, then `chmod 700` it", path.display())]
+    Open {
+        /// The folder.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+}
+
+/// Makes `folder` and what is above it (mode 0700), or checks one that exists: not a link, this user's, and without
+/// any permission for others. What is above it is not checked.
+pub fn private_folder(folder: &Path) -> Result<(), FolderError> {
+    // A slash at the end would make the kernel follow a link.
+    let folder: PathBuf = folder.components().collect();
+    let io = |source| FolderError::Io { path: folder.clone(), source };
+    match make_folder(&folder) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            return Err(FolderError::NotAFolder(folder));
+        }
+        made => made.map_err(io)?,
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = match rustix::fs::open(&folder, flags, Mode::empty()) {
+        Ok(opened) => opened,
+        Err(Errno::LOOP | Errno::NOTDIR) => return Err(FolderError::NotAFolder(folder)),
+        // Closed to us by its owner; whose it is says more.
+        Err(Errno::ACCESS) => {
+            let found = fs::symlink_metadata(&folder).map_err(io)?;
+            check_private(&folder, found.uid(), found.mode())?;
+            return Err(io(Errno::ACCESS.into()));
+        }
+        Err(error) => return Err(io(error.into())),
+    };
+    let found = File::from(opened).metadata().map_err(io)?;
+    check_private(&folder, found.uid(), found.mode())
+}
+
+fn make_folder(folder: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+fn check_private(folder: &Path, owner: u32, mode: u32) -> Result<(), FolderError> {
+    let user = rustix::process::geteuid().as_raw();
+    if owner != user {
+        return Err(FolderError::Owner { path: folder.to_owned(), owner, user });
+    }
+    if mode & 0o077 != 0 {
+        return Err(FolderError::Open { path: folder.to_owned(), mode: mode & 0o7777 });
+    }
+    Ok(())
 }
 
 /// The content of `path`, or `None` if it does not exist. At most 1 MiB.
@@ -89,6 +165,35 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn folders_of_others_links_and_open_folders_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a/b");
+        private_folder(&folder).unwrap();
+        private_folder(&folder).unwrap();
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        let slash = PathBuf::from(format!("{}/", link.display()));
+        for path in [&link, &slash] {
+            assert!(matches!(private_folder(path), Err(FolderError::NotAFolder(_))), "{}", path.display());
+        }
+        fs::write(root.path().join("file"), "").unwrap();
+        assert!(matches!(private_folder(&root.path().join("file")), Err(FolderError::NotAFolder(_))));
+        for mode in [0o777, 0o750, 0o701] {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+            let refused = private_folder(&folder).unwrap_err();
+            assert!(matches!(refused, FolderError::Open { mode: found, .. } if found == mode), "{refused}");
+        }
+        let me = rustix::process::geteuid().as_raw();
+        let refused = check_private(&folder, me + 1, 0o700).unwrap_err();
+        assert!(refused.to_string().contains("belongs to user"), "{refused}");
+        if rustix::process::geteuid().is_root() {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+            std::os::unix::fs::chown(&folder, Some(65_534), None).unwrap();
+            assert!(matches!(private_folder(&folder), Err(FolderError::Owner { owner: 65_534, .. })));
+        }
     }
 
     #[test]

@@ -71,6 +71,7 @@ impl Store {
     /// As [`Store::open`], with another length of the log in revisions (at least 1).
     pub fn open_with_log(path: &Path, revisions: u64) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
+        forget_unfinished(path);
         if !path.try_exists().map_err(io)? {
             create(path)?;
         }
@@ -132,9 +133,7 @@ fn create(path: &Path) -> Result<(), OpenError> {
     };
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.new", std::process::id()));
-    let temporary = PathBuf::from(temporary);
+    let temporary = unfinished(path, std::process::id());
     let _ = fs::remove_file(&temporary);
     let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
     drop(file.map_err(io)?);
@@ -145,6 +144,27 @@ fn create(path: &Path) -> Result<(), OpenError> {
     let _ = fs::remove_file(&temporary);
     made?;
     fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+}
+
+/// Where process `pid` makes a database that will be `path`.
+fn unfinished(path: &Path, pid: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{pid}.new"));
+    name.into()
+}
+
+/// Removes what processes left that were ended while they made a database.
+fn forget_unfinished(path: &Path) {
+    let Some(folder) = path.parent() else { return };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_suffix(".new")?.rsplit_once('.')?.1.parse().ok());
+        let Some(pid) = pid.filter(|pid| entry.path() == unfinished(path, *pid)) else { continue };
+        if !Path::new("/proc").join(pid.to_string()).exists() {
+            // It is in nobody's way if it stays.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn initialise(path: &Path) -> Result<(), OpenError> {

@@ -27,6 +27,27 @@ fn a_locked_database_is_named() {
 }
 
 #[test]
+fn what_an_ended_process_left_half_made_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let mut ended = std::process::Command::new("/bin/true").spawn().unwrap();
+    ended.wait().unwrap();
+    let left = folder.path().join(format!("store.redb.{}.new", ended.id()));
+    let kept = [
+        format!("store.redb.{}.new", std::process::id()),
+        format!("other.redb.{}.new", ended.id()),
+        "store.redb.x.new".to_owned(),
+    ];
+    for round in ["made", "opened"] {
+        fs::write(&left, "half").unwrap();
+        kept.iter().for_each(|name| fs::write(folder.path().join(name), "").unwrap());
+        drop(Store::open(&path).unwrap());
+        assert!(!left.exists(), "{round}");
+    }
+    assert!(kept.iter().all(|name| folder.path().join(name).exists()));
+}
+
+#[test]
 fn damage_is_found_at_opening() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");

@@ -3,6 +3,7 @@
 //! Holds: a refusal shows every finding with the lines it is about and changes nothing. `apply --wait`
 //! answers with 0 only if every live proxy uses the change, and names those that do not otherwise.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use outrider_api::http::{
@@ -15,13 +16,15 @@ use super::Context;
 use crate::args::{ApplyArgs, DeleteArgs, DiffArgs, ObjectKind};
 use crate::client::Client;
 use crate::diagnostics;
-use crate::exit::{CliError, Outcome, ok};
-use crate::output::{Format, Style, note, show};
+use crate::exit::{self, CliError, Outcome, ok};
+use crate::output::{Format, Style, note, show, value};
 use crate::progress::Progress;
 use crate::sources;
 
 /// Longest single question to the server; shorter than its own limit of 60 s, so that progress is shown.
 const ROLLOUT_STEP: Duration = Duration::from_secs(2);
+/// Between attempts to reach a control plane that went away while `--wait` waits.
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// What `apply -o json` prints.
 #[derive(Debug, Serialize)]
@@ -39,23 +42,28 @@ pub(crate) async fn apply(args: ApplyArgs, context: Context) -> Outcome {
     let client = super::client(args.connection)?;
     let request = ApplyRequest { sources: sources.clone(), dry_run: args.dry_run, proxies: false };
     let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
-    let rollout = if args.wait { Some(wait(&client, change.revision, args.timeout).await?) } else { None };
-
-    let applied = Applied { change: &change, rollout: rollout.as_ref() };
-    show(args.output.output, &applied, || {
+    let format = args.output.output;
+    let declared = || {
         let mut text = objects(&change.changes, context.out);
         if args.dry_run {
             text.push_str("dry run: nothing was changed\n");
         }
-        if let Some(rollout) = &rollout {
-            text.push_str(&in_use(rollout, context.out));
-        }
         text
-    })?;
-    match rollout {
-        Some(rollout) => verdict(&rollout, args.timeout, context),
-        None => ok(),
+    };
+    if !args.wait {
+        show(format, &Applied { change: &change, rollout: None }, declared)?;
+        return ok();
     }
+    // What was done is said before what may fail: programs get it in one document, people at once.
+    if format == Format::Table {
+        show(format, &change, declared)?;
+    }
+    let waited = wait(&client, change.revision, args.timeout).await;
+    let rollout = waited.as_ref().ok();
+    show(format, &Applied { change: &change, rollout }, || {
+        rollout.map(|rollout| in_use(rollout, context.out)).unwrap_or_default()
+    })?;
+    verdict(&waited?, args.timeout, context)
 }
 
 /// `delete`.
@@ -96,7 +104,7 @@ pub(crate) async fn diff(args: DiffArgs, context: Context) -> Outcome {
     let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
     let differs = change.changes.iter().any(|change| change.action != ChangeAction::Unchanged);
     show(args.output.output, &change, || difference(&change, context.out))?;
-    if differs && args.exit_code { Err(CliError::Reported) } else { ok() }
+    Ok(ExitCode::from(if differs && args.exit_code { exit::DIFFERS } else { exit::OK }))
 }
 
 fn read(paths: &[std::path::PathBuf], recursive: bool) -> Result<Vec<Source>, CliError> {
@@ -129,7 +137,8 @@ async fn change<B: Serialize>(
     Err(CliError::Reported)
 }
 
-/// Asks until no live proxy is behind `revision`, or `timeout` is over.
+/// Asks until no live proxy is behind `revision`, or `timeout` is over. A control plane that is away meanwhile, because
+/// it is started again for example, is asked again.
 pub(crate) async fn wait(client: &Client, revision: u64, timeout: Duration) -> Result<RolloutView, CliError> {
     let deadline = Instant::now() + timeout;
     let progress = Progress::start("waiting for proxies to use the change");
@@ -137,7 +146,15 @@ pub(crate) async fn wait(client: &Client, revision: u64, timeout: Duration) -> R
         let left = deadline.saturating_duration_since(Instant::now());
         let step = left.min(ROLLOUT_STEP);
         let path = format!("/v1/rollout?revision={revision}&waitMs={}", step.as_millis());
-        let view: RolloutView = client.get(&path, step).await?;
+        let view: RolloutView = match client.get(&path, step).await {
+            Ok(view) => view,
+            Err(error) if error.is_unreachable() && Instant::now() + AGAIN < deadline => {
+                progress.set(format!("waiting: {error}"));
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         if view.pending.is_empty() || deadline <= Instant::now() {
             return Ok(view);
         }
@@ -152,7 +169,12 @@ pub(crate) async fn wait(client: &Client, revision: u64, timeout: Duration) -> R
 
 /// The end of `--wait`: 0 if all proxies use it, 1 if some refused, 3 if some are late.
 fn verdict(rollout: &RolloutView, timeout: Duration, context: Context) -> Outcome {
-    for (word, behind) in [("rejected", &rollout.rejected), ("pending", &rollout.pending)] {
+    let late = [
+        ("rejected", &rollout.rejected),
+        ("pending", &rollout.pending),
+        ("unreachable", &rollout.unreachable),
+    ];
+    for (word, behind) in late {
         for proxy in behind {
             note(&format!("{} {}", context.err.state(word), reasons(proxy)));
         }
@@ -173,11 +195,18 @@ fn verdict(rollout: &RolloutView, timeout: Duration, context: Context) -> Outcom
             timeout.as_secs()
         )));
     }
+    if !rollout.unreachable.is_empty() {
+        return Err(CliError::TimedOut(format!(
+            "the change is applied, but nothing is heard of {}: their hosts are lost",
+            some(&rollout.unreachable)
+        )));
+    }
     ok()
 }
 
 fn reasons(behind: &ProxyBehind) -> String {
-    match behind.reasons.as_slice() {
+    let reasons: Vec<_> = behind.reasons.iter().map(|reason| value(reason)).collect();
+    match reasons.as_slice() {
         [] => behind.proxy.clone(),
         [one] => format!("{}: {one}", behind.proxy),
         many => format!("{}:\n  {}", behind.proxy, many.join("\n  ")),
@@ -185,7 +214,7 @@ fn reasons(behind: &ProxyBehind) -> String {
 }
 
 fn in_use(rollout: &RolloutView, style: Style) -> String {
-    if !rollout.rejected.is_empty() || !rollout.pending.is_empty() {
+    if [&rollout.rejected, &rollout.pending, &rollout.unreachable].iter().any(|list| !list.is_empty()) {
         return String::new();
     }
     match rollout.current.len() {
@@ -276,20 +305,61 @@ mod tests {
 
     #[test]
     fn the_end_of_wait_is_honest() {
-        let rollout = |pending: &[&str], rejected: &[&str]| RolloutView {
+        let rollout = |pending: &[&str], rejected: &[&str], unreachable: &[&str]| RolloutView {
             revision: 7,
             current: vec!["shop/a-1".into()],
             pending: pending.iter().map(|name| behind(name)).collect(),
             rejected: rejected.iter().map(|name| behind(name)).collect(),
-            unreachable: Vec::new(),
+            unreachable: unreachable.iter().map(|name| behind(name)).collect(),
         };
         let code = |view: &RolloutView| {
             verdict(view, Duration::from_secs(1), context()).map_or_else(|error| error.code(), |_| 0)
         };
-        assert_eq!(code(&rollout(&[], &[])), crate::exit::OK);
-        assert_eq!(code(&rollout(&["shop/b-1"], &[])), crate::exit::TIMED_OUT);
-        assert_eq!(code(&rollout(&[], &["shop/b-1"])), crate::exit::FAILED);
-        assert_eq!(code(&rollout(&["shop/c-1"], &["shop/b-1"])), crate::exit::FAILED);
+        let (b, c): (&[&str], &[&str]) = (&["shop/b-1"], &["shop/c-1"]);
+        assert_eq!(code(&rollout(&[], &[], &[])), crate::exit::OK);
+        assert_eq!(code(&rollout(b, &[], &[])), crate::exit::TIMED_OUT);
+        assert_eq!(code(&rollout(&[], &[], b)), crate::exit::TIMED_OUT);
+        assert_eq!(code(&rollout(&[], b, &[])), crate::exit::FAILED);
+        assert_eq!(code(&rollout(c, b, &[])), crate::exit::FAILED);
+        assert_eq!(in_use(&rollout(&[], &[], b), Style::plain()), "", "not everybody was heard");
+        assert_eq!(in_use(&rollout(&[], &[], &[]), Style::plain()), "in use by 1 proxy\n");
+    }
+
+    /// Answers one request on a socket that appears at `path`.
+    async fn answer_once(path: &std::path::Path, body: &str) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::UnixListener::bind(path).unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn waiting_outlasts_a_control_plane_that_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("api.sock");
+        let client = Client::new(crate::client::Target::unix(&socket), None);
+        let limit = Duration::from_secs(60);
+        let view = |pending: &[&str]| {
+            let pending = pending.iter().map(|name| behind(name)).collect();
+            let (current, rejected, unreachable) = (Vec::new(), Vec::new(), Vec::new());
+            serde_json::to_string(&RolloutView { revision: 7, current, pending, rejected, unreachable })
+                .unwrap()
+        };
+        // It is not there, answers once, is gone again, and comes back.
+        let server = async {
+            answer_once(&socket, &view(&["shop/b-1"])).await;
+            answer_once(&socket, &view(&[])).await;
+        };
+        let (waited, ()) = tokio::join!(wait(&client, 7, limit), server);
+        assert!(waited.unwrap().pending.is_empty());
+        let gone = wait(&client, 7, Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(gone.code(), crate::exit::UNREACHABLE);
     }
 
     #[test]

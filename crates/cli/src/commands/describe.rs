@@ -5,7 +5,7 @@ use std::time::Duration;
 use outrider_api::http::{DescribeView, InstanceView, NodeView, TrafficView};
 
 use super::Context;
-use super::get::{document_kind, instances, or_dash};
+use super::get::{document_kind, instances, objects, or_dash};
 use crate::args::{DescribeArgs, Kind};
 use crate::exit::{CliError, Outcome, ok};
 use crate::output::{Style, Table, bytes, show};
@@ -27,7 +27,14 @@ pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
             };
             let path = format!("/v1/describe/{kind}/{}/{}", segment(namespace)?, segment(&args.name)?);
             let view: DescribeView = match client.get(&path, Duration::ZERO).await {
-                Err(error) if error.is_not_found() => return Err(absent(&kind.to_lowercase(), place)),
+                Err(error) if error.is_not_found() => {
+                    let all = objects(&client).await?;
+                    let elsewhere = all
+                        .iter()
+                        .filter(|object| object.key.kind == kind && object.key.name == args.name)
+                        .map(|object| object.key.namespace.as_str());
+                    return Err(absent(&kind.to_lowercase(), &format!("{place}{}", found_in(elsewhere))));
+                }
                 other => other?,
             };
             show(format, &view, || object(&view, context.out))?;
@@ -37,7 +44,13 @@ pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
             let view = all
                 .iter()
                 .find(|instance| instance.namespace == args.namespace && instance.name == args.name)
-                .ok_or_else(|| absent("instance", &in_namespace))?;
+                .ok_or_else(|| {
+                    let elsewhere = all
+                        .iter()
+                        .filter(|instance| instance.name == args.name)
+                        .map(|instance| instance.namespace.as_str());
+                    absent("instance", &format!("{in_namespace}{}", found_in(elsewhere)))
+                })?;
             show(format, view, || instance(view, context.out))?;
         }
         Kind::Nodes => {
@@ -47,6 +60,12 @@ pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
         }
     }
     ok()
+}
+
+/// `; there is one with -n shop`, where the name is found in other namespaces.
+fn found_in<'a>(namespaces: impl Iterator<Item = &'a str>) -> String {
+    let options: Vec<_> = namespaces.map(|namespace| format!("-n {namespace}")).collect();
+    if options.is_empty() { String::new() } else { format!("; there is one with {}", options.join(" or ")) }
 }
 
 /// A name as part of a path. Names of ours need no escapes, so anything else is a mistake.
@@ -100,7 +119,8 @@ fn instance(view: &InstanceView, style: Style) -> String {
     let proxy = &view.proxy;
     let title = style.bold(&format!("{}/{}", view.namespace, view.name));
     let mut text = format!("Instance {title}  of service {}\n", view.service);
-    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10}{value}\n"));
+    let mut line =
+        |name: &str, value: String| text.push_str(&format!("  {name:<10}{}\n", crate::output::value(&value)));
     line("state", style.state(&view.state));
     if !view.reason.is_empty() {
         line("reason", view.reason.clone());
@@ -181,6 +201,12 @@ mod tests {
         for name in ["", "a/b", "a?b", "a b", "ü"] {
             assert!(segment(name).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn other_namespaces_are_named() {
+        assert_eq!(found_in(std::iter::empty()), "");
+        assert_eq!(found_in(["a", "b"].into_iter()), "; there is one with -n a or -n b");
     }
 
     #[test]

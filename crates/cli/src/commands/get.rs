@@ -1,7 +1,8 @@
 //! `get`: lists of what is declared and of what runs.
 //!
 //! Holds: tables of objects show effective values, computed by the same code as the control plane's, from
-//! all stored documents. `-o json|yaml` prints the API's own objects.
+//! all stored documents. `-o json` prints the API's own objects; so does `-o yaml`, except for what people declare: that
+//! is printed as documents that can be applied again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::Context;
 use crate::args::{GetArgs, Kind};
 use crate::client::Client;
 use crate::exit::{CliError, Outcome, ok};
-use crate::output::{Format, Style, Table, bytes, count, note, show};
+use crate::output::{Format, Style, Table, bytes, count, note, print, show};
 
 /// `get KIND [NAME]`.
 pub(crate) async fn get(args: GetArgs, context: Context) -> Outcome {
@@ -33,6 +34,10 @@ pub(crate) async fn get(args: GetArgs, context: Context) -> Outcome {
                 .filter(|object| object.key.kind == kind)
                 .filter(|object| select.takes(&object.key.namespace, &object.key.name))
                 .collect();
+            if format == Format::Yaml && !wanted.is_empty() {
+                print(&documents(&wanted)?)?;
+                return ok();
+            }
             list(format, &wanted, &select, args.kind, || object_table(args.kind, &wanted, &all), context)
         }
         Kind::Instances => {
@@ -114,6 +119,15 @@ fn list<T: Serialize>(
         _ => show(format, &wanted, || table().render(context.out))?,
     }
     ok()
+}
+
+/// The documents of objects as one YAML file.
+fn documents(wanted: &[&ObjectView]) -> Result<String, CliError> {
+    let texts: Result<Vec<_>, _> =
+        wanted.iter().map(|object| serde_saphyr::to_string(&object.document)).collect();
+    let texts = texts.map_err(|error| CliError::Failed(format!("cannot print as YAML: {error}")))?;
+    let texts: Vec<_> = texts.iter().map(|text| format!("{}\n", text.trim_end())).collect();
+    Ok(texts.join("---\n"))
 }
 
 /// What all stored documents say together; `None` if this version does not understand them.
@@ -318,6 +332,31 @@ impl Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn documents_can_be_applied_again() {
+        let text = "apiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata:\n  name: web\n  namespace: shop\nspec:\n  \
+                    role: client\n";
+        let source = |text: &str| [intent::Source { name: "a.yaml".into(), text: text.into() }];
+        let parsed = intent::parse(&source(text));
+        let object = |name: &str| ObjectView {
+            key: outrider_api::http::ObjectKey {
+                kind: "Service".into(),
+                namespace: "shop".into(),
+                name: name.into(),
+            },
+            revision: 1,
+            document: parsed.documents[0].to_json().unwrap(),
+        };
+        let (one, two) = (object("web"), object("web2"));
+        let printed = documents(&[&one, &two]).unwrap();
+        let again = intent::parse(&source(&printed));
+        assert_eq!(again.documents.len(), 2, "{printed}");
+        assert!(
+            again.documents.iter().all(|document| document.to_json().as_ref() == Some(&one.document)),
+            "{printed}"
+        );
+    }
 
     #[test]
     fn selection_knows_objects_without_namespace() {

@@ -19,7 +19,7 @@ use crate::paths;
 /// `server`.
 pub(crate) async fn server(args: ServerArgs) -> Outcome {
     start_log(&args.log)?;
-    let mut options = control::ServerOptions::new(args.state.unwrap_or_else(paths::state));
+    let mut options = control::ServerOptions::new(args.state.map_or_else(paths::state, Ok)?);
     options.trust_domain = args.trust_domain;
     options.api = Some(args.http);
     options.agents = args.grpc;
@@ -28,11 +28,7 @@ pub(crate) async fn server(args: ServerArgs) -> Outcome {
     let bound = server.bound();
     note(&format!("control plane at unix:{}", bound.api_socket.display()));
     if let Some(address) = bound.api {
-        let scheme = if bound.api_tls { "https" } else { "http" };
-        note(&format!(
-            "          and {scheme}://{address} with the token in {}",
-            bound.admin_token.display()
-        ));
+        note(&format!("          and http://{address} with the token in {}", bound.admin_token.display()));
     }
     note(&format!("agents join at {}", bound.agents));
     server.run(stop).await.map_err(failed)?;
@@ -47,7 +43,7 @@ pub(crate) async fn agent(args: AgentArgs) -> Outcome {
         None => host_name()?,
     };
     let mut options = AgentOptions::new(
-        args.state.unwrap_or_else(paths::state),
+        args.state.map_or_else(paths::state, Ok)?,
         args.runtime.unwrap_or_else(paths::runtime),
         node,
         args.server,
@@ -83,6 +79,7 @@ pub(crate) async fn run(args: RunArgs) -> Outcome {
     let mut words = args.command.into_iter();
     let command = words.next().ok_or_else(|| CliError::Usage("there is no command after --".into()))?;
     let socket = args.agent.unwrap_or_else(|| paths::runtime().join("agent.sock"));
+    paths::trust_agent(&socket)?;
     let options = RunOptions {
         socket,
         service: args.service,

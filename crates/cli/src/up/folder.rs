@@ -61,7 +61,11 @@ pub(crate) enum FolderError {
 impl Folder {
     /// Reads and checks the documents of `dir`.
     pub(crate) fn read(dir: &Path) -> Result<Self, FolderError> {
-        let sources = sources::read(&[dir.to_owned()], false)?;
+        let sources = sources::read(&[dir.to_owned()], false).map_err(|error| match error {
+            // The hint is about an option that `up` does not have.
+            ReadError::Empty { path, .. } => ReadError::Empty { path, hint: "" },
+            other => other,
+        })?;
         let parsed = intent::parse(&diagnostics::intent_sources(&sources));
         let resolved = intent::resolve(&parsed.documents, &intent::ResolveOptions::default());
         let mut found = parsed.diagnostics;

@@ -88,11 +88,19 @@ pub(super) async fn watch(
     say: mpsc::Sender<String>,
 ) {
     let mut seen = Fingerprint::of(&dir);
+    let mut processes = procfile_of(&dir).await;
     let mut texts = applied.sources;
     let mut beat = tokio::time::interval(BEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         beat.tick().await;
+        let procfile = procfile_of(&dir).await;
+        if procfile != processes {
+            processes = procfile;
+            if say.send("the Procfile has changed: it is read at the next start".to_owned()).await.is_err() {
+                return;
+            }
+        }
         let now = Fingerprint::of(&dir);
         if now == seen {
             continue;
@@ -121,6 +129,11 @@ pub(super) async fn watch(
             return;
         }
     }
+}
+
+/// When the Procfile was changed last, if there is one.
+async fn procfile_of(dir: &std::path::Path) -> Option<std::time::SystemTime> {
+    tokio::fs::metadata(dir.join("Procfile")).await.ok()?.modified().ok()
 }
 
 fn told(error: &FolderError) -> String {

@@ -11,7 +11,7 @@ use outrider_intent::model::ServiceRef;
 
 use crate::commands::describe::mean;
 use crate::commands::get::{Totals, or_dash};
-use crate::output::{Style, Table, bytes, clip, count};
+use crate::output::{Style, Table, bytes, clip, count, harmless, value};
 
 const LABEL_COLORS: [&str; 6] = ["36", "33", "32", "35", "34", "96"];
 /// Label of what we say ourselves.
@@ -50,6 +50,17 @@ pub(crate) struct Screen {
     view: Vec<String>,
     seen: BTreeMap<String, Seen>,
     states: BTreeMap<String, String>,
+    /// Processes that ended, by their number.
+    ended: BTreeMap<usize, Ended>,
+    uptime: Duration,
+}
+
+/// A process that ended and is not started again.
+#[derive(Debug)]
+struct Ended {
+    service: ServiceRef,
+    how: String,
+    at: Duration,
 }
 
 impl Screen {
@@ -67,21 +78,36 @@ impl Screen {
             view: Vec::new(),
             seen: BTreeMap::new(),
             states: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            uptime: Duration::ZERO,
         }
     }
 
-    /// A process's line with its label.
+    /// Keeps in the table that process `app`, an instance of `service`, ended, and how.
+    pub(crate) fn ended(&mut self, app: usize, service: ServiceRef, how: String) {
+        self.ended.insert(app, Ended { service, how, at: self.uptime });
+    }
+
+    /// Replaces the table, which is of no use any more, by a line.
+    pub(crate) fn stopping(&mut self) {
+        self.view = vec![String::new(), self.style.bold(&format!("{}  stopping", self.title))];
+    }
+
+    /// A process's line with its label. Of what it wrote over itself, the last stays.
     pub(crate) fn app_line(&self, app: usize, text: &str) -> String {
         let label = self.labels.get(app).map_or("", String::as_str);
         let color = LABEL_COLORS[app % LABEL_COLORS.len()];
         let padded = format!("{label:<width$} │", width = self.label_width);
-        format!("{} {text}", self.style.paint(color, &padded))
+        let text = harmless(text.rsplit('\r').next().unwrap_or_default());
+        // Its colour must not go on into the next line, which is somebody else's.
+        let reset = if text.contains('\x1b') { "\x1b[0m" } else { "" };
+        format!("{} {text}{reset}", self.style.paint(color, &padded))
     }
 
     /// A line of ours.
     pub(crate) fn own_line(&self, text: &str) -> String {
         let padded = format!("{OWN_LABEL:<width$} │", width = self.label_width);
-        format!("{} {text}", self.style.paint("1", &padded))
+        format!("{} {}", self.style.paint("1", &padded), harmless(text))
     }
 
     /// Takes in what runs now; returns lines about what changed since the last time.
@@ -92,7 +118,7 @@ impl Screen {
             let name = format!("{}/{}", instance.namespace, instance.name);
             let state = summary(instance);
             if self.states.get(&name) != Some(&state) {
-                news.push(self.own_line(&format!("{name} {state}")));
+                news.push(self.own_line(&value(&format!("{name} {state}"))));
             }
             states.insert(name, state);
         }
@@ -100,6 +126,7 @@ impl Screen {
             news.push(self.own_line(&format!("{name} gone")));
         }
         self.states = states;
+        self.uptime = snapshot.uptime;
         self.view = self.compose(snapshot);
         news
     }
@@ -135,13 +162,13 @@ impl Screen {
             "{}  {} services, {ready} of {} instances ready, {}:{:02}",
             self.style.bold(&self.title),
             snapshot.services.len(),
-            snapshot.instances.len(),
+            snapshot.instances.len() + self.ended.len(),
             seconds / 60,
             seconds % 60
         );
         let mut table = Table::new(&[
-            "SERVICE", "INSTANCE", "STATE", "PROXY", "PID", "MEMORY", "CONFIG", "IN", "OUT", "ERRORS",
-            "RATE", "MEAN",
+            "SERVICE", "INSTANCE", "STATE", "IN", "OUT", "ERRORS", "RATE", "MEAN", "CONFIG", "PROXY", "PID",
+            "MEMORY",
         ]);
         let mut seen = BTreeMap::new();
         for service in &snapshot.services {
@@ -155,6 +182,13 @@ impl Screen {
                     table.row(self.row(service, instance, now, &next.rates));
                     seen.insert(name, next);
                 }
+            }
+            for (app, ended) in self.ended.iter().filter(|(_, ended)| ended.service == *service) {
+                any = true;
+                let ago = snapshot.uptime.saturating_sub(ended.at).as_secs();
+                let label = self.labels.get(*app).map_or("", String::as_str);
+                let how = format!("{}, {}:{:02} ago", ended.how, ago / 60, ago % 60);
+                table.row(vec![service.to_string(), label.to_owned(), self.style.bad(&how)]);
             }
             if !any {
                 table.row(vec![service.to_string(), self.style.dim("no instance")]);
@@ -173,15 +207,15 @@ impl Screen {
             service.to_string(),
             instance.name.clone(),
             self.style.state(&instance.state),
-            format!("{} {}", or_dash(&proxy.engine), proxy.version),
-            if proxy.pid == 0 { "-".to_owned() } else { proxy.pid.to_string() },
-            bytes(proxy.resident_bytes),
-            self.style.state(&proxy.config),
             count(now.inbound),
             count(now.outbound),
             if now.errors > 0 { self.style.bad(&count(now.errors)) } else { "0".to_owned() },
             rates.rate.clone(),
             rates.mean.clone(),
+            self.style.state(&proxy.config),
+            format!("{} {}", or_dash(&proxy.engine), proxy.version),
+            if proxy.pid == 0 { "-".to_owned() } else { proxy.pid.to_string() },
+            bytes(proxy.resident_bytes),
         ]
     }
 }
@@ -244,7 +278,8 @@ fn summary(instance: &InstanceView) -> String {
         text.push_str(&format!(", proxy {} {} (pid {})", proxy.engine, proxy.version, proxy.pid));
     }
     if proxy.restarts > 0 {
-        text.push_str(&format!(", proxy started again {} times", proxy.restarts));
+        let times = if proxy.restarts == 1 { "once".to_owned() } else { format!("{} times", proxy.restarts) };
+        text.push_str(&format!(", proxy started again {times}"));
     }
     if proxy.config == "rejected" {
         text.push_str(&format!(", configuration rejected: {}", proxy.behind.join("; ")));
@@ -305,19 +340,33 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_ended_stays_in_sight() {
+        let mut screen = screen();
+        screen.observe(&snapshot(10, 0, "ready"));
+        screen.ended(1, ServiceRef::new("shop", "idle"), "ended with code 3".into());
+        screen.observe(&snapshot(85, 0, "ready"));
+        assert!(screen.view[1].contains("1 of 2 instances ready"), "{}", screen.view[1]);
+        let row = screen.view.iter().find(|line| line.starts_with("shop/idle")).unwrap();
+        let words: Vec<_> = row.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect();
+        assert_eq!(words, ["shop/idle", "checkout", "ended with code 3, 1:15 ago"]);
+        screen.stopping();
+        assert_eq!(screen.view, ["", "shop  stopping"]);
+    }
+
+    #[test]
     fn rates_are_between_observations() {
         let mut screen = screen();
         screen.observe(&snapshot(10, 100, "ready"));
         screen.observe(&snapshot(12, 140, "ready"));
         let row = screen.view.iter().find(|line| line.contains("web-aaaaa")).unwrap();
-        assert!(row.ends_with("20/s  1.5ms"), "{row}");
+        assert!(row.contains(" 20/s  1.5ms "), "{row}");
         // No news is not a rate of 0, for a while.
         screen.observe(&snapshot(13, 140, "ready"));
-        assert!(screen.view.iter().any(|line| line.ends_with("20/s  1.5ms")), "{:#?}", screen.view);
+        assert!(screen.view.iter().any(|line| line.contains(" 20/s  1.5ms ")), "{:#?}", screen.view);
         screen.observe(&snapshot(14, 160, "ready"));
-        assert!(screen.view.iter().any(|line| line.ends_with("10/s  1.5ms")), "{:#?}", screen.view);
+        assert!(screen.view.iter().any(|line| line.contains(" 10/s  1.5ms ")), "{:#?}", screen.view);
         screen.observe(&snapshot(20, 160, "ready"));
-        assert!(screen.view.iter().any(|line| line.ends_with(" 0/s   -")), "{:#?}", screen.view);
+        assert!(screen.view.iter().any(|line| line.contains(" 0/s   - ")), "{:#?}", screen.view);
         // The proxy was started again: totals begin anew and nothing underflows.
         screen.observe(&snapshot(21, 7, "ready"));
         let row = screen.view.iter().find(|line| line.contains("web-aaaaa")).unwrap();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use outrider_agent::AgentOptions;
 use outrider_api::http::{TokenRequest, TokenResponse};
 use outrider_control as control;
+use outrider_identity::private_folder;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -20,6 +21,8 @@ use crate::client::{Client, SOCKET_PATH_LIMIT, Target};
 use crate::exit::CliError;
 use crate::paths;
 
+/// Name of the file that marks a state folder as made by `up`.
+const MARK: &str = "made-by-up";
 /// Name of the only host.
 const NODE: &str = "local";
 
@@ -52,6 +55,8 @@ pub(super) fn prepare(state: &Path) -> Result<PathBuf, CliError> {
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
     let state = state.canonicalize().map_err(failed)?;
+    private_folder(&state).map_err(|error| CliError::Failed(format!("the state folder: {error}")))?;
+    claim(&state)?;
     let socket = paths::api_socket(&state);
     if socket.as_os_str().len() > SOCKET_PATH_LIMIT {
         return Err(CliError::Failed(format!(
@@ -63,28 +68,36 @@ pub(super) fn prepare(state: &Path) -> Result<PathBuf, CliError> {
     Ok(state)
 }
 
+/// Marks `state` as made by `up`. `up` deletes what its folder does not declare, so a state that is a server's is
+/// refused.
+fn claim(state: &Path) -> Result<(), CliError> {
+    let mark = state.join(MARK);
+    if state.join("server").exists() && !mark.exists() {
+        return Err(CliError::Failed(format!(
+            "{} is the state of an `outrider server`: `up` would delete all that its folder does not declare; name \
+             another folder with --state",
+            state.display()
+        )));
+    }
+    std::fs::write(
+        &mark,
+        "The state of an `outrider up`; it holds what its folder declares and nothing else.\n",
+    )
+    .map_err(|error| CliError::Failed(format!("cannot write {}: {error}", mark.display())))
+}
+
 /// A folder for sockets that belongs to `state`: the same at the next start, so that an agent finds and ends what one
 /// that was killed left running. Short, and nobody else's.
 fn runtime(state: &Path) -> Result<PathBuf, CliError> {
     use std::hash::{DefaultHasher, Hash, Hasher};
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
     let mut hasher = DefaultHasher::new();
     state.hash(&mut hasher);
     let user = rustix::process::geteuid();
     let base = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| Path::new(path).is_dir());
     let base = base.map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = base.join(format!("outrider-up-{}-{:08x}", user.as_raw(), hasher.finish() >> 32));
-    let failed = |error: &dyn std::fmt::Display| {
-        CliError::Failed(format!("cannot use {} for sockets: {error}", folder.display()))
-    };
-    match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(&error)),
-        _ => {}
-    }
-    let found = std::fs::symlink_metadata(&folder).map_err(|error| failed(&error))?;
-    if !found.is_dir() || found.uid() != user.as_raw() || found.mode() & 0o077 != 0 {
-        return Err(failed(&"it is not a folder of this user alone"));
-    }
+    private_folder(&folder)
+        .map_err(|error| CliError::Failed(format!("there is no folder for sockets: {error}")))?;
     Ok(folder)
 }
 
@@ -93,15 +106,32 @@ const AGENT_LIMIT: Duration = Duration::from_secs(30);
 const AGENT_POLL: Duration = Duration::from_millis(20);
 
 impl Stack {
-    /// Starts the control plane, then an agent that joins it.
-    pub(super) async fn start(options: StackOptions) -> Result<Self, CliError> {
+    /// Starts the control plane, then an agent that joins it. Once `stop` is cancelled, what has begun is stopped and
+    /// nothing is returned. Must not be dropped before its end.
+    pub(super) async fn start(
+        options: StackOptions,
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, CliError> {
         let runtime = runtime(&options.state)?;
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut server = control::ServerOptions::new(&options.state);
         server.api = Some(options.http);
         server.agents = loopback;
-        let server =
-            control::Server::start(server).await.map_err(|error| CliError::Failed(error.to_string()))?;
+        let server = match control::Server::start(server).await {
+            Ok(server) => server,
+            Err(error) => {
+                // Another `up` may be using it; then it is not empty and stays.
+                let _ = std::fs::remove_dir(&runtime);
+                let socket = paths::api_socket(&options.state);
+                if UnixStream::connect(&socket).await.is_ok() {
+                    return Err(CliError::Failed(format!(
+                        "`outrider up` already runs here; see `outrider get proxies -A --server unix:{}`",
+                        socket.display()
+                    )));
+                }
+                return Err(CliError::Failed(error.to_string()));
+            }
+        };
         let bound = server.bound().clone();
         let mut stack = Self {
             api: bound.api_socket,
@@ -112,8 +142,17 @@ impl Stack {
             }),
             agent: None,
         };
-        match stack.start_agent(options.state, options.engines, bound.agents).await {
-            Ok(()) => Ok(stack),
+        let started = tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(None),
+            started = stack.start_agent(options.state, options.engines, bound.agents) => started.map(Some),
+        };
+        match started {
+            Ok(Some(())) => Ok(Some(stack)),
+            Ok(None) => {
+                stack.stop().await;
+                Ok(None)
+            }
             Err(error) => {
                 stack.stop().await;
                 Err(error)
@@ -227,5 +266,25 @@ impl Tier {
         self.stop.cancel();
         // It has said how it ended; a panic in it has been logged.
         let _ = self.task.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_a_server_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = folder.path().join("ours");
+        prepare(&ours).unwrap();
+        std::fs::create_dir(ours.join("server")).unwrap();
+        prepare(&ours).unwrap();
+        let servers = folder.path().join("servers");
+        private_folder(&servers.join("server")).unwrap();
+        for _ in 0..2 {
+            let refused = prepare(&servers).unwrap_err().to_string();
+            assert!(refused.contains("is the state of an `outrider server`"), "{refused}");
+        }
     }
 }
