@@ -215,9 +215,19 @@ impl Actor {
         match command {
             Command::Fact { node, session, fact, at, refused } => {
                 self.stirred |= !matches!(fact, FactKind::Heartbeat(_) | FactKind::Traffic(_));
-                if let Err(error) = self.world.fact(&node, session, &fact, at) {
-                    tracing::warn!(node, session, %error, "fact refused");
-                    let _ = refused.send(error);
+                match self.world.fact(&node, session, &fact, at) {
+                    Ok(taken) => {
+                        for (instance, cause) in taken.refused {
+                            tracing::warn!(node, instance, cause, "a reported instance does not count");
+                        }
+                        if let Some(times) = taken.superseded {
+                            tracing::warn!(node, session, times, "a session took over from an open one");
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(node, session, %error, "fact refused");
+                        let _ = refused.send(error);
+                    }
                 }
             }
             Command::Closed { node, session } => {
