@@ -126,14 +126,22 @@ impl Pulse {
     }
 }
 
-/// Starts the thread. It ends when the last handle is dropped; the handle to join it is returned.
+/// The thread.
+pub(crate) struct Thread {
+    /// To wait for its end.
+    pub(crate) join: std::thread::JoinHandle<()>,
+    /// Answers with an error when it has ended, in whatever way.
+    pub(crate) ended: oneshot::Receiver<std::convert::Infallible>,
+}
+
+/// Starts the thread. It ends when the last handle is dropped.
 pub(crate) fn start(
     store: Arc<Store>,
     trust_domain: &str,
     timing: Timing,
     declared: Declared,
     known: BTreeMap<String, HostRecord>,
-) -> std::io::Result<(Handle, std::thread::JoinHandle<()>)> {
+) -> std::io::Result<(Handle, Thread)> {
     let clock = Clock(Instant::now());
     let world = World::new(trust_domain, timing, declared, known, clock.now());
     let (commands, queue) = channel();
@@ -142,10 +150,15 @@ pub(crate) fn start(
     let (revision, revision_out) = watch::channel(world.declared().revision);
     let pulse = Pulse::new(timing, clock.now());
     let actor = Actor { world, store, clock, pulse, published, changes, revision, stirred: false };
-    let thread = std::thread::Builder::new().name("world".to_owned()).spawn(move || actor.work(&queue))?;
+    let (alive, ended) = oneshot::channel();
+    let join = std::thread::Builder::new().name("world".to_owned()).spawn(move || {
+        // Dropped when the thread ends, also by a panic.
+        let _alive = alive;
+        actor.work(&queue);
+    })?;
     let handle =
         Handle { commands, clock, published: published_out, changes: changes_out, revision: revision_out };
-    Ok((handle, thread))
+    Ok((handle, Thread { join, ended }))
 }
 
 struct Actor {

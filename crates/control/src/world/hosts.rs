@@ -107,6 +107,9 @@ impl Host {
     }
 }
 
+/// An instance that does not count, and why.
+pub(crate) type Refusal = (String, &'static str);
+
 /// What became different.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changed {
@@ -297,7 +300,7 @@ impl Hosts {
         &mut self,
         name: &str,
         report: &wire::Instances,
-    ) -> Result<(Changed, Vec<(String, &'static str)>), FactError> {
+    ) -> Result<(Changed, Vec<Refusal>), FactError> {
         if report.instances.len() > MAX_INSTANCES {
             return Err(FactError::TooMany);
         }
