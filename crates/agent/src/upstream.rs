@@ -21,6 +21,9 @@ use tokio::sync::{Notify, watch};
 
 use crate::facts::Facts;
 
+/// Bytes of the last good resources on disk.
+const MAX_LAST_GOOD: u64 = 64 << 20;
+
 /// The state of the connection, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkState {
@@ -203,12 +206,14 @@ impl Upstream {
         let body = all.encode_to_vec();
         let mut content = Sha256::digest(&body).to_vec();
         content.extend(body);
-        outrider_identity::write_private(&self.file, &content)
+        outrider_identity::write_private_within(&self.file, &content, MAX_LAST_GOOD)
     }
 }
 
 fn load(file: &std::path::Path) -> Option<ResourceSet> {
-    let content = outrider_identity::read_optional(file).ok()??;
+    let content = outrider_identity::read_optional_within(file, MAX_LAST_GOOD)
+        .inspect_err(|error| tracing::warn!(%error, "the last good resources are not used"))
+        .ok()??;
     let (sum, body) = content.split_at_checked(32)?;
     if Sha256::digest(body)[..] != *sum {
         tracing::warn!(file = %file.display(), "the last good resources are damaged and not used");
@@ -338,6 +343,11 @@ mod tests {
         let _sub = again.subscribe(WORKLOAD, "shop/a");
         let first = again.lock().client.connect();
         assert_eq!(first[0].initial_resource_versions.get("shop/a").map(String::as_str), Some("v1"));
+
+        // Of a large mesh too.
+        upstream.lock().set.insert(Resource::new(WORKLOAD, "shop/large", "v1", vec![7; 3 << 20]));
+        upstream.save(&upstream.resources()).unwrap();
+        assert!(matches!(Upstream::new("n1", file.clone()).known(WORKLOAD, "shop/large"), Known::Yes(_)));
 
         let mut bytes = std::fs::read(&file).unwrap();
         for cut in [0, 10, 40, bytes.len() - 1] {

@@ -203,6 +203,9 @@ pub struct NodeView {
     pub heartbeat_age_ms: u64,
     /// Instances on it.
     pub instances: u32,
+    /// Instances it reports that do not count: name and cause, one a line.
+    #[serde(default)]
+    pub refused: Vec<String>,
 }
 
 /// A running copy of a service, with its proxy.

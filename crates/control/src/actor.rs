@@ -126,14 +126,22 @@ impl Pulse {
     }
 }
 
-/// Starts the thread. It ends when the last handle is dropped; the handle to join it is returned.
+/// The thread.
+pub(crate) struct Thread {
+    /// To wait for its end.
+    pub(crate) join: std::thread::JoinHandle<()>,
+    /// Answers with an error when it has ended, in whatever way.
+    pub(crate) ended: oneshot::Receiver<std::convert::Infallible>,
+}
+
+/// Starts the thread. It ends when the last handle is dropped.
 pub(crate) fn start(
     store: Arc<Store>,
     trust_domain: &str,
     timing: Timing,
     declared: Declared,
     known: BTreeMap<String, HostRecord>,
-) -> std::io::Result<(Handle, std::thread::JoinHandle<()>)> {
+) -> std::io::Result<(Handle, Thread)> {
     let clock = Clock(Instant::now());
     let world = World::new(trust_domain, timing, declared, known, clock.now());
     let (commands, queue) = channel();
@@ -142,10 +150,15 @@ pub(crate) fn start(
     let (revision, revision_out) = watch::channel(world.declared().revision);
     let pulse = Pulse::new(timing, clock.now());
     let actor = Actor { world, store, clock, pulse, published, changes, revision, stirred: false };
-    let thread = std::thread::Builder::new().name("world".to_owned()).spawn(move || actor.work(&queue))?;
+    let (alive, ended) = oneshot::channel();
+    let join = std::thread::Builder::new().name("world".to_owned()).spawn(move || {
+        // Dropped when the thread ends, also by a panic.
+        let _alive = alive;
+        actor.work(&queue);
+    })?;
     let handle =
         Handle { commands, clock, published: published_out, changes: changes_out, revision: revision_out };
-    Ok((handle, thread))
+    Ok((handle, Thread { join, ended }))
 }
 
 struct Actor {
@@ -215,9 +228,19 @@ impl Actor {
         match command {
             Command::Fact { node, session, fact, at, refused } => {
                 self.stirred |= !matches!(fact, FactKind::Heartbeat(_) | FactKind::Traffic(_));
-                if let Err(error) = self.world.fact(&node, session, &fact, at) {
-                    tracing::warn!(node, session, %error, "fact refused");
-                    let _ = refused.send(error);
+                match self.world.fact(&node, session, &fact, at) {
+                    Ok(taken) => {
+                        for (instance, cause) in taken.refused {
+                            tracing::warn!(node, instance, cause, "a reported instance does not count");
+                        }
+                        if let Some(times) = taken.superseded {
+                            tracing::warn!(node, session, times, "a session took over from an open one");
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(node, session, %error, "fact refused");
+                        let _ = refused.send(error);
+                    }
                 }
             }
             Command::Closed { node, session } => {

@@ -27,8 +27,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actor::{self, Handle};
 use crate::declare;
+use crate::grpc::Newest;
 use crate::grpc::ads::Ads;
-use crate::grpc::agents::AgentsService;
+use crate::grpc::agents::{AgentsService, Throttle};
 use crate::http::{self, Api};
 use crate::incoming::{TlsLimits, accept_tls};
 use crate::limits::{Connections, raise_descriptors};
@@ -163,7 +164,7 @@ pub struct Server {
     timing: Timing,
     connections: Connections,
     world: Handle,
-    thread: std::thread::JoinHandle<()>,
+    thread: actor::Thread,
 }
 
 /// Starts a server, says through `ready` where it is, and serves until `shutdown`.
@@ -237,7 +238,7 @@ impl Server {
         let bundle = self.authority.bundle();
         let api = Api {
             world: self.world.clone(),
-            store: self.store,
+            store: self.store.clone(),
             authority: self.authority.clone(),
             stop: stop.clone(),
         };
@@ -266,15 +267,23 @@ impl Server {
             drop(api);
         }
 
+        let store = self.store;
         let agents = AgentsService {
             world: self.world.clone(),
             authority: self.authority.clone(),
             heartbeat_ms: u32::try_from(self.timing.heartbeat_ms).unwrap_or(u32::MAX),
+            store,
             sessions: AtomicU64::new(1),
+            streams: Newest::default(),
+            refusals: Throttle::default(),
             stop: stop.clone(),
         };
-        let ads =
-            Ads { world: self.world, trust_domain: self.authority.trust_domain().into(), stop: stop.clone() };
+        let ads = Ads {
+            world: self.world,
+            trust_domain: self.authority.trust_domain().into(),
+            streams: Newest::default(),
+            stop: stop.clone(),
+        };
         let config = server_config(slot.slot.clone(), &bundle, &["h2"])?;
         let limits = TlsLimits {
             handshakes: most.handshakes,
@@ -297,9 +306,14 @@ impl Server {
         });
         parts.spawn(renew(slot, self.authority, stop.clone()));
 
+        let actor::Thread { join, ended: mut thread_ended } = self.thread;
         tokio::pin!(shutdown);
         let ended = tokio::select! {
             () = &mut shutdown => Ok(()),
+            _ = &mut thread_ended => {
+                tracing::error!("the thread that decides has ended: the server stops, agents go on");
+                Err(ServeError::Serve("an internal error, see the log".to_owned()))
+            }
             Some(part) = parts.join_next() => joined(part)
                 .and_then(|()| Err(ServeError::Serve("a listener ended by itself".to_owned()))),
         };
@@ -311,8 +325,7 @@ impl Server {
         parts.shutdown().await;
         let _ = fs::remove_file(&self.bound.api_socket);
         // The world ends with its last handle; tasks of streams drop theirs once they see the stop.
-        let thread = self.thread;
-        let joined = tokio::task::spawn_blocking(move || thread.join());
+        let joined = tokio::task::spawn_blocking(move || join.join());
         if tokio::time::timeout(STOP_LIMIT, joined).await.is_err() {
             tracing::warn!("the world is still busy");
         }

@@ -91,6 +91,15 @@ struct Traffic {
     outbound: BTreeMap<String, TrafficView>,
 }
 
+/// What a fact did besides changing the state, for the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Instances that do not count, and why, if that is new.
+    pub(crate) refused: Vec<(String, &'static str)>,
+    /// An open session was replaced; how often that happened to this host.
+    pub(crate) superseded: Option<u64>,
+}
+
 /// What the passing of time did. Names of hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ticked {
@@ -174,14 +183,18 @@ impl World {
         session: u64,
         fact: &wire::FactKind,
         now: Millis,
-    ) -> Result<(), FactError> {
+    ) -> Result<Taken, FactError> {
+        let mut taken = Taken::default();
         if let wire::FactKind::Hello(hello) = fact {
             if hello.node != node {
                 return Err(FactError::NoHello);
             }
+            let before = self.hosts.get(node).map_or(0, |host| host.superseded);
             let changed = self.hosts.hello(node, session, hello, now);
             self.changed(changed);
-            return Ok(());
+            let after = self.hosts.get(node).map_or(0, |host| host.superseded);
+            taken.superseded = (after > before).then_some(after);
+            return Ok(taken);
         }
         self.hosts.check(node, session)?;
         let changed = self.hosts.heard(node, now);
@@ -189,19 +202,23 @@ impl World {
         match fact {
             wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) => {}
             wire::FactKind::Instances(report) => {
-                let changed = self.hosts.instances(node, report)?;
+                let (changed, refused) = self.hosts.instances(node, report)?;
                 self.changed(changed);
+                taken.refused = refused;
             }
             wire::FactKind::Applied(applied) => {
                 self.own(node, &applied.proxy)?;
-                self.acks.apply(applied);
+                let service = self.hosts.find(&applied.proxy).map(|(.., instance)| &instance.service);
+                let expected = service.map(|service| self.resources.expected(service)).unwrap_or_default();
+                self.acks.apply(applied, &expected);
             }
             wire::FactKind::Traffic(traffic) => {
                 self.own(node, &traffic.proxy)?;
-                self.traffic.insert(traffic.proxy.clone(), views::traffic(traffic));
+                let summed = views::traffic(traffic, |service| self.is_service(service));
+                self.traffic.insert(traffic.proxy.clone(), summed);
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
     fn own(&self, node: &str, proxy: &str) -> Result<(), FactError> {

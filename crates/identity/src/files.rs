@@ -21,7 +21,8 @@ pub struct FileError {
 }
 
 /// Identity files are small; anything larger is not one.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: u64 = MIB;
+const MIB: u64 = 1 << 20;
 
 /// Replaces `path` with `content` (mode 0600), creating its folder (mode 0700) if needed.
 ///
@@ -134,6 +135,11 @@ fn check_private(folder: &Path, owner: u32, mode: u32) -> Result<(), FolderError
 
 /// The content of `path`, or `None` if it does not exist. At most 1 MiB.
 pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    read_optional_within(path, MAX_FILE)
+}
+
+/// As [`read_optional`], with another limit in bytes.
+pub fn read_optional_within(path: &Path, most: u64) -> Result<Option<Vec<u8>>, FileError> {
     let error = |source| FileError { action: "read", path: path.to_owned(), source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -141,11 +147,28 @@ pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
         Err(source) => return Err(error(source)),
     };
     let mut content = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(error)?;
-    if content.len() as u64 > MAX_FILE {
-        return Err(error(std::io::Error::new(ErrorKind::FileTooLarge, "larger than 1 MiB")));
+    file.take(most.saturating_add(1)).read_to_end(&mut content).map_err(error)?;
+    if content.len() as u64 > most {
+        return Err(error(too_large(most)));
     }
     Ok(Some(content))
+}
+
+/// As [`write_private`], but refuses what [`read_optional_within`] of the same limit would not read again. The
+/// earlier file stays then.
+pub fn write_private_within(path: &Path, content: &[u8], most: u64) -> Result<(), FileError> {
+    if content.len() as u64 > most {
+        return Err(FileError { action: "write", path: path.to_owned(), source: too_large(most) });
+    }
+    write_private(path, content)
+}
+
+fn too_large(most: u64) -> std::io::Error {
+    let text = match most {
+        0..MIB => format!("larger than {most} bytes"),
+        MIB.. => format!("larger than {} MiB", most / MIB),
+    };
+    std::io::Error::new(ErrorKind::FileTooLarge, text)
 }
 
 #[cfg(test)]
@@ -202,6 +225,10 @@ mod tests {
         let path = folder.path().join("big");
         fs::write(&path, vec![0; (MAX_FILE + 1) as usize]).unwrap();
         assert!(read_optional(&path).unwrap_err().to_string().contains("larger than 1 MiB"));
+        assert_eq!(read_optional_within(&path, 2 * MAX_FILE).unwrap().unwrap().len() as u64, MAX_FILE + 1);
+        let error = write_private_within(&path, b"four", 3).unwrap_err();
+        assert!(error.to_string().ends_with("larger than 3 bytes"), "{error}");
+        assert_eq!(fs::metadata(&path).unwrap().len(), MAX_FILE + 1, "the earlier file stays");
         assert!(read_optional(folder.path()).is_err(), "a folder is not a file");
         assert!(write_private(folder.path(), b"x").is_err());
     }

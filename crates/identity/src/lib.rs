@@ -19,7 +19,10 @@ mod token;
 
 pub use authority::{Authority, AuthorityError, LEAF_LIFE, SignError};
 pub use certificate::{CertificateError, CertificateInfo, fingerprint, parse_pem_chain, pem_chain, renew_at};
-pub use files::{FileError, FolderError, private_folder, read_optional, write_private};
+pub use files::{
+    FileError, FolderError, private_folder, read_optional, read_optional_within, write_private,
+    write_private_within,
+};
 pub use key::{KeyError, PrivateKey};
 pub use secret::Secret;
 pub use spiffe::{SpiffeError, SpiffeId};

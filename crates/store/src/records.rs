@@ -77,6 +77,27 @@ impl Store {
         if write().map_err(StorageError)? { Ok(()) } else { Err(NewTokenError::TooMany) }
     }
 
+    /// Whether [`Store::use_token`] would accept a token now. Reads only, so that those without one make no
+    /// writer wait.
+    pub fn check_token(
+        &self,
+        id: &str,
+        matches: impl FnOnce(&[u8; 32]) -> bool,
+        now: u64,
+    ) -> Result<(), UseTokenError> {
+        let read = || -> Result<Result<(), UseTokenError>, redb::Error> {
+            let tokens = self.db.begin_read()?.open_table(TOKENS)?;
+            Ok(match tokens.get(id)? {
+                None => Err(UseTokenError::Unknown),
+                Some(row) => {
+                    let (hash, expires, used) = row.value();
+                    verdict(matches(hash), expires, used, now)
+                }
+            })
+        };
+        read().map_err(StorageError)?
+    }
+
     /// Marks a token as used by node `by` (not empty), once and for ever; when this returns `Ok`, that is on disk.
     /// `matches` compares the stored hash with what was presented.
     pub fn use_token(
@@ -96,12 +117,12 @@ impl Store {
                 });
                 match found {
                     None => Err(UseTokenError::Unknown),
-                    Some((hash, ..)) if !matches(&hash) => Err(UseTokenError::Unknown),
-                    Some((_, _, used)) if !used.is_empty() => Err(UseTokenError::Used { by: used }),
-                    Some((_, expires, _)) if expires <= now => Err(UseTokenError::Expired),
-                    Some((hash, expires, _)) => {
-                        tokens.insert(id, (&hash, expires, by))?;
-                        Ok(())
+                    Some((hash, expires, used)) => {
+                        let verdict = verdict(matches(&hash), expires, &used, now);
+                        if verdict.is_ok() {
+                            tokens.insert(id, (&hash, expires, by))?;
+                        }
+                        verdict
                     }
                 }
             };
@@ -148,5 +169,17 @@ impl Store {
             Ok(hosts)
         };
         Ok(read()?)
+    }
+}
+
+fn verdict(matches: bool, expires: u64, used: &str, now: u64) -> Result<(), UseTokenError> {
+    if !matches {
+        Err(UseTokenError::Unknown)
+    } else if !used.is_empty() {
+        Err(UseTokenError::Used { by: used.to_owned() })
+    } else if expires <= now {
+        Err(UseTokenError::Expired)
+    } else {
+        Ok(())
     }
 }

@@ -137,6 +137,12 @@ fn a_token_works_once_for_one_of_many() {
     assert!(matches!(store.use_token("never", |_| true, "n", 600), Err(UseTokenError::Unknown)));
     store.put_token(&token("late", 1_000), 500).unwrap();
     assert!(matches!(store.use_token("late", |_| true, "n", 1_000), Err(UseTokenError::Expired)));
+    // Asking beforehand says the same and spends nothing.
+    assert!(matches!(store.check_token("never", |_| true, 600), Err(UseTokenError::Unknown)));
+    assert!(matches!(store.check_token("once", |_| true, 600), Err(UseTokenError::Used { .. })));
+    assert!(matches!(store.check_token("late", |_| false, 999), Err(UseTokenError::Unknown)));
+    assert!(matches!(store.check_token("late", |_| true, 1_000), Err(UseTokenError::Expired)));
+    store.check_token("late", |_| true, 999).unwrap();
     store.use_token("late", |_| true, "n", 999).unwrap();
     // Forgotten a day after expiry.
     store.put_token(&token("new", 200_000), 1_000 + 24 * 3600).unwrap();

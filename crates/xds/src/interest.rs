@@ -17,6 +17,8 @@ pub struct Interest {
     names: BTreeSet<Arc<str>>,
     /// What stands before the `*`, its last `/` included.
     globs: BTreeSet<Arc<str>>,
+    /// Bytes of both together.
+    bytes: usize,
 }
 
 fn glob_prefix(name: &str) -> Option<&str> {
@@ -28,23 +30,36 @@ impl Interest {
     /// Adds a name, a glob or the wildcard. `false` if it was there.
     pub fn add(&mut self, name: &str) -> bool {
         if name == WILDCARD {
-            !std::mem::replace(&mut self.wildcard, true)
-        } else if let Some(prefix) = glob_prefix(name) {
-            self.globs.insert(prefix.into())
-        } else {
-            self.names.insert(name.into())
+            return !std::mem::replace(&mut self.wildcard, true);
         }
+        let (new, bytes) = match glob_prefix(name) {
+            Some(prefix) => (self.globs.insert(prefix.into()), prefix.len()),
+            None => (self.names.insert(name.into()), name.len()),
+        };
+        if new {
+            self.bytes += bytes;
+        }
+        new
     }
 
     /// Takes a name, a glob or the wildcard away. `false` if it was not there.
     pub fn remove(&mut self, name: &str) -> bool {
         if name == WILDCARD {
-            std::mem::replace(&mut self.wildcard, false)
-        } else if let Some(prefix) = glob_prefix(name) {
-            self.globs.remove(prefix)
-        } else {
-            self.names.remove(name)
+            return std::mem::replace(&mut self.wildcard, false);
         }
+        let (gone, bytes) = match glob_prefix(name) {
+            Some(prefix) => (self.globs.remove(prefix), prefix.len()),
+            None => (self.names.remove(name), name.len()),
+        };
+        if gone {
+            self.bytes -= bytes;
+        }
+        gone
+    }
+
+    /// Bytes of all names and globs together.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether a resource of this name is wanted.

@@ -41,6 +41,8 @@ pub struct Options {
     pub max_names: usize,
     /// Most bytes of a subscribed name.
     pub max_name_bytes: usize,
+    /// Most bytes of all subscribed names of a stream together; also of all initial versions in one request.
+    pub max_names_bytes: usize,
     /// Most types of a stream.
     pub max_types: usize,
     /// A response is not made larger than this by adding resources to it, in bytes. The rest follows.
@@ -56,6 +58,7 @@ impl Options {
         Self {
             max_names: 65_536,
             max_name_bytes: 2048,
+            max_names_bytes: 8 << 20,
             max_types: 32,
             response_bytes: 1 << 20,
             resend_endpoints: true,
@@ -133,6 +136,12 @@ pub enum RequestError {
     /// More names than [`Options::max_names`].
     #[error("more than {limit} names on one stream")]
     TooManyNames {
+        /// The limit.
+        limit: usize,
+    },
+    /// Names longer together than [`Options::max_names_bytes`].
+    #[error("names of more than {limit} bytes together on one stream")]
+    TooManyBytes {
         /// The limit.
         limit: usize,
     },
@@ -278,6 +287,14 @@ impl Session {
             if name.is_empty() || name.len() > limit {
                 return Err(RequestError::BadName { bytes: name.len(), limit });
             }
+        }
+        let limit = self.options.max_names_bytes;
+        let known: usize = self.types.values().map(|state| state.interest.bytes()).sum();
+        let new: usize = request.resource_names_subscribe.iter().map(String::len).sum();
+        let initial = &request.initial_resource_versions;
+        let initial: usize = initial.iter().map(|(name, version)| name.len() + version.len()).sum();
+        if known + new > limit || initial > limit {
+            return Err(RequestError::TooManyBytes { limit });
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{node_of, stopping};
+use super::{Newest, node_of, stopping};
 use crate::actor::Handle;
 
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -25,6 +25,7 @@ type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) struct Ads {
     pub(crate) world: Handle,
     pub(crate) trust_domain: Arc<str>,
+    pub(crate) streams: Newest,
     pub(crate) stop: CancellationToken,
 }
 
@@ -45,6 +46,7 @@ impl AggregatedDiscoveryService for Ads {
         request: Request<Streaming<discovery::DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let node = node_of(&request, &self.trust_domain)?;
+        let turn = self.streams.begin(&node);
         let (responses, out) = mpsc::channel(16);
         let (world, stop, requests) = (self.world.clone(), self.stop.clone(), request.into_inner());
         tokio::spawn(async move {
@@ -52,11 +54,14 @@ impl AggregatedDiscoveryService for Ads {
             let end = tokio::select! {
                 () = stop.cancelled() => Err(Status::unavailable("the server is stopping")),
                 () = responses.closed() => Ok(()),
+                status = turn.over() => Err(status),
                 end = run(&world, &node, requests, &responses) => end,
             };
             tracing::debug!(node, ?end, "resource stream ended");
+            drop(turn);
             if let Err(status) = end {
-                let _ = responses.send(Err(status)).await;
+                // To one that reads nothing there is nothing to say.
+                let _ = responses.try_send(Err(status));
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(out))))

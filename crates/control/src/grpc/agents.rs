@@ -1,23 +1,24 @@
 //! Joining, certificates, and the fact stream.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::Stream;
 use outrider_api::agent as wire;
 use outrider_identity::{Authority, CertificateDer, JoinToken, SignError, SpiffeId, TokenHash};
 use outrider_intent::model::ServiceRef;
-use outrider_store::UseTokenError;
+use outrider_store::{Store, UseTokenError};
 use outrider_xds_types::names;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{node_of, stopping};
+use super::{Newest, node_of, stopping};
 use crate::actor::Handle;
+use crate::incoming::Peer;
 use crate::world::is_node_name;
 
 /// A session must begin with `Hello` within this time.
@@ -28,7 +29,10 @@ pub(crate) struct AgentsService {
     pub(crate) world: Handle,
     pub(crate) authority: Arc<Authority>,
     pub(crate) heartbeat_ms: u32,
+    pub(crate) store: Arc<Store>,
     pub(crate) sessions: AtomicU64,
+    pub(crate) streams: Newest,
+    pub(crate) refusals: Throttle,
     pub(crate) stop: CancellationToken,
 }
 
@@ -51,6 +55,64 @@ impl AgentsService {
     }
 }
 
+impl AgentsService {
+    /// Costs strangers little and us less: whoever has no good token is told so from a read of the database,
+    /// before anything is reserved, signed or written.
+    async fn admit(&self, token: JoinToken, request: wire::JoinRequest) -> Result<Vec<Vec<u8>>, Status> {
+        let (store, presented) = (self.store.clone(), token.clone());
+        let check = move || {
+            store.check_token(&presented.id(), |hash| presented.matches(&TokenHash(*hash)), unix_now())
+        };
+        let checked = tokio::task::spawn_blocking(check).await;
+        let checked = checked.map_err(|error| Status::internal(error.to_string()))?;
+        checked.map_err(|error| refusal(&error))?;
+        let name = request.node.clone();
+        let reserve = move |world: &mut crate::world::World, _: &Store, now| world.reserve_node(&name, now);
+        if !self.world.run(reserve).await.map_err(stopping)? {
+            return Err(Status::already_exists(format!(
+                "a host has the name {}: it is free once nothing was heard of it for some seconds",
+                request.node
+            )));
+        }
+        // Signed before the token is spent: a bad request costs no token. Nobody sees it before that.
+        let signed =
+            self.sign(&request.csr, &names::spiffe_node(self.authority.trust_domain(), &request.node));
+        let name = request.node;
+        self.world
+            .run(move |world, store, _| {
+                let matches = |hash: &[u8; 32]| token.matches(&TokenHash(*hash));
+                let admitted = signed.and_then(|chain| {
+                    let used = store.use_token(&token.id(), matches, &name, unix_now());
+                    used.map(|()| chain).map_err(|error| refusal(&error))
+                });
+                if admitted.is_err() {
+                    world.release_node(&name);
+                }
+                admitted
+            })
+            .await
+            .map_err(stopping)?
+    }
+}
+
+/// Lets one through a second, and counts the others.
+#[derive(Debug, Default)]
+pub(crate) struct Throttle(Mutex<(Option<Instant>, u64)>);
+
+impl Throttle {
+    /// `None`: say nothing. Else how many were not said since the last.
+    fn pass(&self) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+            state.1 += 1;
+            return None;
+        }
+        let unsaid = std::mem::take(&mut state.1);
+        state.0 = Some(Instant::now());
+        Some(unsaid)
+    }
+}
+
 fn ders(certificates: &[CertificateDer<'_>]) -> Vec<Vec<u8>> {
     certificates.iter().map(|certificate| certificate.to_vec()).collect()
 }
@@ -67,6 +129,8 @@ impl wire::Agents for AgentsService {
         &self,
         request: Request<wire::JoinRequest>,
     ) -> Result<Response<wire::JoinResponse>, Status> {
+        let address = request.extensions().get::<Peer>().map(|peer| peer.address.to_string());
+        let address = address.unwrap_or_default();
         let request = request.into_inner();
         if !is_node_name(&request.node) {
             let text = "a node's name is an RFC 1123 subdomain: a–z, 0–9, dash, dots, at most 253 characters";
@@ -74,30 +138,21 @@ impl wire::Agents for AgentsService {
         }
         let token =
             JoinToken::parse(&request.token).map_err(|error| Status::unauthenticated(error.to_string()))?;
-        // Signed before the token is spent: a bad request costs no token. Nobody sees it before that.
-        let trust_domain = self.authority.trust_domain().to_owned();
-        let chain = self.sign(&request.csr, &names::spiffe_node(&trust_domain, &request.node))?;
         let (id, node) = (token.id(), request.node.clone());
-        self.world
-            .run(move |world, store, now| {
-                let name = request.node;
-                if !world.reserve_node(&name, now) {
-                    return Err(Status::already_exists(format!("a live agent has the name {name}")));
+        match self.admit(token, request).await {
+            Ok(chain) => {
+                tracing::info!(node, token = id, %address, "node joined");
+                let trust_domain = self.authority.trust_domain().to_owned();
+                Ok(Response::new(wire::JoinResponse { trust_domain, chain, bundle: self.bundle() }))
+            }
+            Err(status) => {
+                if let Some(unsaid) = self.refusals.pass() {
+                    let reason = status.message();
+                    tracing::warn!(node, token = id, %address, reason, unsaid, "join refused");
                 }
-                let used =
-                    store.use_token(&token.id(), |hash| token.matches(&TokenHash(*hash)), &name, unix_now());
-                if used.is_err() {
-                    world.release_node(&name);
-                }
-                used.map_err(|error| refusal(&error))
-            })
-            .await
-            .map_err(stopping)?
-            .inspect_err(|status| {
-                tracing::warn!(node, token = id, reason = status.message(), "join refused")
-            })?;
-        tracing::info!(node, token = id, "node joined");
-        Ok(Response::new(wire::JoinResponse { trust_domain, chain, bundle: self.bundle() }))
+                Err(status)
+            }
+        }
     }
 
     async fn sign(
@@ -137,18 +192,22 @@ impl wire::Agents for AgentsService {
             })),
         };
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let turn = self.streams.begin(&node);
         let (instructions, out) = mpsc::channel(4);
         let (world, stop, facts) = (self.world.clone(), self.stop.clone(), request.into_inner());
         tokio::spawn(async move {
             let end = tokio::select! {
                 () = stop.cancelled() => Err(Status::unavailable("the server is stopping")),
                 () = instructions.closed() => Ok(()),
+                status = turn.over() => Err(status),
                 end = listen(&world, &node, session, facts, &instructions, welcome) => end,
             };
             world.closed(&node, session);
             tracing::info!(node, session, ?end, "session ended");
+            drop(turn);
             if let Err(status) = end {
-                let _ = instructions.send(Err(status)).await;
+                // To one that reads nothing there is nothing to say.
+                let _ = instructions.try_send(Err(status));
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(out))))

@@ -31,8 +31,10 @@ const WATCH_PAGE: usize = 256;
 
 /// Says that the server serves.
 #[utoipa::path(get, path = "/healthz", responses((status = 200, body = String, description = "`ok`")))]
-pub(crate) async fn healthz() -> &'static str {
-    "ok\n"
+pub(crate) async fn healthz(State(api): State<Api>) -> Result<&'static str, Problem> {
+    // An answer of whoever decides, not only of whoever listens.
+    api.world.read(|_, _| ()).await?;
+    Ok("ok\n")
 }
 
 /// Filters of objects.

@@ -3,14 +3,20 @@
 //! Holds: a proxy is current only if it has said of every expected resource that this very version is in use,
 //! and of nothing else. Nothing is assumed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use outrider_api::agent::Applied;
+use outrider_api::agent::{Applied, ResourceVersion};
 use outrider_xds_types::type_url;
 
-/// Most resources of one type remembered of a proxy.
-const MAX_RESOURCES: usize = 100_000;
-const MAX_NAME: usize = 2_048;
+use super::hosts::printable;
+
+/// Names that are not expected are remembered up to this number and four times what is expected, per type and
+/// proxy: what an earlier intent left, not what an agent invents.
+const SPARE: usize = 64;
+/// Longest name in bytes; ours have three labels and a direction.
+const MAX_NAME: usize = 256;
+/// Longest version in bytes; ours are hashes.
+const MAX_VERSION: usize = 128;
 /// Most characters kept of an engine's words.
 const MAX_WORDS: usize = 2_000;
 
@@ -61,8 +67,10 @@ struct OfKind {
 pub(crate) struct Acks(BTreeMap<String, BTreeMap<&'static str, OfKind>>);
 
 impl Acks {
-    /// Takes a fact in. `false` if its type does not concern us or a limit is passed.
-    pub(crate) fn apply(&mut self, fact: &Applied) -> bool {
+    /// Takes a fact in, of a proxy that should have `expected`. `false` if its type does not concern us or a
+    /// limit is passed; what fits is taken all the same. Refusals of what is not expected are not kept: nobody
+    /// would be shown them.
+    pub(crate) fn apply(&mut self, fact: &Applied, expected: &[Expected]) -> bool {
         let Some(kind) = kind(&fact.type_url) else { return false };
         let of_kind = self.0.entry(fact.proxy.clone()).or_default().entry(kind).or_default();
         if fact.reset {
@@ -72,15 +80,27 @@ impl Acks {
             of_kind.applied.remove(name);
             of_kind.refused.remove(name);
         }
+        let expected = names_of(expected, kind);
+        let most = 4 * expected.len() + SPARE;
         let mut all = true;
-        for resource in &fact.acked {
-            all &= keep(&mut of_kind.applied, &resource.name, resource.version.clone());
-            of_kind.refused.remove(&resource.name);
+        for ResourceVersion { name, version } in &fact.acked {
+            let known = expected.contains(name.as_str()) || of_kind.applied.contains_key(name);
+            let fits = (known || of_kind.applied.len() < most) && is_sane(name, version);
+            if fits {
+                of_kind.applied.insert(name.clone(), version.clone());
+            }
+            of_kind.refused.remove(name);
+            all &= fits;
         }
-        let words: String = fact.error.chars().take(MAX_WORDS).collect();
-        for resource in &fact.refused {
-            all &= keep(&mut of_kind.refused, &resource.name, (resource.version.clone(), words.clone()));
+        let words = printable(&fact.error, MAX_WORDS);
+        for ResourceVersion { name, version } in &fact.refused {
+            let fits = expected.contains(name.as_str()) && is_sane(name, version);
+            if fits {
+                of_kind.refused.insert(name.clone(), (version.clone(), words.clone()));
+            }
+            all &= fits;
         }
+        of_kind.refused.retain(|name, _| expected.contains(name.as_str()));
         all
     }
 
@@ -112,19 +132,18 @@ impl Acks {
         expected: &'a [Expected],
     ) -> impl Iterator<Item = &'a str> {
         let of_kind = self.0.get(proxy).and_then(|kinds| kinds.get(kind));
-        let kind = kind.to_owned();
-        of_kind.into_iter().flat_map(|of_kind| of_kind.applied.keys()).map(String::as_str).filter(
-            move |name| !expected.iter().any(|expected| expected.kind == kind && expected.name == *name),
-        )
+        let expected = names_of(expected, kind);
+        let names = of_kind.into_iter().flat_map(|of_kind| of_kind.applied.keys()).map(String::as_str);
+        names.filter(move |name| !expected.contains(name))
     }
 }
 
-fn keep<V>(map: &mut BTreeMap<String, V>, name: &str, value: V) -> bool {
-    let fits = name.len() <= MAX_NAME && (map.len() < MAX_RESOURCES || map.contains_key(name));
-    if fits {
-        map.insert(name.to_owned(), value);
-    }
-    fits
+fn names_of<'a>(expected: &'a [Expected], kind: &str) -> HashSet<&'a str> {
+    expected.iter().filter(|expected| expected.kind == kind).map(|expected| expected.name.as_str()).collect()
+}
+
+fn is_sane(name: &str, version: &str) -> bool {
+    name.len() <= MAX_NAME && version.len() <= MAX_VERSION && !name.contains(char::is_control)
 }
 
 #[cfg(test)]
@@ -149,6 +168,30 @@ mod tests {
         }
     }
 
+    impl Acks {
+        /// For a proxy that should have listeners `l` and `m`.
+        fn apply_any(&mut self, fact: &Applied) -> bool {
+            let expected =
+                ["l", "m"].map(|name| Expected { kind: "listener", name: name.into(), version: "1".into() });
+            self.apply(fact, &expected)
+        }
+    }
+
+    #[test]
+    fn what_an_agent_invents_is_bounded() {
+        let mut acks = Acks::default();
+        let many: Vec<String> = (0..1_000).map(|number| format!("x{number}")).collect();
+        let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "1")).collect();
+        assert!(!acks.apply_any(&fact(&many, &many, &[])));
+        assert_eq!(acks.left_over("shop/a-1", "listener", &[]).count(), 2 * 4 + SPARE);
+        assert!(acks.apply_any(&fact(&[("l", "1")], &[("m", "1")], &[])), "what is expected always fits");
+        let (version, name) = ("1".repeat(MAX_VERSION + 1), "\u{1b}[2J");
+        assert!(!acks.apply_any(&fact(&[("l", &version)], &[], &[])));
+        assert!(!acks.apply_any(&fact(&[(name, "1")], &[], &[])));
+        acks.apply_any(&Applied { error: "\u{1b}[2Jbad".into(), ..fact(&[], &[("m", "1")], &[]) });
+        assert_eq!(standing(&acks, "m", "1"), Standing::Rejected { words: " [2Jbad".into() });
+    }
+
     fn standing(acks: &Acks, name: &str, version: &str) -> Standing {
         let expected = Expected { kind: "listener", name: name.into(), version: version.into() };
         acks.standing("shop/a-1", &expected)
@@ -158,31 +201,31 @@ mod tests {
     fn only_the_same_version_in_use_is_current() {
         let mut acks = Acks::default();
         assert_eq!(standing(&acks, "l", "1"), Standing::Pending { has: None });
-        assert!(acks.apply(&fact(&[("l", "1")], &[], &[])));
+        assert!(acks.apply_any(&fact(&[("l", "1")], &[], &[])));
         assert_eq!(standing(&acks, "l", "1"), Standing::Current);
         assert_eq!(standing(&acks, "l", "2"), Standing::Pending { has: Some("1".into()) });
-        acks.apply(&fact(&[], &[("l", "2")], &[]));
+        acks.apply_any(&fact(&[], &[("l", "2")], &[]));
         assert_eq!(standing(&acks, "l", "2"), Standing::Rejected { words: "bad field".into() });
         assert_eq!(standing(&acks, "l", "1"), Standing::Current, "the earlier version stays in use");
         assert_eq!(standing(&acks, "l", "3"), Standing::Pending { has: Some("1".into()) });
-        acks.apply(&fact(&[("l", "3")], &[], &[]));
+        acks.apply_any(&fact(&[("l", "3")], &[], &[]));
         assert_eq!(standing(&acks, "l", "3"), Standing::Current);
-        acks.apply(&fact(&[], &[], &["l"]));
+        acks.apply_any(&fact(&[], &[], &["l"]));
         assert_eq!(standing(&acks, "l", "3"), Standing::Pending { has: None });
     }
 
     #[test]
     fn resets_left_overs_and_foreign_types() {
         let mut acks = Acks::default();
-        acks.apply(&fact(&[("l", "1"), ("m", "1")], &[], &[]));
+        acks.apply_any(&fact(&[("l", "1"), ("m", "1")], &[], &[]));
         let expected = [Expected { kind: "listener", name: "l".into(), version: "1".into() }];
         assert!(acks.left_over("shop/a-1", "listener", &expected).eq(["m"]));
         assert!(acks.left_over("shop/a-1", "cluster", &expected).eq(std::iter::empty::<&str>()));
-        acks.apply(&Applied { reset: true, ..fact(&[("m", "2")], &[], &[]) });
+        acks.apply_any(&Applied { reset: true, ..fact(&[("m", "2")], &[], &[]) });
         assert_eq!(standing(&acks, "l", "1"), Standing::Pending { has: None });
         assert_eq!(standing(&acks, "m", "2"), Standing::Current);
-        assert!(!acks.apply(&Applied { type_url: type_url::SECRET.into(), ..fact(&[], &[], &[]) }));
-        assert!(!acks.apply(&fact(&[(&"n".repeat(MAX_NAME + 1), "1")], &[], &[])));
+        assert!(!acks.apply_any(&Applied { type_url: type_url::SECRET.into(), ..fact(&[], &[], &[]) }));
+        assert!(!acks.apply_any(&fact(&[(&"n".repeat(MAX_NAME + 1), "1")], &[], &[])));
         acks.forget("shop/a-1");
         assert_eq!(standing(&acks, "m", "2"), Standing::Pending { has: None });
     }

@@ -10,7 +10,7 @@
 //! once when more hosts are silent than heard.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use outrider_api::agent as wire;
 use outrider_intent::model::ServiceRef;
@@ -77,6 +77,10 @@ pub(crate) struct Host {
     pub(crate) withdrawn: bool,
     /// It was given more time, because too many were silent at once.
     doubted: bool,
+    /// Reported instances that do not count, by `NS/INSTANCE`, and why.
+    pub(crate) refused: BTreeMap<String, &'static str>,
+    /// Sessions that were replaced while they were open.
+    pub(crate) superseded: u64,
     /// By `NS/INSTANCE`.
     pub(crate) instances: BTreeMap<String, Instance>,
 }
@@ -92,6 +96,8 @@ impl Host {
             lost: false,
             withdrawn: false,
             doubted: false,
+            refused: BTreeMap::new(),
+            superseded: 0,
             instances: BTreeMap::new(),
         }
     }
@@ -100,6 +106,9 @@ impl Host {
         self.instances.values().map(|instance| instance.service.clone())
     }
 }
+
+/// An instance that does not count, and why.
+pub(crate) type Refusal = (String, &'static str);
 
 /// What became different.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,6 +127,17 @@ pub(crate) struct Changed {
     pub(crate) withdrawn: BTreeSet<String>,
 }
 
+impl Changed {
+    fn absorb(&mut self, other: Self) {
+        self.endpoints.extend(other.endpoints);
+        self.proxies.extend(other.proxies);
+        self.records.extend(other.records);
+        self.gone.extend(other.gone);
+        self.lost.extend(other.lost);
+        self.withdrawn.extend(other.withdrawn);
+    }
+}
+
 /// A fact was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FactError {
@@ -125,8 +145,6 @@ pub(crate) enum FactError {
     NoHello,
     #[error("a newer session of this node took over")]
     Superseded,
-    #[error("instance {proxy}: {cause}")]
-    Instance { proxy: String, cause: &'static str },
     #[error("more than {MAX_INSTANCES} instances on one host")]
     TooMany,
     #[error("{0} is not an instance of this host")]
@@ -198,9 +216,10 @@ impl Hosts {
         })
     }
 
-    /// Gives the name to a joining agent, unless a live agent has it.
+    /// Gives the name to a joining agent, unless a host has it that is not lost: one that is disconnected for a
+    /// moment keeps its name.
     pub(crate) fn reserve(&mut self, name: &str, now: Millis) -> bool {
-        let live = self.hosts.get(name).is_some_and(|host| host.session.is_some() && !host.lost);
+        let live = self.hosts.get(name).is_some_and(|host| !host.lost);
         let reserved = self.reserved.get(name).is_some_and(|until| now < *until);
         self.reserved.retain(|_, until| now < *until);
         if !live && !reserved {
@@ -222,8 +241,9 @@ impl Hosts {
             .hosts
             .entry(name.to_owned())
             .or_insert_with(|| Host::new(String::new(), String::new(), now, now));
-        let (address, version) = (cut(&hello.address), cut(&hello.version));
+        let (address, version) = (clean(&hello.address), clean(&hello.version));
         let differs = new || host.address != address || host.version != version;
+        host.superseded += u64::from(host.session.is_some());
         (host.address, host.version, host.session) = (address, version, Some(session));
         let mut changed = self.heard(name, now);
         if differs {
@@ -274,24 +294,51 @@ impl Hosts {
         self.cut_off
     }
 
-    /// All instances of the host.
-    pub(crate) fn instances(&mut self, name: &str, report: &wire::Instances) -> Result<Changed, FactError> {
+    /// All instances of the host. Bad ones are left out and named, those with a reason that is new also in the
+    /// answer. An instance that a lost host had before is this host's from now on.
+    pub(crate) fn instances(
+        &mut self,
+        name: &str,
+        report: &wire::Instances,
+    ) -> Result<(Changed, Vec<Refusal>), FactError> {
         if report.instances.len() > MAX_INSTANCES {
             return Err(FactError::TooMany);
         }
-        let mut instances = Vec::with_capacity(report.instances.len());
+        let address = self.hosts.get(name).and_then(|host| host.address.parse().ok());
+        let (mut instances, mut refused) = (Vec::with_capacity(report.instances.len()), BTreeMap::new());
+        let mut changed = Changed::default();
         for reported in &report.instances {
-            let instance = read(reported)?;
+            let instance = match read(reported, address) {
+                Ok(instance) => instance,
+                Err(cause) => {
+                    refused
+                        .insert(format!("{}/{}", clean(&reported.namespace), clean(&reported.name)), cause);
+                    continue;
+                }
+            };
             let proxy = instance.proxy();
-            if self.owner(&proxy).is_some_and(|owner| owner != name) {
-                return Err(FactError::Instance {
-                    proxy,
-                    cause: "another host has an instance of this name",
-                });
+            match self.owner(&proxy).filter(|owner| *owner != name).map(str::to_owned) {
+                Some(owner) if self.hosts.get(&owner).is_some_and(|host| !host.lost) => {
+                    refused.insert(proxy, "another host has an instance of this name");
+                    continue;
+                }
+                Some(owner) => changed.absorb(self.take_from(&owner, &proxy)),
+                None => {}
             }
             instances.push(instance);
         }
-        Ok(self.replace_instances(name, instances))
+        changed.absorb(self.replace_instances(name, instances));
+        let Some(host) = self.hosts.get_mut(name) else { return Ok((changed, Vec::new())) };
+        let before = std::mem::replace(&mut host.refused, refused.clone());
+        let news = refused.into_iter().filter(|(proxy, cause)| before.get(proxy) != Some(cause)).collect();
+        Ok((changed, news))
+    }
+
+    fn take_from(&mut self, owner: &str, proxy: &str) -> Changed {
+        let Some(host) = self.hosts.get(owner) else { return Changed::default() };
+        let others = host.instances.iter().filter(|(name, _)| *name != proxy);
+        let others = others.map(|(_, instance)| instance.clone()).collect();
+        self.replace_instances(owner, others)
     }
 
     fn replace_instances(&mut self, name: &str, instances: Vec<Instance>) -> Changed {
@@ -396,28 +443,36 @@ impl Hosts {
     }
 }
 
-fn cut(text: &str) -> String {
-    text.chars().take(MAX_TEXT).collect()
+/// Text of an agent, for people: not too long, and without characters that steer a terminal.
+pub(super) fn printable(text: &str, most: usize) -> String {
+    let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().take(most).map(|c| if steers(c) { ' ' } else { c }).collect()
 }
 
-fn read(reported: &wire::Instance) -> Result<Instance, FactError> {
-    let proxy = format!("{}/{}", cut(&reported.namespace), cut(&reported.name));
-    let refuse = |cause| FactError::Instance { proxy: proxy.clone(), cause };
+fn clean(text: &str) -> String {
+    printable(text, MAX_TEXT)
+}
+
+/// Reads a reported instance of the host with this address.
+fn read(reported: &wire::Instance, host: Option<IpAddr>) -> Result<Instance, &'static str> {
     if ![&reported.namespace, &reported.service, &reported.name].into_iter().all(|name| is_label(name)) {
-        return Err(refuse("its namespace, service or name is not a DNS label"));
+        return Err("its namespace, service or name is not a DNS label");
     }
     if reported.endpoints.len() > MAX_ENDPOINTS {
-        return Err(refuse("it has more than 64 endpoints"));
+        return Err("it has more than 64 endpoints");
     }
     let mut endpoints = BTreeMap::new();
     for endpoint in &reported.endpoints {
-        let address = endpoint.address.parse().ok();
+        let address: Option<IpAddr> = endpoint.address.parse().ok();
         let number = u16::try_from(endpoint.number).ok().filter(|number| *number != 0);
         match (address, number, is_label(&endpoint.port)) {
+            (Some(address), ..) if Some(address) != host => {
+                return Err("an endpoint has another address than its host");
+            }
             (Some(address), Some(number), true) => {
                 endpoints.insert(endpoint.port.clone(), SocketAddr::new(address, number));
             }
-            _ => return Err(refuse("an endpoint has no port name, IP address or port number")),
+            _ => return Err("an endpoint has no port name, IP address or port number"),
         }
     }
     let state = match wire::InstanceState::try_from(reported.state) {
@@ -432,10 +487,10 @@ fn read(reported: &wire::Instance) -> Result<Instance, FactError> {
         name: reported.name.clone(),
         state,
         endpoints,
-        engine: cut(&reported.engine),
-        engine_version: cut(&reported.engine_version),
+        engine: clean(&reported.engine),
+        engine_version: clean(&reported.engine_version),
         proxy_pid: reported.proxy_pid,
-        reason: cut(&reported.reason),
+        reason: clean(&reported.reason),
         restarts: reported.restarts,
     })
 }

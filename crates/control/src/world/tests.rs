@@ -268,7 +268,7 @@ fn facts_are_checked() {
     let traffic =
         wire::FactKind::Traffic(wire::Traffic { proxy: "shop/checkout-1".into(), ..Default::default() });
     for fact in [&applied, &traffic] {
-        assert_eq!(world.fact("a", 1, fact, 0), Ok(()));
+        assert_eq!(world.fact("a", 1, fact, 0), Ok(Taken::default()));
         assert_eq!(world.fact("b", 1, fact, 0), Err(FactError::Foreign("shop/checkout-1".into())));
     }
     world.fact("a", 2, &hello("a"), 0).unwrap();

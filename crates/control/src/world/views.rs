@@ -9,20 +9,26 @@ use outrider_api::http::{
 use outrider_intent::model::ServiceRef;
 use outrider_intent::{Document, Key, Kind, effective};
 
-use super::hosts::{Host, Instance, State};
+use super::hosts::{Host, Instance, State, printable};
 use super::{Millis, Traffic, World};
 
 pub(crate) fn object_key(key: &Key) -> ObjectKey {
     ObjectKey { kind: key.kind.as_str().to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
 }
 
-/// Sums the listeners of a traffic fact up by direction and destination.
-pub(super) fn traffic(fact: &wire::Traffic) -> Traffic {
+/// Most reasons counted apart for one direction and destination.
+const MAX_REASONS: usize = 64;
+
+/// Sums the listeners of a traffic fact up by direction and destination. Destinations that are not declared are
+/// left out.
+pub(super) fn traffic(fact: &wire::Traffic, is_service: impl Fn(&ServiceRef) -> bool) -> Traffic {
     let mut traffic = Traffic { resident_bytes: fact.resident_bytes, ..Traffic::default() };
     for listener in fact.listeners.iter().take(10_000) {
         let mut parts = listener.listener.split('/');
         let view = match (parts.next(), parts.next(), parts.next()) {
-            (Some("outbound"), Some(namespace), Some(service)) => {
+            (Some("outbound"), Some(namespace), Some(service))
+                if is_service(&ServiceRef::new(namespace, service)) =>
+            {
                 traffic.outbound.entry(format!("{namespace}/{service}")).or_default()
             }
             (Some("inbound"), ..) => &mut traffic.inbound,
@@ -39,8 +45,11 @@ fn add(view: &mut TrafficView, listener: &wire::ListenerTraffic) {
     view.errors = view.errors.saturating_add(listener.errors);
     view.latency_us_sum = view.latency_us_sum.saturating_add(listener.latency_us_sum);
     for reason in listener.reasons.iter().take(100) {
-        let count = view.reasons.entry(reason.reason.chars().take(100).collect()).or_default();
-        *count = count.saturating_add(reason.count);
+        let name = printable(&reason.reason, 100);
+        if view.reasons.len() < MAX_REASONS || view.reasons.contains_key(&name) {
+            let count = view.reasons.entry(name).or_default();
+            *count = count.saturating_add(reason.count);
+        }
     }
 }
 
@@ -110,6 +119,7 @@ impl World {
                 connected: host.session.is_some() && !host.lost,
                 heartbeat_age_ms: now.saturating_sub(host.last_heard),
                 instances: u32::try_from(host.instances.len()).unwrap_or(u32::MAX),
+                refused: host.refused.iter().map(|(proxy, cause)| format!("{proxy}: {cause}")).collect(),
             })
             .collect()
     }

@@ -298,9 +298,22 @@ async fn a_session_is_of_the_node_whose_certificate_it_uses_and_the_newest_count
     }
     let (old, mut old_answers) = agent.session().await;
     let (_new, _answers) = agent.session().await;
-    old.send(instances(&[("inventory", 1)])).await.unwrap();
+    // It may be closed already.
+    let _ = old.send(instances(&[("inventory", 1)])).await;
     assert_eq!(old_answers.message().await.unwrap_err().code(), Code::Aborted);
     assert_eq!(server.get("/v1/instances").await.1, json!([]));
+    // The same for streams of resources.
+    let wanted = [(type_url::WORKLOAD, "shop/checkout")];
+    let mut old = Stream::open(&agent, &wanted).await.unwrap();
+    let mut new = Stream::open(&agent, &wanted).await.unwrap();
+    let status = loop {
+        let message = tokio::time::timeout(PATIENCE, old.responses.message()).await.unwrap();
+        if let Err(status) = message {
+            break status;
+        }
+    };
+    assert_eq!(status.code(), Code::Aborted);
+    assert_eq!(new.next().await.unwrap().0, type_url::WORKLOAD);
     // While it lives, nobody else gets its name.
     let key = PrivateKey::generate().unwrap();
     let twin = join(server.bound.agents, &server.token().await, "host-a", &key).await.unwrap_err();

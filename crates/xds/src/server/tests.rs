@@ -665,7 +665,8 @@ fn e72_large_responses_are_split() {
 
 #[test]
 fn limits_end_the_stream() {
-    let options = Options { max_names: 3, max_name_bytes: 8, max_types: 2, ..Options::for_proxy() };
+    let options =
+        Options { max_names: 3, max_name_bytes: 8, max_names_bytes: 9, max_types: 2, ..Options::for_proxy() };
     let subscribe = |type_url: &str, names: &[&str]| DeltaDiscoveryRequest {
         type_url: type_url.into(),
         resource_names_subscribe: names.iter().map(|name| (*name).into()).collect(),
@@ -676,6 +677,7 @@ fn limits_end_the_stream() {
     for (request, expected) in [
         (subscribe("", &[]), RequestError::NoType),
         (subscribe(EDS, &["c", "d"]), RequestError::TooManyNames { limit: 3 }),
+        (subscribe(EDS, &["12345678"]), RequestError::TooManyBytes { limit: 9 }),
         (subscribe(EDS, &["123456789"]), RequestError::BadName { bytes: 9, limit: 8 }),
         (subscribe(EDS, &[""]), RequestError::BadName { bytes: 0, limit: 8 }),
     ] {

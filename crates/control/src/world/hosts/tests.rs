@@ -36,7 +36,7 @@ use wire::InstanceState::{Draining, Ready, Starting};
 fn a_silent_host_is_lost_and_returns() {
     let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
     hosts.hello("a", 1, &hello(), 0);
-    let changed = hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    let (changed, _) = hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
     assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
     assert_eq!((changed.proxies.len(), changed.records.len()), (1, 1));
 
@@ -166,7 +166,7 @@ fn known_hosts_stay_for_the_grace_time_after_a_restart() {
     let known = BTreeMap::from([("a".to_owned(), before.record("a").unwrap())]);
     let mut hosts = Hosts::new(TIMING, known, 1_000);
     assert_eq!(hosts.hello("a", 7, &hello(), 3_000), Changed::default());
-    let changed = hosts.instances("a", &report(&[])).unwrap();
+    let (changed, _) = hosts.instances("a", &report(&[])).unwrap();
     assert_eq!(changed.gone, BTreeSet::from(["shop/inventory-1".to_owned()]));
     assert_eq!(hosts.of_service(&service("inventory")).count(), 0);
 }
@@ -193,53 +193,85 @@ fn changes_name_the_services_they_concern_and_no_others() {
     hosts.hello("a", 1, &hello(), 0);
     let both = [instance("inventory", "inventory-1", Starting), instance("ledger", "ledger-1", Ready)];
     hosts.instances("a", &report(&both)).unwrap();
-    assert_eq!(hosts.instances("a", &report(&both)).unwrap(), Changed::default(), "nothing new");
+    assert_eq!(hosts.instances("a", &report(&both)).unwrap().0, Changed::default(), "nothing new");
 
     let mut ready = both.clone();
     ready[0].state = Ready as i32;
-    let changed = hosts.instances("a", &report(&ready)).unwrap();
+    let (changed, _) = hosts.instances("a", &report(&ready)).unwrap();
     assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
     assert!(changed.proxies.is_empty() && changed.gone.is_empty());
 
     let mut pid = ready.clone();
     pid[0].proxy_pid = 77;
-    let changed = hosts.instances("a", &report(&pid)).unwrap();
+    let (changed, _) = hosts.instances("a", &report(&pid)).unwrap();
     assert!(changed.endpoints.is_empty() && !changed.records.is_empty());
 
     pid[1].state = Draining as i32;
-    let changed = hosts.instances("a", &report(&pid)).unwrap();
+    let (changed, _) = hosts.instances("a", &report(&pid)).unwrap();
     assert_eq!(changed.endpoints, BTreeSet::from([service("ledger")]));
 }
 
 #[test]
-fn bad_reports_change_nothing() {
+fn bad_instances_are_named_and_the_good_ones_of_the_report_count() {
     let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
     hosts.hello("a", 1, &hello(), 0);
     hosts.hello("b", 2, &hello(), 0);
     let good = instance("inventory", "inventory-1", Ready);
     hosts.instances("a", &report(std::slice::from_ref(&good))).unwrap();
-    let with = |change: fn(&mut wire::Instance)| {
-        let mut bad = good.clone();
+    let changes: [fn(&mut wire::Instance); 8] = [
+        |bad| bad.name = "x/y".into(),
+        |bad| bad.namespace = String::new(),
+        |bad| bad.service = "-x".into(),
+        |bad| bad.endpoints[0].address = "localhost".into(),
+        |bad| bad.endpoints[0].address = "10.0.0.2".into(),
+        |bad| bad.endpoints[0].number = 0,
+        |bad| bad.endpoints[0].number = 65_536,
+        |bad| bad.endpoints = vec![bad.endpoints[0].clone(); 65],
+    ];
+    for change in changes {
+        let mut bad = instance("ledger", "ledger-1", Ready);
         change(&mut bad);
-        report(&[instance("other", "other-1", Ready), bad])
-    };
-    for (name, bad) in [
-        ("a", with(|bad| bad.name = "x/y".into())),
-        ("a", with(|bad| bad.namespace = String::new())),
-        ("a", with(|bad| bad.service = "-x".into())),
-        ("a", with(|bad| bad.endpoints[0].address = "localhost".into())),
-        ("a", with(|bad| bad.endpoints[0].number = 0)),
-        ("a", with(|bad| bad.endpoints[0].number = 65_536)),
-        ("a", with(|bad| bad.endpoints = vec![bad.endpoints[0].clone(); 65])),
-        // The same instance on two hosts.
-        ("b", with(|_| ())),
-    ] {
-        assert!(matches!(hosts.instances(name, &bad), Err(FactError::Instance { .. })), "{bad:?}");
+        let both = report(&[good.clone(), bad.clone()]);
+        let (_, news) = hosts.instances("a", &both).unwrap();
+        assert_eq!(news.len(), 1, "{bad:?}");
+        assert_eq!(hosts.get("a").unwrap().refused, news.into_iter().collect());
+        assert_eq!(hosts.instances("a", &both).unwrap().1, [], "said once");
+        assert_eq!(hosts.get("a").unwrap().instances.len(), 1);
+        hosts.instances("a", &report(std::slice::from_ref(&good))).unwrap();
+        assert!(hosts.get("a").unwrap().refused.is_empty());
     }
+    // The same instance on two hosts.
+    let twin = report(&[instance("other", "other-1", Ready), good.clone()]);
+    let (_, news) = hosts.instances("b", &twin).unwrap();
+    assert_eq!(news, [("shop/inventory-1".to_owned(), "another host has an instance of this name")]);
+    assert_eq!(
+        (hosts.owner("shop/other-1"), hosts.owner("shop/inventory-1")),
+        (Some("b"), Some("a")),
+        "the first one keeps it"
+    );
     let many = report(&vec![good; MAX_INSTANCES + 1]);
     assert_eq!(hosts.instances("a", &many), Err(FactError::TooMany));
-    assert!(hosts.owner("shop/other-1").is_none());
-    assert_eq!(hosts.owner("shop/inventory-1"), Some("a"));
+
+    // Until it is lost.
+    hosts.heard("b", 5_000);
+    assert!(hosts.tick(6_000).withdrawn.contains("a"));
+    let (changed, news) = hosts.instances("b", &twin).unwrap();
+    assert_eq!((news.len(), hosts.owner("shop/inventory-1")), (0, Some("b")));
+    assert!(changed.gone.contains("shop/inventory-1"), "what the old one acknowledged says nothing");
+    assert_eq!(hosts.of_service(&service("inventory")).count(), 1);
+    assert!(hosts.get("a").unwrap().instances.is_empty());
+}
+
+#[test]
+fn texts_of_agents_steer_no_terminal() {
+    let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
+    let version = "1\u{1b}[2J\u{202e}\r\n".to_owned();
+    hosts.hello("a", 1, &wire::Hello { version, ..hello() }, 0);
+    assert_eq!(hosts.get("a").unwrap().version, "1 [2J   ");
+    let reason = "gone\u{9b}31m".to_owned();
+    let shown = wire::Instance { reason, ..instance("inventory", "inventory-1", Ready) };
+    hosts.instances("a", &report(&[shown])).unwrap();
+    assert_eq!(hosts.get("a").unwrap().instances["shop/inventory-1"].reason, "gone 31m");
 }
 
 #[test]
@@ -252,9 +284,14 @@ fn a_name_is_given_to_one_joining_agent_at_a_time() {
     hosts.hello("a", 1, &hello(), 10_000);
     assert!(!hosts.reserve("a", 10_001), "live");
     hosts.closed("a", 1);
-    assert!(hosts.reserve("a", 10_002), "gone: it may join again");
+    assert!(!hosts.reserve("a", 10_002), "disconnected for a moment");
+    hosts.tick(16_000);
+    assert!(hosts.reserve("a", 16_000), "lost: it may join again");
     hosts.release("a");
-    assert!(hosts.reserve("a", 10_003));
+    assert!(hosts.reserve("a", 16_001));
+    hosts.hello("a", 2, &hello(), 16_002);
+    hosts.hello("a", 3, &hello(), 16_003);
+    assert_eq!(hosts.get("a").unwrap().superseded, 1);
 }
 
 #[test]
