@@ -6,8 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrider_api::agent::{Applied, Fact, FactKind, Instances, ResourceVersion, Traffic};
-use outrider_xds::server::Seen;
+use outrider_xds::server::{Seen, Versioned};
 use outrider_xds_types::type_url;
+
+use crate::scope::RETIRED;
+
+/// Listeners of one proxy that got no socket: name → (version, why).
+pub type Unbound = BTreeMap<String, (String, String)>;
 
 #[derive(Debug, Default)]
 struct InUse {
@@ -24,6 +29,7 @@ pub struct Facts {
     instances: Instances,
     instances_changed: bool,
     applied: BTreeMap<(String, String), InUse>,
+    unbound: BTreeMap<String, Unbound>,
     traffic: BTreeMap<String, Traffic>,
     traffic_changed: BTreeSet<String>,
 }
@@ -53,17 +59,20 @@ impl Facts {
         match seen {
             Seen::Claimed { resources, .. } => {
                 *in_use = InUse { reset: true, ..InUse::default() };
-                for (name, version) in resources {
+                for (name, version) in resources.iter().filter(|(_, version)| &**version != RETIRED) {
                     in_use.acked.insert(name.to_string(), version.to_string());
                 }
             }
             Seen::Acked { resources, removed, .. } => {
-                for (name, version) in resources {
+                let retired = |(_, version): &&Versioned| &**version == RETIRED;
+                for (name, version) in resources.iter().filter(|one| !retired(one)) {
                     in_use.refused.remove(&**name);
                     in_use.acked.insert(name.to_string(), version.to_string());
                     in_use.changed.insert(name.to_string());
                 }
-                for name in removed {
+                // What stands in for a resource that has gone is ours alone.
+                let stand_ins = resources.iter().filter(retired).map(|(name, _)| name);
+                for name in removed.iter().chain(stand_ins) {
                     in_use.refused.remove(&**name);
                     in_use.acked.remove(&**name);
                     in_use.changed.insert(name.to_string());
@@ -97,8 +106,21 @@ impl Facts {
         }
     }
 
+    /// The listeners of `proxy` that got no socket: refused by this host, whatever the proxy says.
+    pub fn set_unbound(&mut self, proxy: &str, unbound: &Unbound) {
+        let before = self.unbound.get(proxy);
+        if before.map_or(unbound.is_empty(), |before| before == unbound) {
+            return;
+        }
+        let key = (proxy.to_owned(), type_url::LISTENER.to_owned());
+        let changed = &mut self.applied.entry(key).or_default().changed;
+        changed.extend(before.into_iter().chain([unbound]).flat_map(|listeners| listeners.keys().cloned()));
+        self.unbound.insert(proxy.to_owned(), unbound.clone());
+    }
+
     /// `proxy` is gone for good.
     pub fn proxy_gone(&mut self, proxy: &str) {
+        self.unbound.remove(proxy);
         self.applied.retain(|(owner, _), _| owner != proxy);
         self.traffic.remove(proxy);
         self.traffic_changed.remove(proxy);
@@ -136,6 +158,10 @@ impl Facts {
             if !reset && changed.is_empty() {
                 continue;
             }
+            let mut refused: BTreeMap<_, _> = in_use.refused.iter().collect();
+            if type_url == type_url::LISTENER {
+                refused.extend(self.unbound.get(proxy).into_iter().flatten());
+            }
             let concerned = |name: &&String| reset || changed.contains(*name);
             let version = |(name, version): (&String, &String)| ResourceVersion {
                 name: name.clone(),
@@ -149,14 +175,13 @@ impl Facts {
                 ..Applied::default()
             };
             if !reset {
-                let gone =
-                    |name: &&String| !in_use.acked.contains_key(*name) && !in_use.refused.contains_key(*name);
+                let gone = |name: &&String| !in_use.acked.contains_key(*name) && !refused.contains_key(*name);
                 applied.removed = changed.iter().filter(gone).cloned().collect();
             }
             // One fact carries one error text, so refusals with different words travel apart.
-            let refused: Vec<_> = in_use.refused.iter().filter(|(name, _)| concerned(name)).collect();
             let mut more = Vec::new();
-            for (at, (name, (version, error))) in refused.into_iter().enumerate() {
+            let refused = refused.into_iter().filter(|(name, _)| concerned(name));
+            for (at, (name, (version, error))) in refused.enumerate() {
                 let one = ResourceVersion { name: name.clone(), version: version.clone() };
                 if at == 0 || applied.error == *error {
                     applied.error.clone_from(error);
@@ -259,6 +284,37 @@ mod tests {
         facts.proxy_began("shop/x-1");
         believe(&facts.take(), &mut followed);
         assert_eq!(followed, Default::default(), "a new process has nothing in use");
+    }
+
+    #[test]
+    fn what_stands_in_is_told_as_gone_and_what_got_no_socket_as_refused() {
+        let listeners = |seen: Seen| match seen {
+            Seen::Acked { resources, removed, .. } => {
+                Seen::Acked { type_url: type_url::LISTENER.into(), resources, removed }
+            }
+            other => other,
+        };
+        let mut facts = Facts::default();
+        let mut belief = Default::default();
+        facts.seen("shop/x-1", &listeners(acked(&[("a", "1"), ("b", "1")], &[])));
+        facts.seen("shop/x-1", &listeners(acked(&[("a", RETIRED)], &[])));
+        let unbound = Unbound::from([("web".to_owned(), ("v1".to_owned(), "port 80 is taken".to_owned()))]);
+        facts.set_unbound("shop/x-1", &unbound);
+        believe(&facts.take(), &mut belief);
+        let acked_now = BTreeMap::from([("b".to_owned(), "1".to_owned())]);
+        let refused_now = BTreeMap::from([("web".to_owned(), "port 80 is taken".to_owned())]);
+        assert_eq!(belief, (acked_now.clone(), refused_now.clone()));
+        facts.set_unbound("shop/x-1", &unbound);
+        assert_eq!(facts.take(), [], "nothing new");
+
+        facts.proxy_began("shop/x-1");
+        believe(&facts.take(), &mut belief);
+        assert_eq!(belief, (BTreeMap::new(), refused_now), "of no process, so not forgotten with it");
+        let claimed = vec![("a".into(), RETIRED.into()), ("b".into(), "1".into())];
+        facts.seen("shop/x-1", &Seen::Claimed { type_url: type_url::LISTENER.into(), resources: claimed });
+        facts.set_unbound("shop/x-1", &Unbound::new());
+        believe(&facts.take(), &mut belief);
+        assert_eq!(belief, (acked_now, BTreeMap::new()));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! An application sees this file as its `/etc/hosts` through a bind mount, so the inode must stay the same and
 //! a rename is out of the question. Holds: a line appears by one append and disappears by one byte (its first
 //! becomes `#`; bringing it back restores that byte), so every reader sees whole lines only. Lines are never
-//! moved; a name that comes and goes costs no growth. Does not: decide addresses.
+//! moved; a name that comes and goes costs no growth. A name of ours wins over the same name in the host's own
+//! lines: there it is overwritten with spaces in this copy (or its line put out of force, if it has no other), for
+//! good. `localhost` alone is left as it is. Does not: decide addresses.
 //!
 //! ```text
 //! 127.0.0.1 localhost                       the host's own file, as it was when the instance attached
@@ -30,6 +32,8 @@ pub struct HostsFile {
     file: File,
     end: u64,
     lines: Vec<Line>,
+    /// The host's own lines, as they are now.
+    base: Vec<(u64, String)>,
 }
 
 #[derive(Debug)]
@@ -62,7 +66,7 @@ impl HostsFile {
         text.push_str(MARKER);
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)?;
         file.write_all(text.as_bytes())?;
-        Ok(Self { file, end: text.len() as u64, lines: Vec::new() })
+        Ok(Self { file, end: text.len() as u64, lines: Vec::new(), base: lines_of(&text) })
     }
 
     fn resume(path: &Path) -> io::Result<Self> {
@@ -70,6 +74,7 @@ impl HostsFile {
         let mut text = String::new();
         (&mut file).take(2 * MAX_BASE).read_to_string(&mut text)?;
         let mut lines = Vec::new();
+        let base = lines_of(text.split(MARKER).next().unwrap_or_default());
         let mut offset = match text.find(MARKER) {
             Some(at) => at + MARKER.len(),
             None => return Err(io::Error::other("not a hosts file of ours: its marker line is missing")),
@@ -83,7 +88,7 @@ impl HostsFile {
             }
             offset += line.len();
         }
-        Ok(Self { file, end: text.len() as u64, lines })
+        Ok(Self { file, end: text.len() as u64, lines, base })
     }
 
     /// The address that stands, or last stood, beside exactly these names.
@@ -104,12 +109,43 @@ impl HostsFile {
                 Some(at) => self.flip(at, b"1", true)?,
                 None => self.append(*address, names)?,
             }
+            self.mask(names)?;
         }
         for at in 0..self.lines.len() {
             let line = &self.lines[at];
             if line.in_force && wanted.get(&line.address) != Some(&line.names) {
                 self.flip(at, b"#", false)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes `names` out of the host's own lines.
+    fn mask(&mut self, names: &[String]) -> io::Result<()> {
+        let ours =
+            |word: &str| word != "localhost" && names.iter().any(|name| name.eq_ignore_ascii_case(word));
+        for (offset, line) in &mut self.base {
+            let content = line.split('#').next().unwrap_or_default();
+            let mut words = words(content).skip(1).peekable();
+            if words.peek().is_none() {
+                continue;
+            }
+            let (clashing, others): (Vec<_>, Vec<_>) = words.partition(|(_, word)| ours(word));
+            if clashing.is_empty() {
+                continue;
+            }
+            let mut changed = line.clone();
+            if others.is_empty() {
+                self.file.write_all_at(b"#", *offset)?;
+                changed.replace_range(..1, "#");
+            } else {
+                for (at, word) in clashing {
+                    let blank = " ".repeat(word.len());
+                    self.file.write_all_at(blank.as_bytes(), *offset + at as u64)?;
+                    changed.replace_range(at..at + word.len(), &blank);
+                }
+            }
+            *line = changed;
         }
         Ok(())
     }
@@ -135,6 +171,25 @@ impl HostsFile {
         self.lines.push(Line { offset, address, names: names.to_vec(), in_force: true });
         Ok(())
     }
+}
+
+/// Lines with their offsets, of the part before the names of ours.
+fn lines_of(text: &str) -> Vec<(u64, String)> {
+    let mut offset = 0;
+    let mut lines = Vec::new();
+    for line in text.trim_end_matches(MARKER).split_inclusive('\n') {
+        if !line.starts_with('#') {
+            lines.push((offset, line.to_owned()));
+        }
+        offset += line.len() as u64;
+    }
+    lines
+}
+
+/// Words with their offsets.
+fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
+    let start = line.as_ptr() as usize;
+    line.split_ascii_whitespace().map(move |word| (word.as_ptr() as usize - start, word))
 }
 
 #[cfg(test)]
@@ -189,6 +244,39 @@ mod tests {
         resumed.set(&two).unwrap();
         assert_eq!((read().len(), in_force(&read()).len()), (length, 3));
         assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
+    }
+
+    #[test]
+    fn names_of_ours_win_over_the_hosts_own_and_its_other_names_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, path) = (dir.path().join("base"), dir.path().join("hosts"));
+        std::fs::write(
+            &base,
+            "127.0.0.1 localhost\n10.0.0.9 inventory\n  ::1 Inventory # v6\n10.0.0.8 a inventory inventory2 # inventory\n\
+             10.0.0.7\tledger ledger.finance\n",
+        )
+        .unwrap();
+        let mut hosts = HostsFile::open(&path, &base).unwrap();
+        let wanted = BTreeMap::from([
+            (ip(7), names("inventory inventory.shop")),
+            (ip(8), names("ledger.finance")),
+            (ip(9), names("localhost localhost.shop")),
+        ]);
+        hosts.set(&wanted).unwrap();
+        let expected = [
+            "127.0.0.1 localhost",
+            "10.0.0.8 a           inventory2 # inventory",
+            "10.0.0.7\tledger               ",
+            "127.64.0.7 inventory inventory.shop",
+            "127.64.0.8 ledger.finance",
+            "127.64.0.9 localhost localhost.shop",
+        ];
+        assert_eq!(in_force(&std::fs::read_to_string(&path).unwrap()), expected);
+        // The same after a new agent has taken the file up.
+        let mut resumed = HostsFile::open(&path, &base).unwrap();
+        resumed.set(&wanted).unwrap();
+        assert_eq!(in_force(&std::fs::read_to_string(&path).unwrap()), expected);
+        assert_eq!(std::fs::read_to_string(&base).unwrap().matches("nventory").count(), 5, "untouched");
     }
 
     #[test]

@@ -5,19 +5,15 @@
 //! keeps what it has); the connection of `run` stands for the application. Does not: know other instances.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrider_api::agent as wire;
 use outrider_handover::Stats;
 use outrider_os::process::ProcessId;
 use outrider_xds::ResourceSet;
 use outrider_xds::server::Seen;
 use outrider_xds_types::names;
-use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
 use outrider_xds_types::workload::Workload;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,10 +25,17 @@ use crate::hosts::HostsFile;
 use crate::lifecycle::{Effect, Event, Lifecycle, Phase};
 use crate::local::{InstanceOverview, LineReader, LineWriter, Said, Told};
 use crate::relay::{self, Relay};
-use crate::scope::{Scope, Wanted};
 use crate::server::Host;
-use crate::upstream::{Known, LinkState, Subscription};
-use crate::{probe, random, sockets};
+use crate::upstream::Subscription;
+use crate::{probe, random};
+
+mod knowledge;
+mod orphans;
+mod places;
+mod report;
+
+use places::Places;
+use report::{traffic, wire_instance};
 
 const STATS_EVERY: Duration = Duration::from_secs(2);
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
@@ -63,12 +66,6 @@ impl Identity {
     }
 }
 
-struct Bound {
-    fd: Arc<OwnedFd>,
-    address: SocketAddr,
-    wanted: Wanted,
-}
-
 struct Svid {
     id: String,
     current: watch::Receiver<Option<Arc<Credential>>>,
@@ -84,18 +81,19 @@ struct Sources {
 struct Instance {
     host: Arc<Host>,
     who: Identity,
+    /// The process of `run`.
+    holder: Option<ProcessId>,
+    /// The application's process group, if nobody else is in it.
+    app_group: Option<u32>,
     life: Lifecycle,
     writer: LineWriter,
-    hosts: HostsFile,
     engine: Option<Engine>,
     running: Option<Running>,
     version: String,
     app_pid: u32,
     workload: Option<Workload>,
     svid: Option<Svid>,
-    bound: BTreeMap<String, Bound>,
-    addresses: BTreeMap<String, Ipv4Addr>,
-    problems: BTreeMap<String, String>,
+    places: Places,
     inbound_closed: bool,
     local: watch::Sender<ResourceSet>,
     endpoints: BTreeMap<String, Subscription>,
@@ -116,6 +114,7 @@ struct Instance {
 pub(crate) async fn run(
     host: Arc<Host>,
     who: Identity,
+    holder: Option<ProcessId>,
     reader: LineReader,
     mut writer: LineWriter,
     stop: CancellationToken,
@@ -142,21 +141,21 @@ pub(crate) async fn run(
         scoped.iter().map(|t| host.upstream.subscribe(t, &names::scope_glob(t, &proxy))).collect();
     subscriptions.push(host.upstream.subscribe(type_url::WORKLOAD, &who.service_ref()));
 
+    let places = Places::new(host.clone(), hosts);
     let mut instance = Instance {
         life: Lifecycle::new(host.options.times.clone()),
         host,
         who,
+        holder,
+        app_group: None,
         writer,
-        hosts,
         engine: None,
         running: None,
         version: String::new(),
         app_pid: 0,
         workload: None,
         svid: None,
-        bound: BTreeMap::new(),
-        addresses: BTreeMap::new(),
-        problems: BTreeMap::new(),
+        places,
         inbound_closed: false,
         local,
         endpoints: BTreeMap::new(),
@@ -177,15 +176,6 @@ pub(crate) async fn run(
     instance.finish(stop.is_cancelled()).await;
 }
 
-fn wire_instance(who: &Identity) -> wire::Instance {
-    wire::Instance {
-        namespace: who.namespace.clone(),
-        service: who.service.clone(),
-        name: who.name.clone(),
-        ..wire::Instance::default()
-    }
-}
-
 impl Instance {
     async fn serve(&mut self, sources: &mut Sources, stop: &CancellationToken) {
         let mut changes = self.host.upstream.changes();
@@ -201,16 +191,24 @@ impl Instance {
                     let event = match said {
                         Ok(Some(Said::AppStarted { pid })) => {
                             self.app_pid = pid;
+                            self.app_group = orphans::group_of(pid, self.holder);
                             Event::AppStarted
                         }
                         Ok(Some(Said::Stop)) => Event::Stop,
-                        ended => {
-                            if let Err(error) = ended {
-                                tracing::warn!(instance = %self.who.name, %error, "lost the application");
-                            }
+                        Ok(Some(Said::AppEnded)) => {
                             sources.reader = None;
                             self.app_pid = 0;
                             Event::AppEnded
+                        }
+                        lost => {
+                            tracing::warn!(instance = %self.who.name, reason = ?lost.err(), "lost the application");
+                            sources.reader = None;
+                            // Its proxy stays until it has ended.
+                            let (to_self, app) = (self.to_self.clone(), self.app_group);
+                            tokio::spawn(orphans::end(self.holder, app, move || {
+                                let _ = to_self.send(Event::AppEnded);
+                            }));
+                            continue;
                         }
                     };
                     self.handle(event).await;
@@ -224,6 +222,10 @@ impl Instance {
                 _ = numbers.tick() => {
                     self.ask_numbers();
                     engine::bound_log(&self.log());
+                    // A port may have become free, or allowed.
+                    if !self.places.unbound().is_empty() {
+                        self.refresh().await;
+                    }
                 }
                 () = tokio::time::sleep(DRAIN_LOOK), if draining && self.asking.is_none() => self.ask_numbers(),
                 () = until(self.life.next_tick()) => self.handle(Event::Tick).await,
@@ -291,7 +293,7 @@ impl Instance {
             Ok(running) => {
                 tracing::info!(instance = %self.who.name, engine = engine.name(), pid = running.pid, "proxy started");
                 self.record(running.pid);
-                for (name, bound) in &self.bound {
+                for (name, bound) in self.places.sockets() {
                     let command = Command::Listener(name.clone(), bound.address, bound.fd.clone());
                     let _ = running.commands.send(command);
                 }
@@ -397,275 +399,15 @@ impl Instance {
         self.handle(Event::Missing(missing)).await;
     }
 
-    fn take_knowledge(&mut self) -> Option<String> {
-        let upstream = self.host.upstream.clone();
-        let service = self.who.service_ref();
-        let away = match upstream.link() {
-            LinkState::Connected => String::new(),
-            LinkState::Away(why) => format!("; no connection to the control plane: {why}"),
-        };
-        match upstream.known(type_url::WORKLOAD, &service) {
-            Known::Yes(resource) => match Workload::decode(resource.body.as_slice()) {
-                Ok(workload) => {
-                    self.life.set_serves(!workload.ports.is_empty());
-                    self.want_svid(&workload.spiffe_id);
-                    // The engine of a running instance stays: its sockets are prepared for it.
-                    self.engine = self.engine.or(Engine::parse(&workload.engine));
-                    self.workload = Some(workload);
-                }
-                Err(error) => return Some(format!("the workload of {service} cannot be read: {error}")),
-            },
-            // Deleted under a running instance: what it has stays until the application ends.
-            Known::No if self.workload.is_none() => {
-                return Some(format!("service {service} is not declared; `outrider apply` it"));
-            }
-            Known::NotYet if self.workload.is_none() => {
-                return Some(format!("service {service} is not known here yet{away}"));
-            }
-            Known::No | Known::NotYet => {}
-        }
-        let workload = self.workload.clone()?;
-        let Some(engine) = self.engine else {
-            return Some(format!("this agent has no engine {}", workload.engine));
-        };
-        let set = upstream.resources();
-        let scope = Scope::read(&set, &self.who.proxy());
-        self.follow_endpoints(&scope);
-        let missing =
-            scope.missing(&workload, |name| upstream.known(type_url::ENDPOINT, name) != Known::NotYet);
-        let Some(credential) = self.svid.as_ref().and_then(|svid| svid.current.borrow().clone()) else {
-            return Some(format!("waiting for the certificate of {service}{away}"));
-        };
-        if let Some(missing) = missing {
-            return Some(format!("{missing}{away}"));
-        }
-        self.bind(&scope, engine);
-        let addresses =
-            self.bound.iter().map(|(name, bound)| (name.clone(), bound.address)).collect::<BTreeMap<_, _>>();
-        let mut local = scope.localise(&addresses, &set);
-        for secret in credential.secrets() {
-            local.insert(secret);
-        }
-        self.local.send_if_modified(|current| {
-            let changed = *current != local;
-            if changed {
-                *current = local;
-            }
-            changed
-        });
-        None
-    }
-
-    fn want_svid(&mut self, id: &str) {
-        if self.svid.as_ref().is_some_and(|svid| svid.id == id) {
-            return;
-        }
-        if let Some(old) = self.svid.take() {
-            self.host.svids.release(&old.id);
-        }
-        let current = self.host.svids.want(&self.host.identity_folder(), id);
-        self.svid = Some(Svid { id: id.to_owned(), current });
-    }
-
-    fn follow_endpoints(&mut self, scope: &Scope) {
-        let wanted = scope.endpoints();
-        self.endpoints.retain(|name, _| wanted.contains(name));
-        for name in wanted {
-            let upstream = &self.host.upstream;
-            self.endpoints
-                .entry(name)
-                .or_insert_with_key(|name| upstream.subscribe(type_url::ENDPOINT, name));
-        }
-    }
-
-    /// Makes sockets and names what the listeners want.
-    fn bind(&mut self, scope: &Scope, engine: Engine) {
-        let (wanted, unreadable) = scope.wanted();
-        let wanted: Vec<Wanted> =
-            wanted.into_iter().filter(|w| !(w.inbound && self.inbound_closed)).collect();
-        self.problems = unreadable.into_iter().map(|text| (text.clone(), text)).collect();
-
-        let gone: Vec<String> = self
-            .bound
-            .iter()
-            .filter(|(name, bound)| {
-                !wanted.iter().any(|w| w.listener == **name && same_place(w, &bound.wanted))
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in gone {
-            self.bound.remove(&name);
-            self.command(Command::RemoveListener(name));
-        }
-        let mode = engine.sockets();
-        let mut by_service: BTreeMap<String, Vec<Wanted>> = BTreeMap::new();
-        for want in &wanted {
-            if self.bound.contains_key(&want.listener) {
-                continue;
-            }
-            if want.inbound {
-                let address = SocketAddr::new(self.host.options.advertise, 0);
-                match sockets::bind(address, mode) {
-                    Ok((fd, address)) => self.add(want.clone(), fd, address),
-                    Err(error) => self.problem(&want.listener, sockets::explain(address, &error)),
-                }
-            } else {
-                by_service.entry(want.service.clone()).or_default().push(want.clone());
-            }
-        }
-        for (service, wants) in by_service {
-            self.bind_service(&service, wants, mode);
-        }
-        let mut names: BTreeMap<Ipv4Addr, Vec<String>> = BTreeMap::new();
-        for bound in self.bound.values().filter(|bound| !bound.wanted.inbound) {
-            if let IpAddr::V4(address) = bound.address.ip() {
-                let of_address = names.entry(address).or_default();
-                for name in &bound.wanted.names {
-                    if !of_address.contains(name) {
-                        of_address.push(name.clone());
-                    }
-                }
-            }
-        }
-        if let Err(error) = self.hosts.set(&names) {
-            self.problem("hosts", format!("the names cannot be written: {error}"));
-        }
-    }
-
-    /// One address for all ports of a called service.
-    fn bind_service(&mut self, service: &str, wants: Vec<Wanted>, mode: sockets::Mode) {
-        let bind_at = |address: Ipv4Addr| {
-            let mut outcomes = Vec::new();
-            for want in &wants {
-                let place = SocketAddr::from((address, want.port));
-                match sockets::bind(place, mode) {
-                    Ok((fd, bound)) => outcomes.push((want.clone(), Ok((fd, bound)))),
-                    Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => return None,
-                    Err(error) => outcomes.push((want.clone(), Err(sockets::explain(place, &error)))),
-                }
-            }
-            Some(outcomes)
-        };
-        let outcomes = match self.addresses.get(service) {
-            Some(address) => bind_at(*address),
-            None => {
-                let preferred = wants.first().and_then(|want| self.hosts.address_of(&want.names));
-                let allocated = self.host.addresses().allocate(preferred, bind_at);
-                allocated.map(|(address, outcomes)| {
-                    self.addresses.insert(service.to_owned(), address);
-                    outcomes
-                })
-            }
-        };
-        let Some(outcomes) = outcomes else {
-            for want in &wants {
-                self.problem(&want.listener, format!("no loopback address is free for port {}", want.port));
-            }
-            return;
-        };
-        for (want, outcome) in outcomes {
-            match outcome {
-                Ok((fd, address)) => self.add(want, fd, address),
-                Err(text) => self.problem(&want.listener, text),
-            }
-        }
-    }
-
-    fn add(&mut self, wanted: Wanted, fd: OwnedFd, address: SocketAddr) {
-        let bound = Bound { fd: Arc::new(fd), address, wanted };
-        let name = bound.wanted.listener.clone();
-        self.command(Command::Listener(name.clone(), address, bound.fd.clone()));
-        self.bound.insert(name, bound);
-    }
-
-    fn problem(&mut self, listener: &str, text: String) {
-        self.problems.insert(listener.to_owned(), format!("{listener}: {text}"));
-    }
-
     fn command(&self, command: Command) {
         if let Some(running) = &self.running {
             let _ = running.commands.send(command);
         }
     }
 
-    fn environment(&self) -> BTreeMap<String, String> {
-        let mut env = BTreeMap::from([
-            ("OUTRIDER_SERVICE".to_owned(), self.who.service_ref()),
-            ("OUTRIDER_INSTANCE".to_owned(), self.who.name.clone()),
-        ]);
-        for bound in self.bound.values().filter(|bound| !bound.wanted.inbound) {
-            let prefix = callee_prefix(&bound.wanted.service, &self.who.namespace);
-            let port = bound.address.port().to_string();
-            let port_name = shout(&bound.wanted.port_name);
-            env.entry(format!("{prefix}_HOST")).or_insert_with(|| bound.address.ip().to_string());
-            env.entry(format!("{prefix}_PORT")).or_insert_with(|| port.clone());
-            env.insert(format!("{prefix}_PORT_{port_name}"), port);
-        }
-        env
-    }
-
     async fn tell(&mut self, told: Told) {
         // A `run` that does not read has gone, or will be found gone by reading.
         let _ = tokio::time::timeout(TELL, self.writer.send(&told)).await;
-    }
-
-    fn reason(&self) -> String {
-        let mut parts = vec![self.life.reason()];
-        parts.extend(self.refusal.iter().map(|error| format!("the proxy refused a resource: {error}")));
-        parts.extend(self.problems.values().cloned());
-        parts.retain(|part| !part.is_empty());
-        parts.join("; ")
-    }
-
-    async fn report(&mut self) {
-        let reason = self.reason();
-        if matches!(self.life.phase(), Phase::Waiting | Phase::Starting) && self.said != reason {
-            self.said.clone_from(&reason);
-            self.tell(Told::Waiting { reason: reason.clone() }).await;
-        }
-        let state = match (self.life.leaving(), self.life.in_endpoint_set()) {
-            (true, _) => wire::InstanceState::Draining,
-            (false, true) => wire::InstanceState::Ready,
-            (false, false) => wire::InstanceState::Starting,
-        };
-        let engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();
-        let inbound = self.bound.values().filter(|bound| bound.wanted.inbound);
-        let instance = wire::Instance {
-            state: state as i32,
-            endpoints: inbound
-                .map(|bound| wire::InstanceEndpoint {
-                    port: bound.wanted.port_name.clone(),
-                    address: bound.address.ip().to_string(),
-                    number: bound.address.port().into(),
-                })
-                .collect(),
-            engine: engine.clone(),
-            engine_version: self.version.clone(),
-            proxy_pid: self.running.as_ref().map_or(0, |running| running.pid),
-            app_pid: self.app_pid,
-            reason: reason.clone(),
-            restarts: self.life.restarts(),
-            ..wire_instance(&self.who)
-        };
-        let overview = InstanceOverview {
-            service: self.who.service_ref(),
-            name: self.who.name.clone(),
-            state: match state {
-                wire::InstanceState::Starting => "starting",
-                wire::InstanceState::Ready => "ready",
-                wire::InstanceState::Draining => "draining",
-            }
-            .to_owned(),
-            reason,
-            engine,
-            engine_version: self.version.clone(),
-            proxy_pid: instance.proxy_pid,
-            app_pid: self.app_pid,
-            restarts: instance.restarts,
-            listeners: self.bound.iter().map(|(name, b)| (name.clone(), b.address.to_string())).collect(),
-            stats: self.stats.clone(),
-        };
-        self.host.publish(&self.who.proxy(), Some((instance, overview)));
     }
 
     /// Leaves nothing behind; with `stays`, only what the application needs to come back.
@@ -681,9 +423,7 @@ impl Instance {
         if let Some(svid) = self.svid.take() {
             self.host.svids.release(&svid.id);
         }
-        for address in self.addresses.values() {
-            self.host.addresses().release(*address);
-        }
+        self.places.close();
         let proxy = self.who.proxy();
         self.host.publish(&proxy, None);
         self.host.upstream.facts(|facts| facts.proxy_gone(&proxy));
@@ -691,44 +431,6 @@ impl Instance {
         if !stays && let Err(error) = std::fs::remove_dir_all(&self.who.folder) {
             tracing::warn!(%error, folder = %self.who.folder.display(), "not removed");
         }
-    }
-}
-
-/// Whether a socket serves another version of its listener as well.
-fn same_place(new: &Wanted, old: &Wanted) -> bool {
-    (new.inbound, &new.service, new.port, &new.names) == (old.inbound, &old.service, old.port, &old.names)
-}
-
-/// `inventory` → `INVENTORY`; of another namespace `ledger.finance` → `LEDGER_FINANCE`.
-fn callee_prefix(service: &str, own_namespace: &str) -> String {
-    match service.split_once('/') {
-        Some((namespace, name)) if namespace == own_namespace => shout(name),
-        Some((namespace, name)) => format!("{}_{}", shout(name), shout(namespace)),
-        None => shout(service),
-    }
-}
-
-fn shout(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
-}
-
-fn traffic(proxy: &str, stats: &Stats) -> wire::Traffic {
-    let listener = |(name, listener): (&String, &outrider_handover::ListenerStats)| wire::ListenerTraffic {
-        listener: name.clone(),
-        connections: listener.connections,
-        requests: listener.requests,
-        errors: if listener.requests > 0 { listener.responses[4] } else { listener.reasons.values().sum() },
-        reasons: listener
-            .reasons
-            .iter()
-            .map(|(reason, count)| wire::ReasonCount { reason: reason.clone(), count: *count })
-            .collect(),
-        latency_us_sum: listener.latency_us_sum,
-    };
-    wire::Traffic {
-        proxy: proxy.to_owned(),
-        listeners: stats.listeners.iter().map(listener).collect(),
-        resident_bytes: stats.resident_bytes,
     }
 }
 
@@ -769,21 +471,5 @@ async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn callees_have_one_spelling_in_the_environment() {
-        for (service, prefix) in [
-            ("shop/inventory", "INVENTORY"),
-            ("shop/user-db", "USER_DB"),
-            ("finance/ledger", "LEDGER_FINANCE"),
-        ] {
-            assert_eq!(callee_prefix(service, "shop"), prefix);
-        }
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Holds: the application starts only after its proxy carries traffic; its exit code is ours (128 + n after
 //! signal n); on SIGTERM the agent withdraws it and drains inbound before the application hears of it; when the
-//! agent goes away the application runs on and is attached again when the agent is back. Does not: restart the
-//! application.
+//! agent goes away the application runs on and is attached again when the agent is back; what the application
+//! started and left behind is ended with it, while its proxy is still there. Should this process be killed, the
+//! application gets a SIGTERM and the agent sees to the rest. Does not: restart the application, or end one that
+//! does not heed SIGTERM (whoever supervises this process does).
 //!
 //! # What the application sees
 //! Its `/etc/hosts` names the services it may call. In its environment, unless already set:
@@ -21,6 +23,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use outrider_os::namespace::{self, Replacement};
+use outrider_os::process;
 use rustix::process::{Pid, Signal};
 use tokio::net::UnixStream;
 use tokio::process::Child;
@@ -36,6 +39,8 @@ const QUIET: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(300);
 /// The application is told to end after this even if the agent says nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What the application left behind is killed after this.
+pub(crate) const LEFT_BEHIND: Duration = Duration::from_secs(5);
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -131,6 +136,8 @@ pub fn exit_code(status: ExitStatus) -> u8 {
 /// # Errors
 /// See [`RunError`]; the application was not started then.
 pub async fn run(options: RunOptions) -> Result<u8, RunError> {
+    // Not in `run_with`: whose process that is, and what else it starts, is not known there.
+    process::adopt_orphans()?;
     let hooks = Hooks {
         configure: Box::new(|_| {}),
         started: Box::new(|_| {}),
@@ -139,7 +146,11 @@ pub async fn run(options: RunOptions) -> Result<u8, RunError> {
             let _ = writeln!(io::stderr(), "outrider: {text}");
         }),
     };
-    run_with(options, hooks).await
+    let code = run_with(options, hooks).await?;
+    // What left the application's group as well: a daemon, for example.
+    let ours = || process::descendants(&process::table(), std::process::id());
+    process::end_all(ours, LEFT_BEHIND).await;
+    Ok(code)
 }
 
 /// The signals this process gets that are meant for the application.
@@ -154,7 +165,7 @@ fn process_signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
         let sender = sender.clone();
         tokio::spawn(async move {
             while stream.recv().await.is_some() {
-                if typed.contains(&one) && outrider_os::process::terminal_signals_us() {
+                if typed.contains(&one) && process::terminal_signals_us() {
                     continue;
                 }
                 if sender.send(one).is_err() {
@@ -197,6 +208,12 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
         }
     };
     let mut command = prepare(&options, &hosts, env, &mut hooks.progress);
+    // A group of its own makes what it leaves behind known. Not where a terminal controls this one, and not needed
+    // where this process leads one for the application alone.
+    let own_group = !process::terminal_signals_us() && !leads_its_group();
+    if own_group {
+        command.process_group(0);
+    }
     (hooks.configure)(&mut command);
     let program = options.command.to_string_lossy().into_owned();
     let mut child = command.spawn().map_err(|source| RunError::Spawn { program, source })?;
@@ -213,10 +230,12 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
         away_said: false,
     };
     session.say(Said::AppStarted { pid }).await;
+    let group = Group { number: if own_group { pid } else { 0 } };
     loop {
         let deadline = session.deadline;
         tokio::select! {
             status = child.wait() => {
+                process::end_all(|| group.members(), LEFT_BEHIND).await;
                 session.say(Said::AppEnded).await;
                 return Ok(exit_code(status?));
             }
@@ -224,6 +243,29 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
             told = session.hear() => session.told(told, &mut hooks.progress).await,
             () = at(deadline) => session.end_app(),
         }
+    }
+}
+
+fn leads_its_group() -> bool {
+    rustix::process::getpgrp() == rustix::process::getpid()
+}
+
+/// A process group; 0 is none.
+struct Group {
+    number: u32,
+}
+
+impl Group {
+    fn members(&self) -> Vec<process::ProcessId> {
+        if self.number == 0 {
+            return Vec::new();
+        }
+        let table = process::table();
+        table
+            .iter()
+            .filter(|entry| entry.group == self.number && !entry.zombie)
+            .map(|entry| entry.id)
+            .collect()
     }
 }
 

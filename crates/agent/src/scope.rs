@@ -13,19 +13,29 @@ use outrider_xds::{Resource, ResourceSet};
 use outrider_xds_types::names::{self, ListenerMetadata};
 use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
 use outrider_xds_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
+use outrider_xds_types::pb::envoy::config::core::v3::data_source::Specifier;
+use outrider_xds_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use outrider_xds_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
-use outrider_xds_types::pb::envoy::config::core::v3::{Address, SocketAddress, address};
+use outrider_xds_types::pb::envoy::config::core::v3::{
+    Address, DataSource, HeaderValue, HeaderValueOption, SocketAddress, address,
+};
+use outrider_xds_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use outrider_xds_types::pb::envoy::config::listener::v3::{Listener, filter};
-use outrider_xds_types::pb::envoy::config::route::v3::{RouteConfiguration, route, route_action};
+use outrider_xds_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use outrider_xds_types::pb::envoy::config::route::v3::{
+    DirectResponseAction, Route, RouteConfiguration, RouteMatch, VirtualHost, route, route_action,
+};
 use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager::RouteSpecifier,
 };
+use outrider_xds_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
 use outrider_xds_types::workload::Workload;
 
 const HTTP_CONNECTION_MANAGER: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const TCP_PROXY: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 
 /// The resources of one proxy under unscoped names.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +60,8 @@ pub struct Wanted {
     pub port: u16,
     /// Names of its address.
     pub names: Vec<String>,
+    /// Version of the listener that wants it.
+    pub version: String,
 }
 
 impl Scope {
@@ -83,6 +95,7 @@ impl Scope {
                     port_name: metadata.port_name,
                     port: metadata.port,
                     names: metadata.names,
+                    version: resource.version.to_string(),
                 }),
                 None => unreadable.push(format!("listener {name} does not say what it is for")),
             }
@@ -92,17 +105,7 @@ impl Scope {
 
     /// Names of the load assignments its clusters wait for.
     pub fn endpoints(&self) -> BTreeSet<String> {
-        self.clusters
-            .values()
-            .filter_map(|resource| {
-                let cluster = Cluster::decode(resource.body.as_slice()).ok()?;
-                let eds = ClusterDiscoveryType::Type(DiscoveryType::Eds as i32);
-                (cluster.cluster_discovery_type == Some(eds)).then(|| {
-                    let named = cluster.eds_cluster_config.map(|config| config.service_name);
-                    named.filter(|name| !name.is_empty()).unwrap_or(cluster.name)
-                })
-            })
-            .collect()
+        self.clusters.values().filter_map(|resource| endpoints_of(resource)).collect()
     }
 
     /// The first thing that is missing before this set is whole, in words; `None` if it is.
@@ -154,9 +157,77 @@ impl Scope {
             let Ok(mut listener) = Listener::decode(resource.body.as_slice()) else { continue };
             listener.name.clone_from(name);
             listener.address = Some(socket_address(*address));
+            // So that Envoy counts its connections under this name, those of TCP among them.
+            listener.stat_prefix.clone_from(name);
             local.insert(Resource { body: listener.encode_to_vec(), ..resource.renamed(name.as_str()) });
         }
         local
+    }
+}
+
+/// The version of what [`retire`] makes. The control plane knows nothing of it: to it these resources are gone.
+pub const RETIRED: &str = "retired";
+
+/// What a proxy is served in the place of a listener whose service has gone: the same listener, whose requests
+/// are answered with `unknown_service`, or whose connections are closed if it is one for TCP. Make it from what
+/// the proxy was served (`relayed`). `None` if the listener was not served.
+///
+/// Only what is behind the listener changes, so connections that are open get the same answer.
+pub fn retire(relayed: &ResourceSet, listener: &str, wanted: &Wanted) -> Option<Vec<Resource>> {
+    let served = relayed.get(type_url::LISTENER, listener)?;
+    let again =
+        |resource: &Resource, body: Vec<u8>| Resource { version: RETIRED.into(), body, ..resource.clone() };
+    let mut made = vec![again(served, served.body.clone())];
+    for name in routes_of(served) {
+        let routes = relayed.get(type_url::ROUTE, &name)?;
+        made.push(again(routes, nobody_there(&name, wanted).encode_to_vec()));
+    }
+    for name in clusters_of_tcp(served) {
+        let cluster = relayed.get(type_url::CLUSTER, &name)?;
+        made.push(again(cluster, cluster.body.clone()));
+        if let Some(endpoints) = endpoints_of(cluster) {
+            let nobody =
+                ClusterLoadAssignment { cluster_name: endpoints.clone(), ..ClusterLoadAssignment::default() };
+            made.push(Resource::new(type_url::ENDPOINT, endpoints, RETIRED, nobody.encode_to_vec()));
+        }
+    }
+    Some(made)
+}
+
+/// Routes that answer everything with the reason `unknown_service`.
+fn nobody_there(name: &str, wanted: &Wanted) -> RouteConfiguration {
+    let text = format!(
+        "unknown_service: port {} of {} is no longer declared; `outrider apply` it again\n",
+        wanted.port_name, wanted.service
+    );
+    let header = |name: &str, value: &str| HeaderValueOption {
+        header: Some(HeaderValue { key: name.to_owned(), value: value.to_owned(), ..HeaderValue::default() }),
+        append_action: HeaderAppendAction::AddIfAbsent as i32,
+        ..HeaderValueOption::default()
+    };
+    let answer = DirectResponseAction {
+        status: 503,
+        body: Some(DataSource { specifier: Some(Specifier::InlineString(text)), ..DataSource::default() }),
+        ..DirectResponseAction::default()
+    };
+    let everything =
+        RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..RouteMatch::default() };
+    let route = Route {
+        name: "unknown_service".to_owned(),
+        r#match: Some(everything),
+        action: Some(route::Action::DirectResponse(answer)),
+        response_headers_to_add: vec![header("x-outrider-reason", "unknown_service")],
+        ..Route::default()
+    };
+    RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: "any".to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![route],
+            ..VirtualHost::default()
+        }],
+        ..RouteConfiguration::default()
     }
 }
 
@@ -170,22 +241,49 @@ fn socket_address(address: SocketAddr) -> Address {
     }
 }
 
-/// Route configurations a listener refers to by name.
-fn routes_of(resource: &Resource) -> Vec<String> {
+/// The load assignment a cluster waits for.
+fn endpoints_of(resource: &Resource) -> Option<String> {
+    let cluster = Cluster::decode(resource.body.as_slice()).ok()?;
+    let eds = ClusterDiscoveryType::Type(DiscoveryType::Eds as i32);
+    (cluster.cluster_discovery_type == Some(eds)).then(|| {
+        let named = cluster.eds_cluster_config.map(|config| config.service_name);
+        named.filter(|name| !name.is_empty()).unwrap_or(cluster.name)
+    })
+}
+
+/// The configurations of the network filters of one kind, decoded.
+fn filters_of<M: Message + Default>(resource: &Resource, url: &str) -> Vec<M> {
     let Ok(listener) = Listener::decode(resource.body.as_slice()) else { return Vec::new() };
     let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
     chains
         .flat_map(|chain| &chain.filters)
         .filter_map(|filter| match &filter.config_type {
-            Some(filter::ConfigType::TypedConfig(any)) if any.type_url == HTTP_CONNECTION_MANAGER => {
-                match HttpConnectionManager::decode(any.value.as_slice()).ok()?.route_specifier? {
-                    RouteSpecifier::Rds(rds) => Some(rds.route_config_name),
-                    _ => None,
-                }
+            Some(filter::ConfigType::TypedConfig(any)) if any.type_url == url => {
+                M::decode(any.value.as_slice()).ok()
             }
             _ => None,
         })
         .collect()
+}
+
+/// Route configurations a listener refers to by name.
+fn routes_of(resource: &Resource) -> Vec<String> {
+    let managers = filters_of::<HttpConnectionManager>(resource, HTTP_CONNECTION_MANAGER);
+    let named = managers.into_iter().filter_map(|manager| match manager.route_specifier? {
+        RouteSpecifier::Rds(rds) => Some(rds.route_config_name),
+        _ => None,
+    });
+    named.collect()
+}
+
+/// Clusters a listener for TCP leads to.
+fn clusters_of_tcp(resource: &Resource) -> Vec<String> {
+    let proxies = filters_of::<TcpProxy>(resource, TCP_PROXY);
+    let named = proxies.into_iter().filter_map(|proxy| match proxy.cluster_specifier? {
+        tcp_proxy::ClusterSpecifier::Cluster(name) => Some(name),
+        _ => None,
+    });
+    named.collect()
 }
 
 /// Clusters a route configuration refers to.

@@ -408,6 +408,9 @@ async fn accept(listener: UnixListener, host: &Arc<Host>, tasks: &TaskTracker, s
 }
 
 async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken) {
+    // Who holds the application: the process at the other end.
+    let holder = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
+    let holder = holder.and_then(ProcessId::of);
     let (mut reader, mut writer) = lines(stream);
     let first = tokio::select! {
         first = tokio::time::timeout(FIRST_LINE, reader.recv()) => first,
@@ -418,7 +421,7 @@ async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken
             let _ = writer.send(&host.overview()).await;
         }
         Ok(Ok(Some(Request::Attach { service, instance }))) => match identify(&host, &service, instance) {
-            Ok(who) => instance::run(host, who, reader, writer, stop).await,
+            Ok(who) => instance::run(host, who, holder, reader, writer, stop).await,
             Err(reason) => {
                 let _ = writer.send(&Told::Refused { reason }).await;
             }

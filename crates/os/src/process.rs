@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A process, told from later ones with the same pid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
     /// As the kernel numbers it.
     pub pid: u32,
@@ -25,11 +25,7 @@ pub struct ProcessId {
 impl ProcessId {
     /// The process that has `pid` now, if one has.
     pub fn of(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The second field is the program's name in parentheses and may hold anything, parentheses included.
-        let rest = stat.get(stat.rfind(')')? + 2..)?;
-        let start_ticks = rest.split(' ').nth(19)?.parse().ok()?;
-        Some(Self { pid, start_ticks })
+        Some(Entry::of(pid)?.id)
     }
 
     /// Whether this very process exists. A zombie does.
@@ -105,6 +101,83 @@ impl Process {
     }
 }
 
+/// One line of the table of processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which process.
+    pub id: ProcessId,
+    /// Its parent's pid.
+    pub parent: u32,
+    /// Its process group.
+    pub group: u32,
+    /// It has ended and waits for its parent to notice.
+    pub zombie: bool,
+}
+
+impl Entry {
+    /// The entry of the process that has `pid` now, if one has.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is the program's name in parentheses and may hold anything, parentheses included.
+        let fields: Vec<&str> = stat.get(stat.rfind(')')? + 2..)?.split(' ').collect();
+        Some(Self {
+            id: ProcessId { pid, start_ticks: fields.get(19)?.parse().ok()? },
+            parent: fields.get(1)?.parse().ok()?,
+            group: fields.get(2)?.parse().ok()?,
+            zombie: matches!(*fields.first()?, "Z" | "X"),
+        })
+    }
+}
+
+/// Every process that can be seen. Not one moment: processes come and go while it is read.
+pub fn table() -> Vec<Entry> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| Entry::of(entry.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+/// What of `table` descends from `ancestor`, at any distance, and has not ended.
+pub fn descendants(table: &[Entry], ancestor: u32) -> Vec<ProcessId> {
+    let mut known = std::collections::BTreeSet::from([ancestor]);
+    // A parent may stand behind its child.
+    while table.iter().any(|entry| known.contains(&entry.parent) && known.insert(entry.id.pid)) {}
+    let live = table.iter().filter(|e| e.id.pid != ancestor && !e.zombie && known.contains(&e.id.pid));
+    live.map(|entry| entry.id).collect()
+}
+
+/// Ends whatever `find` finds until it finds nothing: `SIGTERM` once to each, and `SIGKILL` after `patience`.
+/// Returns how many it found. Gives up on what is still there another `patience` later.
+pub async fn end_all(find: impl Fn() -> Vec<ProcessId>, patience: Duration) -> usize {
+    let mut asked = std::collections::BTreeSet::new();
+    let deadline = tokio::time::Instant::now() + patience;
+    loop {
+        let found = find();
+        let now = tokio::time::Instant::now();
+        if found.is_empty() || now >= deadline + patience {
+            return asked.len();
+        }
+        for id in found {
+            let signal = match (asked.insert(id), now >= deadline) {
+                (_, true) => Signal::KILL,
+                (true, false) => Signal::TERM,
+                (false, false) => continue,
+            };
+            if let Ok(Some(process)) = id.open() {
+                // Not permitted: a program of another user is left alone.
+                let _ = process.signal(signal);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Makes this process the parent of whatever its descendants leave behind.
+///
+/// # Errors
+/// None that is known.
+pub fn adopt_orphans() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
 /// Resident memory of a process in bytes; `None` if it is gone.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
@@ -155,6 +228,33 @@ mod tests {
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
         process.signal(Signal::TERM).unwrap();
         assert!(!process.id().exists());
+    }
+
+    #[tokio::test]
+    async fn everything_below_a_process_is_found_and_ended() {
+        let script = "(trap '' TERM; sleep 600 & wait) & (setsid sleep 600 & wait) & echo ready; wait";
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", script])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let me = Entry::of(child.id()).unwrap();
+        assert_eq!((me.parent, me.zombie), (std::process::id(), false));
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while descendants(&table(), child.id()).len() < 4 {
+            assert!(std::time::Instant::now() < deadline, "{:?}", descendants(&table(), child.id()));
+            tokio::task::yield_now().await;
+        }
+        let below = descendants(&table(), child.id());
+        // By what they are, not by whose they are: orphans change their parent.
+        let left =
+            || below.iter().copied().filter(|id| Entry::of(id.pid).is_some_and(|e| !e.zombie)).collect();
+        assert!(end_all(left, Duration::from_millis(100)).await >= 4);
+        let left: Vec<ProcessId> = left();
+        assert_eq!(left, []);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(end_all(Vec::new, Duration::ZERO).await, 0);
     }
 
     #[tokio::test]

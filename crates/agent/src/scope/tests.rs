@@ -157,5 +157,29 @@ fn localising_puts_addresses_in_and_leaves_out_what_has_no_socket() {
     assert_eq!(after.version, before.version);
     let mut expect = Listener::decode(before.body.as_slice()).unwrap();
     expect.address = Some(socket_address(address));
-    assert_eq!(Listener::decode(after.body.as_slice()).unwrap(), expect, "nothing but the address differs");
+    expect.stat_prefix = OUT.to_owned();
+    assert_eq!(
+        Listener::decode(after.body.as_slice()).unwrap(),
+        expect,
+        "only the address differs, and the name of its numbers"
+    );
+}
+
+#[test]
+fn what_has_gone_is_answered_in_its_place() {
+    let set = set(whole());
+    let address: SocketAddr = ([127, 64, 0, 7], 80).into();
+    let scope = Scope::read(&set, PROXY);
+    let local = scope.localise(&BTreeMap::from([(OUT.to_owned(), address)]), &set);
+    let wanted = scope.wanted().0.into_iter().find(|w| w.listener == OUT).unwrap();
+    let made = retire(&local, OUT, &wanted).unwrap();
+    assert!(made.iter().all(|resource| &*resource.version == RETIRED));
+    assert_eq!(made[0].body, local.get(type_url::LISTENER, OUT).unwrap().body, "its connections stay");
+    assert_eq!((made.len(), &*made[1].name), (2, OUT), "no cluster is left to be kept");
+    let routes = RouteConfiguration::decode(made[1].body.as_slice()).unwrap();
+    let only = &routes.virtual_hosts[0].routes[0];
+    let Some(route::Action::DirectResponse(answer)) = &only.action else { panic!("{only:?}") };
+    assert_eq!(answer.status, 503);
+    assert_eq!(only.response_headers_to_add[0].header.as_ref().unwrap().value, "unknown_service");
+    assert_eq!(retire(&local, "outbound/never/served/http", &wanted), None);
 }

@@ -50,6 +50,8 @@ struct State {
     intent: Intent,
     instances: Vec<Instance>,
     applied: BTreeMap<(String, String), BTreeMap<String, String>>,
+    /// (proxy, type, name) → why it was refused.
+    refused: BTreeMap<(String, String, String), String>,
     joined: u32,
     sessions: u32,
 }
@@ -163,6 +165,12 @@ impl Shared {
         (state.joined, state.sessions)
     }
 
+    /// Why a proxy, or its host, refused a listener.
+    pub fn refused(&self, proxy: &str, name: &str) -> Option<String> {
+        let key = (proxy.to_owned(), outrider_xds_types::type_url::LISTENER.to_owned(), name.to_owned());
+        self.state.lock().unwrap().refused.get(&key).cloned()
+    }
+
     fn compile(&self) {
         let state = self.state.lock().unwrap();
         let compiler = Compiler::new(&state.intent, TRUST_DOMAIN);
@@ -198,6 +206,13 @@ impl Shared {
             }
             Some(FactKind::Applied(applied)) => {
                 let mut state = self.state.lock().unwrap();
+                let key = |name: &str| (applied.proxy.clone(), applied.type_url.clone(), name.to_owned());
+                for name in applied.acked.iter().map(|r| &r.name).chain(&applied.removed) {
+                    state.refused.remove(&key(name));
+                }
+                for one in &applied.refused {
+                    state.refused.insert(key(&one.name), applied.error.clone());
+                }
                 let known = state.applied.entry((applied.proxy, applied.type_url)).or_default();
                 if applied.reset {
                     known.clear();

@@ -92,6 +92,7 @@ fn route(
         std::mem::take(&mut route.request_headers_to_remove),
         &join(path, "request_headers_to_add"),
     )?;
+    let reason = named_reason(&route.response_headers_to_add);
     let response_headers = edits(
         std::mem::take(&mut route.response_headers_to_add),
         std::mem::take(&mut route.response_headers_to_remove),
@@ -108,7 +109,8 @@ fn route(
             let status = u16::try_from(std::mem::take(&mut direct.status)).unwrap_or(0);
             nothing_left(&direct, &path)?;
             // The Gateway API's answer to a rule whose backends have no weight.
-            let reason = if status == 500 { Reason::NoBackends } else { Reason::DirectResponse };
+            let unnamed = if status == 500 { Reason::NoBackends } else { Reason::DirectResponse };
+            let reason = reason.unwrap_or(unnamed);
             (
                 CompiledAction::Direct(DirectResponse { status, body: body.into(), reason }),
                 RouteTimeouts::default(),
@@ -227,6 +229,13 @@ fn per_try_timeout(mut policy: RetryPolicy, path: &str) -> Result<Option<std::ti
     let timeout = limit(policy.per_try_timeout.take(), &join(path, "per_try_timeout"))?;
     nothing_left(&policy, path)?;
     Ok(timeout)
+}
+
+/// The reason a route that answers by itself gives in its headers, if it is one of ours.
+fn named_reason(headers: &[HeaderValueOption]) -> Option<Reason> {
+    let mut given = headers.iter().filter_map(|option| option.header.as_ref());
+    let named = given.find(|header| header.key == REASON_HEADER)?;
+    Reason::ALL.iter().copied().find(|reason| reason.as_str() == named.value)
 }
 
 fn edits(add: Vec<HeaderValueOption>, remove: Vec<String>, path: &str) -> Result<HeaderEdits, Refusal> {

@@ -1,0 +1,158 @@
+//! What an instance says of itself: to the control plane, to people, and to its application.
+
+use std::collections::BTreeMap;
+
+use outrider_api::agent as wire;
+use outrider_handover::Stats;
+
+use super::{Identity, Instance};
+use crate::engine::Engine;
+use crate::lifecycle::Phase;
+use crate::local::{InstanceOverview, Told};
+
+impl Instance {
+    /// What the application is told by its environment.
+    pub(super) fn environment(&self) -> BTreeMap<String, String> {
+        let mut env = BTreeMap::from([
+            ("OUTRIDER_SERVICE".to_owned(), self.who.service_ref()),
+            ("OUTRIDER_INSTANCE".to_owned(), self.who.name.clone()),
+        ]);
+        for bound in self.places.in_use().map(|(_, bound)| bound).filter(|bound| !bound.wanted.inbound) {
+            let prefix = callee_prefix(&bound.wanted.service, &self.who.namespace);
+            let port = bound.address.port().to_string();
+            let port_name = shout(&bound.wanted.port_name);
+            env.entry(format!("{prefix}_HOST")).or_insert_with(|| bound.address.ip().to_string());
+            env.entry(format!("{prefix}_PORT")).or_insert_with(|| port.clone());
+            env.insert(format!("{prefix}_PORT_{port_name}"), port);
+        }
+        env
+    }
+
+    fn reason(&self) -> String {
+        let mut parts = vec![self.life.reason()];
+        parts.extend(self.refusal.iter().map(|error| format!("the proxy refused a resource: {error}")));
+        parts.extend(self.other_engine());
+        parts.extend(self.places.problems());
+        parts.retain(|part| !part.is_empty());
+        parts.join("; ")
+    }
+
+    /// What of a change of the declared engine is outstanding.
+    fn other_engine(&self) -> Option<String> {
+        let declared = Engine::parse(&self.workload.as_ref()?.engine)?;
+        let name = declared.name();
+        (self.engine? != declared)
+            .then(|| format!("engine {name} is declared; it takes effect at the next start of the instance"))
+    }
+
+    pub(super) async fn report(&mut self) {
+        let reason = self.reason();
+        if matches!(self.life.phase(), Phase::Waiting | Phase::Starting) && self.said != reason {
+            self.said.clone_from(&reason);
+            self.tell(Told::Waiting { reason: reason.clone() }).await;
+        }
+        let state = match (self.life.leaving(), self.life.in_endpoint_set()) {
+            (true, _) => wire::InstanceState::Draining,
+            (false, true) => wire::InstanceState::Ready,
+            (false, false) => wire::InstanceState::Starting,
+        };
+        let engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();
+        let inbound = self.places.in_use().map(|(_, bound)| bound).filter(|bound| bound.wanted.inbound);
+        let instance = wire::Instance {
+            state: state as i32,
+            endpoints: inbound
+                .map(|bound| wire::InstanceEndpoint {
+                    port: bound.wanted.port_name.clone(),
+                    address: bound.address.ip().to_string(),
+                    number: bound.address.port().into(),
+                })
+                .collect(),
+            engine: engine.clone(),
+            engine_version: self.version.clone(),
+            proxy_pid: self.running.as_ref().map_or(0, |running| running.pid),
+            app_pid: self.app_pid,
+            reason: reason.clone(),
+            restarts: self.life.restarts(),
+            ..wire_instance(&self.who)
+        };
+        let overview = InstanceOverview {
+            service: self.who.service_ref(),
+            name: self.who.name.clone(),
+            state: match state {
+                wire::InstanceState::Starting => "starting",
+                wire::InstanceState::Ready => "ready",
+                wire::InstanceState::Draining => "draining",
+            }
+            .to_owned(),
+            reason,
+            engine,
+            engine_version: self.version.clone(),
+            proxy_pid: instance.proxy_pid,
+            app_pid: self.app_pid,
+            restarts: instance.restarts,
+            listeners: self.places.in_use().map(|(name, b)| (name.clone(), b.address.to_string())).collect(),
+            stats: self.stats.clone(),
+        };
+        self.host.publish(&self.who.proxy(), Some((instance, overview)));
+    }
+}
+
+/// An instance of which nothing is known but who it is.
+pub(super) fn wire_instance(who: &Identity) -> wire::Instance {
+    wire::Instance {
+        namespace: who.namespace.clone(),
+        service: who.service.clone(),
+        name: who.name.clone(),
+        ..wire::Instance::default()
+    }
+}
+
+/// `inventory` → `INVENTORY`; of another namespace `ledger.finance` → `LEDGER_FINANCE`.
+fn callee_prefix(service: &str, own_namespace: &str) -> String {
+    match service.split_once('/') {
+        Some((namespace, name)) if namespace == own_namespace => shout(name),
+        Some((namespace, name)) => format!("{}_{}", shout(name), shout(namespace)),
+        None => shout(service),
+    }
+}
+
+fn shout(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+}
+
+/// The numbers of a proxy as they travel.
+pub(super) fn traffic(proxy: &str, stats: &Stats) -> wire::Traffic {
+    let listener = |(name, listener): (&String, &outrider_handover::ListenerStats)| wire::ListenerTraffic {
+        listener: name.clone(),
+        connections: listener.connections,
+        requests: listener.requests,
+        errors: if listener.requests > 0 { listener.responses[4] } else { listener.reasons.values().sum() },
+        reasons: listener
+            .reasons
+            .iter()
+            .map(|(reason, count)| wire::ReasonCount { reason: reason.clone(), count: *count })
+            .collect(),
+        latency_us_sum: listener.latency_us_sum,
+    };
+    wire::Traffic {
+        proxy: proxy.to_owned(),
+        listeners: stats.listeners.iter().map(listener).collect(),
+        resident_bytes: stats.resident_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callees_have_one_spelling_in_the_environment() {
+        for (service, prefix) in [
+            ("shop/inventory", "INVENTORY"),
+            ("shop/user-db", "USER_DB"),
+            ("finance/ledger", "LEDGER_FINANCE"),
+        ] {
+            assert_eq!(callee_prefix(service, "shop"), prefix);
+        }
+    }
+}
