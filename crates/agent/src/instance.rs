@@ -92,6 +92,8 @@ struct Instance {
     version: String,
     app_pid: u32,
     workload: Option<Workload>,
+    /// Ports of the application.
+    targets: watch::Sender<Vec<u16>>,
     svid: Option<Svid>,
     places: Places,
     inbound_closed: bool,
@@ -154,6 +156,7 @@ pub(crate) async fn run(
         version: String::new(),
         app_pid: 0,
         workload: None,
+        targets: watch::channel(Vec::new()).0,
         svid: None,
         places,
         inbound_closed: false,
@@ -242,17 +245,7 @@ impl Instance {
                     self.tell(told).await;
                 }
                 Effect::ProbeApp => {
-                    let ports = self.workload.iter().flat_map(|w| &w.ports);
-                    let ports: Vec<u16> = ports.filter_map(|p| u16::try_from(p.target_port).ok()).collect();
-                    let to_self = self.to_self.clone();
-                    tokio::spawn(async move {
-                        tokio::select! {
-                            () = probe::all_answer(&ports) => {
-                                let _ = to_self.send(Event::AppAnswers);
-                            }
-                            () = to_self.closed() => {}
-                        }
-                    });
+                    tokio::spawn(probe::follow(self.targets.subscribe(), self.to_self.clone()));
                 }
                 Effect::DrainInbound => {
                     self.inbound_closed = true;

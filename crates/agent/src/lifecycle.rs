@@ -59,6 +59,11 @@ pub enum Event {
     AppStarted,
     /// The application answers on all its ports.
     AppAnswers,
+    /// The application does not answer any more.
+    AppSilent {
+        /// In words.
+        reason: String,
+    },
     /// The application is to be stopped. A second time: at once.
     Stop,
     /// Nothing is open on inbound listeners.
@@ -76,7 +81,7 @@ pub enum Effect {
     StartProxy,
     /// Tell `run` that the application may start.
     TellReady,
-    /// Begin asking the application's ports.
+    /// Begin asking the application's ports, and go on as long as it runs.
     ProbeApp,
     /// Stop taking inbound connections and watch for [`Event::InboundIdle`].
     DrainInbound,
@@ -125,6 +130,8 @@ pub struct Lifecycle {
     serves: bool,
     app_runs: bool,
     app_answers: bool,
+    /// Why it does not answer any more.
+    app_silent: Option<String>,
     missing: Option<String>,
     failures: u32,
     restarts: u32,
@@ -145,6 +152,7 @@ impl Lifecycle {
             serves: false,
             app_runs: false,
             app_answers: false,
+            app_silent: None,
             missing: Some("waiting for the control plane".to_owned()),
             failures: 0,
             restarts: 0,
@@ -195,7 +203,8 @@ impl Lifecycle {
                 format!("the proxy is starting again{}", crashed().unwrap_or_default())
             }
             (Phase::Serving, _) if self.app_runs && !self.app_answers && self.serves => {
-                "the application does not answer on its ports yet".to_owned()
+                let yet = || "the application does not answer on its ports yet".to_owned();
+                self.app_silent.clone().unwrap_or_else(yet)
             }
             (Phase::Serving, _) if !self.app_runs => "the application has not started yet".to_owned(),
             (Phase::Settling, _) => "leaving: callers are told".to_owned(),
@@ -239,13 +248,20 @@ impl Lifecycle {
             Event::ProxyEnded { cause, jitter } => self.proxy_ended(now, cause, jitter, &mut effects),
             Event::AppStarted => {
                 self.app_runs = true;
-                if self.serves && self.phase == Phase::Serving {
+                self.app_answers |= !self.serves;
+                // One without ports may get some later.
+                if self.phase == Phase::Serving {
                     effects.push(Effect::ProbeApp);
-                } else if !self.serves {
-                    self.app_answers = true;
                 }
             }
-            Event::AppAnswers => self.app_answers = true,
+            Event::AppAnswers => {
+                self.app_answers = true;
+                self.app_silent = None;
+            }
+            Event::AppSilent { reason } => {
+                self.app_answers = false;
+                self.app_silent = Some(reason);
+            }
             Event::Stop => self.stop(now, &mut effects),
             Event::InboundIdle => {
                 if self.phase == Phase::Draining {

@@ -58,6 +58,21 @@ fn the_application_starts_after_its_proxy_is_ready_and_is_an_endpoint_after_it_a
 }
 
 #[test]
+fn an_application_that_falls_silent_leaves_the_endpoint_set_until_it_answers() {
+    let mut life = Life::serving(true);
+    let reason = "127.0.0.1:9 refuses connections".to_owned();
+    assert_eq!(life.give(Event::AppSilent { reason: reason.clone() }), []);
+    assert!(!life.machine.in_endpoint_set());
+    assert_eq!(life.machine.reason(), reason);
+    assert_eq!(life.give(Event::AppAnswers), []);
+    assert!(life.machine.in_endpoint_set());
+    assert_eq!(life.machine.reason(), "");
+    // Nothing comes to one that is silent, so there is nothing to drain.
+    life.give(Event::AppSilent { reason });
+    assert_eq!(life.give(Event::Stop), [Effect::TellDrained]);
+}
+
+#[test]
 fn a_stop_withdraws_settles_drains_then_ends_the_application_and_last_the_proxy() {
     let mut life = Life::serving(true);
     assert_eq!(life.give(Event::Stop), []);
@@ -123,6 +138,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(ended()),
         Just(Event::AppStarted),
         Just(Event::AppAnswers),
+        Just(Event::AppSilent { reason: "refused".into() }),
         Just(Event::Stop),
         Just(Event::InboundIdle),
         Just(Event::AppEnded),

@@ -334,11 +334,21 @@ async fn a_server_is_an_endpoint_while_it_answers_and_leaves_before_it_is_stoppe
     let starting = mesh.instance("shop/inventory", |i| i.app_pid != 0).await;
     assert_eq!(starting.state, "starting", "{}", starting.reason);
     let endpoints = || mesh.control().shared.instances();
-    let _listening = application.listen(16).unwrap();
+    let listening = application.listen(16).unwrap();
     mesh.instance("shop/inventory", |i| i.state == "ready").await;
     eventually("an endpoint", || async { (endpoints().first()?.state == 1).then_some(()) }).await;
     let inbound = SocketAddr::new("127.0.0.1".parse().unwrap(), endpoints()[0].endpoints[0].number as u16);
     ask(inbound).await;
+
+    drop(listening);
+    let silent = mesh.instance("shop/inventory", |i| i.state == "starting").await;
+    assert!(silent.reason.contains(&format!("127.0.0.1:{target} refuses connections")), "{}", silent.reason);
+    eventually("withdrawn", || async { (endpoints().first()?.state == 0).then_some(()) }).await;
+    let again = tokio::net::TcpSocket::new_v4().unwrap();
+    again.set_reuseaddr(true).unwrap();
+    again.bind(([127, 0, 0, 1], target).into()).unwrap();
+    let _listening = again.listen(16).unwrap();
+    mesh.instance("shop/inventory", |i| i.state == "ready").await;
 
     app.signals.send(Signal::TERM).unwrap();
     eventually("withdrawn", || async { endpoints().first().is_none_or(|i| i.state == 2).then_some(()) })
