@@ -24,15 +24,17 @@ use crate::engine::{self, Command, Engine, Running};
 use crate::hosts::HostsFile;
 use crate::lifecycle::{Effect, Event, Lifecycle, Phase};
 use crate::local::{InstanceOverview, LineReader, LineWriter, Said, Told};
+use crate::probe::{self, Targets};
+use crate::random;
 use crate::relay::{self, Relay};
 use crate::server::Host;
 use crate::upstream::Subscription;
-use crate::{probe, random};
 
 mod knowledge;
 mod orphans;
 mod places;
 mod report;
+mod targets;
 
 use places::Places;
 use report::{traffic, wire_instance};
@@ -53,6 +55,10 @@ pub(crate) struct Identity {
     pub(crate) name: String,
     /// `RUNTIME/p/NAME`.
     pub(crate) folder: PathBuf,
+    /// Its ports may be served already, by what its `run` does not start.
+    pub(crate) adopts: bool,
+    /// It was here before this agent, with its application.
+    pub(crate) returns: bool,
 }
 
 impl Identity {
@@ -93,7 +99,7 @@ struct Instance {
     app_pid: u32,
     workload: Option<Workload>,
     /// Ports of the application.
-    targets: watch::Sender<Vec<u16>>,
+    targets: watch::Sender<Targets>,
     svid: Option<Svid>,
     places: Places,
     inbound_closed: bool,
@@ -156,7 +162,7 @@ pub(crate) async fn run(
         version: String::new(),
         app_pid: 0,
         workload: None,
-        targets: watch::channel(Vec::new()).0,
+        targets: watch::channel(Targets::default()).0,
         svid: None,
         places,
         inbound_closed: false,
@@ -226,7 +232,7 @@ impl Instance {
                     self.ask_numbers();
                     engine::bound_log(&self.log());
                     // A port may have become free, or allowed.
-                    if !self.places.unbound().is_empty() {
+                    if !self.places.unbound().is_empty() || self.life.phase() == Phase::Waiting {
                         self.refresh().await;
                     }
                 }
@@ -388,7 +394,10 @@ impl Instance {
 
     /// Brings everything local in line with what is known.
     async fn refresh(&mut self) {
-        let missing = self.take_knowledge();
+        let missing = match self.take_knowledge() {
+            None => self.occupied().await,
+            missing => missing,
+        };
         self.handle(Event::Missing(missing)).await;
     }
 
@@ -417,6 +426,7 @@ impl Instance {
             self.host.svids.release(&svid.id);
         }
         self.places.close();
+        self.release_targets();
         let proxy = self.who.proxy();
         self.host.publish(&proxy, None);
         self.host.upstream.facts(|facts| facts.proxy_gone(&proxy));

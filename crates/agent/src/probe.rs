@@ -23,13 +23,24 @@ const ATTEMPT: Duration = Duration::from_secs(1);
 /// program replaces itself.
 const REFUSED: u32 = 3;
 
+/// Where an application is to answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Targets {
+    /// Its ports at 127.0.0.1.
+    pub(crate) ports: Vec<u16>,
+    /// Why what answers there is not the application.
+    pub(crate) taken: Option<String>,
+}
+
 /// What one look at all ports found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Look {
     Answered,
     Busy,
     /// The first port nobody listens on.
     Refused(u16),
+    /// What answers is another application.
+    Taken(String),
 }
 
 /// What follows from one look after the other: pure.
@@ -37,13 +48,20 @@ enum Look {
 struct Judge {
     answers: bool,
     refused: u32,
+    taken: Option<String>,
 }
 
 impl Judge {
     fn saw(&mut self, look: Look) -> Option<Event> {
         match look {
+            Look::Taken(reason) => {
+                self.answers = false;
+                (self.taken.replace(reason.clone()).as_ref() != Some(&reason))
+                    .then_some(Event::AppSilent { reason })
+            }
             Look::Answered => {
                 self.refused = 0;
+                self.taken = None;
                 (!std::mem::replace(&mut self.answers, true)).then_some(Event::AppAnswers)
             }
             Look::Busy => {
@@ -64,25 +82,38 @@ impl Judge {
     }
 }
 
-/// Looks at `ports` until nobody wants to know, and says what changes.
-pub(crate) async fn follow(mut ports: watch::Receiver<Vec<u16>>, say: mpsc::UnboundedSender<Event>) {
+/// Looks at `targets` until nobody wants to know, and says what changes.
+pub(crate) async fn follow(mut targets: watch::Receiver<Targets>, say: mpsc::UnboundedSender<Event>) {
     let mut judge = Judge::default();
     let mut pause = FIRST_PAUSE;
     loop {
-        let now = ports.borrow_and_update().clone();
-        let event = judge.saw(look(&now).await);
+        let now = targets.borrow_and_update().clone();
+        let event = judge.saw(match now.taken {
+            Some(reason) => Look::Taken(reason),
+            None => look(&now.ports).await,
+        });
         if event.is_some_and(|event| say.send(event).is_err()) {
             return;
         }
         pause = if judge.answers { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
         tokio::select! {
-            changed = ports.changed() => if changed.is_err() {
+            changed = targets.changed() => if changed.is_err() {
                 return;
             },
             () = tokio::time::sleep(if judge.answers { EVERY } else { pause }) => {}
             () = say.closed() => return,
         }
     }
+}
+
+/// The first of `ports` on which somebody listens.
+pub(crate) async fn listened_on(ports: &[u16]) -> Option<u16> {
+    for port in ports {
+        if !matches!(look_at(*port).await, Look::Refused(_)) {
+            return Some(*port);
+        }
+    }
+    None
 }
 
 async fn look(ports: &[u16]) -> Look {
@@ -123,6 +154,8 @@ mod tests {
         let silent = second.local_addr().unwrap().port();
         let ports = [first.local_addr().unwrap().port(), silent];
         assert_eq!(look(&ports).await, Look::Refused(silent));
+        assert_eq!(listened_on(&[silent, ports[0]]).await, Some(ports[0]));
+        assert_eq!(listened_on(&[silent]).await, None);
         let _second = second.listen(8).unwrap();
         assert_eq!(look(&ports).await, Look::Answered);
         assert_eq!(look(&[]).await, Look::Answered);
@@ -132,6 +165,7 @@ mod tests {
     fn only_refusals_in_a_row_silence_an_application() {
         use Look::{Answered as A, Busy as B, Refused};
         const R: Look = Refused(7);
+        let taken = || Look::Taken("another's".to_owned());
         // What was seen, and how many looks it took until each change.
         for (looks, changes) in [
             (&[R, R, R, R, R][..], &[][..]),
@@ -139,9 +173,10 @@ mod tests {
             (&[A, R, R, A, R, R, B, R, R], &[0]),
             (&[A, B, B, B, B], &[0]),
             (&[A, R, R, R, R, R, R, A, R], &[0, 3, 7]),
+            (&[A, taken(), taken(), R, A], &[0, 1, 4]),
         ] {
             let mut judge = Judge::default();
-            let events: Vec<_> = looks.iter().map(|look| judge.saw(*look)).collect();
+            let events: Vec<_> = looks.iter().map(|look| judge.saw(look.clone())).collect();
             let seen: Vec<_> = (0..events.len()).filter(|at| events[*at].is_some()).collect();
             assert_eq!(seen, changes, "{looks:?}");
             let kinds: Vec<_> =

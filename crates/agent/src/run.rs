@@ -59,6 +59,8 @@ pub struct RunOptions {
     pub folder: Option<PathBuf>,
     /// How long its proxy may take to be ready; default: for ever.
     pub timeout: Option<Duration>,
+    /// The service's ports may be served already, by what this command does not start: do not hold it for them.
+    pub adopts: bool,
 }
 
 /// How a run is connected to who runs it.
@@ -185,7 +187,8 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
     let no_agent = |source| RunError::NoAgent { socket: options.socket.clone(), source };
     let stream = UnixStream::connect(&options.socket).await.map_err(no_agent)?;
     let (mut reader, mut writer) = lines(stream);
-    let request = Request::Attach { service: options.service.clone(), instance: None };
+    let request =
+        Request::Attach { service: options.service.clone(), instance: None, adopts: options.adopts };
     writer.send(&request).await.map_err(lost)?;
 
     let mut wait = Wait::new(options.timeout);
@@ -387,6 +390,7 @@ impl Session<'_> {
                     let request = Request::Attach {
                         service: self.options.service.clone(),
                         instance: Some(self.instance.clone()),
+                        adopts: self.options.adopts,
                     };
                     if writer.send(&request).await.is_ok() {
                         self.agent = Some((reader, writer));

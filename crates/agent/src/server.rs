@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::claims::Claims;
 use crate::credentials::{Credential, CredentialError};
 use crate::engine::Engine;
 use crate::instance::{self, Identity};
@@ -139,6 +140,7 @@ pub(crate) struct Host {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) svids: Arc<Svids>,
     addresses: Mutex<Addresses>,
+    claims: Mutex<Claims>,
     instances: Mutex<BTreeMap<String, (wire::Instance, InstanceOverview)>>,
 }
 
@@ -158,6 +160,10 @@ pub(crate) struct Resolved {
 impl Host {
     pub(crate) fn addresses(&self) -> MutexGuard<'_, Addresses> {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn binary(&self, engine: Engine) -> PathBuf {
@@ -276,6 +282,7 @@ pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result
         upstream: upstream.clone(),
         svids: Arc::default(),
         addresses: Mutex::new(Addresses::new(random::bits())),
+        claims: Mutex::default(),
         instances: Mutex::default(),
     });
 
@@ -420,12 +427,14 @@ async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken
         Ok(Ok(Some(Request::List))) => {
             let _ = writer.send(&host.overview()).await;
         }
-        Ok(Ok(Some(Request::Attach { service, instance }))) => match identify(&host, &service, instance) {
-            Ok(who) => instance::run(host, who, holder, reader, writer, stop).await,
-            Err(reason) => {
-                let _ = writer.send(&Told::Refused { reason }).await;
+        Ok(Ok(Some(Request::Attach { service, instance, adopts }))) => {
+            match identify(&host, &service, instance, adopts) {
+                Ok(who) => instance::run(host, who, holder, reader, writer, stop).await,
+                Err(reason) => {
+                    let _ = writer.send(&Told::Refused { reason }).await;
+                }
             }
-        },
+        }
         Ok(Ok(None)) => {}
         Ok(Err(error)) => {
             let _ = writer.send(&Told::Refused { reason: error.to_string() }).await;
@@ -434,16 +443,19 @@ async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken
     }
 }
 
-fn identify(host: &Host, service: &str, instance: Option<String>) -> Result<Identity, String> {
+fn identify(host: &Host, service: &str, instance: Option<String>, adopts: bool) -> Result<Identity, String> {
     let (namespace, name) = service
         .split_once('/')
         .filter(|(namespace, name)| is_label(namespace) && is_label(name))
         .ok_or_else(|| format!("`{service}` is no service: write NAMESPACE/NAME"))?;
+    let returns = instance.is_some();
     let identity = |instance: String, folder: PathBuf| Identity {
         namespace: namespace.to_owned(),
         service: name.to_owned(),
         name: instance,
         folder,
+        adopts,
+        returns,
     };
     if let Some(instance) = instance {
         let suffix = instance.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));

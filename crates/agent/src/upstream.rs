@@ -136,11 +136,16 @@ impl Upstream {
         self.link.borrow().clone()
     }
 
+    /// Wakes all instances, as a change would.
+    pub(crate) fn look_again(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
     pub(crate) fn set_link(&self, state: LinkState) {
         self.lock().online = state == LinkState::Connected;
         self.link.send_replace(state);
         // What is missing reads differently without a control plane.
-        self.changed.send_modify(|count| *count += 1);
+        self.look_again();
     }
 
     /// Changes the facts and lets them be sent.

@@ -206,6 +206,9 @@ pub(crate) struct RunArgs {
     /// Longest wait for the proxy to become ready
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
+    /// The service's ports are served by what this command does not start, perhaps already (a container, a socket of systemd)
+    #[arg(long)]
+    pub(crate) adopt: bool,
     /// The command
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,

@@ -28,14 +28,7 @@ impl Instance {
                     self.want_svid(&workload.spiffe_id);
                     // The engine of a running instance stays: its sockets are prepared for it.
                     self.engine = self.engine.or(Engine::parse(&workload.engine));
-                    let ports = workload.ports.iter().filter_map(|port| u16::try_from(port.target_port).ok());
-                    let ports: Vec<u16> = ports.collect();
-                    self.targets.send_if_modified(|old| {
-                        *old != ports && {
-                            old.clone_from(&ports);
-                            true
-                        }
-                    });
+                    self.claim(&workload);
                     self.workload = Some(workload);
                 }
                 Err(error) => return Some(format!("the workload of {service} cannot be read: {error}")),

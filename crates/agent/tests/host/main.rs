@@ -9,6 +9,7 @@ mod fake_proxy;
 mod leftovers;
 mod ports;
 mod real;
+mod targets;
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -142,6 +143,11 @@ impl Mesh {
     }
 
     fn run(&self, service: &str, script: &str) -> App {
+        // In most tests what listens, if anything does, is the test.
+        self.run_as(service, script, true)
+    }
+
+    fn run_as(&self, service: &str, script: &str, adopts: bool) -> App {
         let options = RunOptions {
             socket: self.socket(),
             service: service.into(),
@@ -150,6 +156,7 @@ impl Mesh {
             env: Vec::new(),
             folder: Some(self.path().to_owned()),
             timeout: Some(DEADLINE),
+            adopts,
         };
         let (signals, receiver) = mpsc::unbounded_channel();
         let (told, progress) = mpsc::unbounded_channel();

@@ -91,6 +91,7 @@ pub(crate) async fn run(args: RunArgs) -> Outcome {
         env: Vec::new(),
         folder: None,
         timeout: Some(args.timeout),
+        adopts: args.adopt,
     };
     match outrider_agent::run(options).await {
         Ok(code) => Ok(ExitCode::from(code)),

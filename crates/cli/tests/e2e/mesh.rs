@@ -230,7 +230,8 @@ impl Mesh {
         let mut run = Command::new(outrider());
         run.args(["run", "--service", service, "--agent"])
             .arg(self.folder.path().join("run/agent.sock"))
-            .arg("--")
+            // What listens on a service's ports may be the test.
+            .args(["--adopt", "--"])
             .args(command)
             .current_dir(self.folder.path());
         run
