@@ -234,7 +234,12 @@ fn folder(path: &Path) -> Result<(), AgentError> {
 ///
 /// # Errors
 /// See [`AgentError`]. An unreachable control plane is none: the agent goes on trying.
-pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result<(), AgentError> {
+pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Result<(), AgentError> {
+    // `run`, proxies and applications are told these paths, wherever they were started.
+    for path in [&mut options.state, &mut options.runtime] {
+        *path =
+            std::path::absolute(&path).map_err(|source| AgentError::File { path: path.clone(), source })?;
+    }
     if options.node.len() > 63 || !options.node.split('.').all(is_label) {
         return Err(AgentError::Node(options.node));
     }

@@ -25,6 +25,16 @@ pub enum NamespaceError {
     /// A path holds a NUL byte.
     #[error("{0} cannot be mounted: the path holds a NUL byte")]
     Path(PathBuf),
+    /// A file that is to be shown, or shown over, cannot be found.
+    #[error("{path} cannot be shown to it as {target}: {source}", path = path.display(), target = target.display())]
+    File {
+        /// The file that is to be shown.
+        path: PathBuf,
+        /// In the place of which.
+        target: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The kernel or a security module refused.
     #[error("this process may not make a mount namespace: {0}")]
     Refused(#[source] io::Error),
@@ -133,7 +143,7 @@ pub fn enter(command: &mut Command, replacements: &[Replacement]) -> Result<(), 
 /// at the mount. So this does the whole of it.
 ///
 /// # Errors
-/// [`NamespaceError::Refused`] with what the kernel said.
+/// [`NamespaceError::Refused`] with what the kernel said; [`NamespaceError::File`] if it is for want of a file.
 pub fn probe(replacements: &[Replacement]) -> Result<(), NamespaceError> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     probe_as(replacements, uid, gid, may_mount(), None)
@@ -150,6 +160,10 @@ fn probe_as(
     change_user: Option<u32>,
 ) -> Result<(), NamespaceError> {
     let plan = Plan::new(replacements, uid, gid, privileged)?;
+    for Replacement { source: path, target } in replacements {
+        let missing = |source| NamespaceError::File { path: path.clone(), target: target.clone(), source };
+        std::fs::metadata(path).and_then(|_| std::fs::metadata(target)).map_err(missing)?;
+    }
     // Never executed: the closure always ends with an error, which is the result.
     let mut command = Command::new("/");
     if let Some(id) = change_user {

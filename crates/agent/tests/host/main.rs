@@ -95,8 +95,9 @@ impl Mesh {
 
     fn options(&self) -> AgentOptions {
         let server = self.control().address.to_string();
-        let mut options =
-            AgentOptions::new(self.path().join("state"), self.path().join("run"), "n1".into(), server);
+        // Relative to this process: that is not where applications are started.
+        let folder = relative(self.path());
+        let mut options = AgentOptions::new(folder.join("state"), folder.join("run"), "n1".into(), server);
         options.proxy_binary = Some(self.proxy.clone());
         options.envoy_binary = std::env::var_os("OUTRIDER_ENVOY").map(Into::into);
         options.times.settle = Duration::from_millis(50);
@@ -170,6 +171,13 @@ impl Mesh {
         };
         App { task: tokio::spawn(run_with(options, hooks)), signals, progress }
     }
+}
+
+fn relative(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().unwrap();
+    let mut found: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    found.extend(path.components().skip(1));
+    found
 }
 
 struct App {

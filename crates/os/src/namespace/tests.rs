@@ -78,9 +78,10 @@ fn works_without_privilege_and_keeps_the_user() {
 }
 
 #[test]
-fn a_refusal_is_told_from_a_missing_program() {
+fn a_missing_file_is_named_and_told_from_a_missing_program() {
     let missing = Replacement { source: "/no/such/file".into(), target: "/etc/hosts".into() };
-    assert!(matches!(probe(std::slice::from_ref(&missing)), Err(NamespaceError::Refused(_))));
+    let error = probe(std::slice::from_ref(&missing)).unwrap_err();
+    assert!(error.to_string().starts_with("/no/such/file cannot be shown to it as /etc/hosts: "), "{error}");
     let nul = Replacement { source: "/a\0b".into(), target: "/etc/hosts".into() };
     assert!(matches!(probe(&[nul]), Err(NamespaceError::Path(_))));
     let (_dir, good) = folder();
