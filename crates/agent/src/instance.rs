@@ -5,7 +5,9 @@
 //! keeps what it has); the connection of `run` stands for the application. Does not: know other instances.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -114,6 +116,7 @@ struct Instance {
     to_self: mpsc::UnboundedSender<Event>,
     over: bool,
     _relay: Relay,
+    to_seen: mpsc::UnboundedSender<Seen>,
     _subscriptions: Vec<Subscription>,
 }
 
@@ -131,7 +134,7 @@ pub(crate) async fn run(
     let (to_self, internal) = mpsc::unbounded_channel();
     let (local, local_receiver) = watch::channel(ResourceSet::new());
     let prepared = HostsFile::open(&who.folder.join("hosts"), &host.options.hosts_base).and_then(|hosts| {
-        Ok((hosts, relay::serve(&who.folder.join("xds.sock"), local_receiver, seen_sender)?))
+        Ok((hosts, relay::serve(&who.folder.join("xds.sock"), local_receiver, seen_sender.clone())?))
     });
     let (hosts, relay) = match prepared {
         Ok(prepared) => prepared,
@@ -177,6 +180,7 @@ pub(crate) async fn run(
         to_self,
         over: false,
         _relay: relay,
+        to_seen: seen_sender,
         _subscriptions: subscriptions,
     };
     instance.tell(Told::Attached { instance: instance.who.name.clone() }).await;
@@ -288,7 +292,8 @@ impl Instance {
             xds: self.who.folder.join("xds.sock"),
             log: self.log(),
         };
-        match engine::start(engine, &spec) {
+        let started = self.mend_folder(&spec.xds).and_then(|()| engine::start(engine, &spec));
+        match started {
             Ok(running) => {
                 tracing::info!(instance = %self.who.name, engine = engine.name(), pid = running.pid, "proxy started");
                 self.record(running.pid);
@@ -304,6 +309,22 @@ impl Instance {
                 let _ = self.to_self.send(event);
             }
         }
+    }
+
+    /// Makes the folder and the xDS socket again if somebody removed them. The application keeps its names: its
+    /// mount and the agent hold the file.
+    fn mend_folder(&mut self, xds: &Path) -> Result<(), engine::StartError> {
+        if xds.exists() {
+            return Ok(());
+        }
+        tracing::warn!(instance = %self.who.name, folder = %self.who.folder.display(), "the folder is made again");
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.who.folder);
+        let relay = made.and_then(|()| relay::serve(xds, self.local.subscribe(), self.to_seen.clone()));
+        self._relay = relay.map_err(|source| engine::StartError::Prepare {
+            what: "its folder was removed and cannot be made again",
+            source,
+        })?;
+        Ok(())
     }
 
     /// So that an agent that is started after this one was killed can end what it left behind.

@@ -25,6 +25,8 @@ pub struct Times {
     pub end: Duration,
     /// Longest pause before a crashed proxy is started again.
     pub max_pause: Duration,
+    /// Without a proxy that serves for so long, endpoints leave the set. The first crash is repaired within it.
+    pub absent: Duration,
     /// A proxy that ran this long starts with a clean record.
     pub forgive: Duration,
 }
@@ -36,6 +38,7 @@ impl Default for Times {
             drain: Duration::from_secs(20),
             end: Duration::from_millis(500),
             max_pause: Duration::from_secs(5),
+            absent: Duration::from_millis(1000),
             forgive: Duration::from_secs(60),
         }
     }
@@ -121,12 +124,21 @@ enum Proxy {
     Pause { until: Instant },
 }
 
+/// Whether there is a proxy to send callers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reachable {
+    /// There is, or will be until then.
+    Until(Option<Instant>),
+    No,
+}
+
 /// One instance's state.
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     times: Times,
     phase: Phase,
     proxy: Proxy,
+    reachable: Reachable,
     serves: bool,
     app_runs: bool,
     app_answers: bool,
@@ -149,6 +161,7 @@ impl Lifecycle {
             times,
             phase: Phase::Waiting,
             proxy: Proxy::None,
+            reachable: Reachable::Until(None),
             serves: false,
             app_runs: false,
             app_answers: false,
@@ -179,7 +192,7 @@ impl Lifecycle {
 
     /// Whether its endpoints belong into the endpoint set.
     pub fn in_endpoint_set(&self) -> bool {
-        self.phase == Phase::Serving && self.app_answers
+        self.phase == Phase::Serving && self.app_answers && self.reachable != Reachable::No
     }
 
     /// Whether it is on its way out.
@@ -221,7 +234,11 @@ impl Lifecycle {
             Proxy::Pause { until } if self.phase != Phase::Ending => Some(until),
             _ => None,
         };
-        [self.until, pause].into_iter().flatten().min()
+        let absent = match self.reachable {
+            Reachable::Until(until) if self.phase == Phase::Serving => until,
+            _ => None,
+        };
+        [self.until, pause, absent].into_iter().flatten().min()
     }
 
     /// Takes an event in.
@@ -239,6 +256,7 @@ impl Lifecycle {
             Event::ProxyReady => {
                 if let Proxy::Running { ready, .. } = &mut self.proxy {
                     *ready = true;
+                    self.reachable = Reachable::Until(None);
                 }
                 if self.phase == Phase::Starting {
                     self.phase = Phase::Serving;
@@ -293,6 +311,10 @@ impl Lifecycle {
         }
         self.failures = self.failures.saturating_add(1);
         self.restarts = self.restarts.saturating_add(1);
+        self.reachable = match self.reachable {
+            Reachable::Until(None) if self.failures < 2 => Reachable::Until(Some(now + self.times.absent)),
+            _ => Reachable::No,
+        };
         // The first crash is repaired at once: connections wait in the kernel's queue meanwhile.
         let pause = match self.failures {
             1 => Duration::ZERO,
@@ -347,6 +369,9 @@ impl Lifecycle {
             && !matches!(self.phase, Phase::Ending | Phase::Over)
         {
             self.start(now, effects);
+        }
+        if matches!(self.reachable, Reachable::Until(Some(until)) if until <= now) {
+            self.reachable = Reachable::No;
         }
         if self.until.is_some_and(|until| until <= now) {
             match self.phase {

@@ -130,6 +130,32 @@ fn crashes_are_repaired_at_once_then_with_growing_pauses_and_never_given_up() {
     assert!(life.machine.reason().contains("signal 9"));
 }
 
+#[test]
+fn an_instance_without_a_proxy_leaves_the_endpoint_set_until_there_is_one() {
+    // One crash that is repaired is nothing callers need to know of.
+    let mut life = Life::serving(true);
+    life.give(ended());
+    assert!(life.machine.in_endpoint_set());
+    assert_eq!(life.advance(), (Times::default().absent, vec![]), "but not for long");
+    assert!(!life.machine.in_endpoint_set());
+    life.give(Event::ProxyReady);
+    assert!(life.machine.in_endpoint_set());
+    assert_eq!(life.machine.next_tick(), None);
+
+    // From the second in a row on each one takes it out, also those of a proxy that was ready in between.
+    for _ in 0..3 {
+        life.give(ended());
+        assert!(!life.machine.in_endpoint_set());
+        life.advance();
+        assert!(!life.machine.in_endpoint_set());
+        life.give(Event::ProxyReady);
+        assert!(life.machine.in_endpoint_set());
+    }
+    life.now += Times::default().forgive;
+    life.give(ended());
+    assert!(life.machine.in_endpoint_set(), "forgiven");
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(Event::Missing(None)),

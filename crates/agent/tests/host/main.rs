@@ -266,6 +266,12 @@ async fn crashes_cost_no_connection_and_applied_facts_follow_the_process() {
         instance = mesh.instance("shop/checkout", |i| i.restarts == round && i.proxy_pid != 0).await;
         assert_eq!(address(&instance, OUT), outbound, "same socket");
     }
+    // Whatever happens to its folder.
+    std::fs::remove_dir_all(mesh.path().join("run/p").join(&instance.name)).unwrap();
+    kill(instance.proxy_pid, Signal::KILL);
+    let instance =
+        mesh.instance("shop/checkout", |i| i.restarts == 4 && i.proxy_pid != 0 && i.state == "ready").await;
+    assert_eq!(ask(outbound).await, instance.proxy_pid.to_string());
     let proxy = format!("shop/{}", instance.name);
     eventually("the listener is reported in use", || async {
         mesh.control().shared.applied(&proxy, type_url::LISTENER).contains_key(OUT).then_some(())
