@@ -389,7 +389,7 @@ async fn end_orphans(folder: &Path) {
     }
 }
 
-/// Removes folders whose application did not come back, once.
+/// Removes folders whose application did not come back, and what only it needed, once.
 async fn forget_the_lost(host: &Arc<Host>) {
     let folder = host.options.runtime.join("p");
     let before: Vec<_> =
@@ -401,6 +401,7 @@ async fn forget_the_lost(host: &Arc<Host>) {
             let _ = std::fs::remove_dir_all(path);
         }
     }
+    host.upstream.forget_unwanted();
     std::future::pending().await
 }
 

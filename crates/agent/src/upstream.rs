@@ -171,6 +171,22 @@ impl Upstream {
         self.changed.send_modify(|count| *count += 1);
     }
 
+    /// Forgets what nobody wants: what was on disk and is no longer asked for.
+    pub(crate) fn forget_unwanted(&self) {
+        {
+            let mut state = self.lock();
+            let unwanted = |resource: &&Arc<Resource>| {
+                let interest = state.client.interest(&resource.type_url);
+                !interest.is_some_and(|interest| interest.covers(&resource.name))
+            };
+            let unwanted: Vec<_> = state.set.iter().filter(unwanted).cloned().collect();
+            for resource in unwanted {
+                state.set.remove(&resource.type_url, &resource.name);
+            }
+        }
+        self.look_again();
+    }
+
     /// Writes changes to disk as they come, at most every 200 ms. Runs until dropped.
     pub async fn keep(self: Arc<Self>) {
         let mut changes = self.changes();
@@ -335,6 +351,11 @@ mod tests {
         let _sub = again.subscribe(WORKLOAD, "shop/a");
         let first = again.lock().client.connect();
         assert_eq!(first[0].initial_resource_versions.get("shop/a").map(String::as_str), Some("v1"));
+
+        update(&again, ENDPOINT, &["shop/b/http"], &[]);
+        again.forget_unwanted();
+        assert!(matches!(again.known(WORKLOAD, "shop/a"), Known::Yes(_)), "wanted");
+        assert_eq!(again.known(ENDPOINT, "shop/b/http"), Known::NotYet, "nobody asked for it");
 
         let mut bytes = std::fs::read(&file).unwrap();
         for cut in [0, 10, 40, bytes.len() - 1] {
