@@ -291,6 +291,10 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
         instances: Mutex::default(),
     });
 
+    if let Some(credential) = &credential {
+        host.svids.set_bundle(&credential.bundle);
+    }
+
     let socket = options.socket();
     let _ = std::fs::remove_file(&socket);
     let failed = |source| AgentError::File { path: socket.clone(), source };
