@@ -164,7 +164,10 @@ impl Driver {
     }
 
     fn message(&mut self, message: FromProxy) {
-        self.answered = Instant::now();
+        // What comes without a worker having to answer, numbers for example, is no sign of life.
+        if matches!(message, FromProxy::Pong { .. } | FromProxy::Hello { .. } | FromProxy::Ready) {
+            self.answered = Instant::now();
+        }
         match message {
             FromProxy::Hello { version, .. } => {
                 let _ = self.events.send(Event::Version(version));
