@@ -258,8 +258,7 @@ impl Instance {
                     tokio::spawn(probe::follow(self.targets.subscribe(), self.to_self.clone()));
                 }
                 Effect::DrainInbound => {
-                    self.inbound_closed = true;
-                    let _ = self.take_knowledge();
+                    self.close_inbound();
                     self.ask_numbers();
                 }
                 Effect::TellDrained => self.tell(Told::Drained).await,
@@ -411,6 +410,20 @@ impl Instance {
                 l.active_requests > 0 || (port.protocol == "tcp" && l.active_connections > 0)
             })
         })
+    }
+
+    /// Whatever is known of the rest just now.
+    fn close_inbound(&mut self) {
+        self.inbound_closed = true;
+        for command in self.places.close_inbound() {
+            if let Command::RemoveListener(name) = &command {
+                self.local.send_modify(|local| {
+                    local.remove(type_url::LISTENER, name);
+                });
+            }
+            self.command(command);
+        }
+        let _ = self.take_knowledge();
     }
 
     /// Brings everything local in line with what is known.

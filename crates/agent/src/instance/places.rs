@@ -162,6 +162,12 @@ impl Places {
         }
     }
 
+    /// Closes what other proxies connect to. Returns what the proxy is to be told.
+    pub(super) fn close_inbound(&mut self) -> Vec<Command> {
+        let inbound = self.bound.extract_if(.., |_, bound| bound.wanted.inbound);
+        inbound.map(|(name, _)| Command::RemoveListener(name)).collect()
+    }
+
     /// One address for all ports of a called service.
     fn bind_service(&mut self, service: &str, wants: Vec<Wanted>, mode: sockets::Mode) {
         let bind_at = |address: Ipv4Addr| {
