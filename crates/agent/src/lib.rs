@@ -26,6 +26,7 @@ pub mod run;
 pub mod scope;
 pub mod server;
 pub mod sockets;
+pub mod svids;
 pub mod upstream;
 
 pub use run::{Hooks, RunError, RunOptions, run, run_with};

@@ -2,13 +2,12 @@
 //!
 //! One mTLS HTTP/2 connection with two streams: the session (facts up) and delta ADS (resources down). Holds:
 //! a server that accepts and then says nothing is left after at most 30 seconds (connect 10, answer 10,
-//! keep-alive 5 + 10); every new session sends all facts again; between attempts there is a growing, jittered
+//! keep-alive 5 + 10, subscriptions 20 and a heartbeat); every new session sends all facts again; between attempts there is a growing, jittered
 //! pause, and there is always a next attempt. Does not: keep anything (`upstream` and `credentials` do).
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
@@ -22,7 +21,7 @@ use outrider_xds_types::names::{spiffe_node, spiffe_server};
 use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use outrider_xds_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -30,6 +29,7 @@ use tonic::{Code, Status};
 
 use crate::credentials::{Credential, CredentialError};
 use crate::random;
+use crate::svids::{Svids, node_file, not_again_before, svid_file};
 use crate::upstream::{LinkState, Upstream};
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -55,6 +55,9 @@ pub enum LinkError {
     /// The server did not answer in time.
     #[error("the server accepted the connection and did not answer")]
     Silent,
+    /// Resources were asked for and nothing came.
+    #[error("the server does not answer subscriptions: nothing came for {} s", .0.as_secs())]
+    Unanswered(Duration),
     /// The stream ended.
     #[error("the server ended the session")]
     Ended,
@@ -149,116 +152,8 @@ pub struct LinkOptions {
     pub address: String,
     /// Folder of keys and certificates.
     pub identity: PathBuf,
-}
-
-/// Certificates of services, kept fresh by the link while somebody wants them.
-#[derive(Debug, Default)]
-pub struct Svids {
-    wanted: Mutex<BTreeMap<String, Svid>>,
-    /// The one in force; empty before there is one.
-    bundle: Mutex<Vec<CertificateDer<'static>>>,
-    changed: tokio::sync::Notify,
-}
-
-#[derive(Debug)]
-struct Svid {
-    holders: usize,
-    jitter: f64,
-    not_before: Option<SystemTime>,
-    /// After a failure: not before this.
-    retry_at: SystemTime,
-    current: watch::Sender<Option<Arc<Credential>>>,
-}
-
-impl Svids {
-    /// Wants the credential of a service by its SPIFFE ID. What is on disk in `folder` is used meanwhile.
-    pub fn want(&self, folder: &Path, id: &str) -> watch::Receiver<Option<Arc<Credential>>> {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let svid = wanted.entry(id.to_owned()).or_insert_with(|| {
-            let kept = Credential::load(&svid_file(folder, id)).ok().flatten().map(Arc::new);
-            let kept = kept.filter(|c| c.info.id.as_str() == id && c.info.is_valid_at(SystemTime::now()));
-            // It may have changed since this was written.
-            let bundle = self.bundle.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let kept = kept.map(|kept| with_bundle(&kept, &bundle).unwrap_or(kept));
-            Svid {
-                holders: 0,
-                jitter: random::fraction(),
-                not_before: None,
-                retry_at: SystemTime::UNIX_EPOCH,
-                current: watch::channel(kept).0,
-            }
-        });
-        svid.holders += 1;
-        self.changed.notify_one();
-        svid.current.subscribe()
-    }
-
-    /// Ends one [`Self::want`].
-    pub fn release(&self, id: &str) {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(svid) = wanted.get_mut(id) {
-            svid.holders -= 1;
-            if svid.holders == 0 {
-                wanted.remove(id);
-            }
-        }
-    }
-
-    /// The one that is due first, and when.
-    fn next_due(&self) -> Option<(String, SystemTime)> {
-        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = |svid: &Svid| {
-            let current = svid.current.borrow();
-            let renew = current.as_ref().map_or(SystemTime::UNIX_EPOCH, |c| c.renew_at(svid.jitter));
-            renew.max(svid.retry_at)
-        };
-        wanted.iter().map(|(id, svid)| (id.clone(), due(svid))).min_by_key(|(_, at)| *at)
-    }
-
-    fn set(&self, id: &str, outcome: Result<Credential, SystemTime>) {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(svid) = wanted.get_mut(id) else { return };
-        match outcome {
-            Ok(credential) => {
-                svid.not_before = Some(credential.info.not_before);
-                svid.jitter = random::fraction();
-                svid.current.send_replace(Some(Arc::new(credential)));
-            }
-            Err(retry_at) => svid.retry_at = retry_at,
-        }
-    }
-
-    /// A bundle that came by itself replaces the one the certificates came with, or will be read with.
-    pub(crate) fn set_bundle(&self, bundle: &[CertificateDer<'static>]) {
-        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        for svid in wanted.values() {
-            let current = svid.current.borrow().clone();
-            if let Some(renewed) = current.and_then(|current| with_bundle(&current, bundle)) {
-                svid.current.send_replace(Some(renewed));
-            }
-        }
-        *self.bundle.lock().unwrap_or_else(PoisonError::into_inner) = bundle.to_vec();
-    }
-}
-
-/// The same credential with another bundle; `None` if there is nothing to change.
-fn with_bundle(current: &Credential, bundle: &[CertificateDer<'static>]) -> Option<Arc<Credential>> {
-    if bundle.is_empty() || current.bundle == bundle {
-        return None;
-    }
-    let key = PrivateKey::from_pem(&current.key.to_pem()).ok()?;
-    let (chain, info) = (current.chain.clone(), current.info.clone());
-    Some(Arc::new(Credential { key, chain, bundle: bundle.to_vec(), info }))
-}
-
-fn svid_file(folder: &Path, id: &str) -> PathBuf {
-    let path = id.split_once("/ns/").map_or(id, |(_, path)| path).replacen("/svc/", ".", 1);
-    folder.join(format!("{}.json", path.replace('/', "_")))
-}
-
-/// The file of the agent's own credential.
-pub fn node_file(folder: &Path) -> PathBuf {
-    folder.join("node.json")
+    /// How long subscriptions may stay without any answer.
+    pub patience: Duration,
 }
 
 /// Keeps the connection up until dropped.
@@ -402,6 +297,7 @@ impl<'a> Session<'a> {
         heartbeats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         // One certificate at a time is asked for, beside everything else: a slow answer must not stop heartbeats.
         let mut asking: Option<Asking> = None;
+        let mut waiting_since = None;
         loop {
             let due = if asking.is_some() { None } else { session.due() };
             tokio::select! {
@@ -418,6 +314,7 @@ impl<'a> Session<'a> {
                     Err(status) => return Err(LinkError::refused(&status)),
                 },
                 response = next(&mut responses) => {
+                    waiting_since = None;
                     let response = response.map_err(|status| LinkError::refused(&status))?.ok_or(LinkError::Ended)?;
                     session.take_response(response).await?;
                 }
@@ -425,6 +322,15 @@ impl<'a> Session<'a> {
                 _ = heartbeats.tick() => {
                     let beat = Fact { kind: Some(FactKind::Heartbeat(Heartbeat {})) };
                     session.facts.send(beat).await.map_err(|_| LinkError::Ended)?;
+                    // A stream can be silent on a connection that is well.
+                    waiting_since = match waiting_since {
+                        _ if !upstream.waits() => None,
+                        None => Some(std::time::Instant::now()),
+                        Some(since) if since.elapsed() > options.patience => {
+                            return Err(LinkError::Unanswered(options.patience));
+                        }
+                        since => since,
+                    };
                 }
                 () = svids.changed.notified() => {}
                 () = until(due.as_ref().map(|(_, at)| *at)) => {
@@ -524,6 +430,7 @@ impl<'a> Session<'a> {
                 }
                 if is_own {
                     // Used from the next connection on; this one is authenticated already.
+                    self.own_retry = not_again_before(&credential, SystemTime::now());
                     *self.own = credential;
                     self.own_jitter = random::fraction();
                 } else {
@@ -575,8 +482,6 @@ async fn until(at: Option<SystemTime>) {
 
 #[cfg(test)]
 mod tests {
-    use outrider_identity::Authority;
-
     use super::*;
 
     #[test]
@@ -585,39 +490,5 @@ mod tests {
         assert_eq!(pause(3, 1.0), Duration::from_millis(400));
         assert_eq!(pause(1000, 1.0), Duration::from_secs(5));
         assert_eq!(pause(1000, 0.0), Duration::from_millis(2500));
-    }
-
-    #[test]
-    fn a_credential_from_disk_gets_the_bundle_in_force() {
-        let dir = tempfile::tempdir().unwrap();
-        let authority = |name: &str| {
-            Authority::open_or_create(&dir.path().join(name), "outrider.internal", SystemTime::now()).unwrap()
-        };
-        let (old, new) = (authority("old"), authority("new"));
-        let id = "spiffe://outrider.internal/ns/shop/svc/a";
-        let key = PrivateKey::generate().unwrap();
-        let csr = key.signing_request().unwrap();
-        let chain = old.sign_request(&csr, &SpiffeId::parse(id).unwrap(), SystemTime::now()).unwrap();
-        let der = |chain: Vec<CertificateDer<'static>>| chain.into_iter().map(|c| c.to_vec()).collect();
-        let credential = Credential::new(key, der(chain), der(old.bundle())).unwrap();
-        credential.save(&svid_file(dir.path(), id)).unwrap();
-
-        let svids = Svids::default();
-        let bundle =
-            |svid: &watch::Receiver<Option<Arc<Credential>>>| svid.borrow().as_ref().unwrap().bundle.clone();
-        assert_eq!(bundle(&svids.want(dir.path(), id)), old.bundle(), "as it was kept");
-        svids.release(id);
-        svids.set_bundle(&new.bundle());
-        let again = svids.want(dir.path(), id);
-        assert_eq!(bundle(&again), new.bundle());
-        svids.set_bundle(&old.bundle());
-        assert_eq!(bundle(&again), old.bundle(), "also while it is in use");
-    }
-
-    #[test]
-    fn files_of_services_do_not_collide_with_the_agents_own() {
-        let folder = Path::new("/x");
-        assert_eq!(svid_file(folder, "spiffe://td/ns/shop/svc/node"), Path::new("/x/shop.node.json"));
-        assert_eq!(node_file(folder), Path::new("/x/node.json"));
     }
 }

@@ -1,12 +1,15 @@
 //! The xDS server of one proxy: a Unix socket on which it finds its localised resources.
 //!
 //! Holds: only the agent's user can connect; what the proxy acknowledges, refuses and asks for is reported in
-//! the order it said it; a new stream starts from what the proxy claims to have. Does not: decide what is
-//! served.
+//! the order it said it; a new stream starts from what the proxy claims to have; a proxy that never answers one
+//! response still gets the later ones. Does not: decide what is served.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use outrider_xds::ResourceSet;
 use outrider_xds::server::{Options, Seen, Session};
@@ -24,6 +27,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Most bytes of one message of a proxy.
 const MAX_REQUEST: usize = 8 << 20;
+/// Without an answer for so long a response no longer holds up the next ones of its type.
+const ABANDON: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A relay that serves until dropped.
 #[derive(Debug)]
@@ -95,6 +101,24 @@ impl AggregatedDiscoveryService for Ads {
     }
 }
 
+/// Responses that wait for their answers, and since when.
+#[derive(Debug, Default)]
+struct Open(BTreeMap<(Arc<str>, String), Instant>);
+
+impl Open {
+    /// Types of which a response waits for longer than [`ABANDON`].
+    fn overdue(&mut self, session: &Session, now: Instant) -> BTreeSet<Arc<str>> {
+        let before = std::mem::take(&mut self.0);
+        for (type_url, nonce) in session.outstanding() {
+            let key = (type_url.clone(), nonce.to_owned());
+            let since = before.get(&key).copied().unwrap_or(now);
+            self.0.insert(key, since);
+        }
+        let late = self.0.iter().filter(|(_, since)| now.duration_since(**since) >= ABANDON);
+        late.map(|((type_url, _), _)| type_url.clone()).collect()
+    }
+}
+
 struct Stream {
     set: watch::Receiver<ResourceSet>,
     seen: mpsc::UnboundedSender<Seen>,
@@ -104,8 +128,17 @@ struct Stream {
 impl Stream {
     async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
         let mut session = Session::new(Options::for_proxy());
+        let mut open = Open::default();
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = looks.tick() => {
+                    for type_url in open.overdue(&session, Instant::now()) {
+                        tracing::warn!(%type_url, "the proxy does not answer; what comes next is sent anyway");
+                        session.abandon(&type_url);
+                    }
+                }
                 request = requests.message() => {
                     let Ok(Some(request)) = request else { return };
                     match session.on_request(&request) {
@@ -134,5 +167,38 @@ impl Stream {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use outrider_xds::Resource;
+    use outrider_xds_types::type_url;
+
+    use super::*;
+
+    #[test]
+    fn a_response_without_an_answer_holds_nothing_up_for_ever() {
+        let cluster = |version: &str| {
+            let mut set = ResourceSet::new();
+            set.insert(Resource::new(type_url::CLUSTER, "c", version, vec![1]));
+            set
+        };
+        let mut session = Session::new(Options::for_proxy());
+        let request = DeltaDiscoveryRequest {
+            type_url: type_url::CLUSTER.to_owned(),
+            resource_names_subscribe: vec!["*".to_owned()],
+            ..DeltaDiscoveryRequest::default()
+        };
+        session.on_request(&request).unwrap();
+        let (mut open, began) = (Open::default(), Instant::now());
+        assert_eq!(session.poll(&cluster("1")).len(), 1);
+        assert!(open.overdue(&session, began).is_empty());
+        assert!(session.poll(&cluster("2")).is_empty(), "waits for the answer");
+        assert!(open.overdue(&session, began + ABANDON / 2).is_empty());
+        let late = open.overdue(&session, began + ABANDON);
+        assert_eq!(late.len(), 1);
+        late.iter().for_each(|url| session.abandon(url));
+        assert_eq!(session.poll(&cluster("2")).len(), 1);
     }
 }

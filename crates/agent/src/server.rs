@@ -24,10 +24,11 @@ use crate::credentials::{Credential, CredentialError};
 use crate::engine::Engine;
 use crate::instance::{self, Identity};
 use crate::lifecycle::Times;
-use crate::link::{self, LinkError, LinkOptions, Svids, node_file};
+use crate::link::{self, LinkError, LinkOptions};
 use crate::local::{InstanceOverview, Overview, Request, Told, lines};
 use crate::random;
 use crate::sockets::{Addresses, route_to};
+use crate::svids::{Svids, node_file};
 use crate::upstream::{LinkState, Upstream};
 
 /// Longest path of a Unix socket.
@@ -62,6 +63,8 @@ pub struct AgentOptions {
     pub hosts_base: PathBuf,
     /// Times of instances.
     pub times: Times,
+    /// How long subscriptions may stay without any answer before the connection is made anew.
+    pub patience: Duration,
 }
 
 impl AgentOptions {
@@ -78,6 +81,7 @@ impl AgentOptions {
             envoy_binary: None,
             hosts_base: "/etc/hosts".into(),
             times: Times::default(),
+            patience: Duration::from_secs(20),
         }
     }
 
@@ -307,6 +311,7 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
         node: options.node.clone(),
         address: advertise.to_string(),
         identity,
+        patience: options.patience,
     };
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();

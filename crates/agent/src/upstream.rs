@@ -126,6 +126,14 @@ impl Upstream {
         }
     }
 
+    /// Whether something was asked for by its name and nothing was heard of it yet.
+    pub(crate) fn waits(&self) -> bool {
+        let state = self.lock();
+        state.wanted.keys().any(|key| {
+            !key.1.ends_with('*') && state.set.get(&key.0, &key.1).is_none() && !state.absent.contains(key)
+        })
+    }
+
     /// Told whenever resources change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

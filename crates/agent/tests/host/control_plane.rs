@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -43,6 +44,12 @@ pub struct Shared {
     pub set: watch::Sender<ResourceSet>,
     /// How long every certificate takes.
     pub slow: Mutex<Duration>,
+    /// How old every certificate is when it is issued.
+    pub age: Mutex<Duration>,
+    /// Takes subscriptions and says nothing.
+    pub mute: AtomicBool,
+    /// Certificates issued for services.
+    pub signed: AtomicU32,
 }
 
 #[derive(Default)]
@@ -73,6 +80,9 @@ impl ControlPlane {
             state: Mutex::default(),
             set: watch::channel(ResourceSet::new()).0,
             slow: Mutex::default(),
+            age: Mutex::default(),
+            mute: AtomicBool::default(),
+            signed: AtomicU32::default(),
         });
         shared.apply(yaml);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -165,6 +175,10 @@ impl Shared {
         (state.joined, state.sessions)
     }
 
+    fn issued(&self) -> SystemTime {
+        SystemTime::now() - *self.age.lock().unwrap()
+    }
+
     /// Why a proxy, or its host, refused a listener.
     pub fn refused(&self, proxy: &str, name: &str) -> Option<String> {
         let key = (proxy.to_owned(), outrider_xds_types::type_url::LISTENER.to_owned(), name.to_owned());
@@ -248,7 +262,7 @@ impl Agents for Service {
         }
         self.shared.state.lock().unwrap().joined += 1;
         let id = SpiffeId::parse(&format!("spiffe://{TRUST_DOMAIN}/node/{}", request.node)).unwrap();
-        let chain = self.shared.authority.sign_request(&request.csr, &id, SystemTime::now()).unwrap();
+        let chain = self.shared.authority.sign_request(&request.csr, &id, self.shared.issued()).unwrap();
         let bundle = der(self.shared.authority.bundle());
         Ok(Response::new(JoinResponse { trust_domain: TRUST_DOMAIN.into(), chain: der(chain), bundle }))
     }
@@ -258,7 +272,10 @@ impl Agents for Service {
         tokio::time::sleep(slow).await;
         let request = request.into_inner();
         let id = SpiffeId::parse(&request.spiffe_id).unwrap();
-        let chain = self.shared.authority.sign_request(&request.csr, &id, SystemTime::now()).unwrap();
+        let chain = self.shared.authority.sign_request(&request.csr, &id, self.shared.issued()).unwrap();
+        if id.path().starts_with("/ns/") {
+            self.shared.signed.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(Response::new(SignResponse { chain: der(chain), bundle: der(self.shared.authority.bundle()) }))
     }
 
@@ -302,6 +319,7 @@ impl AggregatedDiscoveryService for Service {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (sender, receiver) = mpsc::channel(16);
         let (mut set, mut requests) = (self.shared.set.subscribe(), request.into_inner());
+        let shared = self.shared.clone();
         tokio::spawn(self.stop.clone().run_until_cancelled_owned(async move {
             let mut session = Session::new(Options::for_agent());
             loop {
@@ -317,6 +335,9 @@ impl AggregatedDiscoveryService for Service {
                     }
                 }
                 let now = set.borrow_and_update().clone();
+                if shared.mute.load(Ordering::Relaxed) {
+                    continue;
+                }
                 for response in session.poll(&now) {
                     if sender.send(Ok(response)).await.is_err() {
                         return;

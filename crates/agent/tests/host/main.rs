@@ -60,6 +60,7 @@ struct Mesh {
     control: Option<ControlPlane>,
     agent: Option<(JoinHandle<Result<(), AgentError>>, CancellationToken)>,
     proxy: PathBuf,
+    patience: Duration,
 }
 
 impl Mesh {
@@ -71,14 +72,14 @@ impl Mesh {
         let folder = tempfile::Builder::new().prefix("or").tempdir_in("/tmp").unwrap();
         let control = ControlPlane::start(&folder.path().join("ca"), yaml).await;
         let proxy = proxy.unwrap_or_else(|| fake_proxy::program(folder.path()));
-        let mut mesh = Self { folder, control: Some(control), agent: None, proxy };
+        let mut mesh = Self { folder, control: Some(control), agent: None, proxy, patience: DEADLINE };
         mesh.start_agent(true).await;
         mesh
     }
 
     /// With an agent that runs elsewhere.
     fn of(folder: tempfile::TempDir, control: ControlPlane) -> Self {
-        Self { folder, control: Some(control), agent: None, proxy: PathBuf::new() }
+        Self { folder, control: Some(control), agent: None, proxy: PathBuf::new(), patience: DEADLINE }
     }
 
     fn control(&self) -> &ControlPlane {
@@ -100,6 +101,7 @@ impl Mesh {
         let mut options = AgentOptions::new(folder.join("state"), folder.join("run"), "n1".into(), server);
         options.proxy_binary = Some(self.proxy.clone());
         options.envoy_binary = std::env::var_os("OUTRIDER_ENVOY").map(Into::into);
+        options.patience = self.patience;
         options.times.settle = Duration::from_millis(50);
         options
     }
@@ -410,4 +412,61 @@ async fn refusals_say_what_to_do() {
     })
     .await;
     assert!(matches!(damaged, Err(AgentError::Join(_))), "{damaged:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_engine_is_outstanding_until_the_next_start() {
+    let mesh = Mesh::start(&shop("native", 9)).await;
+    let app = mesh.run("shop/checkout", "exec sleep 600");
+    mesh.instance("shop/checkout", |i| i.state == "ready" && i.reason.is_empty()).await;
+    mesh.control().shared.apply(&shop("envoy", 9));
+    let told = mesh.instance("shop/checkout", |i| !i.reason.is_empty()).await;
+    assert_eq!(told.engine, "native");
+    assert!(
+        told.reason.contains("engine envoy is declared; it takes effect at the next start"),
+        "{}",
+        told.reason
+    );
+    mesh.control().shared.apply(&shop("native", 9));
+    mesh.instance("shop/checkout", |i| i.reason.is_empty()).await;
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_answers_no_subscription_is_left() {
+    let mut mesh = Mesh::start(&shop("native", 9)).await;
+    mesh.stop_agent().await;
+    mesh.patience = Duration::from_millis(500);
+    mesh.start_agent(true).await;
+    mesh.control().shared.mute.store(true, std::sync::atomic::Ordering::Relaxed);
+    let app = mesh.run("shop/checkout", "exec sleep 600");
+    let before = mesh.control().shared.counts().1;
+    eventually("the agent comes anew", || async {
+        (mesh.control().shared.counts().1 > before).then_some(())
+    })
+    .await;
+    mesh.control().shared.mute.store(false, std::sync::atomic::Ordering::Relaxed);
+    mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_certificate_has_expired_says_what_to_do_and_joins_again() {
+    let mut mesh = Mesh::start(&shop("native", 9)).await;
+    eventually("joined", || async { mesh.overview().await.away.is_empty().then_some(()) }).await;
+    mesh.stop_agent().await;
+    std::fs::remove_dir_all(mesh.path().join("state")).unwrap();
+    *mesh.control().shared.age.lock().unwrap() = Duration::from_secs(24 * 3600 + 10);
+    mesh.start_agent(true).await;
+    eventually("it is told", || async {
+        mesh.overview().await.away.contains("has expired; create a token with").then_some(())
+    })
+    .await;
+    *mesh.control().shared.age.lock().unwrap() = Duration::ZERO;
+    mesh.stop_agent().await;
+    mesh.start_agent(true).await;
+    eventually("joined again", || async { mesh.overview().await.away.is_empty().then_some(()) }).await;
+    assert_eq!(mesh.control().shared.counts().0, 3);
 }

@@ -107,6 +107,7 @@ macro_rules! pair {
 pair! {
     requests_travel_between_two_instances_and_a_killed_proxy_comes_back => carries_requests;
     calls_to_a_service_that_was_deleted_say_so_until_it_is_back => deleted_service;
+    certificates_are_renewed_and_no_connection_is_closed => renewal;
     connections_to_a_tcp_service_that_was_deleted_are_closed_until_it_is_back => deleted_tcp_service;
 }
 
@@ -214,4 +215,28 @@ async fn carries_requests(engine: &str, binary: Option<PathBuf>) {
     })
     .await;
     end([client, server]).await;
+}
+
+async fn renewal(engine: &str, binary: Option<PathBuf>) {
+    let mesh = Mesh::start_with(&shop(engine, origin(false).await), binary).await;
+    // Certificates of a day with 30 seconds left.
+    *mesh.control().shared.age.lock().unwrap() = Duration::from_secs(24 * 3600 - 30);
+    let apps = [mesh.run("shop/inventory", "exec sleep 600"), mesh.run("shop/checkout", "exec sleep 600")];
+    let calling = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let outbound = address(&calling, OUT);
+    let ok = |answer: String| answer.starts_with("HTTP/1.1 200").then_some(());
+    eventually("a request goes through", || async { ok(get(outbound).await) }).await;
+    let signed = || mesh.control().shared.signed.load(std::sync::atomic::Ordering::Relaxed);
+    let mut open = Caller::connect(outbound).await.unwrap();
+    let until = signed() + 6;
+    let mut calls = 0;
+    while signed() < until {
+        ok(open.get().await).unwrap();
+        ok(get(outbound).await).unwrap();
+        calls += 2;
+    }
+    assert!(calls > 20, "{calls}");
+    let after = mesh.instance("shop/checkout", |_| true).await;
+    assert_eq!((after.restarts, after.reason.as_str()), (0, ""));
+    end(apps).await;
 }
