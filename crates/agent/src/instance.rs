@@ -113,6 +113,8 @@ struct Instance {
     stats: Option<Stats>,
     asking: Option<oneshot::Receiver<Stats>>,
     said: String,
+    /// Why no proxy could be started, as logged.
+    no_proxy: String,
     to_self: mpsc::UnboundedSender<Event>,
     over: bool,
     _relay: Relay,
@@ -177,6 +179,7 @@ pub(crate) async fn run(
         stats: None,
         asking: None,
         said: String::new(),
+        no_proxy: String::new(),
         to_self,
         over: false,
         _relay: relay,
@@ -303,8 +306,13 @@ impl Instance {
                 self.running = Some(running);
             }
             Err(error) => {
-                tracing::error!(instance = %self.who.name, %error, "no proxy");
-                let event = Event::ProxyEnded { cause: error.to_string(), jitter: random::fraction() };
+                let cause = error.to_string();
+                // Once, however often it is tried.
+                if self.no_proxy != cause {
+                    tracing::error!(instance = %self.who.name, error = %cause, "no proxy; it is tried again");
+                    self.no_proxy.clone_from(&cause);
+                }
+                let event = Event::ProxyEnded { cause, jitter: random::fraction() };
                 let _ = self.to_self.send(event);
             }
         }
@@ -342,6 +350,7 @@ impl Instance {
             engine::Event::Version(version) => self.version = version,
             engine::Event::Ready => {
                 self.engine_ready = true;
+                self.no_proxy.clear();
                 self.maybe_ready().await;
             }
             engine::Event::Ended(cause) => {
