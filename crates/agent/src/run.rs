@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -86,6 +87,14 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// The agent is another user's.
+    #[error("{socket} belongs to {owner}: run as that user, or start an agent as this one")]
+    OtherUser {
+        /// The socket.
+        socket: PathBuf,
+        /// Whose it is.
+        owner: String,
+    },
     /// The agent refused.
     #[error("{0}")]
     Refused(String),
@@ -121,7 +130,7 @@ impl RunError {
             Self::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             Self::Spawn { .. } => 126,
             Self::Timeout { .. } => 3,
-            Self::NoAgent { .. } | Self::Lost(_) => 4,
+            Self::NoAgent { .. } | Self::OtherUser { .. } | Self::Lost(_) => 4,
             Self::Refused(_) | Self::Io(_) => 1,
         }
     }
@@ -184,7 +193,7 @@ fn process_signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
 /// # Errors
 /// See [`RunError`]; the application was not started then.
 pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunError> {
-    let no_agent = |source| RunError::NoAgent { socket: options.socket.clone(), source };
+    let no_agent = |source| no_agent(&options.socket, source);
     let stream = UnixStream::connect(&options.socket).await.map_err(no_agent)?;
     let (mut reader, mut writer) = lines(stream);
     let request =
@@ -246,6 +255,19 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
             told = session.hear() => session.told(told, &mut hooks.progress).await,
             () = at(deadline) => session.end_app(),
         }
+    }
+}
+
+fn no_agent(socket: &Path, source: io::Error) -> RunError {
+    // Where its folder is closed as well, that says whose it is.
+    let owner = socket.ancestors().find_map(|path| Some(std::fs::metadata(path).ok()?.uid()));
+    let socket = socket.to_owned();
+    match owner {
+        Some(owner) if source.kind() == io::ErrorKind::PermissionDenied => {
+            let owner = if owner == 0 { "root".to_owned() } else { format!("user {owner}") };
+            RunError::OtherUser { socket, owner }
+        }
+        _ => RunError::NoAgent { socket, source },
     }
 }
 
@@ -436,5 +458,22 @@ async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_of_another_user_is_told_from_no_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("p/agent.sock");
+        let own = rustix::process::geteuid().as_raw();
+        let owner = if own == 0 { "root".to_owned() } else { format!("user {own}") };
+        let denied = no_agent(&socket, io::ErrorKind::PermissionDenied.into()).to_string();
+        assert!(denied.contains(&format!("belongs to {owner}: run as that user")), "{denied}");
+        let gone = no_agent(&socket, io::ErrorKind::NotFound.into()).to_string();
+        assert!(gone.ends_with("start one with `outrider agent`"), "{gone}");
     }
 }
