@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,6 +56,8 @@ pub struct AgentOptions {
     pub join_token: Option<String>,
     /// Address other hosts reach this one at; default: the one on the route to the server.
     pub advertise: Option<IpAddr>,
+    /// Ports that other proxies reach the instances of this host at; default: any the kernel has free.
+    pub inbound_ports: Option<RangeInclusive<u16>>,
     /// `outrider-proxy`; default: beside the running program.
     pub proxy_binary: Option<PathBuf>,
     /// Envoy; default: `envoy` beside the running program, else looked up in `PATH`.
@@ -77,6 +80,7 @@ impl AgentOptions {
             server,
             join_token: None,
             advertise: None,
+            inbound_ports: None,
             proxy_binary: None,
             envoy_binary: None,
             hosts_base: "/etc/hosts".into(),
@@ -155,6 +159,7 @@ pub(crate) struct Resolved {
     pub(crate) runtime: PathBuf,
     pub(crate) node: String,
     pub(crate) advertise: IpAddr,
+    pub(crate) inbound_ports: Option<RangeInclusive<u16>>,
     pub(crate) proxy_binary: PathBuf,
     pub(crate) envoy_binary: PathBuf,
     pub(crate) hosts_base: PathBuf,
@@ -280,6 +285,7 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     let host = Arc::new(Host {
         options: Resolved {
             advertise,
+            inbound_ports: options.inbound_ports.clone(),
             proxy_binary: options.proxy_binary.clone().unwrap_or_else(|| beside_us("outrider-proxy")),
             envoy_binary: options.envoy_binary.clone().unwrap_or_else(envoy),
             state: options.state.clone(),

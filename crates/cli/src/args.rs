@@ -3,6 +3,7 @@
 //! Holds: help with examples for every command; defaults shown where they are applied. Does not: do anything.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -485,6 +486,9 @@ pub(crate) struct AgentArgs {
     /// Address other hosts reach this one at [default: that of the route to the server]
     #[arg(long, value_name = "IP")]
     pub(crate) advertise: Option<IpAddr>,
+    /// Ports other hosts reach this one's instances at, for a firewall: one per served port [default: any]
+    #[arg(long, value_name = "LOW-HIGH", value_parser = parse_ports)]
+    pub(crate) inbound_ports: Option<RangeInclusive<u16>>,
     /// State folder
     #[arg(long, value_name = "PATH", env = "OUTRIDER_STATE")]
     pub(crate) state: Option<PathBuf>,
@@ -547,6 +551,14 @@ fn parse_scale(text: &str) -> Result<(String, u16), String> {
         return Err("write NAME=N".into());
     }
     Ok((name.to_owned(), number))
+}
+
+/// `20000-20999`.
+pub(crate) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let range = text.split_once('-').and_then(|(low, high)| Some(low.parse().ok()?..=high.parse().ok()?));
+    range
+        .filter(|range| *range.start() > 0 && !range.is_empty())
+        .ok_or_else(|| "write two ports, the lower one first, like 20000-20999".to_owned())
 }
 
 /// `500ms`, `60s`, `5m`, `1h`, or several of them together; at most 24 h.
@@ -628,6 +640,8 @@ mod tests {
             "get pods",
             "get services -A -n x",
             "run --service a/b",
+            "agent --inbound-ports 2000",
+            "agent --inbound-ports 2001-2000",
             "up . --scale x",
             "up . --scale x=101",
             "up . --state a --ephemeral",

@@ -54,6 +54,7 @@ pub(crate) async fn agent(args: AgentArgs) -> Outcome {
     );
     options.join_token = args.join;
     options.advertise = args.advertise;
+    options.inbound_ports = args.inbound_ports;
     options.proxy_binary = args.engines.proxy;
     options.envoy_binary = args.engines.envoy;
     note(&format!("agent of node {} at {}", options.node, options.socket().display()));
