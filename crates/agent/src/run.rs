@@ -306,6 +306,12 @@ fn prepare(
 ) -> tokio::process::Command {
     let mut command = std::process::Command::new(&options.command);
     command.args(&options.args);
+    // Without the variables of single ports, which say the same again.
+    let of_callee = |name: &String| {
+        let port = format!("{}_PORT", name.strip_suffix("_HOST")?);
+        env.contains_key(&port).then(|| format!("{name} and {port}"))
+    };
+    let of_callees: Vec<String> = env.keys().filter_map(of_callee).collect();
     for (name, value) in env {
         if std::env::var_os(&name).is_none() {
             command.env(name, value);
@@ -320,10 +326,12 @@ fn prepare(
     let replacements = [Replacement { source: hosts.to_owned(), target: "/etc/hosts".into() }];
     let entered =
         namespace::probe(&replacements).and_then(|()| namespace::enter(&mut command, &replacements));
-    if let Err(error) = entered {
+    if let Err(error) = entered
+        && !of_callees.is_empty()
+    {
         progress(&format!(
-            "{error}; names of called services do not resolve here: use the environment, like INVENTORY_HOST and \
-             INVENTORY_PORT"
+            "names of called services do not resolve here: {error}; use the environment: {}",
+            of_callees.join(", ")
         ));
     }
     // Should this process be killed, the application is not left without who drains it.
@@ -464,6 +472,38 @@ async fn at(instant: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_do_not_resolve_are_told_with_their_variables_to_who_calls() {
+        let options = RunOptions {
+            socket: PathBuf::new(),
+            service: "shop/a".into(),
+            command: "true".into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            folder: None,
+            timeout: None,
+            adopts: false,
+        };
+        let said = |names: &[&str]| {
+            let env = names.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect();
+            let mut said = Vec::new();
+            prepare(&options, Path::new("/no/such/hosts"), env, &mut |text| said.push(text.to_owned()));
+            said
+        };
+        let own = ["OUTRIDER_SERVICE", "OUTRIDER_INSTANCE"];
+        assert_eq!(said(&own), Vec::<String>::new(), "it calls nobody");
+        let callees = ["DB_HOST", "DB_PORT", "DB_PORT_SQL", "LEDGER_FINANCE_HOST", "LEDGER_FINANCE_PORT"];
+        let all = said(&[&own[..], &callees].concat());
+        assert!(all[0].contains("/no/such/hosts cannot be shown"), "{all:?}");
+        assert!(
+            all[0].ends_with(
+                "use the environment: DB_HOST and DB_PORT, LEDGER_FINANCE_HOST and LEDGER_FINANCE_PORT"
+            ),
+            "{all:?}"
+        );
+        assert_eq!(all.len(), 1);
+    }
 
     #[test]
     fn a_socket_of_another_user_is_told_from_no_agent() {

@@ -351,7 +351,9 @@ mod tests {
         let file = dir.path().join("last-good");
         let upstream = Upstream::new("n1", file.clone());
         let _one = upstream.subscribe(WORKLOAD, "shop/a");
+        let _two = upstream.subscribe(ENDPOINT, "shop/b/http");
         update(&upstream, WORKLOAD, &["shop/a"], &[]);
+        update(&upstream, ENDPOINT, &["shop/b/http"], &[]);
         upstream.save(&upstream.resources()).unwrap();
 
         let again = Upstream::new("n1", file.clone());
@@ -360,7 +362,7 @@ mod tests {
         let first = again.lock().client.connect();
         assert_eq!(first[0].initial_resource_versions.get("shop/a").map(String::as_str), Some("v1"));
 
-        update(&again, ENDPOINT, &["shop/b/http"], &[]);
+        assert!(matches!(again.known(ENDPOINT, "shop/b/http"), Known::Yes(_)));
         again.forget_unwanted();
         assert!(matches!(again.known(WORKLOAD, "shop/a"), Known::Yes(_)), "wanted");
         assert_eq!(again.known(ENDPOINT, "shop/b/http"), Known::NotYet, "nobody asked for it");

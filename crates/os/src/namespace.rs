@@ -36,8 +36,24 @@ pub enum NamespaceError {
         source: io::Error,
     },
     /// The kernel or a security module refused.
-    #[error("this process may not make a mount namespace: {0}")]
+    #[error("this process may not make a mount namespace: {}", explain(.0))]
     Refused(#[source] io::Error),
+}
+
+/// What the kernel means by it, and where that is set.
+fn explain(error: &io::Error) -> String {
+    use rustix::io::Errno;
+    match Errno::from_io_error(error) {
+        // Not said of a disk.
+        Some(Errno::NOSPC | Errno::USERS) => {
+            "no more user namespaces are allowed (sysctl user.max_user_namespaces)".to_owned()
+        }
+        Some(Errno::PERM | Errno::ACCESS) => format!(
+            "{error} (sysctl kernel.apparmor_restrict_unprivileged_userns or kernel.unprivileged_userns_clone, or the \
+             seccomp profile of a container)"
+        ),
+        _ => error.to_string(),
+    }
 }
 
 /// A file shown in the place of another one.

@@ -78,6 +78,19 @@ fn works_without_privilege_and_keeps_the_user() {
 }
 
 #[test]
+fn a_refusal_names_the_setting() {
+    use rustix::io::Errno;
+    for (errno, setting) in [
+        (Errno::NOSPC, "(sysctl user.max_user_namespaces)"),
+        (Errno::PERM, "kernel.apparmor_restrict_unprivileged_userns"),
+        (Errno::ACCESS, "seccomp"),
+    ] {
+        let text = NamespaceError::Refused(errno.into()).to_string();
+        assert!(text.contains(setting) && !text.contains("space left"), "{text}");
+    }
+}
+
+#[test]
 fn a_missing_file_is_named_and_told_from_a_missing_program() {
     let missing = Replacement { source: "/no/such/file".into(), target: "/etc/hosts".into() };
     let error = probe(std::slice::from_ref(&missing)).unwrap_err();
