@@ -55,11 +55,13 @@ fn works_without_privilege_and_keeps_the_user() {
         return;
     }
     let (_dir, replacement) = folder();
-    if let Err(error) = probe_as(std::slice::from_ref(&replacement), NOBODY, NOBODY, false, Some(NOBODY)) {
+    if let Err(error) =
+        probe_as(std::slice::from_ref(&replacement), NOBODY, NOBODY, Rights::None, Some(NOBODY))
+    {
         println!("skipped: {error}");
         return;
     }
-    let plan = Plan::new(std::slice::from_ref(&replacement), NOBODY, NOBODY, false).unwrap();
+    let plan = Plan::new(std::slice::from_ref(&replacement), NOBODY, NOBODY, Rights::None).unwrap();
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", "cat /etc/hosts; id -u; id -g; grep CapEff /proc/self/status"])
@@ -75,6 +77,30 @@ fn works_without_privilege_and_keeps_the_user() {
         "127.64.0.7 inventory\n65534\n65534\nCapEff:\t0000000000000000\n",
         "same user, and no capability left after exec"
     );
+}
+
+#[test]
+fn who_may_set_ids_keeps_all_of_them() {
+    let (_dir, replacement) = folder();
+    let replacements = std::slice::from_ref(&replacement);
+    if !root() || probe_as(replacements, 0, 0, Rights::Map, None).is_err() {
+        println!("skipped: this process may not set ids, or make namespaces");
+        return;
+    }
+    if Command::new("setpriv").arg("--version").output().is_err() {
+        println!("skipped: no setpriv here");
+        return;
+    }
+    let plan = Plan::new(replacements, 0, 0, Rights::Map).unwrap();
+    let mut command = Command::new("/bin/sh");
+    let becomes = "setpriv --reuid 65534 --regid 65534 --clear-groups sh -c 'id -u; id -g'";
+    command.args(["-c", &format!("cat /etc/hosts; stat -c %u /proc/1; {becomes}")]);
+    // SAFETY: as in `enter`.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || plan.carry_out());
+    }
+    assert_eq!(output(&mut command), "127.64.0.7 inventory\n0\n65534\n65534\n");
 }
 
 #[test]
