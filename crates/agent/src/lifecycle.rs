@@ -311,16 +311,19 @@ impl Lifecycle {
         }
         self.failures = self.failures.saturating_add(1);
         self.restarts = self.restarts.saturating_add(1);
-        self.reachable = match self.reachable {
-            Reachable::Until(None) if self.failures < 2 => Reachable::Until(Some(now + self.times.absent)),
-            _ => Reachable::No,
-        };
         // The first crash is repaired at once: connections wait in the kernel's queue meanwhile.
         let pause = match self.failures {
             1 => Duration::ZERO,
             n => Duration::from_millis(100).saturating_mul(1 << (n - 2).min(10)).min(self.times.max_pause),
         };
         let pause = pause.mul_f64(1.0 - 0.25 * jitter.clamp(0.0, 1.0));
+        // A crash that is repaired soon is nothing callers need to know of: they wait in the socket's queue.
+        self.reachable = match self.reachable {
+            Reachable::Until(None) if pause < self.times.absent => {
+                Reachable::Until(Some(now + self.times.absent))
+            }
+            _ => Reachable::No,
+        };
         self.proxy = Proxy::Pause { until: now + pause };
     }
 

@@ -142,15 +142,31 @@ fn an_instance_without_a_proxy_leaves_the_endpoint_set_until_there_is_one() {
     assert!(life.machine.in_endpoint_set());
     assert_eq!(life.machine.next_tick(), None);
 
-    // From the second in a row on each one takes it out, also those of a proxy that was ready in between.
-    for _ in 0..3 {
+    // One that ends again before it was ready is not coming back soon.
+    let mut life = Life::serving(true);
+    life.give(ended());
+    life.give(ended());
+    assert!(!life.machine.in_endpoint_set());
+    life.advance();
+    life.give(Event::ProxyReady);
+    assert!(life.machine.in_endpoint_set());
+
+    // Nor is one that is ready each time, once the pause has grown.
+    let mut life = Life::serving(true);
+    let mut stayed = 0;
+    while life.machine.in_endpoint_set() {
         life.give(ended());
-        assert!(!life.machine.in_endpoint_set());
-        life.advance();
-        assert!(!life.machine.in_endpoint_set());
-        life.give(Event::ProxyReady);
-        assert!(life.machine.in_endpoint_set());
+        if life.machine.in_endpoint_set() {
+            stayed += 1;
+            if stayed > 1 {
+                life.advance();
+            }
+            life.give(Event::ProxyReady);
+        }
     }
+    assert_eq!(stayed, 5, "pauses of 0, 100, 200, 400 and 800 ms");
+    life.advance();
+    life.give(Event::ProxyReady);
     life.now += Times::default().forgive;
     life.give(ended());
     assert!(life.machine.in_endpoint_set(), "forgiven");
