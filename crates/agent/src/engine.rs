@@ -116,10 +116,12 @@ pub struct Running {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The program is missing or cannot be executed.
-    #[error("{} cannot be started: {source}", binary.display())]
+    #[error("{} cannot be started: {source}; start the agent with {option}", place(binary))]
     Spawn {
         /// The program.
         binary: PathBuf,
+        /// How to say where it is.
+        option: &'static str,
         /// Why.
         source: io::Error,
     },
@@ -131,6 +133,11 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+}
+
+fn place(binary: &Path) -> String {
+    let searched = if binary.components().count() == 1 { " (looked up in PATH)" } else { "" };
+    format!("{}{searched}", binary.display())
 }
 
 /// Starts one process.
@@ -195,6 +202,28 @@ mod tests {
         log.write_all(b"after\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "after\n");
         assert_eq!(std::fs::metadata(dir.path().join("x.log.1")).unwrap().len(), MAX_LOG + 1);
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named_with_the_option_that_gives_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for (engine, binary, wanted) in [
+            (Engine::Envoy, "no-such-envoy", "no-such-envoy (looked up in PATH) cannot be started: "),
+            (Engine::Envoy, "/no/such", "; start the agent with --envoy PATH or OUTRIDER_ENVOY=PATH"),
+            (Engine::Native, "/no/such", "; start the agent with --proxy PATH or OUTRIDER_PROXY=PATH"),
+        ] {
+            let spec = Spec {
+                proxy: "shop/a-1".into(),
+                service: "shop/a".into(),
+                binary: binary.into(),
+                folder: dir.path().to_owned(),
+                xds: path("xds.sock"),
+                log: path("log"),
+            };
+            let text = start(engine, &spec).unwrap_err().to_string();
+            assert!(text.contains(wanted), "{text}");
+        }
     }
 
     #[test]

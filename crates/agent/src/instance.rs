@@ -5,7 +5,9 @@
 //! keeps what it has); the connection of `run` stands for the application. Does not: know other instances.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,15 +26,17 @@ use crate::engine::{self, Command, Engine, Running};
 use crate::hosts::HostsFile;
 use crate::lifecycle::{Effect, Event, Lifecycle, Phase};
 use crate::local::{InstanceOverview, LineReader, LineWriter, Said, Told};
+use crate::probe::{self, Targets};
+use crate::random;
 use crate::relay::{self, Relay};
 use crate::server::Host;
 use crate::upstream::Subscription;
-use crate::{probe, random};
 
 mod knowledge;
 mod orphans;
 mod places;
 mod report;
+mod targets;
 
 use places::Places;
 use report::{traffic, wire_instance};
@@ -53,6 +57,10 @@ pub(crate) struct Identity {
     pub(crate) name: String,
     /// `RUNTIME/p/NAME`.
     pub(crate) folder: PathBuf,
+    /// Its ports may be served already, by what its `run` does not start.
+    pub(crate) adopts: bool,
+    /// It was here before this agent, with its application.
+    pub(crate) returns: bool,
 }
 
 impl Identity {
@@ -92,6 +100,8 @@ struct Instance {
     version: String,
     app_pid: u32,
     workload: Option<Workload>,
+    /// Ports of the application.
+    targets: watch::Sender<Targets>,
     svid: Option<Svid>,
     places: Places,
     inbound_closed: bool,
@@ -103,9 +113,12 @@ struct Instance {
     stats: Option<Stats>,
     asking: Option<oneshot::Receiver<Stats>>,
     said: String,
+    /// Why no proxy could be started, as logged.
+    no_proxy: String,
     to_self: mpsc::UnboundedSender<Event>,
     over: bool,
     _relay: Relay,
+    to_seen: mpsc::UnboundedSender<Seen>,
     _subscriptions: Vec<Subscription>,
 }
 
@@ -123,7 +136,7 @@ pub(crate) async fn run(
     let (to_self, internal) = mpsc::unbounded_channel();
     let (local, local_receiver) = watch::channel(ResourceSet::new());
     let prepared = HostsFile::open(&who.folder.join("hosts"), &host.options.hosts_base).and_then(|hosts| {
-        Ok((hosts, relay::serve(&who.folder.join("xds.sock"), local_receiver, seen_sender)?))
+        Ok((hosts, relay::serve(&who.folder.join("xds.sock"), local_receiver, seen_sender.clone())?))
     });
     let (hosts, relay) = match prepared {
         Ok(prepared) => prepared,
@@ -154,6 +167,7 @@ pub(crate) async fn run(
         version: String::new(),
         app_pid: 0,
         workload: None,
+        targets: watch::channel(Targets::default()).0,
         svid: None,
         places,
         inbound_closed: false,
@@ -165,9 +179,11 @@ pub(crate) async fn run(
         stats: None,
         asking: None,
         said: String::new(),
+        no_proxy: String::new(),
         to_self,
         over: false,
         _relay: relay,
+        to_seen: seen_sender,
         _subscriptions: subscriptions,
     };
     instance.tell(Told::Attached { instance: instance.who.name.clone() }).await;
@@ -223,7 +239,7 @@ impl Instance {
                     self.ask_numbers();
                     engine::bound_log(&self.log());
                     // A port may have become free, or allowed.
-                    if !self.places.unbound().is_empty() {
+                    if !self.places.unbound().is_empty() || self.life.phase() == Phase::Waiting {
                         self.refresh().await;
                     }
                 }
@@ -242,21 +258,10 @@ impl Instance {
                     self.tell(told).await;
                 }
                 Effect::ProbeApp => {
-                    let ports = self.workload.iter().flat_map(|w| &w.ports);
-                    let ports: Vec<u16> = ports.filter_map(|p| u16::try_from(p.target_port).ok()).collect();
-                    let to_self = self.to_self.clone();
-                    tokio::spawn(async move {
-                        tokio::select! {
-                            () = probe::all_answer(&ports) => {
-                                let _ = to_self.send(Event::AppAnswers);
-                            }
-                            () = to_self.closed() => {}
-                        }
-                    });
+                    tokio::spawn(probe::follow(self.targets.subscribe(), self.to_self.clone()));
                 }
                 Effect::DrainInbound => {
-                    self.inbound_closed = true;
-                    let _ = self.take_knowledge();
+                    self.close_inbound();
                     self.ask_numbers();
                 }
                 Effect::TellDrained => self.tell(Told::Drained).await,
@@ -289,7 +294,8 @@ impl Instance {
             xds: self.who.folder.join("xds.sock"),
             log: self.log(),
         };
-        match engine::start(engine, &spec) {
+        let started = self.mend_folder(&spec.xds).and_then(|()| engine::start(engine, &spec));
+        match started {
             Ok(running) => {
                 tracing::info!(instance = %self.who.name, engine = engine.name(), pid = running.pid, "proxy started");
                 self.record(running.pid);
@@ -300,11 +306,32 @@ impl Instance {
                 self.running = Some(running);
             }
             Err(error) => {
-                tracing::error!(instance = %self.who.name, %error, "no proxy");
-                let event = Event::ProxyEnded { cause: error.to_string(), jitter: random::fraction() };
+                let cause = error.to_string();
+                // Once, however often it is tried.
+                if self.no_proxy != cause {
+                    tracing::error!(instance = %self.who.name, error = %cause, "no proxy; it is tried again");
+                    self.no_proxy.clone_from(&cause);
+                }
+                let event = Event::ProxyEnded { cause, jitter: random::fraction() };
                 let _ = self.to_self.send(event);
             }
         }
+    }
+
+    /// Makes the folder and the xDS socket again if somebody removed them. The application keeps its names: its
+    /// mount and the agent hold the file.
+    fn mend_folder(&mut self, xds: &Path) -> Result<(), engine::StartError> {
+        if xds.exists() {
+            return Ok(());
+        }
+        tracing::warn!(instance = %self.who.name, folder = %self.who.folder.display(), "the folder is made again");
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.who.folder);
+        let relay = made.and_then(|()| relay::serve(xds, self.local.subscribe(), self.to_seen.clone()));
+        self._relay = relay.map_err(|source| engine::StartError::Prepare {
+            what: "its folder was removed and cannot be made again",
+            source,
+        })?;
+        Ok(())
     }
 
     /// So that an agent that is started after this one was killed can end what it left behind.
@@ -323,6 +350,7 @@ impl Instance {
             engine::Event::Version(version) => self.version = version,
             engine::Event::Ready => {
                 self.engine_ready = true;
+                self.no_proxy.clear();
                 self.maybe_ready().await;
             }
             engine::Event::Ended(cause) => {
@@ -393,9 +421,26 @@ impl Instance {
         })
     }
 
+    /// Whatever is known of the rest just now.
+    fn close_inbound(&mut self) {
+        self.inbound_closed = true;
+        for command in self.places.close_inbound() {
+            if let Command::RemoveListener(name) = &command {
+                self.local.send_modify(|local| {
+                    local.remove(type_url::LISTENER, name);
+                });
+            }
+            self.command(command);
+        }
+        let _ = self.take_knowledge();
+    }
+
     /// Brings everything local in line with what is known.
     async fn refresh(&mut self) {
-        let missing = self.take_knowledge();
+        let missing = match self.take_knowledge() {
+            None => self.occupied().await,
+            missing => missing,
+        };
         self.handle(Event::Missing(missing)).await;
     }
 
@@ -424,6 +469,7 @@ impl Instance {
             self.host.svids.release(&svid.id);
         }
         self.places.close();
+        self.release_targets();
         let proxy = self.who.proxy();
         self.host.publish(&proxy, None);
         self.host.upstream.facts(|facts| facts.proxy_gone(&proxy));

@@ -10,6 +10,7 @@
 //! Holds: everything here goes on without the control plane; listening sockets outlive proxies; keys do not
 //! leave the host. Does not: carry bytes of applications, or decide what is configured.
 
+mod claims;
 pub mod credentials;
 pub mod engine;
 pub mod facts;

@@ -25,6 +25,8 @@ pub struct Times {
     pub end: Duration,
     /// Longest pause before a crashed proxy is started again.
     pub max_pause: Duration,
+    /// Without a proxy that serves for so long, endpoints leave the set. The first crash is repaired within it.
+    pub absent: Duration,
     /// A proxy that ran this long starts with a clean record.
     pub forgive: Duration,
 }
@@ -36,6 +38,7 @@ impl Default for Times {
             drain: Duration::from_secs(20),
             end: Duration::from_millis(500),
             max_pause: Duration::from_secs(5),
+            absent: Duration::from_millis(1000),
             forgive: Duration::from_secs(60),
         }
     }
@@ -59,6 +62,11 @@ pub enum Event {
     AppStarted,
     /// The application answers on all its ports.
     AppAnswers,
+    /// The application does not answer any more.
+    AppSilent {
+        /// In words.
+        reason: String,
+    },
     /// The application is to be stopped. A second time: at once.
     Stop,
     /// Nothing is open on inbound listeners.
@@ -76,7 +84,7 @@ pub enum Effect {
     StartProxy,
     /// Tell `run` that the application may start.
     TellReady,
-    /// Begin asking the application's ports.
+    /// Begin asking the application's ports, and go on as long as it runs.
     ProbeApp,
     /// Stop taking inbound connections and watch for [`Event::InboundIdle`].
     DrainInbound,
@@ -116,15 +124,26 @@ enum Proxy {
     Pause { until: Instant },
 }
 
+/// Whether there is a proxy to send callers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reachable {
+    /// There is, or will be until then.
+    Until(Option<Instant>),
+    No,
+}
+
 /// One instance's state.
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     times: Times,
     phase: Phase,
     proxy: Proxy,
+    reachable: Reachable,
     serves: bool,
     app_runs: bool,
     app_answers: bool,
+    /// Why it does not answer any more.
+    app_silent: Option<String>,
     missing: Option<String>,
     failures: u32,
     restarts: u32,
@@ -142,9 +161,11 @@ impl Lifecycle {
             times,
             phase: Phase::Waiting,
             proxy: Proxy::None,
+            reachable: Reachable::Until(None),
             serves: false,
             app_runs: false,
             app_answers: false,
+            app_silent: None,
             missing: Some("waiting for the control plane".to_owned()),
             failures: 0,
             restarts: 0,
@@ -171,7 +192,7 @@ impl Lifecycle {
 
     /// Whether its endpoints belong into the endpoint set.
     pub fn in_endpoint_set(&self) -> bool {
-        self.phase == Phase::Serving && self.app_answers
+        self.phase == Phase::Serving && self.app_answers && self.reachable != Reachable::No
     }
 
     /// Whether it is on its way out.
@@ -195,7 +216,8 @@ impl Lifecycle {
                 format!("the proxy is starting again{}", crashed().unwrap_or_default())
             }
             (Phase::Serving, _) if self.app_runs && !self.app_answers && self.serves => {
-                "the application does not answer on its ports yet".to_owned()
+                let yet = || "the application does not answer on its ports yet".to_owned();
+                self.app_silent.clone().unwrap_or_else(yet)
             }
             (Phase::Serving, _) if !self.app_runs => "the application has not started yet".to_owned(),
             (Phase::Settling, _) => "leaving: callers are told".to_owned(),
@@ -212,7 +234,11 @@ impl Lifecycle {
             Proxy::Pause { until } if self.phase != Phase::Ending => Some(until),
             _ => None,
         };
-        [self.until, pause].into_iter().flatten().min()
+        let absent = match self.reachable {
+            Reachable::Until(until) if self.phase == Phase::Serving => until,
+            _ => None,
+        };
+        [self.until, pause, absent].into_iter().flatten().min()
     }
 
     /// Takes an event in.
@@ -230,6 +256,7 @@ impl Lifecycle {
             Event::ProxyReady => {
                 if let Proxy::Running { ready, .. } = &mut self.proxy {
                     *ready = true;
+                    self.reachable = Reachable::Until(None);
                 }
                 if self.phase == Phase::Starting {
                     self.phase = Phase::Serving;
@@ -239,13 +266,20 @@ impl Lifecycle {
             Event::ProxyEnded { cause, jitter } => self.proxy_ended(now, cause, jitter, &mut effects),
             Event::AppStarted => {
                 self.app_runs = true;
-                if self.serves && self.phase == Phase::Serving {
+                self.app_answers |= !self.serves;
+                // One without ports may get some later.
+                if self.phase == Phase::Serving {
                     effects.push(Effect::ProbeApp);
-                } else if !self.serves {
-                    self.app_answers = true;
                 }
             }
-            Event::AppAnswers => self.app_answers = true,
+            Event::AppAnswers => {
+                self.app_answers = true;
+                self.app_silent = None;
+            }
+            Event::AppSilent { reason } => {
+                self.app_answers = false;
+                self.app_silent = Some(reason);
+            }
             Event::Stop => self.stop(now, &mut effects),
             Event::InboundIdle => {
                 if self.phase == Phase::Draining {
@@ -283,6 +317,13 @@ impl Lifecycle {
             n => Duration::from_millis(100).saturating_mul(1 << (n - 2).min(10)).min(self.times.max_pause),
         };
         let pause = pause.mul_f64(1.0 - 0.25 * jitter.clamp(0.0, 1.0));
+        // A crash that is repaired soon is nothing callers need to know of: they wait in the socket's queue.
+        self.reachable = match self.reachable {
+            Reachable::Until(None) if pause < self.times.absent => {
+                Reachable::Until(Some(now + self.times.absent))
+            }
+            _ => Reachable::No,
+        };
         self.proxy = Proxy::Pause { until: now + pause };
     }
 
@@ -331,6 +372,9 @@ impl Lifecycle {
             && !matches!(self.phase, Phase::Ending | Phase::Over)
         {
             self.start(now, effects);
+        }
+        if matches!(self.reachable, Reachable::Until(Some(until)) if until <= now) {
+            self.reachable = Reachable::No;
         }
         if self.until.is_some_and(|until| until <= now) {
             match self.phase {

@@ -159,6 +159,7 @@ pub struct LinkOptions {
 /// Keeps the connection up until dropped.
 pub async fn run(options: LinkOptions, upstream: Arc<Upstream>, svids: Arc<Svids>, own: Credential) {
     let mut own = own;
+    svids.set_bundle(&own.bundle);
     let mut failures = 0_u32;
     loop {
         let began = std::time::Instant::now();
@@ -448,10 +449,13 @@ impl<'a> Session<'a> {
 
     fn take_bundle(&mut self, certificates: Vec<Vec<u8>>) -> Result<(), LinkError> {
         let bundle: Vec<_> = certificates.into_iter().map(CertificateDer::from).collect();
-        if bundle.is_empty() || bundle == self.own.bundle {
+        if bundle.is_empty() {
             return Ok(());
         }
         self.svids.set_bundle(&bundle);
+        if bundle == self.own.bundle {
+            return Ok(());
+        }
         self.own.bundle = bundle;
         self.own.save(&node_file(&self.options.identity))?;
         Ok(())

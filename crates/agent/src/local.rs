@@ -27,6 +27,9 @@ pub enum Request {
         /// After the agent was away: the instance the application belongs to. Absent for a new one.
         #[serde(default)]
         instance: Option<String>,
+        /// Whether its ports may be served already, by what its `run` does not start.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        adopts: bool,
     },
     /// What runs here?
     List,

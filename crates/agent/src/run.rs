@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -59,6 +60,8 @@ pub struct RunOptions {
     pub folder: Option<PathBuf>,
     /// How long its proxy may take to be ready; default: for ever.
     pub timeout: Option<Duration>,
+    /// The service's ports may be served already, by what this command does not start: do not hold it for them.
+    pub adopts: bool,
 }
 
 /// How a run is connected to who runs it.
@@ -83,6 +86,14 @@ pub enum RunError {
         socket: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The agent is another user's.
+    #[error("{socket} belongs to {owner}: run as that user, or start an agent as this one")]
+    OtherUser {
+        /// The socket.
+        socket: PathBuf,
+        /// Whose it is.
+        owner: String,
     },
     /// The agent refused.
     #[error("{0}")]
@@ -119,7 +130,7 @@ impl RunError {
             Self::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             Self::Spawn { .. } => 126,
             Self::Timeout { .. } => 3,
-            Self::NoAgent { .. } | Self::Lost(_) => 4,
+            Self::NoAgent { .. } | Self::OtherUser { .. } | Self::Lost(_) => 4,
             Self::Refused(_) | Self::Io(_) => 1,
         }
     }
@@ -182,10 +193,11 @@ fn process_signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
 /// # Errors
 /// See [`RunError`]; the application was not started then.
 pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunError> {
-    let no_agent = |source| RunError::NoAgent { socket: options.socket.clone(), source };
+    let no_agent = |source| no_agent(&options.socket, source);
     let stream = UnixStream::connect(&options.socket).await.map_err(no_agent)?;
     let (mut reader, mut writer) = lines(stream);
-    let request = Request::Attach { service: options.service.clone(), instance: None };
+    let request =
+        Request::Attach { service: options.service.clone(), instance: None, adopts: options.adopts };
     writer.send(&request).await.map_err(lost)?;
 
     let mut wait = Wait::new(options.timeout);
@@ -246,6 +258,19 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
     }
 }
 
+fn no_agent(socket: &Path, source: io::Error) -> RunError {
+    // Where its folder is closed as well, that says whose it is.
+    let owner = socket.ancestors().find_map(|path| Some(std::fs::metadata(path).ok()?.uid()));
+    let socket = socket.to_owned();
+    match owner {
+        Some(owner) if source.kind() == io::ErrorKind::PermissionDenied => {
+            let owner = if owner == 0 { "root".to_owned() } else { format!("user {owner}") };
+            RunError::OtherUser { socket, owner }
+        }
+        _ => RunError::NoAgent { socket, source },
+    }
+}
+
 fn leads_its_group() -> bool {
     rustix::process::getpgrp() == rustix::process::getpid()
 }
@@ -281,6 +306,12 @@ fn prepare(
 ) -> tokio::process::Command {
     let mut command = std::process::Command::new(&options.command);
     command.args(&options.args);
+    // Without the variables of single ports, which say the same again.
+    let of_callee = |name: &String| {
+        let port = format!("{}_PORT", name.strip_suffix("_HOST")?);
+        env.contains_key(&port).then(|| format!("{name} and {port}"))
+    };
+    let of_callees: Vec<String> = env.keys().filter_map(of_callee).collect();
     for (name, value) in env {
         if std::env::var_os(&name).is_none() {
             command.env(name, value);
@@ -295,10 +326,12 @@ fn prepare(
     let replacements = [Replacement { source: hosts.to_owned(), target: "/etc/hosts".into() }];
     let entered =
         namespace::probe(&replacements).and_then(|()| namespace::enter(&mut command, &replacements));
-    if let Err(error) = entered {
+    if let Err(error) = entered
+        && !of_callees.is_empty()
+    {
         progress(&format!(
-            "{error}; names of called services do not resolve here: use the environment, like INVENTORY_HOST and \
-             INVENTORY_PORT"
+            "names of called services do not resolve here: {error}; use the environment: {}",
+            of_callees.join(", ")
         ));
     }
     // Should this process be killed, the application is not left without who drains it.
@@ -387,6 +420,7 @@ impl Session<'_> {
                     let request = Request::Attach {
                         service: self.options.service.clone(),
                         instance: Some(self.instance.clone()),
+                        adopts: self.options.adopts,
                     };
                     if writer.send(&request).await.is_ok() {
                         self.agent = Some((reader, writer));
@@ -432,5 +466,54 @@ async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_do_not_resolve_are_told_with_their_variables_to_who_calls() {
+        let options = RunOptions {
+            socket: PathBuf::new(),
+            service: "shop/a".into(),
+            command: "true".into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            folder: None,
+            timeout: None,
+            adopts: false,
+        };
+        let said = |names: &[&str]| {
+            let env = names.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect();
+            let mut said = Vec::new();
+            prepare(&options, Path::new("/no/such/hosts"), env, &mut |text| said.push(text.to_owned()));
+            said
+        };
+        let own = ["OUTRIDER_SERVICE", "OUTRIDER_INSTANCE"];
+        assert_eq!(said(&own), Vec::<String>::new(), "it calls nobody");
+        let callees = ["DB_HOST", "DB_PORT", "DB_PORT_SQL", "LEDGER_FINANCE_HOST", "LEDGER_FINANCE_PORT"];
+        let all = said(&[&own[..], &callees].concat());
+        assert!(all[0].contains("/no/such/hosts cannot be shown"), "{all:?}");
+        assert!(
+            all[0].ends_with(
+                "use the environment: DB_HOST and DB_PORT, LEDGER_FINANCE_HOST and LEDGER_FINANCE_PORT"
+            ),
+            "{all:?}"
+        );
+        assert_eq!(all.len(), 1);
+    }
+
+    #[test]
+    fn a_socket_of_another_user_is_told_from_no_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("p/agent.sock");
+        let own = rustix::process::geteuid().as_raw();
+        let owner = if own == 0 { "root".to_owned() } else { format!("user {own}") };
+        let denied = no_agent(&socket, io::ErrorKind::PermissionDenied.into()).to_string();
+        assert!(denied.contains(&format!("belongs to {owner}: run as that user")), "{denied}");
+        let gone = no_agent(&socket, io::ErrorKind::NotFound.into()).to_string();
+        assert!(gone.ends_with("start one with `outrider agent`"), "{gone}");
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::io;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::claims::Claims;
 use crate::credentials::{Credential, CredentialError};
 use crate::engine::Engine;
 use crate::instance::{self, Identity};
@@ -55,6 +57,8 @@ pub struct AgentOptions {
     pub join_token: Option<String>,
     /// Address other hosts reach this one at; default: the one on the route to the server.
     pub advertise: Option<IpAddr>,
+    /// Ports that other proxies reach the instances of this host at; default: any the kernel has free.
+    pub inbound_ports: Option<RangeInclusive<u16>>,
     /// `outrider-proxy`; default: beside the running program.
     pub proxy_binary: Option<PathBuf>,
     /// Envoy; default: `envoy` beside the running program, else looked up in `PATH`.
@@ -77,6 +81,7 @@ impl AgentOptions {
             server,
             join_token: None,
             advertise: None,
+            inbound_ports: None,
             proxy_binary: None,
             envoy_binary: None,
             hosts_base: "/etc/hosts".into(),
@@ -147,6 +152,7 @@ pub(crate) struct Host {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) svids: Arc<Svids>,
     addresses: Mutex<Addresses>,
+    claims: Mutex<Claims>,
     instances: Mutex<BTreeMap<String, (wire::Instance, InstanceOverview)>>,
 }
 
@@ -157,6 +163,7 @@ pub(crate) struct Resolved {
     pub(crate) runtime: PathBuf,
     pub(crate) node: String,
     pub(crate) advertise: IpAddr,
+    pub(crate) inbound_ports: Option<RangeInclusive<u16>>,
     pub(crate) proxy_binary: PathBuf,
     pub(crate) envoy_binary: PathBuf,
     pub(crate) hosts_base: PathBuf,
@@ -166,6 +173,10 @@ pub(crate) struct Resolved {
 impl Host {
     pub(crate) fn addresses(&self) -> MutexGuard<'_, Addresses> {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn binary(&self, engine: Engine) -> PathBuf {
@@ -231,7 +242,12 @@ fn is_label(text: &str) -> bool {
 ///
 /// # Errors
 /// See [`AgentError`]. An unreachable control plane is none: the agent goes on trying.
-pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result<(), AgentError> {
+pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Result<(), AgentError> {
+    // `run`, proxies and applications are told these paths, wherever they were started.
+    for path in [&mut options.state, &mut options.runtime] {
+        *path =
+            std::path::absolute(&path).map_err(|source| AgentError::File { path: path.clone(), source })?;
+    }
     if options.node.len() > 63 || !options.node.split('.').all(is_label) {
         return Err(AgentError::Node(options.node));
     }
@@ -269,6 +285,7 @@ pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result
     let host = Arc::new(Host {
         options: Resolved {
             advertise,
+            inbound_ports: options.inbound_ports.clone(),
             proxy_binary: options.proxy_binary.clone().unwrap_or_else(|| beside_us("outrider-proxy")),
             envoy_binary: options.envoy_binary.clone().unwrap_or_else(envoy),
             state: options.state.clone(),
@@ -280,8 +297,13 @@ pub async fn serve(options: AgentOptions, shutdown: CancellationToken) -> Result
         upstream: upstream.clone(),
         svids: Arc::default(),
         addresses: Mutex::new(Addresses::new(random::bits())),
+        claims: Mutex::default(),
         instances: Mutex::default(),
     });
+
+    if let Some(credential) = &credential {
+        host.svids.set_bundle(&credential.bundle);
+    }
 
     let socket = options.socket();
     let _ = std::fs::remove_file(&socket);
@@ -389,7 +411,7 @@ async fn end_orphans(folder: &Path) {
     }
 }
 
-/// Removes folders whose application did not come back, once.
+/// Removes folders whose application did not come back, and what only it needed, once.
 async fn forget_the_lost(host: &Arc<Host>) {
     let folder = host.options.runtime.join("p");
     let before: Vec<_> =
@@ -401,6 +423,7 @@ async fn forget_the_lost(host: &Arc<Host>) {
             let _ = std::fs::remove_dir_all(path);
         }
     }
+    host.upstream.forget_unwanted();
     std::future::pending().await
 }
 
@@ -432,12 +455,14 @@ async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken
         Ok(Ok(Some(Request::List))) => {
             let _ = writer.send(&host.overview()).await;
         }
-        Ok(Ok(Some(Request::Attach { service, instance }))) => match identify(&host, &service, instance) {
-            Ok(who) => instance::run(host, who, holder, reader, writer, stop).await,
-            Err(reason) => {
-                let _ = writer.send(&Told::Refused { reason }).await;
+        Ok(Ok(Some(Request::Attach { service, instance, adopts }))) => {
+            match identify(&host, &service, instance, adopts) {
+                Ok(who) => instance::run(host, who, holder, reader, writer, stop).await,
+                Err(reason) => {
+                    let _ = writer.send(&Told::Refused { reason }).await;
+                }
             }
-        },
+        }
         Ok(Ok(None)) => {}
         Ok(Err(error)) => {
             let _ = writer.send(&Told::Refused { reason: error.to_string() }).await;
@@ -446,16 +471,19 @@ async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken
     }
 }
 
-fn identify(host: &Host, service: &str, instance: Option<String>) -> Result<Identity, String> {
+fn identify(host: &Host, service: &str, instance: Option<String>, adopts: bool) -> Result<Identity, String> {
     let (namespace, name) = service
         .split_once('/')
         .filter(|(namespace, name)| is_label(namespace) && is_label(name))
         .ok_or_else(|| format!("`{service}` is no service: write NAMESPACE/NAME"))?;
+    let returns = instance.is_some();
     let identity = |instance: String, folder: PathBuf| Identity {
         namespace: namespace.to_owned(),
         service: name.to_owned(),
         name: instance,
         folder,
+        adopts,
+        returns,
     };
     if let Some(instance) = instance {
         let suffix = instance.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));

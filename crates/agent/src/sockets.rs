@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Socket, Type};
@@ -51,6 +52,26 @@ pub fn bind(address: SocketAddr, mode: Mode) -> io::Result<(OwnedFd, SocketAddr)
     reserved.set_reuse_port(true)?;
     reserved.bind(&bound.into())?;
     Ok((reserved.into(), bound))
+}
+
+/// Binds the first free port of `range`, looking from its `seed`-th on.
+///
+/// # Errors
+/// As [`bind`]; [`io::ErrorKind::AddrInUse`] if none is free.
+pub fn bind_in(
+    ip: IpAddr,
+    range: &RangeInclusive<u16>,
+    seed: u64,
+    mode: Mode,
+) -> io::Result<(OwnedFd, SocketAddr)> {
+    let skip = seed.checked_rem(range.len() as u64).and_then(|skip| usize::try_from(skip).ok()).unwrap_or(0);
+    for port in range.clone().cycle().skip(skip).take(range.len()) {
+        match bind((ip, port).into(), mode) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            outcome => return outcome,
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 fn local(socket: &Socket) -> io::Result<SocketAddr> {
@@ -183,6 +204,26 @@ mod tests {
         TcpStream::connect(address).unwrap();
         let (_reserved, address) = bind(([127, 0, 0, 1], 0).into(), Mode::Reserve).unwrap();
         assert_eq!(TcpStream::connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_range_of_ports_is_used_up_and_not_left() {
+        for mode in [Mode::Listen, Mode::Reserve] {
+            let held = bind(([127, 0, 0, 1], 0).into(), mode).unwrap();
+            let port = held.1.port().min(u16::MAX - 3);
+            let range = port..=port + 3;
+            let mut bound = Vec::new();
+            let refused = loop {
+                match bind_in(IpAddr::from([127, 0, 0, 1]), &range, bound.len() as u64 * 3, mode) {
+                    Ok(one) => bound.push(one),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+            let ports: BTreeSet<u16> = bound.iter().map(|(_, address)| address.port()).collect();
+            assert!(ports.len() == bound.len() && ports.iter().all(|port| range.contains(port)), "{ports:?}");
+            assert!(!ports.contains(&held.1.port()), "{mode:?}");
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::random;
 #[derive(Debug, Default)]
 pub struct Svids {
     wanted: Mutex<BTreeMap<String, Svid>>,
+    /// The one in force; empty before there is one.
+    bundle: Mutex<Vec<CertificateDer<'static>>>,
     pub(crate) changed: tokio::sync::Notify,
 }
 
@@ -39,6 +41,9 @@ impl Svids {
         let svid = wanted.entry(id.to_owned()).or_insert_with(|| {
             let kept = Credential::load(&svid_file(folder, id)).ok().flatten().map(Arc::new);
             let kept = kept.filter(|c| c.info.id.as_str() == id && c.info.is_valid_at(SystemTime::now()));
+            // It may have changed since this was written.
+            let bundle = self.bundle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let kept = kept.map(|kept| with_bundle(&kept, &bundle).unwrap_or(kept));
             Svid {
                 holders: 0,
                 jitter: random::fraction(),
@@ -88,21 +93,16 @@ impl Svids {
         }
     }
 
-    /// A bundle that came by itself replaces the one the certificates came with.
+    /// A bundle that came by itself replaces the one the certificates came with, or will be read with.
     pub(crate) fn set_bundle(&self, bundle: &[CertificateDer<'static>]) {
         let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         for svid in wanted.values() {
             let current = svid.current.borrow().clone();
-            let Some(current) = current.filter(|current| current.bundle != bundle) else { continue };
-            let Ok(key) = PrivateKey::from_pem(&current.key.to_pem()) else { continue };
-            let renewed = Credential {
-                key,
-                chain: current.chain.clone(),
-                bundle: bundle.to_vec(),
-                info: current.info.clone(),
-            };
-            svid.current.send_replace(Some(Arc::new(renewed)));
+            if let Some(renewed) = current.and_then(|current| with_bundle(&current, bundle)) {
+                svid.current.send_replace(Some(renewed));
+            }
         }
+        *self.bundle.lock().unwrap_or_else(PoisonError::into_inner) = bundle.to_vec();
     }
 }
 
@@ -111,6 +111,16 @@ impl Svids {
 pub(crate) fn not_again_before(credential: &Credential, now: SystemTime) -> SystemTime {
     let left = credential.info.not_after.duration_since(now).unwrap_or_default();
     now + (left / 20).max(Duration::from_secs(1))
+}
+
+/// The same credential with another bundle; `None` if there is nothing to change.
+fn with_bundle(current: &Credential, bundle: &[CertificateDer<'static>]) -> Option<Arc<Credential>> {
+    if bundle.is_empty() || current.bundle == bundle {
+        return None;
+    }
+    let key = PrivateKey::from_pem(&current.key.to_pem()).ok()?;
+    let (chain, info) = (current.chain.clone(), current.info.clone());
+    Some(Arc::new(Credential { key, chain, bundle: bundle.to_vec(), info }))
 }
 
 /// The file of a service's credential.
@@ -126,7 +136,36 @@ pub fn node_file(folder: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use outrider_identity::{Authority, SpiffeId};
+
     use super::*;
+
+    #[test]
+    fn a_credential_from_disk_gets_the_bundle_in_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = |name: &str| {
+            Authority::open_or_create(&dir.path().join(name), "outrider.internal", SystemTime::now()).unwrap()
+        };
+        let (old, new) = (authority("old"), authority("new"));
+        let id = "spiffe://outrider.internal/ns/shop/svc/a";
+        let key = PrivateKey::generate().unwrap();
+        let csr = key.signing_request().unwrap();
+        let chain = old.sign_request(&csr, &SpiffeId::parse(id).unwrap(), SystemTime::now()).unwrap();
+        let der = |chain: Vec<CertificateDer<'static>>| chain.into_iter().map(|c| c.to_vec()).collect();
+        let credential = Credential::new(key, der(chain), der(old.bundle())).unwrap();
+        credential.save(&svid_file(dir.path(), id)).unwrap();
+
+        let svids = Svids::default();
+        let bundle =
+            |svid: &watch::Receiver<Option<Arc<Credential>>>| svid.borrow().as_ref().unwrap().bundle.clone();
+        assert_eq!(bundle(&svids.want(dir.path(), id)), old.bundle(), "as it was kept");
+        svids.release(id);
+        svids.set_bundle(&new.bundle());
+        let again = svids.want(dir.path(), id);
+        assert_eq!(bundle(&again), new.bundle());
+        svids.set_bundle(&old.bundle());
+        assert_eq!(bundle(&again), old.bundle(), "also while it is in use");
+    }
 
     #[test]
     fn files_of_services_do_not_collide_with_the_agents_own() {

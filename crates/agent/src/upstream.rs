@@ -147,11 +147,16 @@ impl Upstream {
         self.link.borrow().clone()
     }
 
+    /// Wakes all instances, as a change would.
+    pub(crate) fn look_again(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
     pub(crate) fn set_link(&self, state: LinkState) {
         self.lock().online = state == LinkState::Connected;
         self.link.send_replace(state);
         // What is missing reads differently without a control plane.
-        self.changed.send_modify(|count| *count += 1);
+        self.look_again();
     }
 
     /// Changes the facts and lets them be sent.
@@ -175,6 +180,22 @@ impl Upstream {
             }
         }
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Forgets what nobody wants: what was on disk and is no longer asked for.
+    pub(crate) fn forget_unwanted(&self) {
+        {
+            let mut state = self.lock();
+            let unwanted = |resource: &&Arc<Resource>| {
+                let interest = state.client.interest(&resource.type_url);
+                !interest.is_some_and(|interest| interest.covers(&resource.name))
+            };
+            let unwanted: Vec<_> = state.set.iter().filter(unwanted).cloned().collect();
+            for resource in unwanted {
+                state.set.remove(&resource.type_url, &resource.name);
+            }
+        }
+        self.look_again();
     }
 
     /// Writes changes to disk as they come, at most every 200 ms. Runs until dropped.
@@ -335,7 +356,9 @@ mod tests {
         let file = dir.path().join("last-good");
         let upstream = Upstream::new("n1", file.clone());
         let _one = upstream.subscribe(WORKLOAD, "shop/a");
+        let _two = upstream.subscribe(ENDPOINT, "shop/b/http");
         update(&upstream, WORKLOAD, &["shop/a"], &[]);
+        update(&upstream, ENDPOINT, &["shop/b/http"], &[]);
         upstream.save(&upstream.resources()).unwrap();
 
         let again = Upstream::new("n1", file.clone());
@@ -348,6 +371,11 @@ mod tests {
         upstream.lock().set.insert(Resource::new(WORKLOAD, "shop/large", "v1", vec![7; 3 << 20]));
         upstream.save(&upstream.resources()).unwrap();
         assert!(matches!(Upstream::new("n1", file.clone()).known(WORKLOAD, "shop/large"), Known::Yes(_)));
+
+        assert!(matches!(again.known(ENDPOINT, "shop/b/http"), Known::Yes(_)));
+        again.forget_unwanted();
+        assert!(matches!(again.known(WORKLOAD, "shop/a"), Known::Yes(_)), "wanted");
+        assert_eq!(again.known(ENDPOINT, "shop/b/http"), Known::NotYet, "nobody asked for it");
 
         let mut bytes = std::fs::read(&file).unwrap();
         for cut in [0, 10, 40, bytes.len() - 1] {

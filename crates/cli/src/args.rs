@@ -3,6 +3,7 @@
 //! Holds: help with examples for every command; defaults shown where they are applied. Does not: do anything.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -208,6 +209,9 @@ pub(crate) struct RunArgs {
     /// Longest wait for the proxy to become ready
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
+    /// The service's ports are served by what this command does not start, perhaps already (a container, a socket of systemd)
+    #[arg(long)]
+    pub(crate) adopt: bool,
     /// The command
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
@@ -488,6 +492,9 @@ pub(crate) struct AgentArgs {
     /// Address other hosts reach this one at [default: that of the route to the server]
     #[arg(long, value_name = "IP")]
     pub(crate) advertise: Option<IpAddr>,
+    /// Ports other hosts reach this one's instances at, for a firewall: one per served port [default: any]
+    #[arg(long, value_name = "LOW-HIGH", value_parser = parse_ports)]
+    pub(crate) inbound_ports: Option<RangeInclusive<u16>>,
     /// State folder
     #[arg(long, value_name = "PATH", env = "OUTRIDER_STATE")]
     pub(crate) state: Option<PathBuf>,
@@ -563,6 +570,14 @@ fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
         );
     }
     Ok(address)
+}
+
+/// `20000-20999`.
+pub(crate) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let range = text.split_once('-').and_then(|(low, high)| Some(low.parse().ok()?..=high.parse().ok()?));
+    range
+        .filter(|range| *range.start() > 0 && !range.is_empty())
+        .ok_or_else(|| "write two ports, the lower one first, like 20000-20999".to_owned())
 }
 
 /// `500ms`, `60s`, `5m`, `1h`, or several of them together; at most 24 h.
@@ -644,6 +659,8 @@ mod tests {
             "get pods",
             "get services -A -n x",
             "run --service a/b",
+            "agent --inbound-ports 2000",
+            "agent --inbound-ports 2001-2000",
             "up . --scale x",
             "up . --scale x=101",
             "up . --state a --ephemeral",

@@ -378,7 +378,8 @@ impl Mesh {
     ) -> Result<Command> {
         let mut command = self.outrider_on(Some(node))?;
         command.args(["run", "--service", service, "--agent"]).arg(self.agent_socket(node));
-        command.args(["--timeout", "30s", "--"]).args(line);
+        // What listens on a service's ports is the test more often than the application.
+        command.args(["--adopt", "--timeout", "30s", "--"]).args(line);
         Ok(command)
     }
 

@@ -32,6 +32,9 @@ const MAX_ADMIN_BODY: usize = 16 << 20;
 /// What of its statistics is asked for: `^(http|tcp|cluster|listener)\.(in|out)bound/`.
 const STATS: &str = "/stats?format=json&filter=%5E(http%7Ctcp%7Ccluster%7Clistener)%5C.(in%7Cout)bound%2F";
 
+/// How the agent is told where the program is.
+const OPTION: &str = "--envoy PATH or OUTRIDER_ENVOY=PATH";
+
 pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
     let prepare = |what| move |source| StartError::Prepare { what, source };
     let admin = spec.folder.join("admin.sock");
@@ -57,8 +60,11 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
         .process_group(0);
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true);
-    let child =
-        command.spawn().map_err(|source| StartError::Spawn { binary: spec.binary.clone(), source })?;
+    let child = command.spawn().map_err(|source| StartError::Spawn {
+        binary: spec.binary.clone(),
+        option: OPTION,
+        source,
+    })?;
     let pid = child.id().unwrap_or_default();
     let (commands, command_queue) = mpsc::unbounded_channel();
     let (events, event_queue) = mpsc::unbounded_channel();

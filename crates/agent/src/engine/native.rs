@@ -20,6 +20,9 @@ const HUNG: Duration = Duration::from_secs(7);
 /// After the drain time, until it is killed.
 const LINGER: Duration = Duration::from_millis(300);
 
+/// How the agent is told where the program is.
+const OPTION: &str = "--proxy PATH or OUTRIDER_PROXY=PATH";
+
 pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
     let prepare = |what| move |source| StartError::Prepare { what, source };
     let (channel, theirs) = Channel::pair().map_err(prepare("no control channel"))?;
@@ -39,8 +42,11 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
         .map_err(prepare("no control channel"))?;
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true);
-    let child =
-        command.spawn().map_err(|source| StartError::Spawn { binary: spec.binary.clone(), source })?;
+    let child = command.spawn().map_err(|source| StartError::Spawn {
+        binary: spec.binary.clone(),
+        option: OPTION,
+        source,
+    })?;
     drop(command);
 
     let pid = child.id().unwrap_or_default();
@@ -164,7 +170,10 @@ impl Driver {
     }
 
     fn message(&mut self, message: FromProxy) {
-        self.answered = Instant::now();
+        // What comes without a worker having to answer, numbers for example, is no sign of life.
+        if matches!(message, FromProxy::Pong { .. } | FromProxy::Hello { .. } | FromProxy::Ready) {
+            self.answered = Instant::now();
+        }
         match message {
             FromProxy::Hello { version, .. } => {
                 let _ = self.events.send(Event::Version(version));

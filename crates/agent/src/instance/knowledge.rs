@@ -28,6 +28,7 @@ impl Instance {
                     self.want_svid(&workload.spiffe_id);
                     // The engine of a running instance stays: its sockets are prepared for it.
                     self.engine = self.engine.or(Engine::parse(&workload.engine));
+                    self.claim(&workload);
                     self.workload = Some(workload);
                 }
                 Err(error) => return Some(format!("the workload of {service} cannot be read: {error}")),

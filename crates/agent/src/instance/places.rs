@@ -16,6 +16,7 @@ use outrider_xds::{Resource, ResourceSet};
 use crate::engine::{Command, Engine};
 use crate::facts::Unbound;
 use crate::hosts::HostsFile;
+use crate::random;
 use crate::scope::{self, Scope, Wanted};
 use crate::server::Host;
 use crate::sockets;
@@ -112,13 +113,10 @@ impl Places {
                     bound.retired = None;
                     bound.wanted = want;
                 }
-                None if want.inbound => {
-                    let address = SocketAddr::new(self.host.options.advertise, 0);
-                    match sockets::bind(address, mode) {
-                        Ok((fd, address)) => self.add(want, fd, address),
-                        Err(error) => self.refuse(&want, sockets::explain(address, &error)),
-                    }
-                }
+                None if want.inbound => match self.bind_inbound(mode) {
+                    Ok((fd, address)) => self.add(want, fd, address),
+                    Err(why) => self.refuse(&want, why),
+                },
                 None => by_service.entry(want.service.clone()).or_default().push(want),
             }
         }
@@ -159,6 +157,31 @@ impl Places {
         for name in gone {
             self.bound.remove(&name);
             self.commands.push(Command::RemoveListener(name));
+        }
+    }
+
+    /// Closes what other proxies connect to. Returns what the proxy is to be told.
+    pub(super) fn close_inbound(&mut self) -> Vec<Command> {
+        let inbound = self.bound.extract_if(.., |_, bound| bound.wanted.inbound);
+        inbound.map(|(name, _)| Command::RemoveListener(name)).collect()
+    }
+
+    fn bind_inbound(&self, mode: sockets::Mode) -> Result<(OwnedFd, SocketAddr), String> {
+        let ip = self.host.options.advertise;
+        match &self.host.options.inbound_ports {
+            None => {
+                let any = SocketAddr::new(ip, 0);
+                sockets::bind(any, mode).map_err(|error| sockets::explain(any, &error))
+            }
+            Some(range) => sockets::bind_in(ip, range, random::bits(), mode).map_err(|error| {
+                let (low, high) = (range.start(), range.end());
+                match error.kind() {
+                    std::io::ErrorKind::AddrInUse => {
+                        format!("no port of --inbound-ports {low}-{high} is free on {ip}")
+                    }
+                    _ => sockets::explain(SocketAddr::new(ip, *low), &error),
+                }
+            }),
         }
     }
 

@@ -58,6 +58,21 @@ fn the_application_starts_after_its_proxy_is_ready_and_is_an_endpoint_after_it_a
 }
 
 #[test]
+fn an_application_that_falls_silent_leaves_the_endpoint_set_until_it_answers() {
+    let mut life = Life::serving(true);
+    let reason = "127.0.0.1:9 refuses connections".to_owned();
+    assert_eq!(life.give(Event::AppSilent { reason: reason.clone() }), []);
+    assert!(!life.machine.in_endpoint_set());
+    assert_eq!(life.machine.reason(), reason);
+    assert_eq!(life.give(Event::AppAnswers), []);
+    assert!(life.machine.in_endpoint_set());
+    assert_eq!(life.machine.reason(), "");
+    // Nothing comes to one that is silent, so there is nothing to drain.
+    life.give(Event::AppSilent { reason });
+    assert_eq!(life.give(Event::Stop), [Effect::TellDrained]);
+}
+
+#[test]
 fn a_stop_withdraws_settles_drains_then_ends_the_application_and_last_the_proxy() {
     let mut life = Life::serving(true);
     assert_eq!(life.give(Event::Stop), []);
@@ -115,6 +130,48 @@ fn crashes_are_repaired_at_once_then_with_growing_pauses_and_never_given_up() {
     assert!(life.machine.reason().contains("signal 9"));
 }
 
+#[test]
+fn an_instance_without_a_proxy_leaves_the_endpoint_set_until_there_is_one() {
+    // One crash that is repaired is nothing callers need to know of.
+    let mut life = Life::serving(true);
+    life.give(ended());
+    assert!(life.machine.in_endpoint_set());
+    assert_eq!(life.advance(), (Times::default().absent, vec![]), "but not for long");
+    assert!(!life.machine.in_endpoint_set());
+    life.give(Event::ProxyReady);
+    assert!(life.machine.in_endpoint_set());
+    assert_eq!(life.machine.next_tick(), None);
+
+    // One that ends again before it was ready is not coming back soon.
+    let mut life = Life::serving(true);
+    life.give(ended());
+    life.give(ended());
+    assert!(!life.machine.in_endpoint_set());
+    life.advance();
+    life.give(Event::ProxyReady);
+    assert!(life.machine.in_endpoint_set());
+
+    // Nor is one that is ready each time, once the pause has grown.
+    let mut life = Life::serving(true);
+    let mut stayed = 0;
+    while life.machine.in_endpoint_set() {
+        life.give(ended());
+        if life.machine.in_endpoint_set() {
+            stayed += 1;
+            if stayed > 1 {
+                life.advance();
+            }
+            life.give(Event::ProxyReady);
+        }
+    }
+    assert_eq!(stayed, 5, "pauses of 0, 100, 200, 400 and 800 ms");
+    life.advance();
+    life.give(Event::ProxyReady);
+    life.now += Times::default().forgive;
+    life.give(ended());
+    assert!(life.machine.in_endpoint_set(), "forgiven");
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(Event::Missing(None)),
@@ -123,6 +180,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(ended()),
         Just(Event::AppStarted),
         Just(Event::AppAnswers),
+        Just(Event::AppSilent { reason: "refused".into() }),
         Just(Event::Stop),
         Just(Event::InboundIdle),
         Just(Event::AppEnded),

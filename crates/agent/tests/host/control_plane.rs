@@ -208,8 +208,9 @@ impl Shared {
                 set.extend(&proxy.scoped_for(&format!("{}/{}", instance.namespace, instance.name)));
             }
         }
-        drop(state);
+        // Under the lock: two of these at once must not leave the older one.
         self.set.send_replace(set);
+        drop(state);
     }
 
     fn fact(&self, fact: Fact) {

@@ -20,6 +20,7 @@ fn run_process() {
         env: Vec::new(),
         folder: None,
         timeout: None,
+        adopts: false,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     std::process::exit(runtime.block_on(outrider_agent::run(options)).unwrap().into());

@@ -9,6 +9,7 @@ mod fake_proxy;
 mod leftovers;
 mod ports;
 mod real;
+mod targets;
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -95,8 +96,9 @@ impl Mesh {
 
     fn options(&self) -> AgentOptions {
         let server = self.control().address.to_string();
-        let mut options =
-            AgentOptions::new(self.path().join("state"), self.path().join("run"), "n1".into(), server);
+        // Relative to this process: that is not where applications are started.
+        let folder = relative(self.path());
+        let mut options = AgentOptions::new(folder.join("state"), folder.join("run"), "n1".into(), server);
         options.proxy_binary = Some(self.proxy.clone());
         options.envoy_binary = std::env::var_os("OUTRIDER_ENVOY").map(Into::into);
         options.patience = self.patience;
@@ -144,6 +146,11 @@ impl Mesh {
     }
 
     fn run(&self, service: &str, script: &str) -> App {
+        // In most tests what listens, if anything does, is the test.
+        self.run_as(service, script, true)
+    }
+
+    fn run_as(&self, service: &str, script: &str, adopts: bool) -> App {
         let options = RunOptions {
             socket: self.socket(),
             service: service.into(),
@@ -152,6 +159,7 @@ impl Mesh {
             env: Vec::new(),
             folder: Some(self.path().to_owned()),
             timeout: Some(DEADLINE),
+            adopts,
         };
         let (signals, receiver) = mpsc::unbounded_channel();
         let (told, progress) = mpsc::unbounded_channel();
@@ -165,6 +173,13 @@ impl Mesh {
         };
         App { task: tokio::spawn(run_with(options, hooks)), signals, progress }
     }
+}
+
+fn relative(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().unwrap();
+    let mut found: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    found.extend(path.components().skip(1));
+    found
 }
 
 struct App {
@@ -253,6 +268,12 @@ async fn crashes_cost_no_connection_and_applied_facts_follow_the_process() {
         instance = mesh.instance("shop/checkout", |i| i.restarts == round && i.proxy_pid != 0).await;
         assert_eq!(address(&instance, OUT), outbound, "same socket");
     }
+    // Whatever happens to its folder.
+    std::fs::remove_dir_all(mesh.path().join("run/p").join(&instance.name)).unwrap();
+    kill(instance.proxy_pid, Signal::KILL);
+    let instance =
+        mesh.instance("shop/checkout", |i| i.restarts == 4 && i.proxy_pid != 0 && i.state == "ready").await;
+    assert_eq!(ask(outbound).await, instance.proxy_pid.to_string());
     let proxy = format!("shop/{}", instance.name);
     eventually("the listener is reported in use", || async {
         mesh.control().shared.applied(&proxy, type_url::LISTENER).contains_key(OUT).then_some(())
@@ -336,11 +357,21 @@ async fn a_server_is_an_endpoint_while_it_answers_and_leaves_before_it_is_stoppe
     let starting = mesh.instance("shop/inventory", |i| i.app_pid != 0).await;
     assert_eq!(starting.state, "starting", "{}", starting.reason);
     let endpoints = || mesh.control().shared.instances();
-    let _listening = application.listen(16).unwrap();
+    let listening = application.listen(16).unwrap();
     mesh.instance("shop/inventory", |i| i.state == "ready").await;
     eventually("an endpoint", || async { (endpoints().first()?.state == 1).then_some(()) }).await;
     let inbound = SocketAddr::new("127.0.0.1".parse().unwrap(), endpoints()[0].endpoints[0].number as u16);
     ask(inbound).await;
+
+    drop(listening);
+    let silent = mesh.instance("shop/inventory", |i| i.state == "starting").await;
+    assert!(silent.reason.contains(&format!("127.0.0.1:{target} refuses connections")), "{}", silent.reason);
+    eventually("withdrawn", || async { (endpoints().first()?.state == 0).then_some(()) }).await;
+    let again = tokio::net::TcpSocket::new_v4().unwrap();
+    again.set_reuseaddr(true).unwrap();
+    again.bind(([127, 0, 0, 1], target).into()).unwrap();
+    let _listening = again.listen(16).unwrap();
+    mesh.instance("shop/inventory", |i| i.state == "ready").await;
 
     app.signals.send(Signal::TERM).unwrap();
     eventually("withdrawn", || async { endpoints().first().is_none_or(|i| i.state == 2).then_some(()) })

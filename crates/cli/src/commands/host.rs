@@ -50,6 +50,7 @@ pub(crate) async fn agent(args: AgentArgs) -> Outcome {
     );
     options.join_token = args.join;
     options.advertise = args.advertise;
+    options.inbound_ports = args.inbound_ports;
     options.proxy_binary = args.engines.proxy;
     options.envoy_binary = args.engines.envoy;
     note(&format!("agent of node {} at {}", options.node, options.socket().display()));
@@ -88,6 +89,7 @@ pub(crate) async fn run(args: RunArgs) -> Outcome {
         env: Vec::new(),
         folder: None,
         timeout: Some(args.timeout),
+        adopts: args.adopt,
     };
     match outrider_agent::run(options).await {
         Ok(code) => Ok(ExitCode::from(code)),

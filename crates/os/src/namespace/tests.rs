@@ -55,11 +55,13 @@ fn works_without_privilege_and_keeps_the_user() {
         return;
     }
     let (_dir, replacement) = folder();
-    if let Err(error) = probe_as(std::slice::from_ref(&replacement), NOBODY, NOBODY, false, Some(NOBODY)) {
+    if let Err(error) =
+        probe_as(std::slice::from_ref(&replacement), NOBODY, NOBODY, Rights::None, Some(NOBODY))
+    {
         println!("skipped: {error}");
         return;
     }
-    let plan = Plan::new(std::slice::from_ref(&replacement), NOBODY, NOBODY, false).unwrap();
+    let plan = Plan::new(std::slice::from_ref(&replacement), NOBODY, NOBODY, Rights::None).unwrap();
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", "cat /etc/hosts; id -u; id -g; grep CapEff /proc/self/status"])
@@ -78,9 +80,47 @@ fn works_without_privilege_and_keeps_the_user() {
 }
 
 #[test]
-fn a_refusal_is_told_from_a_missing_program() {
+fn who_may_set_ids_keeps_all_of_them() {
+    let (_dir, replacement) = folder();
+    let replacements = std::slice::from_ref(&replacement);
+    if !root() || probe_as(replacements, 0, 0, Rights::Map, None).is_err() {
+        println!("skipped: this process may not set ids, or make namespaces");
+        return;
+    }
+    if Command::new("setpriv").arg("--version").output().is_err() {
+        println!("skipped: no setpriv here");
+        return;
+    }
+    let plan = Plan::new(replacements, 0, 0, Rights::Map).unwrap();
+    let mut command = Command::new("/bin/sh");
+    let becomes = "setpriv --reuid 65534 --regid 65534 --clear-groups sh -c 'id -u; id -g'";
+    command.args(["-c", &format!("cat /etc/hosts; stat -c %u /proc/1; {becomes}")]);
+    // SAFETY: as in `enter`.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || plan.carry_out());
+    }
+    assert_eq!(output(&mut command), "127.64.0.7 inventory\n0\n65534\n65534\n");
+}
+
+#[test]
+fn a_refusal_names_the_setting() {
+    use rustix::io::Errno;
+    for (errno, setting) in [
+        (Errno::NOSPC, "(sysctl user.max_user_namespaces)"),
+        (Errno::PERM, "kernel.apparmor_restrict_unprivileged_userns"),
+        (Errno::ACCESS, "seccomp"),
+    ] {
+        let text = NamespaceError::Refused(errno.into()).to_string();
+        assert!(text.contains(setting) && !text.contains("space left"), "{text}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_named_and_told_from_a_missing_program() {
     let missing = Replacement { source: "/no/such/file".into(), target: "/etc/hosts".into() };
-    assert!(matches!(probe(std::slice::from_ref(&missing)), Err(NamespaceError::Refused(_))));
+    let error = probe(std::slice::from_ref(&missing)).unwrap_err();
+    assert!(error.to_string().starts_with("/no/such/file cannot be shown to it as /etc/hosts: "), "{error}");
     let nul = Replacement { source: "/a\0b".into(), target: "/etc/hosts".into() };
     assert!(matches!(probe(&[nul]), Err(NamespaceError::Path(_))));
     let (_dir, good) = folder();
