@@ -350,7 +350,6 @@ fn instances_of_a_silent_agent_are_withdrawn_and_come_back() -> Result<()> {
 
 /// An agent that stood still, like one on a machine that was suspended, does not take it out on its proxies.
 #[test]
-#[ignore = "known gap: an agent that stood still for 8 s takes its native proxies for hung and kills them"]
 fn an_agent_that_stood_still_ends_no_proxy() -> Result<()> {
     let Scene { mesh, _origin, shell, address, .. } = scene()?;
     let pids = || -> Result<Vec<u32>> { Ok(mesh.instances()?.iter().map(|i| i.proxy.pid).collect()) };

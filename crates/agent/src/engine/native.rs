@@ -15,7 +15,11 @@ use super::{Command, Event, Running, Spec, StartError};
 
 /// Between two questions whether every worker is alive.
 const PING: Duration = Duration::from_secs(2);
-/// Without an answer for so long the process is taken for hung and killed.
+/// After so many questions in a row without an answer the process is taken for hung and killed, which finds a
+/// hang in less than 10 s. Questions are counted and not the time, because an agent that stood still itself, on a
+/// suspended machine for example, asked nothing meanwhile.
+const MAX_UNANSWERED: u32 = 3;
+/// A message that the process does not take for so long finds it hung as well.
 const HUNG: Duration = Duration::from_secs(7);
 /// After the drain time, until it is killed.
 const LINGER: Duration = Duration::from_millis(300);
@@ -61,15 +65,8 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
             }
         }
     });
-    let driver = Driver {
-        child,
-        sender,
-        events,
-        asked: BTreeMap::new(),
-        next_id: 1,
-        end_at: None,
-        answered: Instant::now(),
-    };
+    let driver =
+        Driver { child, sender, events, asked: BTreeMap::new(), next_id: 1, end_at: None, unanswered: 0 };
     tokio::spawn(driver.run(command_queue, message_queue));
     Ok(Running { pid, commands, events: event_queue })
 }
@@ -81,7 +78,7 @@ struct Driver {
     asked: BTreeMap<u64, oneshot::Sender<Stats>>,
     next_id: u64,
     end_at: Option<Instant>,
-    answered: Instant,
+    unanswered: u32,
 }
 
 impl Driver {
@@ -104,11 +101,12 @@ impl Driver {
                 },
                 Some(message) = messages.recv() => self.message(message),
                 _ = pings.tick() => {
-                    if self.end_at.is_none() && self.answered.elapsed() > HUNG {
-                        cause = Some(format!("hung: no answer for {} s", self.answered.elapsed().as_secs()));
+                    if self.end_at.is_none() && self.unanswered >= MAX_UNANSWERED {
+                        cause = Some(format!("hung: {} questions in a row without an answer", self.unanswered));
                         let _ = self.child.start_kill();
                     } else {
                         let id = self.next_id();
+                        self.unanswered = self.unanswered.saturating_add(1);
                         self.send(&ToProxy::Ping { id }, None).await;
                     }
                 }
@@ -172,7 +170,7 @@ impl Driver {
     fn message(&mut self, message: FromProxy) {
         // What comes without a worker having to answer, numbers for example, is no sign of life.
         if matches!(message, FromProxy::Pong { .. } | FromProxy::Hello { .. } | FromProxy::Ready) {
-            self.answered = Instant::now();
+            self.unanswered = 0;
         }
         match message {
             FromProxy::Hello { version, .. } => {
