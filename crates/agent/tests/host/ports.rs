@@ -76,6 +76,9 @@ async fn a_port_that_needs_a_privilege_is_refused_with_what_to_do_and_the_rest_w
     assert!(told.await.contains("port 81 needs a privilege"));
     app.signals.send(Signal::TERM).unwrap();
     assert_eq!(app.end().await, 128 + 15);
+    // A killed agent ends no proxy any more: this one has to be gone before.
+    let proxy = PathBuf::from(format!("/proc/{}", instance.proxy_pid));
+    eventually("the proxy is gone", || async { (!proxy.exists()).then_some(()) }).await;
     agent.kill().unwrap();
     agent.wait().unwrap();
 }
