@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use outrider_api::http::{
-    ApplyRequest, ChangeAction, ChangeResponse, DeleteRequest, ObjectChange, ObjectKey, ProxyBehind,
-    RolloutView, Source,
+    ApplyRequest, ChangeAction, ChangeResponse, DeleteRequest, NamespaceContents, ObjectChange, ObjectKey,
+    ProxyBehind, RolloutView, Source,
 };
 use serde::Serialize;
 
@@ -40,7 +40,7 @@ struct Applied<'a> {
 pub(crate) async fn apply(args: ApplyArgs, context: Context) -> Outcome {
     let sources = read(&args.files.files, args.files.recursive)?;
     let client = super::client(args.connection)?;
-    let request = ApplyRequest { sources: sources.clone(), dry_run: args.dry_run, proxies: false };
+    let request = ApplyRequest { sources: sources.clone(), dry_run: args.dry_run, ..ApplyRequest::default() };
     let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
     let format = args.output.output;
     let declared = || {
@@ -78,6 +78,7 @@ pub(crate) async fn delete(args: DeleteArgs, context: Context) -> Outcome {
         objects: objects_named,
         sources: sources.clone(),
         force: args.force,
+        contents: if args.force { NamespaceContents::Delete } else { NamespaceContents::Refuse },
         dry_run: args.dry_run,
     };
     let change = change(&client, "/v1/delete", &request, &sources, args.output.output, context).await?;
@@ -100,7 +101,7 @@ fn key(kind: ObjectKind, namespace: &str, name: &str) -> ObjectKey {
 pub(crate) async fn diff(args: DiffArgs, context: Context) -> Outcome {
     let sources = read(&args.files.files, args.files.recursive)?;
     let client = super::client(args.connection)?;
-    let request = ApplyRequest { sources: sources.clone(), dry_run: true, proxies: true };
+    let request = ApplyRequest { sources: sources.clone(), dry_run: true, proxies: true, documents: false };
     let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
     let differs = change.changes.iter().any(|change| change.action != ChangeAction::Unchanged);
     show(args.output.output, &change, || difference(&change, context.out))?;
@@ -372,9 +373,9 @@ mod tests {
         let change = ChangeResponse {
             revision: 3,
             changes: vec![
-                ObjectChange { key: key("Namespace", "", "shop"), action: ChangeAction::Unchanged },
-                ObjectChange { key: key("Service", "shop", "cart"), action: ChangeAction::Created },
-                ObjectChange { key: key("HTTPRoute", "shop", "split"), action: ChangeAction::Updated },
+                ObjectChange::new(key("Namespace", "", "shop"), ChangeAction::Unchanged),
+                ObjectChange::new(key("Service", "shop", "cart"), ChangeAction::Created),
+                ObjectChange::new(key("HTTPRoute", "shop", "split"), ChangeAction::Updated),
             ],
             diagnostics: Vec::new(),
             proxies: vec![ProxyChange {

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use outrider_api::http::{ApplyRequest, ChangeAction, ChangeResponse, DeleteRequest, ObjectKey};
+use outrider_api::http::{
+    ApplyRequest, ChangeAction, ChangeResponse, DeleteRequest, NamespaceContents, ObjectKey,
+};
 use outrider_intent::model::ServiceRef;
 use tokio::sync::{mpsc, watch as watch_channel};
 
@@ -27,8 +29,14 @@ pub(super) async fn sync(client: &Client, folder: &Folder) -> Result<String, Cli
     let stored = get::objects(client).await?;
     let surplus: Vec<ObjectKey> =
         stored.into_iter().map(|object| object.key).filter(|key| !folder.objects.contains(key)).collect();
-    let apply = ApplyRequest { sources: folder.sources.clone(), dry_run: false, proxies: false };
-    let delete = DeleteRequest { objects: surplus, force: true, ..DeleteRequest::default() };
+    let apply = ApplyRequest { sources: folder.sources.clone(), ..ApplyRequest::default() };
+    // A namespace that is only used now, not declared any more, keeps its services.
+    let delete = DeleteRequest {
+        objects: surplus,
+        force: true,
+        contents: NamespaceContents::Keep,
+        ..DeleteRequest::default()
+    };
 
     let (accepted, mut change) = client.post_change("/v1/apply", &apply).await?;
     if delete.objects.is_empty() {
