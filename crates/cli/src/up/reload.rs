@@ -105,7 +105,11 @@ pub(super) async fn watch(
         let procfile = procfile_of(&dir).await;
         if procfile != processes {
             processes = procfile;
-            if say.send("the Procfile has changed: it is read at the next start".to_owned()).await.is_err() {
+            if say
+                .send("the Procfile has changed: stop `up` and start it again to use it".to_owned())
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -120,7 +124,7 @@ pub(super) async fn watch(
             }
             Ok(folder) => match sync(&client, &folder).await {
                 Ok(text) => {
-                    services.send_replace(folder.services);
+                    services.send_replace(folder.service_names());
                     texts = folder.sources;
                     text
                 }
