@@ -33,7 +33,7 @@ Exit codes:
   0  done
   1  refused or failed; `run` ends with the application's own code
   2  the command line is wrong
-  3  --wait ran out of time, or hosts are lost
+  3  --wait or `run` waited for too long, or hosts are lost
   4  the control plane cannot be reached
   5  `diff --exit-code`: something would change
 

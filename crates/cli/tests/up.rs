@@ -129,9 +129,17 @@ fn a_folder_runs_and_leaves_nothing_behind() -> Result<()> {
     // A mistake changes nothing and is shown; its correction is applied.
     std::fs::write(up.file("a.yaml"), intent(port).replace("protocol: http", "protocol: htp"))?;
     up.says("what ran before goes on")?;
-    let more = "---\napiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {name: more}\n";
-    std::fs::write(up.file("a.yaml"), intent(port) + more)?;
-    up.says("created namespace more")?;
+    let namespace = "---\napiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {name: default}\n";
+    std::fs::write(up.file("a.yaml"), intent(port) + namespace)?;
+    up.says("created namespace default")?;
+    // Without its document a namespace is as it is by default, and what is in it stays.
+    std::fs::write(up.file("a.yaml"), intent(port))?;
+    up.says("deleted namespace default")?;
+    let mut get = command(binary("outrider")?, up.folder.path());
+    let server = format!("unix:{}", up.file(".outrider/server/api.sock").display());
+    get.args(["get", "services", "--server", &server]);
+    let left = run(get, LONG)?.ok()?.stdout;
+    ensure!(left.contains("web") && left.contains("client"), "{left}");
 
     // Itself, two proxies, two applications.
     let running = up.processes();
