@@ -6,8 +6,8 @@
 //! | `still-called` | a service that others call; by force their callers get `unknown_service` |
 //! | `still-routed` | a service that a route is attached to or sends to; the route means nothing without it |
 //!
-//! Holds: what the same request deletes needs nothing. One finding an object, however many need it. Does not: change
-//! anything.
+//! Holds: what the same request deletes needs nothing. One finding an object and code, however many need it; at most
+//! 1,000 in all. Does not: change anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,14 +20,18 @@ use crate::world::Declared;
 
 /// Most objects named in one finding.
 const MAX_NAMED: usize = 10;
+/// Most findings; who reads so many begins with the first.
+const MAX_FINDINGS: usize = 1_000;
 
 /// What is in a namespace; nothing if `key` is none.
-pub(super) fn contents<'a>(before: &'a Declared, key: &Key) -> impl Iterator<Item = &'a Key> {
-    let namespace = (key.kind == Kind::Namespace).then(|| key.name.clone());
-    let inside = move |found: &&Key| {
-        found.kind != Kind::Namespace && namespace.as_ref().is_some_and(|name| found.namespace == *name)
-    };
-    before.documents.keys().filter(inside)
+pub(super) fn contents<'a>(before: &'a Declared, key: &'a Key) -> impl Iterator<Item = &'a Key> {
+    // Documents are sorted by kind, namespace and name, so those of a namespace are one range of each kind.
+    let kinds = Kind::ALL.into_iter().filter(|kind| key.kind == Kind::Namespace && *kind != Kind::Namespace);
+    kinds.flat_map(move |kind| {
+        let first = Key { kind, namespace: key.name.clone(), name: String::new() };
+        let keys = before.documents.range(first..).map(|(found, _)| found);
+        keys.take_while(move |found| found.kind == kind && found.namespace == key.name)
+    })
 }
 
 /// Everything that speaks against deleting `keys`.
@@ -39,7 +43,9 @@ pub(super) fn find(
 ) -> Vec<DiagnosticView> {
     let mut found = Vec::new();
     let mut refuse = |key: &Key, code: &str, message: String, help: &str| {
-        found.push(refusal(key, parsed, code, message, help));
+        if found.len() < MAX_FINDINGS {
+            found.push(refusal(key, parsed, code, message, help));
+        }
     };
     if how.contents == NamespaceContents::Refuse {
         for key in keys {
