@@ -33,7 +33,7 @@ pub(crate) struct Remote {
 impl Remote {
     /// The format asked for.
     pub(crate) fn format(&self) -> Format {
-        self.output.format
+        self.output.output
     }
 }
 
@@ -41,8 +41,8 @@ impl Remote {
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Output {
     /// Output format
-    #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORMAT")]
-    pub(crate) format: Format,
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Format,
 }
 
 /// Documents on the command line. A command that is nothing without them makes `files` required.

@@ -27,7 +27,7 @@ pub(crate) fn validate(args: &ValidateArgs, context: Context) -> Outcome {
     let (documents, diagnostics) = check(&sources);
     let valid = !diagnostics.iter().any(|view| view.severity == "error");
     let result = Validation { valid, documents, diagnostics };
-    diagnostics_or_show(args.output.format, &result, &sources, context)?;
+    diagnostics_or_show(args.output.output, &result, &sources, context)?;
     if valid { ok() } else { Err(CliError::Reported) }
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn version(args: &VersionArgs) -> Outcome {
         intent: [intent::Kind::Service.api_version(), intent::Kind::HttpRoute.api_version()],
         xds: "v3",
     };
-    show(args.output.format, &version, || {
+    show(args.output.output, &version, || {
         format!(
             "outrider {} (API {}, {}, xDS {})\n",
             version.version,
