@@ -8,6 +8,7 @@
 //!
 //! The suites themselves are in `tests/`, one function per promise.
 
+pub mod builds;
 pub mod capture;
 pub mod hosts;
 pub mod http;
