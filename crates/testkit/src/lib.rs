@@ -13,6 +13,7 @@ pub mod capture;
 pub mod hosts;
 pub mod http;
 pub mod intent;
+pub mod load;
 pub mod mesh;
 pub mod origin;
 pub mod peers;
