@@ -119,10 +119,19 @@ pub struct Drains(Arc<Mutex<Vec<Instant>>>);
 impl Drains {
     /// A drain begins now, for all connections that are open.
     pub fn announce(&self) {
+        self.announce_at(Instant::now());
+    }
+
+    fn announce_at(&self, moment: Instant) {
         let mut moments = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if moments.len() < MOST_DRAINS {
-            moments.push(Instant::now());
+            moments.push(moment);
         }
+    }
+
+    /// Whether a connection that was opened at this time may be ended by the other side `now`.
+    fn may_end(&self, opened: Instant, now: Instant, drain: Duration) -> bool {
+        now.saturating_duration_since(self.first_after(opened).unwrap_or(opened)) >= drain
     }
 
     fn first_after(&self, time: Instant) -> Option<Instant> {
@@ -219,12 +228,6 @@ impl Shared {
         if number > 0 {
             count(&mut self.book.borrow_mut(), number);
         }
-    }
-
-    /// Whether a long-lived connection may be ended by the other side now.
-    fn may_end(&self, opened: Instant) -> bool {
-        let from = self.plan.drains.first_after(opened).unwrap_or(opened);
-        from.elapsed() >= self.plan.drain
     }
 }
 
@@ -355,15 +358,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drain_counts_for_what_was_open_before_it() {
-        let drains = Drains::default();
-        let opened = Instant::now();
-        assert_eq!(drains.first_after(opened), None);
-        drains.announce();
-        let later = Instant::now();
-        drains.announce();
-        assert!(drains.first_after(opened).is_some_and(|moment| moment <= later));
-        assert!(drains.first_after(later).is_some_and(|moment| moment >= later));
-        assert_eq!(drains.first_after(Instant::now() + Duration::from_secs(1)), None);
+    fn the_deadline_counts_from_the_first_drain_after_the_opening() {
+        let (drains, start) = (Drains::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let may_end = |opened, now| drains.may_end(at(opened), at(now), Duration::from_secs(600));
+        assert!(!may_end(0, 599));
+        assert!(may_end(0, 600));
+        drains.announce_at(at(100));
+        drains.announce_at(at(200));
+        let cases = [(0, 600, false), (0, 699, false), (0, 700, true), (150, 799, false), (150, 800, true)];
+        for (opened, now, expected) in cases {
+            assert_eq!(may_end(opened, now), expected, "opened at {opened}, ended at {now}");
+        }
+        // Opened after both: nothing is draining it as far as anybody said.
+        assert!(!may_end(300, 899) && may_end(300, 900));
     }
 }

@@ -15,10 +15,10 @@ pub(crate) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// What the server says first.
 const GREETING: &[u8] = b"hello";
 /// First byte of a whole text message.
-pub(crate) const TEXT: u8 = 0x81;
+pub const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
 /// First byte of a close frame.
-pub(crate) const CLOSE: u8 = 0x88;
+pub const CLOSE: u8 = 0x88;
 /// First byte of a ping.
 pub(crate) const PING: u8 = 0x89;
 /// First byte of the answer to a ping.
@@ -82,7 +82,7 @@ pub(crate) fn switching() -> String {
 }
 
 /// The first frame of what has been received, and how many bytes it took; `None` if it is not whole.
-pub(crate) fn decode(bytes: &[u8], masked: bool) -> Result<Option<(u8, Vec<u8>, usize)>> {
+pub fn decode(bytes: &[u8], masked: bool) -> Result<Option<(u8, Vec<u8>, usize)>> {
     let [kind, length, rest @ ..] = bytes else { return Ok(None) };
     ensure!((length & 0x80 != 0) == masked, "mask bit of the wrong side");
     let long = match length & 0x7f {
@@ -104,7 +104,8 @@ pub(crate) fn decode(bytes: &[u8], masked: bool) -> Result<Option<(u8, Vec<u8>, 
     Ok(Some((*kind, payload, used)))
 }
 
-pub(crate) fn frame(kind: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
+/// A whole message or control frame; with a mask, that of a client.
+pub fn frame(kind: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     let masked = if mask.is_some() { 0x80 } else { 0 };
     let mut frame = vec![kind];
     match payload.len() {

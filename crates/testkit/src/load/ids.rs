@@ -234,7 +234,14 @@ impl Seen {
 
     /// All numbers, in order.
     pub fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
-        self.pages.keys().flat_map(|key| key * PAGE..(key + 1) * PAGE).filter(|number| self.contains(*number))
+        self.pages.iter().flat_map(|(key, page)| {
+            let words = (0..WORDS).map(move |at| page.as_ref().map_or(u64::MAX, |page| page.words[at]));
+            let words = words.enumerate().filter(|(_, word)| *word != 0);
+            words.flat_map(move |(at, word)| {
+                let first = key * PAGE + at as u64 * 64;
+                (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| first + bit)
+            })
+        })
     }
 
     /// Adds what somebody else saw: numbers that both saw were seen again.

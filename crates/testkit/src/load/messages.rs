@@ -249,7 +249,8 @@ impl Connection {
     /// The other side has ended the connection.
     fn ended(&mut self, end: End) {
         let Some(link) = self.link.take() else { return };
-        let allowed = self.shared.may_end(link.opened);
+        let plan = &self.shared.plan;
+        let allowed = plan.drains.may_end(link.opened, Instant::now(), plan.drain);
         let age = link.opened.elapsed();
         let mut book = self.shared.book.borrow_mut();
         let story = match (&end, self.kind) {
