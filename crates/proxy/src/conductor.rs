@@ -171,7 +171,7 @@ impl Conductor {
             self.to_agent = Some(sender);
             from_agent = Some(receiver);
             let hello =
-                FromProxy::Hello { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() };
+                FromProxy::Hello { version: crate::stamp::version().to_owned(), pid: std::process::id() };
             self.tell(&hello).await;
         }
         let (events_in, mut events) = mpsc::channel(16);
@@ -216,6 +216,10 @@ impl Conductor {
             }
             self.assemble(&applied_in);
             self.answer();
+            #[cfg(feature = "faults")]
+            if !crate::stamp::faults::may_be_ready() {
+                continue;
+            }
             if !self.ready_sent && self.applying == 0 && self.assembler.is_complete() {
                 self.ready_sent = true;
                 tracing::info!("ready");
