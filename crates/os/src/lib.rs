@@ -3,6 +3,7 @@
 //! The only crate that may contain `unsafe`; each block gives its reason and has a test.
 
 pub mod allocator;
+pub mod cgroup;
 pub mod child;
 pub mod inherit;
 pub mod namespace;
