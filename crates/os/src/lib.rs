@@ -5,6 +5,7 @@
 pub mod allocator;
 pub mod cgroup;
 pub mod child;
+pub mod confine;
 pub mod inherit;
 pub mod namespace;
 pub mod process;
