@@ -6,8 +6,10 @@ pub mod allocator;
 pub mod cgroup;
 pub mod child;
 pub mod confine;
+pub mod granted;
 pub mod inherit;
 pub mod namespace;
+pub mod peer;
 pub mod process;
 
 pub use inherit::{InheritError, take_inherited_fd};
