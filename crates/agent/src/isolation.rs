@@ -64,17 +64,28 @@ fn parent() -> &'static Parent {
     })
 }
 
-/// Removes what an agent before this one left below the same runtime folder; groups with processes stay.
+/// A group without processes that was made so long ago is not just about to be entered.
+const FORGOTTEN: Duration = Duration::from_secs(600);
+
+/// Removes what an agent before this one left below the same runtime folder, and what agents left that were killed and
+/// whose folder has gone. Groups with processes stay.
 fn sweep_once(parent: &Parent, prefix: &str) {
     static SWEPT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     if SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix.to_owned()) {
-        sweep(parent, prefix);
+        sweep(parent, prefix, Duration::ZERO);
+        sweep(parent, "outrider-", FORGOTTEN);
     }
 }
 
-fn sweep(parent: &Parent, prefix: &str) {
+fn sweep(parent: &Parent, prefix: &str, age: Duration) {
+    let old = |directory: &Path| {
+        let made = std::fs::metadata(directory).and_then(|metadata| metadata.modified());
+        age.is_zero() || made.is_ok_and(|made| made.elapsed().is_ok_and(|elapsed| elapsed >= age))
+    };
     for name in parent.list(prefix) {
-        if let Some(group) = parent.open(&name) {
+        if let Some(group) = parent.open(&name)
+            && group.directories().all(old)
+        {
             group.directories().for_each(|directory| drop(std::fs::remove_dir(directory)));
         }
     }
@@ -287,7 +298,7 @@ mod tests {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while !parent().list(&prefix(&folder)).is_empty() {
             assert!(std::time::Instant::now() < deadline);
-            sweep(parent(), &prefix(&folder));
+            sweep(parent(), &prefix(&folder), Duration::ZERO);
         }
     }
 
@@ -321,6 +332,11 @@ mod tests {
         sweep_once(parent(), &prefix);
         assert_eq!(parent().list(&prefix), BTreeSet::from([full.name().to_owned()]));
         assert!(parent().open(empty.name()).is_none());
+        let other = parent().create("outrider-0000000000-shop_a-1-0").unwrap();
+        sweep(parent(), "outrider-0000000000-", FORGOTTEN);
+        assert!(parent().open(other.name()).is_some(), "it may be about to be entered");
+        sweep(parent(), "outrider-0000000000-", Duration::from_nanos(1));
+        assert!(parent().open(other.name()).is_none());
         assert_eq!(name(parent(), &prefix, "shop/a-1"), empty.name(), "its name is free again");
         child.kill().unwrap();
         child.wait().unwrap();
