@@ -27,6 +27,9 @@ pub struct ApplyRequest {
     /// Also compute which resources of which proxies change.
     #[serde(default)]
     pub proxies: bool,
+    /// Also give each changed document as it was and as it would be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub documents: bool,
 }
 
 /// `POST /v1/delete`.
@@ -42,9 +45,31 @@ pub struct DeleteRequest {
     /// Delete services that others still call: their callers then get `unknown_service`.
     #[serde(default)]
     pub force: bool,
+    /// What happens to everything in a namespace that is deleted.
+    #[serde(default, skip_serializing_if = "NamespaceContents::is_default")]
+    pub contents: NamespaceContents,
     /// Answer as if deleted, change nothing.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// What happens to the objects in a namespace that is deleted, unless they are deleted by the same request anyway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NamespaceContents {
+    /// The request is refused if there are any.
+    #[default]
+    Refuse,
+    /// They are deleted with it.
+    Delete,
+    /// They stay, with the defaults of a namespace that nothing declares.
+    Keep,
+}
+
+impl NamespaceContents {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Identifies an object.
@@ -83,6 +108,21 @@ pub struct ObjectChange {
     pub key: ObjectKey,
     /// What.
     pub action: ChangeAction,
+    /// Only if asked for: the document as it was; absent if there was none or nothing changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub before: Option<serde_json::Value>,
+    /// Only if asked for: the document as it is to be; absent if there is to be none or nothing changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub after: Option<serde_json::Value>,
+}
+
+impl ObjectChange {
+    /// A change without its documents.
+    pub fn new(key: ObjectKey, action: ChangeAction) -> Self {
+        Self { key, action, before: None, after: None }
+    }
 }
 
 /// Kinds of change.

@@ -59,8 +59,8 @@ async fn dispatch(command: Command, context: Context) -> Outcome {
         Command::Schema(args) => commands::local::schema(&args),
         Command::Server(args) => commands::host::server(args).await,
         Command::Agent(args) => commands::host::agent(args).await,
-        Command::Token(TokenCommand::Create { ttl, output, connection }) => {
-            commands::token::create(ttl, output.output, connection).await
+        Command::Token(TokenCommand::Create { ttl, remote }) => {
+            commands::token::create(ttl, remote.format(), remote.connection).await
         }
         Command::Completions { shell } => commands::local::completions(shell),
         Command::Version(args) => commands::local::version(&args),

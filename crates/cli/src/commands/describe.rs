@@ -3,27 +3,29 @@
 use std::time::Duration;
 
 use outrider_api::http::{DescribeView, InstanceView, NodeView, TrafficView};
+use serde::Serialize;
 
 use super::Context;
-use super::get::{document_kind, instances, objects, or_dash};
+use super::get::{document_kind, instances, objects, or_dash, resolve};
+use super::surroundings::Surroundings;
 use crate::args::{DescribeArgs, Kind};
 use crate::exit::{CliError, Outcome, ok};
 use crate::output::{Style, Table, bytes, show};
 
 /// `describe KIND NAME`.
 pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
-    let client = super::client(args.connection)?;
-    let format = args.output.output;
+    let format = args.remote.format();
+    let client = super::client(args.remote.connection)?;
     let absent =
         |kind: &str, place: &str| CliError::Failed(format!("there is no {kind} {}{place}", args.name));
-    let in_namespace = format!(" in namespace {}", args.namespace);
+    let in_namespace = format!(" in namespace {}", args.within.namespace);
     match args.kind {
         Kind::Namespaces | Kind::Services | Kind::Routes => {
             let kind = document_kind(args.kind);
             let (namespace, place) = if args.kind == Kind::Namespaces {
                 ("-", "")
             } else {
-                (args.namespace.as_str(), in_namespace.as_str())
+                (args.within.namespace.as_str(), in_namespace.as_str())
             };
             let path = format!("/v1/describe/{kind}/{}/{}", segment(namespace)?, segment(&args.name)?);
             let view: DescribeView = match client.get(&path, Duration::ZERO).await {
@@ -37,13 +39,17 @@ pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
                 }
                 other => other?,
             };
-            show(format, &view, || object(&view, context.out))?;
+            let all = objects(&client).await?;
+            let model = resolve(&all).unwrap_or_default();
+            let around = Surroundings::of(&model, args.kind, namespace, &args.name);
+            let shown = Described { view: &view, around };
+            show(format, &shown, || object(&shown, args.kind, context.out))?;
         }
         Kind::Instances | Kind::Proxies => {
             let all = instances(&client).await?;
             let view = all
                 .iter()
-                .find(|instance| instance.namespace == args.namespace && instance.name == args.name)
+                .find(|instance| instance.namespace == args.within.namespace && instance.name == args.name)
                 .ok_or_else(|| {
                     let elsewhere = all
                         .iter()
@@ -78,7 +84,18 @@ fn segment(name: &str) -> Result<&str, CliError> {
     }
 }
 
-fn object(view: &DescribeView, style: Style) -> String {
+/// What is known of an object: the control plane's answer, and what other documents say of it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Described<'a> {
+    #[serde(flatten)]
+    view: &'a DescribeView,
+    #[serde(flatten)]
+    around: Surroundings,
+}
+
+fn object(described: &Described<'_>, kind: Kind, style: Style) -> String {
+    let view = described.view;
     let key = &view.object.key;
     let title =
         if key.namespace.is_empty() { key.name.clone() } else { format!("{}/{}", key.namespace, key.name) };
@@ -93,13 +110,11 @@ fn object(view: &DescribeView, style: Style) -> String {
         table.row(vec![value.path.clone(), value.value.clone(), origin]);
     }
     section(&mut text, "Settings", table, style);
+    for (title, lines) in described.around.sections(kind == Kind::Routes, style) {
+        list(&mut text, title, &lines, style);
+    }
     for (title, names) in [("Calls", &view.calls), ("Called by", &view.called_by)] {
-        if !names.is_empty() {
-            text.push_str(&format!("\n{}\n", style.bold(title)));
-            for name in names {
-                text.push_str(&format!("  {name}\n"));
-            }
-        }
+        list(&mut text, title, names, style);
     }
     let mut table = Table::new(&["INSTANCE", "STATE", "NODE", "CONFIG", "REASON"]);
     for instance in &view.instances {
@@ -182,11 +197,17 @@ fn node(view: &NodeView, style: Style) -> String {
 }
 
 fn section(text: &mut String, title: &str, table: Table, style: Style) {
-    if table.is_empty() {
+    if !table.is_empty() {
+        list(text, title, &table.lines(style), style);
+    }
+}
+
+fn list(text: &mut String, title: &str, lines: &[String], style: Style) {
+    if lines.is_empty() {
         return;
     }
     text.push_str(&format!("\n{}\n", style.bold(title)));
-    for line in table.lines(style) {
+    for line in lines {
         text.push_str(&format!("  {line}\n"));
     }
 }

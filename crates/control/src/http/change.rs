@@ -16,7 +16,7 @@ use outrider_store::{Change, CommitError, NewTokenError, Store, Token};
 
 use super::Api;
 use super::error::{Body, Problem};
-use crate::declare::{self, KeyError, Plan};
+use crate::declare::{self, DeleteOptions, KeyError, Plan};
 use crate::world::World;
 
 /// Bytes of all sources together: what `intent` reads at most.
@@ -35,13 +35,19 @@ pub(crate) async fn apply(
     let parsed = read(request.sources).await?;
     api.world
         .run(move |world, store, _| {
-            let plan = declare::apply(world.declared(), &parsed);
+            let mut plan = declare::apply(world.declared(), &parsed);
+            if !request.documents {
+                plan.summary.iter_mut().for_each(|change| (change.before, change.after) = (None, None));
+            }
             carry_out(world, store, plan, request.dry_run, request.proxies)
         })
         .await?
 }
 
-/// Deletes objects: everything, or nothing. Refuses services that others still call, unless forced.
+/// Deletes objects: everything, or nothing.
+///
+/// Refused are services that others still call, unless forced, services that a route names, and namespaces with
+/// something in them, unless `contents` says what becomes of it.
 #[utoipa::path(post, path = "/v1/delete", request_body = DeleteRequest, responses(
     (status = 200, body = ChangeResponse, description = "deleted, and on disk"),
     (status = 422, body = ChangeResponse, description = "refused; `diagnostics` say why"),
@@ -54,7 +60,8 @@ pub(crate) async fn delete(
     let parsed = read(request.sources).await?;
     api.world
         .run(move |world, store, _| {
-            let plan = declare::delete(world.declared(), &request.objects, &parsed, request.force);
+            let how = DeleteOptions { force: request.force, contents: request.contents };
+            let plan = declare::delete(world.declared(), &request.objects, &parsed, how);
             let plan = plan.map_err(|error| match &error {
                 KeyError::Kind(_) => Problem::bad_request(error.to_string()),
                 KeyError::Absent(_) => Problem::not_found(error.to_string()),

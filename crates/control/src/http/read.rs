@@ -274,7 +274,7 @@ fn line(event: Event) -> Bytes {
     let key = ObjectKey { kind: event.key.kind, namespace: event.key.namespace, name: event.key.name };
     let event = WatchEvent {
         revision: event.revision,
-        change: ObjectChange { key, action },
+        change: ObjectChange::new(key, action),
         document: event.document,
     };
     let mut line = serde_json::json!(event).to_string();
