@@ -357,6 +357,8 @@ mod tests {
     }
 
     proptest! {
+        // Each case is a megabyte of bitmaps and text.
+        #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
         fn a_set_is_a_set(numbers in prop::collection::vec(0u64..200_000, 0..300), split in 0usize..300) {
             let split = split.min(numbers.len());

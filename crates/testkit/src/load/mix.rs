@@ -85,6 +85,10 @@ pub struct Mix {
     pub websocket: u32,
     /// TCP.
     pub tcp: u32,
+    /// HTTP/2 with unary gRPC calls. Not spoken: a result names what it leaves out.
+    pub grpc: u32,
+    /// HTTP/2 with gRPC streams. Not spoken either.
+    pub grpc_stream: u32,
 }
 
 /// Not a mix.
@@ -100,7 +104,9 @@ pub enum MixError {
 
 impl Mix {
     /// What a busy service looks like.
-    pub const R1K: Self = Self { http: 50, websocket: 20, tcp: 5 };
+    pub const R1K: Self = Self { http: 50, websocket: 20, tcp: 5, grpc: 20, grpc_stream: 20 };
+    /// Nothing.
+    pub const NONE: Self = Self { http: 0, websocket: 0, tcp: 0, grpc: 0, grpc_stream: 0 };
 
     /// With this many times the connections, but no kind lost.
     #[must_use]
@@ -109,7 +115,13 @@ impl Mix {
             // Saturates where it would be nonsense; `rows` refuses it.
             if number == 0 { 0 } else { (f64::from(number) * scale).ceil().max(1.0) as u32 }
         };
-        Self { http: times(self.http), websocket: times(self.websocket), tcp: times(self.tcp) }
+        Self {
+            http: times(self.http),
+            websocket: times(self.websocket),
+            tcp: times(self.tcp),
+            grpc: times(self.grpc),
+            grpc_stream: times(self.grpc_stream),
+        }
     }
 }
 
@@ -120,7 +132,7 @@ impl FromStr for Mix {
         if text == "r1k" {
             return Ok(Self::R1K);
         }
-        let mut mix = Self { http: 0, websocket: 0, tcp: 0 };
+        let mut mix = Self::NONE;
         for part in text.split(',') {
             let unknown = || MixError::Unknown(text.to_owned());
             let (kind, number) = part.split_once('=').ok_or_else(unknown)?;
@@ -216,9 +228,9 @@ pub(super) fn left_out(plan: &Plan) -> Vec<String> {
     ];
     let no_target = kinds.into_iter().filter(|(_, connections, none)| *connections > 0 && *none);
     let no_target = no_target.map(|(kind, connections, _)| format!("{connections} {kind}: no target given"));
-    let grpc =
-        (mix == Mix::R1K).then(|| "20 gRPC unary and 20 gRPC streams of r1k: HTTP/2 is not spoken".into());
-    no_target.chain(grpc).collect()
+    let grpc = [("gRPC", mix.grpc), ("gRPC stream", mix.grpc_stream)].into_iter();
+    let grpc = grpc.filter(|(_, connections)| *connections > 0);
+    no_target.chain(grpc.map(|(kind, number)| format!("{number} {kind}: HTTP/2 is not spoken"))).collect()
 }
 
 #[cfg(test)]
@@ -248,11 +260,11 @@ mod tests {
     #[test]
     fn mixes() {
         assert_eq!("r1k".parse(), Ok(Mix::R1K));
-        let some = Mix { http: 3, websocket: 0, tcp: 2 };
+        let some = Mix { http: 3, tcp: 2, ..Mix::NONE };
         assert_eq!("http=3,tcp=2".parse(), Ok(some));
         assert_eq!(some.to_string().parse(), Ok(some));
-        assert_eq!(Mix::R1K.scaled(0.1), Mix { http: 5, websocket: 2, tcp: 1 });
-        assert_eq!(some.scaled(0.001), Mix { http: 1, websocket: 0, tcp: 1 });
+        assert_eq!(Mix::R1K.scaled(0.1), Mix { http: 5, websocket: 2, tcp: 1, grpc: 2, grpc_stream: 2 });
+        assert_eq!(some.scaled(0.001), Mix { http: 1, tcp: 1, ..Mix::NONE });
         assert_eq!("grpc=1".parse::<Mix>(), Err(MixError::NotSpoken("grpc".into())));
         for wrong in ["", "r2k", "http", "http=-1", "http=1;tcp=1"] {
             assert!(matches!(wrong.parse::<Mix>(), Err(MixError::Unknown(_))), "{wrong}");
@@ -266,7 +278,11 @@ mod tests {
         let per_second = |row: &Row| f64::from(row.connections) / row.interval.as_secs_f64();
         let rows_of_all = rows(&plan).unwrap();
         assert!((rows_of_all.iter().map(per_second).sum::<f64>() - 1000.0).abs() < 0.01);
-        assert_eq!(left_out(&plan).len(), 1);
+        assert_eq!(
+            left_out(&plan),
+            ["20 gRPC: HTTP/2 is not spoken", "20 gRPC stream: HTTP/2 is not spoken"]
+        );
+        assert_eq!(left_out(&Plan { tcp: None, ..plan.clone() })[0], "5 TCP: no target given");
 
         let only_http = rows(&Plan { websocket: None, tcp: None, ..plan.clone() }).unwrap();
         assert!((only_http.iter().map(per_second).sum::<f64>() - 1000.0).abs() < 0.01);

@@ -37,9 +37,9 @@ fn plan(mix: Mix, rate: f64, millis: u64, upstreams: &[&Upstream]) -> Plan {
     Plan { mix, rate, time, reports, timeout: Duration::from_secs(20), ..Plan::r1k(1.0) }
 }
 
-const HTTP: Mix = Mix { http: 1, websocket: 0, tcp: 0 };
-const WEBSOCKET: Mix = Mix { http: 0, websocket: 1, tcp: 0 };
-const TCP: Mix = Mix { http: 0, websocket: 0, tcp: 1 };
+const HTTP: Mix = Mix { http: 1, ..Mix::NONE };
+const WEBSOCKET: Mix = Mix { websocket: 1, ..Mix::NONE };
+const TCP: Mix = Mix { tcp: 1, ..Mix::NONE };
 
 /// All counters that are not zero, but for those of a good run; and that they add up.
 fn counters(report: &Report) -> Result<BTreeMap<String, u64>> {
@@ -152,7 +152,7 @@ fn what_is_swallowed_is_unanswered() -> Result<()> {
 #[test]
 fn where_nobody_listens_everything_is_refused() -> Result<()> {
     let address = SocketAddr::from(([127, 0, 0, 1], ports::reserve()?));
-    let mix = Mix { http: 1, websocket: 1, tcp: 1 };
+    let mix = Mix { http: 1, websocket: 1, tcp: 1, ..Mix::NONE };
     let plan = plan(mix, 30.0, 500, &[]);
     let (http, websocket, tcp) = (target(address), target(address), target(address));
     let report = load::run(Plan { http, websocket, tcp, ..plan })?;
