@@ -83,7 +83,7 @@ impl AgentsService {
                 let matches = |hash: &[u8; 32]| token.matches(&TokenHash(*hash));
                 let admitted = signed.and_then(|chain| {
                     let used = store.use_token(&token.id(), matches, &name, unix_now());
-                    used.map(|()| chain).map_err(|error| refusal(&error))
+                    used.map(|_| chain).map_err(|error| refusal(&error))
                 });
                 if admitted.is_err() {
                     world.release_node(&name);

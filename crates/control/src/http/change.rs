@@ -137,7 +137,8 @@ pub(crate) async fn create_token(
     }
     let token = JoinToken::generate(api.authority.pin()).map_err(Problem::internal)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let stored = Token { id: token.id(), hash: token.hash().0, expires: now + u64::from(seconds) };
+    let stored =
+        Token { id: token.id(), hash: token.hash().0, expires: now + u64::from(seconds), scope: None };
     let store = api.store.clone();
     let put = tokio::task::spawn_blocking(move || store.put_token(&stored, now)).await;
     match put.map_err(Problem::internal)? {

@@ -72,7 +72,9 @@ async fn an_expired_token_admits_nobody() {
     let token = JoinToken::generate(good.pin()).unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let store = Store::open(&folder.path().join("server/store.redb")).unwrap();
-    store.put_token(&Token { id: token.id(), hash: token.hash().0, expires: now - 60 }, now).unwrap();
+    store
+        .put_token(&Token { id: token.id(), hash: token.hash().0, expires: now - 60, scope: None }, now)
+        .unwrap();
     drop(store);
     let server = TestServer::start(folder.path()).await;
     let key = PrivateKey::generate().unwrap();
