@@ -6,6 +6,7 @@
 //! host records that are to be stored.
 
 mod acks;
+mod admissions;
 mod hosts;
 mod resources;
 mod rollout;
@@ -21,7 +22,9 @@ use outrider_intent::{Document, Key};
 use outrider_xds::ResourceSet;
 
 use acks::Acks;
-use hosts::{Changed, Hosts};
+use admissions::Admissions;
+pub(crate) use admissions::{Admission, NotAdmitted, Scope};
+use hosts::{Changed, Hosts, Refusal};
 pub(crate) use hosts::{FactError, HostRecord, is_node_name};
 use resources::Resources;
 
@@ -92,10 +95,12 @@ struct Traffic {
 }
 
 /// What a fact did besides changing the state, for the log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Taken {
     /// Instances that do not count, and why, if that is new.
-    pub(crate) refused: Vec<(String, &'static str)>,
+    pub(crate) refused: Vec<(String, String)>,
+    /// After a report: every instance of the host that does not count.
+    pub(crate) all_refused: Option<wire::Refused>,
     /// An open session was replaced; how often that happened to this host.
     pub(crate) superseded: Option<u64>,
 }
@@ -109,6 +114,7 @@ pub(crate) struct Ticked {
 
 pub(crate) struct World {
     declared: Declared,
+    admissions: Admissions,
     hosts: Hosts,
     acks: Acks,
     traffic: BTreeMap<String, Traffic>,
@@ -122,6 +128,7 @@ impl World {
         trust_domain: &str,
         timing: Timing,
         declared: Declared,
+        admitted: BTreeMap<String, Admission>,
         known: BTreeMap<String, HostRecord>,
         now: Millis,
     ) -> Self {
@@ -130,6 +137,7 @@ impl World {
         resources.rebuild(&declared.intent, &hosts);
         Self {
             declared,
+            admissions: Admissions::new(admitted),
             hosts,
             acks: Acks::default(),
             traffic: BTreeMap::new(),
@@ -167,6 +175,34 @@ impl World {
         self.hosts.release(name);
     }
 
+    /// Whether a certificate of `node` with this key is good; see [`Admissions::check`].
+    pub(crate) fn check_node(&self, node: &str, key: &str) -> Result<Option<Admission>, NotAdmitted> {
+        self.admissions.check(node, key)
+    }
+
+    pub(crate) fn admission(&self, node: &str) -> Option<&Admission> {
+        self.admissions.get(node)
+    }
+
+    /// Takes over an admission that was stored.
+    pub(crate) fn admit(&mut self, node: &str, admission: Admission) {
+        self.admissions.put(node, admission);
+    }
+
+    /// Takes over that a node was deleted: its instances are no endpoints any more. Names them; `None` if there is
+    /// no such node.
+    pub(crate) fn evict(&mut self, node: &str) -> Option<Vec<String>> {
+        let admitted = self.admissions.remove(node);
+        let host = self.hosts.get(node);
+        let instances = host.map(|host| host.instances.keys().cloned().collect());
+        if !admitted && host.is_none() {
+            return None;
+        }
+        let changed = self.hosts.evict(node);
+        self.changed(changed);
+        Some(instances.unwrap_or_default())
+    }
+
     /// The host that runs a proxy.
     pub(crate) fn owner(&self, proxy: &str) -> Option<&str> {
         self.hosts.owner(proxy)
@@ -189,6 +225,10 @@ impl World {
             if hello.node != node {
                 return Err(FactError::NoHello);
             }
+            // Deleted while its session began.
+            if self.admissions.get(node).is_none() {
+                return Err(NotAdmitted(node.to_owned()).into());
+            }
             let before = self.hosts.get(node).map_or(0, |host| host.superseded);
             let changed = self.hosts.hello(node, session, hello, now);
             self.changed(changed);
@@ -202,9 +242,13 @@ impl World {
         match fact {
             wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) => {}
             wire::FactKind::Instances(report) => {
-                let (changed, refused) = self.hosts.instances(node, report)?;
+                let scope = self.admissions.get(node).map(|admission| admission.scope.clone());
+                let (changed, refused) = self.hosts.instances(node, report, &scope.unwrap_or_default())?;
                 self.changed(changed);
-                taken.refused = refused;
+                taken.refused = refused.into_iter().map(|(proxy, why)| (proxy, why.text())).collect();
+                let all = self.hosts.get(node).into_iter().flat_map(|host| &host.refused);
+                let all = all.map(|(proxy, why)| refused_instance(proxy, why));
+                taken.all_refused = Some(wire::Refused { instances: all.collect() });
             }
             wire::FactKind::Applied(applied) => {
                 self.own(node, &applied.proxy)?;
@@ -278,6 +322,10 @@ impl World {
         self.resources.follow(&changed, &self.declared.intent, &self.hosts);
         self.unsaved.extend(changed.records);
     }
+}
+
+fn refused_instance(proxy: &str, why: &Refusal) -> wire::RefusedInstance {
+    wire::RefusedInstance { instance: proxy.to_owned(), reason: why.reason as i32, text: why.text() }
 }
 
 #[cfg(test)]

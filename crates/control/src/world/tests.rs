@@ -29,8 +29,12 @@ fn declared(revision: u64, text: &str) -> Declared {
     Declared { revision, documents, intent: resolved.intent.unwrap() }
 }
 
+fn admitted() -> BTreeMap<String, Admission> {
+    ["a", "b", "c"].map(|node| (node.to_owned(), Admission::default())).into()
+}
+
 fn world() -> World {
-    World::new("outrider.internal", Timing::default(), declared(1, SHOP), BTreeMap::new(), 0)
+    World::new("outrider.internal", Timing::default(), declared(1, SHOP), admitted(), BTreeMap::new(), 0)
 }
 
 fn hello(node: &str) -> wire::FactKind {
@@ -318,7 +322,7 @@ fn records_to_store_are_named_once() {
     // A restarted server starts with the endpoints it had.
     let version_before = version(&world, "shop/checkout/http");
     let known = BTreeMap::from([("a".to_owned(), record)]);
-    let again = World::new("outrider.internal", Timing::default(), declared(1, SHOP), known, 0);
+    let again = World::new("outrider.internal", Timing::default(), declared(1, SHOP), admitted(), known, 0);
     assert_eq!(version(&again, "shop/checkout/http"), version_before);
     assert_eq!(again.published().of_host("a").of_type(type_url::LISTENER).count(), 2);
 }
