@@ -89,6 +89,9 @@ pub(crate) enum Command {
     /// Tokens that let hosts join
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Hosts that were let in
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Print a completion script for a shell
     Completions {
         /// The shell.
@@ -341,6 +344,13 @@ pub(crate) struct GetArgs {
     pub(crate) connection: Connection,
 }
 
+impl GetArgs {
+    /// All of a kind.
+    pub(crate) fn all(kind: Kind, output: Output, connection: Connection) -> Self {
+        Self { kind, name: None, namespace: String::new(), all_namespaces: true, output, connection }
+    }
+}
+
 /// `describe`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
@@ -363,6 +373,13 @@ pub(crate) struct DescribeArgs {
     /// Control plane.
     #[command(flatten)]
     pub(crate) connection: Connection,
+}
+
+impl DescribeArgs {
+    /// A node.
+    pub(crate) fn node(name: String, output: Output, connection: Connection) -> Self {
+        Self { kind: Kind::Nodes, name, namespace: String::new(), output, connection }
+    }
 }
 
 /// Kinds that `get` and `describe` know.
@@ -524,14 +541,41 @@ pub(crate) struct LogArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Create a join token: good for one agent, once
-    #[command(after_long_help = "\
+    Create(TokenArgs),
+}
+
+/// `token create`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+What a host may run and get certificates for is named here; by default it is every service.
+
 Examples:
   outrider agent --server 10.0.0.5:7601 --join \"$(outrider token create)\"
+  outrider token create --namespace shop --service finance/ledger
   outrider token create --ttl 1h -o json")]
-    Create {
-        /// How long it stays good: 1s to 24h
-        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
-        ttl: Duration,
+pub(crate) struct TokenArgs {
+    /// How long it stays good: 1s to 24h
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub(crate) ttl: Duration,
+    /// Its host may act for the services of this namespace; may be repeated
+    #[arg(short, long = "namespace", value_name = "NS")]
+    pub(crate) namespaces: Vec<String>,
+    /// Its host may act for this service, NAMESPACE/NAME; may be repeated
+    #[arg(long = "service", value_name = "SERVICE")]
+    pub(crate) services: Vec<String>,
+    /// Output.
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// Control plane.
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// `node …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List hosts
+    List {
         /// Output.
         #[command(flatten)]
         output: Output,
@@ -539,6 +583,40 @@ Examples:
         #[command(flatten)]
         connection: Connection,
     },
+    /// Show everything about a host: what it may run, and which of its instances do not count
+    Describe {
+        /// Its name
+        name: String,
+        /// Output.
+        #[command(flatten)]
+        output: Output,
+        /// Control plane.
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Put hosts out: their certificates are good for nothing here from now on
+    Delete(NodeDeleteArgs),
+}
+
+/// `node delete`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Its connections are closed, and its instances are no endpoints any more, also after a restart of the control plane.
+Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can join again
+with a new token.
+
+Examples:
+  outrider node delete host-a")]
+pub(crate) struct NodeDeleteArgs {
+    /// Their names
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
+    /// Output.
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// Control plane.
+    #[command(flatten)]
+    pub(crate) connection: Connection,
 }
 
 /// `version`.
@@ -619,7 +697,7 @@ mod tests {
     fn every_command_that_acts_shows_an_example() {
         for command in Cli::command().get_subcommands_mut() {
             let name = command.get_name().to_owned();
-            if ["completions", "version", "token", "help"].contains(&name.as_str()) {
+            if ["completions", "version", "token", "node", "help"].contains(&name.as_str()) {
                 continue;
             }
             let help = command.render_long_help().to_string();

@@ -5,6 +5,7 @@ pub(crate) mod describe;
 pub(crate) mod get;
 pub(crate) mod host;
 pub(crate) mod local;
+pub(crate) mod node;
 pub(crate) mod token;
 
 use crate::args::Connection;
