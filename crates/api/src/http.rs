@@ -203,7 +203,7 @@ pub struct NodeView {
     pub heartbeat_age_ms: u64,
     /// Instances on it.
     pub instances: u32,
-    /// Instances it reports that do not count: name and cause, one a line.
+    /// What it reports that does not count, instances above all: name and cause, one a line.
     #[serde(default)]
     pub refused: Vec<String>,
     /// What it may run.

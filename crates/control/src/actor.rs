@@ -13,7 +13,7 @@ use outrider_api::agent::{FactKind, Refused};
 use outrider_store::Store;
 use tokio::sync::{oneshot, watch};
 
-use crate::world::{Admission, Declared, FactError, HostRecord, Millis, Published, Timing, World};
+use crate::world::{Admission, Declared, FactError, HoldNote, HostRecord, Millis, Published, Timing, World};
 
 /// Most commands between two publications.
 const MAX_BATCH: usize = 512;
@@ -232,6 +232,13 @@ impl Actor {
                         for (instance, cause) in taken.refused {
                             tracing::warn!(node, instance, cause, "a reported instance does not count");
                         }
+                        if let Some(cause) = taken.too_much {
+                            tracing::warn!(
+                                node,
+                                cause,
+                                "not everything is kept: proxies are shown as behind"
+                            );
+                        }
                         if let Some(times) = taken.superseded {
                             tracing::warn!(node, session, times, "a session took over from an open one");
                         }
@@ -254,6 +261,14 @@ impl Actor {
     }
 
     fn publish(&mut self) {
+        for HoldNote { service, endpoints, held } in self.world.take_hold_notes() {
+            self.stirred = true;
+            if held {
+                tracing::warn!(service, endpoints, "too many endpoints left at once: they are held");
+            } else {
+                tracing::warn!(service, endpoints, "held endpoints are still gone, and leave");
+            }
+        }
         self.published.send_if_modified(|current| {
             let new = self.world.published();
             let same = current.same(new);

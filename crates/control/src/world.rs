@@ -7,9 +7,11 @@
 
 mod acks;
 mod admissions;
+mod hold;
 mod hosts;
 mod resources;
 mod rollout;
+mod versions;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,8 @@ use outrider_xds::ResourceSet;
 use acks::Acks;
 use admissions::Admissions;
 pub(crate) use admissions::{Admission, NotAdmitted, Scope};
+pub(crate) use hold::HoldNote;
+use hold::{Cause, Hold};
 use hosts::{Changed, Hosts, Refusal};
 pub(crate) use hosts::{FactError, HostRecord, is_node_name};
 use resources::Resources;
@@ -94,6 +98,19 @@ struct Traffic {
     outbound: BTreeMap<String, TrafficView>,
 }
 
+/// Bytes that the traffic of all proxies of one node takes.
+const MAX_TRAFFIC: usize = 16 << 20;
+
+impl Traffic {
+    /// About what it takes.
+    fn bytes(&self) -> usize {
+        let view =
+            |view: &TrafficView| 64 + view.reasons.keys().map(|reason| 64 + reason.len()).sum::<usize>();
+        let outbound = self.outbound.iter().map(|(name, traffic)| name.len() + view(traffic));
+        view(&self.inbound) + outbound.sum::<usize>()
+    }
+}
+
 /// What a fact did besides changing the state, for the log.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Taken {
@@ -101,6 +118,8 @@ pub(crate) struct Taken {
     pub(crate) refused: Vec<(String, String)>,
     /// After a report: every instance of the host that does not count.
     pub(crate) all_refused: Option<wire::Refused>,
+    /// The node's proxies acknowledge more than is kept, if that is new.
+    pub(crate) too_much: Option<String>,
     /// An open session was replaced; how often that happened to this host.
     pub(crate) superseded: Option<u64>,
 }
@@ -116,6 +135,7 @@ pub(crate) struct World {
     declared: Declared,
     admissions: Admissions,
     hosts: Hosts,
+    hold: Hold,
     acks: Acks,
     traffic: BTreeMap<String, Traffic>,
     resources: Resources,
@@ -134,11 +154,13 @@ impl World {
     ) -> Self {
         let hosts = Hosts::new(timing, known, now);
         let mut resources = Resources::new(trust_domain);
-        resources.rebuild(&declared.intent, &hosts);
+        let hold = Hold::new(timing.grace_ms, &hosts);
+        resources.rebuild(&declared.intent, &hosts, &hold);
         Self {
             declared,
             admissions: Admissions::new(admitted),
             hosts,
+            hold,
             acks: Acks::default(),
             traffic: BTreeMap::new(),
             resources,
@@ -156,8 +178,12 @@ impl World {
     }
 
     /// Takes over what was just committed.
-    pub(crate) fn declare(&mut self, declared: Declared) {
-        self.resources.rebuild(&declared.intent, &self.hosts);
+    pub(crate) fn declare(&mut self, declared: Declared, now: Millis) {
+        let (before, after) = (&self.declared.intent.services, &declared.intent.services);
+        let all: BTreeSet<&ServiceRef> = before.keys().chain(after.keys()).collect();
+        let changed = all.into_iter().filter(|service| before.get(*service) != after.get(*service)).cloned();
+        self.hold.declared(changed, now);
+        self.resources.rebuild(&declared.intent, &self.hosts, &self.hold);
         self.declared = declared;
     }
 
@@ -198,8 +224,9 @@ impl World {
         if !admitted && host.is_none() {
             return None;
         }
-        let changed = self.hosts.evict(node);
-        self.changed(changed);
+        let mut changed = self.hosts.evict(node);
+        changed.endpoints.extend(self.hold.evict(node));
+        self.changed(changed, Cause::Person, 0);
         Some(instances.unwrap_or_default())
     }
 
@@ -231,20 +258,20 @@ impl World {
             }
             let before = self.hosts.get(node).map_or(0, |host| host.superseded);
             let changed = self.hosts.hello(node, session, hello, now);
-            self.changed(changed);
+            self.changed(changed, Cause::Report, now);
             let after = self.hosts.get(node).map_or(0, |host| host.superseded);
             taken.superseded = (after > before).then_some(after);
             return Ok(taken);
         }
         self.hosts.check(node, session)?;
         let changed = self.hosts.heard(node, now);
-        self.changed(changed);
+        self.changed(changed, Cause::Report, now);
         match fact {
             wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) => {}
             wire::FactKind::Instances(report) => {
                 let scope = self.admissions.get(node).map(|admission| admission.scope.clone());
                 let (changed, refused) = self.hosts.instances(node, report, &scope.unwrap_or_default())?;
-                self.changed(changed);
+                self.changed(changed, Cause::Report, now);
                 taken.refused = refused.into_iter().map(|(proxy, why)| (proxy, why.text())).collect();
                 let all = self.hosts.get(node).into_iter().flat_map(|host| &host.refused);
                 let all = all.map(|(proxy, why)| refused_instance(proxy, why));
@@ -254,11 +281,28 @@ impl World {
                 self.own(node, &applied.proxy)?;
                 let service = self.hosts.find(&applied.proxy).map(|(.., instance)| &instance.service);
                 let expected = service.map(|service| self.resources.expected(service)).unwrap_or_default();
-                self.acks.apply(applied, &expected);
+                let kept = self.acks.apply(node, applied, &expected);
+                let too_much = kept.err().filter(|error| *error == acks::AckError::TooMuch);
+                if self.hosts.set_too_much(node, too_much.is_some()) {
+                    taken.too_much = too_much.map(|error| error.to_string());
+                }
             }
             wire::FactKind::Traffic(traffic) => {
                 self.own(node, &traffic.proxy)?;
-                let summed = views::traffic(traffic, |service| self.is_service(service));
+                let caller = self.hosts.find(&traffic.proxy).map(|(.., instance)| &instance.service);
+                let caller = caller.and_then(|caller| self.declared.intent.services.get(caller));
+                let mut summed = views::traffic(traffic, |called| {
+                    caller.is_some_and(|caller| caller.calls.contains(called)) && self.is_service(called)
+                });
+                let others = self.hosts.get(node).into_iter().flat_map(|host| host.instances.keys());
+                let others = others.filter(|proxy| **proxy != traffic.proxy);
+                let bytes: usize =
+                    others.filter_map(|proxy| self.traffic.get(proxy)).map(Traffic::bytes).sum();
+                if bytes + summed.bytes() > MAX_TRAFFIC {
+                    // The sums stay, the details go.
+                    summed.outbound.clear();
+                    summed.inbound.reasons.clear();
+                }
                 self.traffic.insert(traffic.proxy.clone(), summed);
             }
         }
@@ -284,8 +328,23 @@ impl World {
             lost: std::mem::take(&mut changed.lost).into_iter().collect(),
             withdrawn: std::mem::take(&mut changed.withdrawn).into_iter().collect(),
         };
-        self.changed(changed);
+        let observed = match ticked.withdrawn.len() {
+            0 => false,
+            count => {
+                let alone = self.hold.silent_alone(count, now);
+                let again = |name: &String| self.hosts.get(name).is_some_and(|host| host.doubted);
+                alone || ticked.withdrawn.iter().all(again)
+            }
+        };
+        self.changed(changed, Cause::Silence { observed }, now);
+        let released = Changed { endpoints: self.hold.tick(now), ..Changed::default() };
+        self.resources.follow(&released, &self.declared.intent, &self.hosts, &self.hold);
         ticked
+    }
+
+    /// What was held since the last call, or was let go.
+    pub(crate) fn take_hold_notes(&mut self) -> Vec<HoldNote> {
+        self.hold.take_notes()
     }
 
     /// This process was held up until `now`: silence before it says nothing of hosts.
@@ -300,7 +359,7 @@ impl World {
 
     /// When [`World::tick`] has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Millis> {
-        self.hosts.next_deadline()
+        self.hosts.next_deadline().into_iter().chain(self.hold.next_deadline()).min()
     }
 
     /// Host records to be stored since the last call; `None` for hosts to be forgotten.
@@ -314,12 +373,13 @@ impl World {
         self.unsaved.extend(names);
     }
 
-    fn changed(&mut self, changed: Changed) {
+    fn changed(&mut self, changed: Changed, cause: Cause, now: Millis) {
+        self.hold.follow(&changed.endpoints, &self.hosts, cause, now);
         for proxy in &changed.gone {
             self.acks.forget(proxy);
             self.traffic.remove(proxy);
         }
-        self.resources.follow(&changed, &self.declared.intent, &self.hosts);
+        self.resources.follow(&changed, &self.declared.intent, &self.hosts, &self.hold);
         self.unsaved.extend(changed.records);
     }
 }

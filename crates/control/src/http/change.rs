@@ -17,7 +17,7 @@ use outrider_store::{Change, CommitError, NewTokenError, Store, Token};
 use super::Api;
 use super::error::{Body, Problem, Segments};
 use crate::declare::{self, KeyError, Plan};
-use crate::world::{Scope, World};
+use crate::world::{Millis, Scope, World};
 
 /// Bytes of all sources together: what `intent` reads at most.
 const MAX_SOURCES: usize = 4 << 20;
@@ -34,9 +34,9 @@ pub(crate) async fn apply(
 ) -> Result<Response, Problem> {
     let parsed = read(request.sources).await?;
     api.world
-        .run(move |world, store, _| {
+        .run(move |world, store, now| {
             let plan = declare::apply(world.declared(), &parsed);
-            carry_out(world, store, plan, request.dry_run, request.proxies)
+            carry_out(world, store, plan, request.dry_run, request.proxies, now)
         })
         .await?
 }
@@ -53,13 +53,13 @@ pub(crate) async fn delete(
 ) -> Result<Response, Problem> {
     let parsed = read(request.sources).await?;
     api.world
-        .run(move |world, store, _| {
+        .run(move |world, store, now| {
             let plan = declare::delete(world.declared(), &request.objects, &parsed, request.force);
             let plan = plan.map_err(|error| match &error {
                 KeyError::Kind(_) => Problem::bad_request(error.to_string()),
                 KeyError::Absent(_) => Problem::not_found(error.to_string()),
             })?;
-            carry_out(world, store, plan, request.dry_run, false)
+            carry_out(world, store, plan, request.dry_run, false, now)
         })
         .await?
 }
@@ -85,6 +85,7 @@ fn carry_out(
     plan: Plan,
     dry_run: bool,
     proxies: bool,
+    now: Millis,
 ) -> Result<Response, Problem> {
     let before = world.declared().revision;
     let mut response = ChangeResponse {
@@ -117,7 +118,7 @@ fn carry_out(
         after.revision = committed.revision;
         response.revision = committed.revision;
         tracing::info!(revision = committed.revision, changes = plan.changes.len(), "intent changed");
-        world.declare(after);
+        world.declare(after, now);
     }
     Ok(Json(response).into_response())
 }

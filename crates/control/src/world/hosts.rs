@@ -77,9 +77,11 @@ pub(crate) struct Host {
     /// Its instances are in no endpoint set, because it is lost.
     pub(crate) withdrawn: bool,
     /// It was given more time, because too many were silent at once.
-    doubted: bool,
+    pub(super) doubted: bool,
     /// Reported instances that do not count, by `NS/INSTANCE`, and why.
     pub(crate) refused: BTreeMap<String, Refusal>,
+    /// Its proxies acknowledge more than is kept.
+    pub(crate) too_much: bool,
     /// Sessions that were replaced while they were open.
     pub(crate) superseded: u64,
     /// By `NS/INSTANCE`.
@@ -98,6 +100,7 @@ impl Host {
             withdrawn: false,
             doubted: false,
             refused: BTreeMap::new(),
+            too_much: false,
             superseded: 0,
             instances: BTreeMap::new(),
         }
@@ -365,6 +368,12 @@ impl Hosts {
         let before = std::mem::replace(&mut host.refused, refused.clone());
         let news = refused.into_iter().filter(|(proxy, cause)| before.get(proxy) != Some(cause)).collect();
         Ok((changed, news))
+    }
+
+    /// Whether the last thing its proxies acknowledged was too much. `true` if that is new.
+    pub(crate) fn set_too_much(&mut self, name: &str, too_much: bool) -> bool {
+        let before = self.hosts.get_mut(name).map(|host| std::mem::replace(&mut host.too_much, too_much));
+        before.is_some_and(|before| before != too_much)
     }
 
     /// Forgets a host and everything on it.

@@ -10,6 +10,8 @@ use outrider_api::http::{
 use outrider_intent::model::ServiceRef;
 use outrider_intent::{Document, Key, Kind, effective};
 
+use super::acks::AckError;
+use super::hold::Ports;
 use super::hosts::{Host, Instance, Refusal, State, printable};
 use super::{Millis, Traffic, World};
 
@@ -52,6 +54,13 @@ fn add(view: &mut TrafficView, listener: &wire::ListenerTraffic) {
             *count = count.saturating_add(reason.count);
         }
     }
+}
+
+/// Why an endpoint is one that should not be.
+const HELD: &str = "still an endpoint: too many left at once, and that is looked at again";
+
+fn shown(ports: &Ports) -> BTreeMap<String, String> {
+    ports.iter().map(|(port, address)| (port.clone(), address.to_string())).collect()
 }
 
 impl World {
@@ -129,7 +138,11 @@ impl World {
             connected: host.session.is_some() && !host.lost,
             heartbeat_age_ms: now.saturating_sub(host.last_heard),
             instances: u32::try_from(host.instances.len()).unwrap_or(u32::MAX),
-            refused: host.refused.iter().map(|(proxy, why)| format!("{proxy}: {}", why.text())).collect(),
+            refused: {
+                let instances = host.refused.iter().map(|(proxy, why)| format!("{proxy}: {}", why.text()));
+                let too_much = host.too_much.then(|| format!("acknowledgements: {}", AckError::TooMuch));
+                instances.chain(too_much).collect()
+            },
             scope: self.scope(name),
         });
         let mut nodes: Vec<NodeView> = seen.chain(unseen).collect();
@@ -178,6 +191,21 @@ impl World {
                 }
             }
         }
+        for (service, proxy, served) in self.hold.held() {
+            let view = InstanceView {
+                namespace: service.namespace.clone(),
+                service: service.name.clone(),
+                name: proxy.split('/').next_back().unwrap_or_default().to_owned(),
+                node: served.host.clone(),
+                state: "held".to_owned(),
+                reason: format!("gone by what its host says, but {HELD}"),
+                endpoints: shown(&served.ports),
+                proxy: ProxyView::default(),
+            };
+            if self.hosts.find(proxy).is_none() && wanted(&view) {
+                views.insert((proxy, &served.host), view);
+            }
+        }
         views.into_values().collect()
     }
 
@@ -193,6 +221,11 @@ impl World {
         } else {
             reason
         };
+        let reason = match self.hold.is_held(&instance.service, proxy) {
+            true if reason.is_empty() => HELD.to_owned(),
+            true => format!("{reason}; {HELD}"),
+            false => reason,
+        };
         let comparison = self.compare(proxy, instance);
         let traffic = self.traffic.get(proxy).cloned().unwrap_or_default();
         InstanceView {
@@ -202,11 +235,7 @@ impl World {
             node: node.to_owned(),
             state: state.to_owned(),
             reason,
-            endpoints: instance
-                .endpoints
-                .iter()
-                .map(|(port, address)| (port.clone(), address.to_string()))
-                .collect(),
+            endpoints: shown(&instance.endpoints),
             proxy: ProxyView {
                 engine: instance.engine.clone(),
                 version: instance.engine_version.clone(),
