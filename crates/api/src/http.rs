@@ -243,9 +243,35 @@ pub struct NodeView {
     pub heartbeat_age_ms: u64,
     /// Instances on it.
     pub instances: u32,
-    /// Instances it reports that do not count: name and cause, one a line.
+    /// What it reports that does not count, instances above all: name and cause, one a line.
     #[serde(default)]
     pub refused: Vec<String>,
+    /// What it may run.
+    #[serde(default)]
+    pub scope: NodeScope,
+}
+
+/// What a node may run and get identities for: services of these namespaces, and these services. With neither,
+/// every service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeScope {
+    /// Namespaces.
+    #[serde(default)]
+    pub namespaces: Vec<String>,
+    /// Services, as `NS/SERVICE`.
+    #[serde(default)]
+    pub services: Vec<String>,
+}
+
+/// `DELETE /v1/nodes/{name}`: the node's certificate is good for nothing from now on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeDeleted {
+    /// Its name.
+    pub name: String,
+    /// Instances it had, as `NS/INSTANCE`: none of them is an endpoint any more.
+    pub instances: Vec<String>,
 }
 
 /// A running copy of a service, with its proxy.
@@ -260,7 +286,8 @@ pub struct InstanceView {
     pub name: String,
     /// Host.
     pub node: String,
-    /// `starting`, `ready`, `draining` or `lost` (its host is silent).
+    /// `starting`, `ready`, `draining`, `lost` (its host is silent), `refused` (it does not count), or `held` (it is
+    /// gone by what its host says, and still an endpoint because too many went at once).
     pub state: String,
     /// Why, if there is something to say.
     pub reason: String,
@@ -355,11 +382,14 @@ pub struct ResourceView {
 }
 
 /// `POST /v1/tokens`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TokenRequest {
     /// Seconds until it expires, 1–86,400; default 600.
     pub ttl_seconds: Option<u32>,
+    /// What the node that uses it may run; everything by default. Up to 1,000 names.
+    #[serde(default)]
+    pub scope: NodeScope,
 }
 
 /// A join token: good for one agent, once.
@@ -370,6 +400,9 @@ pub struct TokenResponse {
     pub token: String,
     /// Seconds it stays good.
     pub expires_in_seconds: u32,
+    /// What the node that uses it may run.
+    #[serde(default)]
+    pub scope: NodeScope,
 }
 
 /// Body of every answer that is not 2xx (and not a 422 of apply or delete).

@@ -98,6 +98,9 @@ pub(crate) enum Command {
     /// Tokens that let hosts join
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Hosts that were let in
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Print a completion script for a shell
     Completions {
         /// The shell.
@@ -317,6 +320,19 @@ pub(crate) struct GetArgs {
     pub(crate) remote: Remote,
 }
 
+impl GetArgs {
+    /// All of a kind.
+    pub(crate) fn all(kind: Kind, remote: Remote) -> Self {
+        Self {
+            kind,
+            name: None,
+            within: InNamespace { namespace: String::new() },
+            all_namespaces: true,
+            remote,
+        }
+    }
+}
+
 /// `describe`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
@@ -336,6 +352,13 @@ pub(crate) struct DescribeArgs {
     /// Whom to ask and how to print.
     #[command(flatten)]
     pub(crate) remote: Remote,
+}
+
+impl DescribeArgs {
+    /// A node.
+    pub(crate) fn node(name: String, remote: Remote) -> Self {
+        Self { kind: Kind::Nodes, name, within: InNamespace { namespace: String::new() }, remote }
+    }
 }
 
 /// `validate`.
@@ -439,18 +462,70 @@ pub(crate) struct AgentArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Create a join token: good for one agent, once
-    #[command(after_long_help = "\
+    Create(TokenArgs),
+}
+
+/// `token create`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+What a host may run and get certificates for is named here; by default it is every service.
+
 Examples:
   outrider agent --server 10.0.0.5:7601 --join \"$(outrider token create)\"
+  outrider token create --namespace shop --service finance/ledger
   outrider token create --ttl 1h -o json")]
-    Create {
-        /// How long it stays good: 1s to 24h
-        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
-        ttl: Duration,
+pub(crate) struct TokenArgs {
+    /// How long it stays good: 1s to 24h
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub(crate) ttl: Duration,
+    /// Its host may act for the services of this namespace; may be repeated
+    #[arg(short, long = "namespace", value_name = "NS")]
+    pub(crate) namespaces: Vec<String>,
+    /// Its host may act for this service, NAMESPACE/NAME; may be repeated
+    #[arg(long = "service", value_name = "SERVICE")]
+    pub(crate) services: Vec<String>,
+    /// Whom to ask and how to print.
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+}
+
+/// `node …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List hosts
+    List {
         /// Whom to ask and how to print.
         #[command(flatten)]
         remote: Remote,
     },
+    /// Show everything about a host: what it may run, and which of its instances do not count
+    Describe {
+        /// Its name
+        name: String,
+        /// Whom to ask and how to print.
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Put hosts out: their certificates are good for nothing here from now on
+    Delete(NodeDeleteArgs),
+}
+
+/// `node delete`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Its connections are closed, and its instances are no endpoints any more, also after a restart of the control plane.
+Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can join again
+with a new token.
+
+Examples:
+  outrider node delete host-a")]
+pub(crate) struct NodeDeleteArgs {
+    /// Their names
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
+    /// Whom to ask and how to print.
+    #[command(flatten)]
+    pub(crate) remote: Remote,
 }
 
 /// `version`.
@@ -476,7 +551,7 @@ mod tests {
     fn every_command_that_acts_shows_an_example() {
         for command in Cli::command().get_subcommands_mut() {
             let name = command.get_name().to_owned();
-            if ["completions", "version", "token", "help"].contains(&name.as_str()) {
+            if ["completions", "version", "token", "node", "help"].contains(&name.as_str()) {
                 continue;
             }
             let help = command.render_long_help().to_string();

@@ -6,6 +6,7 @@ mod difference;
 pub(crate) mod get;
 pub(crate) mod host;
 pub(crate) mod local;
+pub(crate) mod node;
 mod surroundings;
 pub(crate) mod token;
 

@@ -249,3 +249,28 @@ fn exit_codes_of_what_needs_no_server() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_node_is_let_in_for_what_its_token_names_and_put_out() -> Result<()> {
+    let mesh = Mesh::start()?;
+    let port = ports::reserve()?;
+    mesh.apply(&intent("", port))?;
+    let wide = mesh.cli(&["token", "create"])?.ok()?;
+    ensure!(wide.stdout.starts_with("ort1.") && wide.stderr.contains("for every service"), "{wide:?}");
+    let narrow = json(&mesh, &["token", "create", "--namespace", "shop", "--service", "finance/ledger"])?;
+    assert_eq!(narrow["scope"], serde_json::json!({"namespaces": ["shop"], "services": ["finance/ledger"]}));
+    let mistake = mesh.cli(&["token", "create", "--service", "ledger"])?;
+    ensure!(mistake.code == 1 && mistake.stderr.contains("write NAMESPACE/SERVICE"), "{mistake:?}");
+
+    let nodes = json(&mesh, &["node", "list"])?;
+    let name = nodes[0]["name"].as_str().context("no node")?.to_owned();
+    let described = mesh.cli(&["node", "describe", &name])?.ok()?.stdout;
+    ensure!(described.contains("may run   every service"), "{described}");
+    let deleted = mesh.cli(&["node", "delete", &name])?.ok()?;
+    ensure!(deleted.stdout.starts_with(&format!("node {name} deleted")), "{deleted:?}");
+    ensure!(deleted.stderr.contains("new token"), "{deleted:?}");
+    assert_eq!(json(&mesh, &["node", "list"])?, serde_json::json!([]));
+    let again = mesh.cli(&["node", "delete", &name])?;
+    ensure!(again.code == 1 && again.stderr.contains("there is no node"), "{again:?}");
+    Ok(())
+}

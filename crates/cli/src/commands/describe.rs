@@ -6,8 +6,9 @@ use outrider_api::http::{DescribeView, InstanceView, NodeView, TrafficView};
 use serde::Serialize;
 
 use super::Context;
-use super::get::{document_kind, instances, objects, or_dash, resolve};
+use super::get::{document_kind, heartbeat, instances, objects, or_dash, resolve};
 use super::surroundings::Surroundings;
+use super::token::allowed;
 use crate::args::{DescribeArgs, Kind};
 use crate::exit::{CliError, Outcome, ok};
 use crate::output::{Style, Table, bytes, show};
@@ -75,7 +76,7 @@ fn found_in<'a>(namespaces: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// A name as part of a path. Names of ours need no escapes, so anything else is a mistake.
-fn segment(name: &str) -> Result<&str, CliError> {
+pub(super) fn segment(name: &str) -> Result<&str, CliError> {
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
     if !name.is_empty() && name.chars().all(good) {
         Ok(name)
@@ -186,14 +187,19 @@ pub(crate) fn mean(latency_us_sum: u64, requests: u64) -> String {
 
 fn node(view: &NodeView, style: Style) -> String {
     let state = style.state(if view.connected { "connected" } else { "disconnected" });
-    format!(
-        "Node {}\n  state     {state}\n  address   {}\n  version   {}\n  instances {}\n  heartbeat {:.1}s ago\n",
+    let mut text = format!(
+        "Node {}\n  state     {state}\n  address   {}\n  version   {}\n  instances {}\n  heartbeat {}\n  may run   {}\n",
         style.bold(&view.name),
-        view.address,
-        view.version,
+        or_dash(&view.address),
+        or_dash(&view.version),
         view.instances,
-        view.heartbeat_age_ms as f64 / 1e3
-    )
+        heartbeat(view),
+        allowed(&view.scope),
+    );
+    for refused in &view.refused {
+        text.push_str(&format!("  {} {}\n", style.bad("refused  "), refused));
+    }
+    text
 }
 
 fn section(text: &mut String, title: &str, table: Table, style: Style) {

@@ -295,13 +295,21 @@ fn node_table(wanted: &[&NodeView], style: Style) -> Table {
         table.row(vec![
             node.name.clone(),
             style.state(if node.connected { "connected" } else { "disconnected" }),
-            node.address.clone(),
-            node.version.clone(),
+            or_dash(&node.address),
+            or_dash(&node.version),
             node.instances.to_string(),
-            format!("{:.1}s ago", node.heartbeat_age_ms as f64 / 1e3),
+            heartbeat(node),
         ]);
     }
     table
+}
+
+/// When a node was last heard; `-` if it never was, or is forgotten.
+pub(crate) fn heartbeat(node: &NodeView) -> String {
+    if node.address.is_empty() {
+        return or_dash("");
+    }
+    format!("{:.1}s ago", node.heartbeat_age_ms as f64 / 1e3)
 }
 
 /// An instance's traffic in a few numbers: HTTP requests, and for TCP listeners connections.

@@ -174,7 +174,7 @@ impl Stack {
         server: SocketAddr,
     ) -> Result<(), CliError> {
         // Only needed the first time, and after the identity has expired; unused it expires in a minute.
-        let request = TokenRequest { ttl_seconds: Some(60) };
+        let request = TokenRequest { ttl_seconds: Some(60), ..TokenRequest::default() };
         let token: TokenResponse = Client::new(self.target(), None).post("/v1/tokens", &request).await?;
         let mut options = AgentOptions::new(state, self.runtime.clone(), NODE.to_owned(), server.to_string());
         options.join_token = Some(token.token);
