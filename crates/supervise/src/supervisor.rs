@@ -97,6 +97,8 @@ struct Change {
     from: Target,
     to: Target,
     attempt: u32,
+    /// A rollback was asked for when the candidate had been told to accept already.
+    undo: bool,
     step: Step,
 }
 

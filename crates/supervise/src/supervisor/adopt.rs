@@ -125,6 +125,7 @@ impl Supervisor {
             from,
             to: running.clone(),
             attempt: 1,
+            undo: false,
             // Replaced at once.
             step: Step::Waiting { until: self.now },
         });
@@ -149,6 +150,7 @@ impl Supervisor {
             from: running.clone(),
             to,
             attempt: 1,
+            undo: false,
             step: Step::Preparing { candidate },
         });
         if self.in_state(candidate, &[State::Held]) {

@@ -147,7 +147,8 @@ impl Supervisor {
 
     fn begin(&mut self, cause: Cause, from: Target, to: Target) -> Generation {
         let candidate = self.spawn(&to, true);
-        self.change = Some(Change { cause, from, to, attempt: 1, step: Step::Preparing { candidate } });
+        self.change =
+            Some(Change { cause, from, to, attempt: 1, undo: false, step: Step::Preparing { candidate } });
         candidate
     }
 
@@ -161,9 +162,13 @@ impl Supervisor {
             self.drain(slower, self.policy.drain, Cause::Superseded, Next::ServedBy(candidate));
         }
         self.took_over(candidate, change.cause.clone());
-        if change.cause == Cause::Upgrade && !self.policy.probation.is_zero() {
+        if change.cause == Cause::Upgrade && (change.undo || !self.policy.probation.is_zero()) {
+            let undo = change.undo;
             self.change = Some(change);
             self.begin_probation(old, candidate);
+            if undo {
+                self.take_back(Cause::Rollback, false);
+            }
         } else if let Some(old) = old {
             self.drain(old, self.policy.drain, change.cause, Next::ServedBy(candidate));
         }
@@ -313,7 +318,7 @@ impl Supervisor {
             Cause::Crashed(exit) => exit.is_outside_kill() && change.attempt < self.policy.attempts,
             _ => false,
         };
-        if may_pass || change.goes_back() {
+        if may_pass && !change.undo || change.goes_back() {
             return Next::TriedAgain { pause: self.wait(change) };
         }
         if change.cause == Cause::Upgrade {
@@ -384,6 +389,12 @@ impl Supervisor {
                 self.change = Some(change);
                 self.out.push(Effect::Refused(Refusal::RollingBack));
             }
+            // It may accept already, and even alone: first it takes over, then it is taken back.
+            Some(mut change) if self.opens(&change) => {
+                self.queued = None;
+                change.undo = true;
+                self.change = Some(change);
+            }
             Some(change) => {
                 self.queued = None;
                 self.quarantine(&change.to, &change.from, Cause::Rollback);
@@ -395,6 +406,11 @@ impl Supervisor {
             }
             None => self.roll_back_from(target),
         }
+    }
+
+    fn opens(&self, change: &Change) -> bool {
+        let Step::Preparing { candidate } = &change.step else { return false };
+        self.in_state(*candidate, &[State::Opening])
     }
 
     fn roll_back_from(&mut self, target: Target) {
