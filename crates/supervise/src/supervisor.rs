@@ -41,6 +41,8 @@ pub struct Supervisor {
     young: Option<Young>,
     memory: Memory,
     fetched: VecDeque<Target>,
+    /// What accepted at least once, the newest first; at most as many as good ones.
+    ran: Vec<Target>,
     /// Numbers from here on are this supervisor's own; smaller ones may be adopted, each once.
     first_own: Option<u64>,
     adopted: BTreeSet<Generation>,
@@ -167,6 +169,7 @@ impl Supervisor {
             said: Said { serving: None, memory: memory.clone() },
             memory,
             fetched: VecDeque::new(),
+            ran: Vec::new(),
             first_own: None,
             adopted: BTreeSet::new(),
             has_served: false,
@@ -308,7 +311,6 @@ impl Supervisor {
         }
         self.change_due();
         self.start_due();
-        self.settle();
     }
 
     /// What has to be true after every event is made true.
@@ -320,8 +322,10 @@ impl Supervisor {
             }
             return;
         }
-        self.start_next_change();
+        // In this order: what is proven comes before what is new.
         self.ensure_progress();
+        self.start_next_change();
+        self.settle();
         self.bound_draining();
     }
 
@@ -458,6 +462,7 @@ impl Supervisor {
                 self.replacement = None;
                 self.serving = Some(generation);
                 self.took_over(generation, Cause::NobodyServed);
+                self.remember_ran(generation);
             }
             Part::Serving | Part::Leaving | Part::None => {}
         }

@@ -85,6 +85,7 @@ impl Supervisor {
         if let Some(&newest) = self.free(|process| process.state == State::Accepting).first() {
             self.serving = Some(newest);
             self.took_over(newest, Cause::NobodyServed);
+            self.remember_ran(newest);
             self.crashes.cancel();
             if let Some(slower) = self.replacement.take() {
                 self.drain(slower, self.policy.drain, Cause::Superseded, Next::ServedBy(newest));

@@ -42,6 +42,14 @@ impl Supervisor {
         self.memory.good.truncate(crate::MAX_GOOD);
     }
 
+    /// What ran at all is better than nothing when what is wanted does not.
+    pub(super) fn remember_ran(&mut self, generation: Generation) {
+        let Some(process) = self.processes.get(&generation) else { return };
+        self.ran.retain(|ran| *ran != process.target);
+        self.ran.insert(0, process.target.clone());
+        self.ran.truncate(crate::MAX_GOOD);
+    }
+
     pub(super) fn on_probation(&self) -> bool {
         let step = self.change.as_ref().map(|change| &change.step);
         matches!(step, Some(Step::Probation { .. } | Step::PuttingBack { .. }))
@@ -87,51 +95,49 @@ impl Supervisor {
 
     /// Begins what is queued, as soon as it may.
     pub(super) fn start_next_change(&mut self) {
-        if self.queued.is_none() {
-            return;
-        }
-        // What only waits to be tried again makes room for what is newer.
-        let newer = matches!(self.queued, Some(Queued::Upgrade(_)));
-        let waits = |change: &mut Change| newer && matches!(change.step, Step::Waiting { .. });
-        if let Some(waiting) = self.change.take_if(waits) {
-            self.target = Some(if waiting.goes_back() { waiting.to } else { waiting.from });
-        }
-        if self.change.is_some() {
-            return;
-        }
-        match self.queued.take() {
-            Some(Queued::Upgrade(to)) => self.start_upgrade(to),
-            Some(Queued::Restart) => {
+        let waits = |change: &Change| matches!(change.step, Step::Waiting { .. });
+        let free = self.change.is_none();
+        match self.queued.clone() {
+            // What only waits to be tried again makes room for what is newer.
+            Some(Queued::Upgrade(to)) if free || self.change.as_ref().is_some_and(waits) => {
+                self.start_upgrade(to);
+            }
+            Some(Queued::Restart) if free && self.draining() < self.policy.max_draining => {
+                self.queued = None;
                 let serving = self.serving.and_then(|generation| self.processes.get(&generation));
-                let Some(to) = serving.map(|process| process.target.clone()) else { return };
-                if self.draining() >= self.policy.max_draining {
-                    self.queued = Some(Queued::Restart);
-                } else {
+                if let Some(to) = serving.map(|process| process.target.clone()) {
                     self.begin(Cause::Restart, to.clone(), to);
                 }
             }
-            None => {}
+            _ => {}
         }
     }
 
     fn start_upgrade(&mut self, to: Target) {
         if let Some(quarantined) = self.quarantined(&to).cloned() {
+            self.queued = None;
             let quarantined = Box::new(quarantined);
             return self.out.push(Effect::Refused(Refusal::Quarantined { target: to, quarantined }));
         }
         match self.running() {
-            Some(running) if running == to => self.target = Some(to),
+            Some(running) if running == to => {
+                self.change = None;
+                self.target = Some(to);
+            }
             // Something proven serves or will in a moment; what is new has to wait for its turn.
             Some(from) if self.serving.is_some() || self.has_served && !self.crashes.looping() => {
                 if self.draining() >= self.policy.max_draining {
-                    self.queued = Some(Queued::Upgrade(to));
-                } else {
-                    self.target = Some(to.clone());
-                    self.begin(Cause::Upgrade, from, to);
+                    return;
                 }
+                self.target = Some(to.clone());
+                self.begin(Cause::Upgrade, from, to);
             }
-            _ => self.replace_at_once(to),
+            _ => {
+                self.change = None;
+                self.replace_at_once(to);
+            }
         }
+        self.queued = None;
     }
 
     /// Nobody serves and nothing is worth waiting for.
@@ -162,6 +168,7 @@ impl Supervisor {
             self.drain(slower, self.policy.drain, Cause::Superseded, Next::ServedBy(candidate));
         }
         self.took_over(candidate, change.cause.clone());
+        self.remember_ran(candidate);
         if change.cause == Cause::Upgrade && (change.undo || !self.policy.probation.is_zero()) {
             let undo = change.undo;
             self.change = Some(change);

@@ -88,6 +88,15 @@ impl Supervisor {
         good.find(|good| *good != target && self.quarantined(good).is_none()).cloned()
     }
 
+    /// What to try when `target` does not work: what ran well, or at least what ran.
+    fn fallback(&self, target: &Target) -> Option<Target> {
+        let ran = || {
+            let mut ran = self.ran.iter();
+            ran.find(|ran| *ran != target && self.quarantined(ran).is_none()).cloned()
+        };
+        self.good_besides(target).or_else(ran)
+    }
+
     /// The generation that will serve soon although none was started for that.
     fn help(&self) -> Option<Generation> {
         match &self.change.as_ref()?.step {
@@ -124,7 +133,7 @@ impl Supervisor {
         let looping = limit_reached || self.crashes.level > 0;
         // What never gets ready, or crashes every half minute, makes no fast loop and is no good all the same.
         let slow = self.crashes.row >= self.policy.crash_limit || !ready && *cause == Cause::NotReady;
-        let other = self.good_besides(&base).filter(|_| !by_somebody && (looping || slow));
+        let other = self.fallback(&base).filter(|_| !by_somebody && (looping || slow));
         let skipped = u32::from(other.is_some());
         let target = match other {
             Some(other) if *lost == base => other,

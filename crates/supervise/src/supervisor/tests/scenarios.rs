@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::*;
 
 /// Effects and records in one line each, short enough for a table.
-fn short(effect: &Effect) -> Option<String> {
+pub(super) fn short(effect: &Effect) -> Option<String> {
     Some(match effect {
         Effect::Remember(_) => return None,
         Effect::Fetch { generation, target } => format!("fetch {generation} {}", target.release),

@@ -149,6 +149,13 @@ impl World {
                 | Event::Start { .. }
         );
         let effects = self.supervisor.handle(self.now, event.clone());
+        if std::env::var("WORLD_DEBUG").is_ok() {
+            println!(
+                "{:?} {:?}",
+                event,
+                effects.iter().filter_map(super::scenarios::short).collect::<Vec<_>>()
+            );
+        }
         self.carry_out(&event, effects);
         if again {
             let repeated = self.supervisor.handle(self.now, event.clone());
