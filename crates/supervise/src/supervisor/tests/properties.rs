@@ -20,6 +20,7 @@ enum Op {
     Exit(u8, i32),
     Hang(u8),
     Repeat(u8),
+    RenewAgent(u64),
     Pass(u32),
 }
 
@@ -35,6 +36,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (any::<u8>(), 0..3i32).prop_map(|(which, code)| Op::Exit(which, code)),
         2 => any::<u8>().prop_map(Op::Hang),
         2 => any::<u8>().prop_map(Op::Repeat),
+        1 => prop_oneof![Just(0), any::<u64>()].prop_map(Op::RenewAgent),
         // From a part of a start to several probations, in milliseconds.
         6 => prop_oneof![0..60u32, 0..5_000u32, 0..200_000u32].prop_map(Op::Pass),
     ]
@@ -68,6 +70,7 @@ fn carry_out(world: &mut World, op: &Op) {
         Op::Exit(which, code) => world.strike(which.into(), Some(Exit::Code(code))),
         Op::Hang(which) => world.strike(which.into(), None),
         Op::Repeat(which) => world.repeat(which.into()),
+        Op::RenewAgent(late) => world.renew_agent(late),
         Op::Pass(millis) => world.advance(Duration::from_millis(millis.into())),
     }
 }

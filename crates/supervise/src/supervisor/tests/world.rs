@@ -33,6 +33,7 @@ enum Does {
 
 #[derive(Clone, Debug)]
 struct Proc {
+    target: Target,
     build: Build,
     held: bool,
     does: Does,
@@ -149,13 +150,6 @@ impl World {
                 | Event::Start { .. }
         );
         let effects = self.supervisor.handle(self.now, event.clone());
-        if std::env::var("WORLD_DEBUG").is_ok() {
-            println!(
-                "{:?} {:?}",
-                event,
-                effects.iter().filter_map(super::scenarios::short).collect::<Vec<_>>()
-            );
-        }
         self.carry_out(&event, effects);
         if again {
             let repeated = self.supervisor.handle(self.now, event.clone());
@@ -300,8 +294,17 @@ impl World {
             return self.later(Duration::from_millis(1), failed);
         }
         let sample = Sample { resident: 12 << 20, ..Sample::default() };
-        let proc =
-            Proc { build, held, does: Does::Starts, hangs: false, found: false, born: self.now, sample };
+        let target = target.clone();
+        let proc = Proc {
+            target,
+            build,
+            held,
+            does: Does::Starts,
+            hangs: false,
+            found: false,
+            born: self.now,
+            sample,
+        };
         self.procs.insert(generation.0, proc);
         self.later(Duration::from_micros(300), Event::Started { generation });
         let soon = self.soon();
@@ -323,6 +326,50 @@ impl World {
             Some(exit) => self.give_of(ended(number, exit)),
             None => self.hang(number),
         }
+    }
+
+    /// The agent goes and a new one comes: it knows what was to be remembered, and what the processes say. Of those,
+    /// each is heard before the start or, for bits of `late`, only after it.
+    pub(super) fn renew_agent(&mut self, late: u64) {
+        if self.stop_by.is_some() {
+            return;
+        }
+        let target = self.supervisor.status(self.now).target;
+        let memory = self.supervisor.memory().clone();
+        let memory = serde_json::to_string(&memory).expect("memory can be written");
+        let memory = serde_json::from_str(&memory).expect("and read");
+        self.supervisor = Supervisor::new(self.policy.clone(), memory, self.now);
+        // What hangs says nothing; the new agent ends it by its pid. What had no process yet leaves no trace.
+        self.procs.retain(|_, proc| !proc.hangs);
+        let (procs, ends) = (&self.procs, &self.ends);
+        self.numbers.retain(|number| procs.contains_key(number) || ends.contains(number));
+        self.past.clear();
+        let found: Vec<_> = self.procs.iter().map(|(number, proc)| self.adoption(*number, proc)).collect();
+        let is_late = |number: u64| late >> (number % 64) & 1 == 1;
+        for adoption in found.iter().filter(|adoption| !is_late(adoption.generation.0)) {
+            self.give(Event::Adopted(adoption.clone()));
+        }
+        if let Some(target) = target {
+            self.give(Event::Start { target });
+        }
+        for adoption in found.into_iter().filter(|adoption| is_late(adoption.generation.0)) {
+            self.give(Event::Adopted(adoption));
+        }
+    }
+
+    fn adoption(&self, number: u64, proc: &Proc) -> Adoption {
+        let (state, ready) = match proc.does {
+            Does::Starts if proc.held => (Found::Held, false),
+            Does::Starts => (Found::Accepting, false),
+            Does::Holds => (Found::Held, true),
+            Does::Accepts => (Found::Accepting, true),
+            Does::Paused => (Found::Paused, true),
+            Does::Drains => (Found::Draining, true),
+        };
+        let uptime = self.now.saturating_duration_since(proc.born);
+        let target = proc.target.clone();
+        let generation = Generation(number);
+        Adoption { generation, target, state, ready, uptime, configuration: None, identity: None }
     }
 
     /// Ends this one.
@@ -350,7 +397,8 @@ impl World {
                 proc.does = if proc.held { Does::Holds } else { Does::Accepts };
             }
             Event::Ended { generation, .. } => {
-                if self.procs.remove(&number(generation)).is_none() {
+                let gone = self.procs.remove(&number(generation)).is_none();
+                if gone {
                     return;
                 }
             }
