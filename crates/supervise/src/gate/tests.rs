@@ -289,6 +289,22 @@ fn an_outage_that_befalls_both_blames_nobody() {
 }
 
 #[test]
+fn a_way_to_upstreams_that_never_worked_is_found_without_anybody_to_compare_with() {
+    for (works_at_first, expected) in [(false, true), (true, false)] {
+        let mut gate = Gate::new(Limits::default(), &worked(10_000), Sample::default());
+        let mut sample = Sample::default();
+        for n in 0..30 {
+            sample.requests += 10;
+            if n > 0 || !works_at_first {
+                *sample.errors.entry("upstream_tls_failed".into()).or_default() += 10;
+            }
+            gate.candidate(&sample);
+        }
+        assert_eq!(matches!(gate.verdict(), Verdict::Fail(_)), expected, "{:?}", gate.verdict());
+    }
+}
+
+#[test]
 fn a_history_forgets_what_is_older_than_ten_minutes() {
     let mut history = History::default();
     let mut sample = Sample::default();
