@@ -22,6 +22,9 @@ mod tests;
 /// Most targets whose binary is known to be there.
 const MAX_FETCHED: usize = 8;
 
+/// Numbers of generations reserved at a time.
+const NUMBERS: u64 = 64;
+
 /// The life of one proxy. See the crate's documentation.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
@@ -40,6 +43,8 @@ pub struct Supervisor {
     /// Set when a release passes probation.
     young: Option<Young>,
     memory: Memory,
+    /// The next generation's number; below `memory.next`, up to which they are reserved.
+    next: u64,
     fetched: VecDeque<Target>,
     /// What accepted at least once, the newest first; at most as many as good ones.
     ran: Vec<Target>,
@@ -167,6 +172,7 @@ impl Supervisor {
             crashes: crash::Crashes::default(),
             young: None,
             said: Said { serving: None, memory: memory.clone() },
+            next: memory.next,
             memory,
             fetched: VecDeque::new(),
             ran: Vec::new(),
@@ -348,7 +354,7 @@ impl Supervisor {
             return self.out.push(Effect::Refused(Refusal::Stopping));
         }
         let refused = self.quarantined(&target).cloned();
-        self.first_own = Some(self.memory.next);
+        self.first_own = Some(self.next);
         self.target = Some(match (&refused, self.memory.good.first()) {
             (Some(_), Some(good)) => good.clone(),
             // Something has to run, and nothing is known to be better.
@@ -372,8 +378,8 @@ impl Supervisor {
 
     /// Begins a generation: its binary first, unless it is known to be there.
     fn spawn(&mut self, target: &Target, held: bool) -> Generation {
-        let generation = Generation(self.memory.next);
-        self.memory.next = self.memory.next.saturating_add(1);
+        let generation = Generation(self.next);
+        self.number_used(generation);
         let process = Process::new(target.clone(), State::Fetching, held, self.now);
         self.processes.insert(generation, process);
         if self.fetched.contains(target) {
@@ -383,6 +389,14 @@ impl Supervisor {
             self.out.push(Effect::Fetch { generation, target: target.clone() });
         }
         generation
+    }
+
+    /// Numbers are reserved many at a time, so that repairing a crash does not wait for a disk.
+    fn number_used(&mut self, generation: Generation) {
+        self.next = self.next.max(generation.0.saturating_add(1));
+        if self.memory.next < self.next {
+            self.memory.next = self.next.saturating_add(NUMBERS - 1);
+        }
     }
 
     fn fetched(&mut self, generation: Generation) {

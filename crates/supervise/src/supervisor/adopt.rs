@@ -9,11 +9,11 @@ const MAX_ADOPTED: usize = 64;
 impl Supervisor {
     pub(super) fn adopt(&mut self, adoption: Adoption) {
         let Adoption { generation, target, state, ready, uptime, configuration, identity } = adoption;
-        let own = self.first_own.is_some_and(|first| (first..self.memory.next).contains(&generation.0));
+        let own = self.first_own.is_some_and(|first| (first..self.next).contains(&generation.0));
         if own || self.adopted.len() >= MAX_ADOPTED || !self.adopted.insert(generation) {
             return;
         }
-        self.memory.next = self.memory.next.max(generation.0.saturating_add(1));
+        self.number_used(generation);
         let now = self.now;
         let (state, held) = match (state, ready) {
             (Found::Accepting, true) => (State::Accepting, false),

@@ -177,7 +177,15 @@ impl Supervisor {
                 self.take_back(Cause::Rollback, false);
             }
         } else if let Some(old) = old {
-            self.drain(old, self.policy.drain, change.cause, Next::ServedBy(candidate));
+            self.drain(old, self.drain_time(&change.cause), change.cause, Next::ServedBy(candidate));
+        }
+    }
+
+    /// What open connections get of a generation that is replaced for this cause.
+    fn drain_time(&self, cause: &Cause) -> Duration {
+        match cause {
+            Cause::Upgrade | Cause::Rollback | Cause::Restart => self.policy.drain,
+            _ => self.policy.drain_failed,
         }
     }
 
@@ -309,7 +317,7 @@ impl Supervisor {
         let failed = self.serving.replace(reserve);
         self.record(reserve, Happened::PutBack, why.clone(), Next::Nothing);
         if let Some(failed) = failed {
-            self.drain(failed, self.policy.drain, why.clone(), Next::PutBack(reserve));
+            self.drain(failed, self.drain_time(why), why.clone(), Next::PutBack(reserve));
         }
         if *again {
             self.wait(change);

@@ -16,7 +16,7 @@ fn what_serves_goes_on_and_nothing_is_started() {
         99 tick               =>
         ",
     );
-    assert_eq!(supervisor.memory().next, 5);
+    assert!(supervisor.memory().next >= 5);
     assert_eq!(supervisor.memory().good, [target("1")]);
 }
 

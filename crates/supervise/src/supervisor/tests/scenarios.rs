@@ -547,3 +547,51 @@ fn texts_from_outside_are_cut_and_numbers_that_are_none_do_no_harm() {
     assert!(cut, "{effects:?}");
     assert!(supervisor.next_tick().is_some());
 }
+
+#[test]
+fn repairing_a_crash_waits_for_no_disk() {
+    let begin = Instant::now();
+    let mut supervisor = Supervisor::new(Policy::default(), Memory::default(), begin);
+    let first = supervisor.handle(begin, Event::Start { target: target("1") });
+    assert!(matches!(&first[0], Effect::Remember(memory) if memory.next > 1), "{first:?}");
+    supervisor.handle(begin, Event::Fetched { generation: Generation(1) });
+    supervisor.handle(begin, ready(1));
+    let repair = supervisor.handle(begin, ended(1, Exit::Signal(9)));
+    assert!(matches!(&repair[0], Effect::Start { generation: Generation(2), held: false, .. }), "{repair:?}");
+    // A new agent does not use a number again.
+    let mut next = Supervisor::new(Policy::default(), supervisor.memory().clone(), begin);
+    let effects = next.handle(begin, Event::Start { target: target("1") });
+    let used =
+        effects.iter().any(|effect| matches!(effect, Effect::Fetch { generation, .. } if generation.0 > 2));
+    assert!(used, "{effects:?}");
+}
+
+#[test]
+fn a_release_that_is_worse_gets_little_time_to_drain() {
+    let begin = Instant::now();
+    let mut supervisor = serving(
+        "
+        … 100 upgrade 2
+        … 100 fetched 2
+        … 100 ready 2
+        … 100 accepting 2
+        … 100 paused 1
+        ",
+    );
+    let mut give = |second, event| supervisor.handle(begin + Duration::from_secs(second), event);
+    let sample = |generation, requests, failed| {
+        let errors = [("internal_error".into(), failed)].into();
+        let sample = crate::gate::Sample { requests, errors, ..Default::default() };
+        Event::Sample { generation: Generation(generation), sample: Box::new(sample) }
+    };
+    let mut effects = Vec::new();
+    // The predecessor's own history decides: it has to be known.
+    effects.extend(give(101, sample(1, 10_000, 0)));
+    for second in 1..8 {
+        effects.extend(give(101 + second, sample(2, second * 100, second * 50)));
+    }
+    effects.extend(give(110, Event::Accepting { generation: Generation(1) }));
+    let effects: Vec<_> = effects.iter().filter_map(short).collect();
+    assert_eq!(effects[0], "accept #1");
+    assert!(effects.contains(&"drain #2 30".to_owned()), "{effects:?}");
+}
