@@ -365,13 +365,19 @@ impl Supervisor {
             self.out.push(Effect::Refused(Refusal::Quarantined { target, quarantined }));
         }
         self.assign_adopted();
-        // What was found may be something else than what is wanted now.
+        // What was found may be something else than what is wanted now. And when nothing was found, what is wanted may
+        // never have run here: then what did runs first, or at least beside it.
         let running = self.serving.or(self.replacement).and_then(|g| self.processes.get(&g));
+        let unproven = self.target.as_ref().is_some_and(|target| !self.memory.good.contains(target));
+        let first = match running {
+            Some(running) => Some(running.target.clone()),
+            None => self.memory.good.first().filter(|_| unproven).cloned(),
+        };
         if self.change.is_none()
-            && let Some(running) = running.map(|process| process.target.clone())
-            && self.target.as_ref() != Some(&running)
+            && let Some(first) = first
+            && self.target.as_ref() != Some(&first)
         {
-            let wanted = self.target.replace(running);
+            let wanted = self.target.replace(first);
             self.queued = wanted.map(Queued::Upgrade);
         }
     }

@@ -43,6 +43,9 @@ impl Supervisor {
         process.took_over = has_accepted;
         self.has_served |= has_accepted;
         self.processes.insert(generation, process);
+        if has_accepted {
+            self.remember_ran(generation);
+        }
         if let Some(deadline) = self.stop {
             let within = deadline.saturating_duration_since(now);
             self.drain(generation, within, Cause::Stop, Next::Nothing);

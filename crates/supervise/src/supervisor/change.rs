@@ -50,6 +50,16 @@ impl Supervisor {
         self.ran.truncate(crate::MAX_GOOD);
     }
 
+    /// Somebody accepts, or was told to and may do so already.
+    fn accepts_or_will(&self) -> bool {
+        let told = |generation| self.in_state(generation, &[State::Opening]);
+        self.serving.is_some() || self.replacement.is_some_and(told)
+    }
+
+    fn ran_here(&self, target: &Target) -> bool {
+        self.memory.good.contains(target) || self.ran.contains(target)
+    }
+
     pub(super) fn on_probation(&self) -> bool {
         let step = self.change.as_ref().map(|change| &change.step);
         matches!(step, Some(Step::Probation { .. } | Step::PuttingBack { .. }))
@@ -125,7 +135,7 @@ impl Supervisor {
                 self.target = Some(to);
             }
             // Something proven serves or will in a moment; what is new has to wait for its turn.
-            Some(from) if self.serving.is_some() || self.has_served && !self.crashes.looping() => {
+            Some(from) if self.accepts_or_will() || self.ran_here(&from) && !self.crashes.looping() => {
                 if self.draining() >= self.policy.max_draining {
                     return;
                 }

@@ -173,3 +173,44 @@ fn what_is_found_is_upgraded_if_something_else_is_wanted() {
         ",
     );
 }
+
+#[test]
+fn what_ran_well_is_started_beside_what_never_ran_here() {
+    let both = "
+        0 start 2        => fetch #10 1; fetch #11 2
+        0 fetched 10     => start #10 1
+        0 fetched 11     => start #11 2 held
+    ";
+    story_with(
+        good(&["1"]),
+        &format!(
+            "
+            {both}
+            1 ready 10       => #10 TookOver: nobody served -> nothing; serving #10
+            2 exit 11 1      => #11 Ended: exit code 1 -> served by #10
+            "
+        ),
+    );
+    story_with(
+        good(&["1"]),
+        &format!(
+            "
+            {both}
+            1 ready 11       => accept #11
+            1 accepting 11   => drain #10 600; #11 TookOver: upgrade -> nothing; serving #11
+            "
+        ),
+    );
+    story_with(
+        good(&["1"]),
+        "
+        -- its binary is not there any more
+        0 start 2         => fetch #10 1; fetch #11 2
+        0 fetch-failed 10 => #10 Ended: its binary could not be fetched: no route -> pause 1
+        0 fetched 11      => start #11 2 held
+        1 tick            => fetch #12 1
+        2 ready 11        => accept #11
+        2 accepting 11    => #12 Ended: not needed any more -> served by #11; #11 TookOver: upgrade -> nothing; serving #11
+        ",
+    );
+}
