@@ -99,6 +99,7 @@ impl TypeState {
     }
 
     pub(super) fn unsubscribe(&mut self, name: &str) -> bool {
+        let by_name = self.interest.names().contains(name);
         if !self.interest.remove(name) {
             return false;
         }
@@ -109,6 +110,12 @@ impl TypeState {
             if self.known.contains_key(&name) {
                 self.again.insert(name);
             }
+        } else if by_name {
+            // Nothing else lost its subscription; streams end thousands of names at once.
+            self.known.remove(name);
+            self.refused.remove(name);
+            self.again.remove(name);
+            self.told_absent.remove(name);
         } else {
             self.known.retain(|name, _| interest.covers(name));
             self.refused.retain(|name, _| interest.covers(name));
@@ -203,7 +210,8 @@ impl TypeState {
             return None;
         }
         for (name, version) in &resources {
-            if self.known.contains_key(name) {
+            // Once a later version was sent, the fate of this one decides nothing.
+            if self.known.get(name).is_some_and(|k| k.version.as_ref().is_none_or(|last| last == version)) {
                 self.refused.insert(name.clone(), version.clone());
             }
         }

@@ -629,6 +629,32 @@ fn e70_stale_nonces_answer_nothing() {
 }
 
 #[test]
+fn e70_a_late_refusal_of_a_superseded_version_holds_nothing() {
+    let mut talk = settled_shop();
+    talk.put(LDS, "in", "2");
+    talk.sent();
+    let late = talk.nonces[LDS].clone();
+    talk.session.abandon(LDS);
+    talk.put(LDS, "in", "3");
+    assert_eq!(talk.sent(), ["Listener: in=3"]);
+    assert_eq!(talk.answer(LDS, &late, Some("no")), [refused(LDS, &[("in", "2")])]);
+    assert_eq!(talk.ack(LDS), [acked(LDS, &[("in", "3")], &[])]);
+    talk.drop(CDS, "a");
+    assert_eq!(talk.settle(), ["Cluster: -a"], "version 3 is in use, so nothing is being corrected");
+    // Had it been refused before the next version went, that would have waited for the correction.
+    talk.put(CDS, "b", "1");
+    talk.put(LDS, "in", "4");
+    talk.settle();
+    talk.put(LDS, "in", "5");
+    talk.sent();
+    let late = talk.nonces[LDS].clone();
+    talk.session.abandon(LDS);
+    talk.answer(LDS, &late, Some("no"));
+    talk.drop(CDS, "b");
+    assert_eq!(talk.settle(), NOTHING, "version 5 was the last one sent, and version 4 may need the cluster");
+}
+
+#[test]
 fn e71_a_secret_asked_for_again_is_sent_again() {
     let mut talk = settled_shop();
     talk.unsubscribe(SDS, &["default"]);
