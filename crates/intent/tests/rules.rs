@@ -166,6 +166,23 @@ fn findings_of_resolving_are_limited() {
 }
 
 #[test]
+fn warnings_alone_refuse_nothing_however_many() {
+    let spec = "{timeouts: {idle: 1s}}";
+    let text: String = (0..1_500).map(|number| service(&format!("s{number}"), spec)).collect();
+    let resolved = resolve(&documents(&text), &ResolveOptions::default());
+    assert_eq!(resolved.intent.unwrap().services.len(), 1_500);
+    assert_eq!(resolved.diagnostics.len(), 1_001);
+    assert!(!resolved.diagnostics.iter().any(Diagnostic::is_error));
+    assert_eq!(resolved.diagnostics.last().unwrap().code, Code::TooLarge);
+
+    // An error is reported however many warnings stand before it.
+    let text = format!("{text}{}", service("zz", "{calls: [missing]}"));
+    let resolved = resolve(&documents(&text), &ResolveOptions::default());
+    assert_eq!(resolved.intent, None);
+    assert!(resolved.diagnostics.iter().any(|finding| finding.code == Code::UnknownService));
+}
+
+#[test]
 fn restoring_reports_what_is_wrong() {
     let json = serde_json::json!({
         "apiVersion": "outrider.dev/v1alpha1",
