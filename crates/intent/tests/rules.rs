@@ -147,6 +147,22 @@ fn aliases_are_bounded_over_all_documents() {
     assert!(parsed.documents.len() < 400);
 }
 
+/// What uses up the room to the last value is read, and what follows is refused, not passed over.
+#[test]
+fn documents_after_the_last_value_are_not_passed_over() {
+    // 100,000 values: four around them, a list of 99 twice for its anchor, 997 aliases of it, 96 texts.
+    let (list, aliases, texts) = (vec!["x"; 99].join(","), ["*a"; 997].join(","), ["x"; 96].join(","));
+    let text = format!("a: &a [{list}]\nb: [{aliases},{texts}]\n");
+    let mut sources: Vec<Source> = (0..10).map(|number| source(&number.to_string(), &text)).collect();
+    sources.push(source("more", &service("more", PORTS)));
+    let parsed = parse(&sources);
+    let last = parsed.diagnostics.last().unwrap();
+    assert_eq!((last.place.file.as_str(), last.code), ("more", Code::TooLarge));
+    // Not before: what was read is judged.
+    let of_the_rest = &parsed.diagnostics[..parsed.diagnostics.len() - 1];
+    assert_eq!(codes(of_the_rest), [Code::MissingField; 10]);
+}
+
 #[test]
 fn ten_thousand_documents_are_read() {
     let text: String = (0..10_000).map(|number| service(&format!("s{number}"), "{}")).collect();
