@@ -9,7 +9,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use outrider_handover::Stats;
 use outrider_os::process::ProcessId;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::credentials::Credential;
 use crate::engine::{self, Command, Engine, Running};
 use crate::hosts::HostsFile;
+use crate::inuse::{Change, InUse};
 use crate::lifecycle::{Effect, Event, Lifecycle, Phase};
 use crate::local::{InstanceOverview, LineReader, LineWriter, Said, Told};
 use crate::probe::{self, Targets};
@@ -32,12 +33,14 @@ use crate::relay::{self, Relay};
 use crate::server::Host;
 use crate::upstream::Subscription;
 
+mod good;
 mod knowledge;
 mod orphans;
 mod places;
 mod report;
 mod targets;
 
+use good::Candidate;
 use places::Places;
 use report::{traffic, wire_instance};
 
@@ -105,7 +108,14 @@ struct Instance {
     svid: Option<Svid>,
     places: Places,
     inbound_closed: bool,
-    local: watch::Sender<ResourceSet>,
+    /// What the proxy is served; `None` until it is whole for the first time.
+    local: watch::Sender<Option<ResourceSet>>,
+    /// What is good once the proxy has all of it in use.
+    candidate: Option<Candidate>,
+    /// Since when what is in use is the last good from disk.
+    last_good: Option<SystemTime>,
+    generation: u64,
+    in_use: InUse,
     endpoints: BTreeMap<String, Subscription>,
     listeners_acked: bool,
     engine_ready: bool,
@@ -134,9 +144,9 @@ pub(crate) async fn run(
 ) {
     let (seen_sender, seen) = mpsc::unbounded_channel();
     let (to_self, internal) = mpsc::unbounded_channel();
-    let (local, local_receiver) = watch::channel(ResourceSet::new());
+    let (local, local_receiver) = watch::channel(None);
     let prepared = HostsFile::open(&who.folder.join("hosts"), &host.options.hosts_base).and_then(|hosts| {
-        Ok((hosts, relay::serve(&who.folder.join("xds.sock"), local_receiver, seen_sender.clone())?))
+        Ok((hosts, relay::serve(&who.folder.join("xds.sock"), local_receiver, tell(&seen_sender))?))
     });
     let (hosts, relay) = match prepared {
         Ok(prepared) => prepared,
@@ -172,6 +182,10 @@ pub(crate) async fn run(
         places,
         inbound_closed: false,
         local,
+        candidate: None,
+        last_good: None,
+        generation: 0,
+        in_use: InUse::default(),
         endpoints: BTreeMap::new(),
         listeners_acked: false,
         engine_ready: false,
@@ -210,7 +224,9 @@ impl Instance {
                             self.app_group = orphans::group_of(pid, self.holder);
                             Event::AppStarted
                         }
-                        Ok(Some(Said::Stop)) => Event::Stop,
+                        Ok(Some(Said::Stop { drain_ms })) => {
+                            Event::Stop { within: drain_ms.map(Duration::from_millis) }
+                        }
                         Ok(Some(Said::AppEnded)) => {
                             sources.reader = None;
                             self.app_pid = 0;
@@ -285,7 +301,9 @@ impl Instance {
         self.engine_ready = false;
         self.version.clear();
         self.stats = None;
-        self.host.upstream.facts(|facts| facts.proxy_began(&self.who.proxy()));
+        self.generation += 1;
+        let changes = self.in_use.begins(self.generation, true);
+        self.applied(changes);
         let spec = engine::Spec {
             proxy: self.who.proxy(),
             service: self.who.service_ref(),
@@ -326,7 +344,7 @@ impl Instance {
         }
         tracing::warn!(instance = %self.who.name, folder = %self.who.folder.display(), "the folder is made again");
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.who.folder);
-        let relay = made.and_then(|()| relay::serve(xds, self.local.subscribe(), self.to_seen.clone()));
+        let relay = made.and_then(|()| relay::serve(xds, self.local.subscribe(), tell(&self.to_seen)));
         self._relay = relay.map_err(|source| engine::StartError::Prepare {
             what: "its folder was removed and cannot be made again",
             source,
@@ -355,6 +373,8 @@ impl Instance {
             }
             engine::Event::Ended(cause) => {
                 self.running = None;
+                let changes = self.in_use.ends(self.generation);
+                self.applied(changes);
                 if !self.life.leaving() {
                     tracing::warn!(instance = %self.who.name, %cause, "proxy ended");
                 }
@@ -365,7 +385,10 @@ impl Instance {
 
     /// Envoy calls itself ready also after it refused every listener.
     async fn maybe_ready(&mut self) {
-        let nothing_to_ack = self.local.borrow().of_type(type_url::LISTENER).next().is_none();
+        let nothing_to_ack = match &*self.local.borrow() {
+            Some(local) => local.of_type(type_url::LISTENER).next().is_none(),
+            None => false,
+        };
         let acked = self.engine == Some(Engine::Native) || self.listeners_acked || nothing_to_ack;
         if self.engine_ready && acked {
             self.handle(Event::ProxyReady).await;
@@ -387,7 +410,15 @@ impl Instance {
             }
             _ => {}
         }
-        self.host.upstream.facts(|facts| facts.seen(&self.who.proxy(), &seen));
+        let changes = self.in_use.seen(self.generation, &seen);
+        self.applied(changes);
+        self.keep_if_good();
+    }
+
+    fn applied(&self, changes: Vec<Change>) {
+        if !changes.is_empty() {
+            self.host.upstream.facts(|facts| facts.apply(&self.who.proxy(), changes));
+        }
     }
 
     fn ask_numbers(&mut self) {
@@ -427,7 +458,9 @@ impl Instance {
         for command in self.places.close_inbound() {
             if let Command::RemoveListener(name) = &command {
                 self.local.send_modify(|local| {
-                    local.remove(type_url::LISTENER, name);
+                    if let Some(local) = local {
+                        local.remove(type_url::LISTENER, name);
+                    }
                 });
             }
             self.command(command);
@@ -477,6 +510,14 @@ impl Instance {
         if !stays && let Err(error) = std::fs::remove_dir_all(&self.who.folder) {
             tracing::warn!(%error, folder = %self.who.folder.display(), "not removed");
         }
+    }
+}
+
+/// What a relay calls.
+fn tell(seen: &mpsc::UnboundedSender<Seen>) -> impl Fn(Seen) + Send + Sync + 'static {
+    let sender = seen.clone();
+    move |seen| {
+        let _ = sender.send(seen);
     }
 }
 

@@ -16,6 +16,8 @@ pub mod engine;
 pub mod facts;
 pub mod hosts;
 mod instance;
+pub mod inuse;
+pub mod lastgood;
 pub mod lifecycle;
 pub mod link;
 pub mod local;
@@ -29,5 +31,5 @@ pub mod sockets;
 pub mod svids;
 pub mod upstream;
 
-pub use run::{Hooks, RunError, RunOptions, run, run_with};
+pub use run::{Hooks, RunError, RunOptions, STOP_TIMEOUT, run, run_with};
 pub use server::{AgentError, AgentOptions, serve};

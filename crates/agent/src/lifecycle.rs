@@ -67,8 +67,12 @@ pub enum Event {
         /// In words.
         reason: String,
     },
-    /// The application is to be stopped. A second time: at once.
-    Stop,
+    /// The application is to be stopped, and told so at the latest after `within` (or [`Times::drain`] if that is
+    /// shorter). A second time: at once.
+    Stop {
+        /// The bound of who stops it.
+        within: Option<Duration>,
+    },
     /// Nothing is open on inbound listeners.
     InboundIdle,
     /// The application has ended, or whoever held it has gone.
@@ -280,7 +284,7 @@ impl Lifecycle {
                 self.app_answers = false;
                 self.app_silent = Some(reason);
             }
-            Event::Stop => self.stop(now, &mut effects),
+            Event::Stop { within } => self.stop(now, within, &mut effects),
             Event::InboundIdle => {
                 if self.phase == Phase::Draining {
                     self.app_may_end(&mut effects);
@@ -327,12 +331,13 @@ impl Lifecycle {
         self.proxy = Proxy::Pause { until: now + pause };
     }
 
-    fn stop(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+    fn stop(&mut self, now: Instant, within: Option<Duration>, effects: &mut Vec<Effect>) {
         match self.phase {
             Phase::Waiting | Phase::Starting => self.app_may_end(effects),
             Phase::Serving if self.serves && self.app_answers => {
                 self.phase = Phase::Settling;
-                let deadline = now + self.times.drain;
+                let drain = within.map_or(self.times.drain, |within| within.min(self.times.drain));
+                let deadline = now + drain;
                 self.drain_until = Some(deadline);
                 self.until = Some((now + self.times.settle).min(deadline));
             }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -75,7 +76,11 @@ pub enum Said {
         pid: u32,
     },
     /// It is to be stopped. A second time: without waiting.
-    Stop,
+    Stop {
+        /// Milliseconds until it is told to end, whatever is open then; the agent's own bound if absent or longer.
+        #[serde(default)]
+        drain_ms: Option<u64>,
+    },
     /// It has ended.
     AppEnded,
 }
@@ -87,6 +92,9 @@ pub struct Overview {
     pub node: String,
     /// Empty if the control plane is connected, else why it is not.
     pub away: String,
+    /// What does not work on this host beside the instances, in words.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// Every instance.
     pub instances: Vec<InstanceOverview>,
 }
@@ -116,6 +124,14 @@ pub struct InstanceOverview {
     pub listeners: BTreeMap<String, String>,
     /// Last numbers of the proxy.
     pub stats: Option<outrider_handover::Stats>,
+    /// When the last good configuration of its service was written, in seconds since 1970.
+    #[serde(default)]
+    pub last_good: Option<u64>,
+}
+
+/// Seconds since 1970.
+pub(crate) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Talking on a local connection failed.

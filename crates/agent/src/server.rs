@@ -25,6 +25,7 @@ use crate::claims::Claims;
 use crate::credentials::{Credential, CredentialError};
 use crate::engine::Engine;
 use crate::instance::{self, Identity};
+use crate::lastgood::LastGood;
 use crate::lifecycle::Times;
 use crate::link::{self, LinkError, LinkOptions};
 use crate::local::{InstanceOverview, Overview, Request, Told, lines};
@@ -151,6 +152,7 @@ pub(crate) struct Host {
     pub(crate) options: Resolved,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) svids: Arc<Svids>,
+    pub(crate) last_good: Arc<LastGood>,
     addresses: Mutex<Addresses>,
     claims: Mutex<Claims>,
     instances: Mutex<BTreeMap<String, (wire::Instance, InstanceOverview)>>,
@@ -219,6 +221,7 @@ impl Host {
                 LinkState::Connected => String::new(),
                 LinkState::Away(why) => why,
             },
+            problems: self.last_good.trouble().into_iter().collect(),
             instances: instances.values().map(|(_, overview)| overview.clone()).collect(),
         }
     }
@@ -281,7 +284,8 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
         None => find_address(&options.server).await?,
     };
     let envoy = || Some(beside_us("envoy")).filter(|path| path.exists()).unwrap_or_else(|| "envoy".into());
-    let upstream = Upstream::new(&options.node, options.state.join("agent/last-good"));
+    let upstream = Upstream::new(&options.node);
+    let last_good = LastGood::new(options.state.join("agent/last-good"));
     let host = Arc::new(Host {
         options: Resolved {
             advertise,
@@ -296,6 +300,7 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
         },
         upstream: upstream.clone(),
         svids: Arc::default(),
+        last_good: last_good.clone(),
         addresses: Mutex::new(Addresses::new(random::bits())),
         claims: Mutex::default(),
         instances: Mutex::default(),
@@ -325,17 +330,14 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         refused = connect => Err(refused),
-        () = upstream.clone().keep() => Ok(()),
+        () = last_good.clone().run() => Ok(()),
         () = accept(listener, &host, &tasks, &stop) => Ok(()),
         () = forget_the_lost(&host) => Ok(()),
     };
-    // Before the instances end: with them their subscriptions end, and what they knew is forgotten.
-    if let Err(error) = upstream.save(&upstream.resources()) {
-        tracing::warn!(%error, "the last good resources cannot be kept");
-    }
     stop.cancel();
     tasks.close();
     tasks.wait().await;
+    last_good.flush(SystemTime::now());
     let _ = std::fs::remove_file(&socket);
     outcome
 }
@@ -411,7 +413,7 @@ async fn end_orphans(folder: &Path) {
     }
 }
 
-/// Removes folders whose application did not come back, and what only it needed, once.
+/// Removes folders whose application did not come back, once.
 async fn forget_the_lost(host: &Arc<Host>) {
     let folder = host.options.runtime.join("p");
     let before: Vec<_> =
@@ -423,7 +425,6 @@ async fn forget_the_lost(host: &Arc<Host>) {
             let _ = std::fs::remove_dir_all(path);
         }
     }
-    host.upstream.forget_unwanted();
     std::future::pending().await
 }
 

@@ -209,6 +209,9 @@ pub(crate) struct RunArgs {
     /// Longest wait for the proxy to become ready
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
+    /// Longest stop after SIGTERM: the command is told after two thirds of it at the latest, and killed at its end
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) stop_timeout: Duration,
     /// The service's ports are served by what this command does not start, perhaps already (a container, a socket of systemd)
     #[arg(long)]
     pub(crate) adopt: bool,

@@ -238,6 +238,7 @@ async fn read_stats(admin: &Path, pid: u32) -> Option<Stats> {
 fn map_stats(body: &[u8]) -> Option<Stats> {
     let all: serde_json::Value = serde_json::from_slice(body).ok()?;
     let mut stats = Stats::default();
+    let mut mismatches = Vec::new();
     for stat in all["stats"].as_array()? {
         let (Some(name), Some(value)) = (stat["name"].as_str(), stat["value"].as_u64()) else { continue };
         // Names of resources have no dots.
@@ -246,11 +247,20 @@ fn map_stats(body: &[u8]) -> Option<Stats> {
             continue;
         };
         match family {
+            "cluster" if what == "ssl.fail_verify_san" && value > 0 => {
+                mismatches.push((resource.to_owned(), value));
+            }
             "cluster" => count_cluster(stats.clusters.entry(resource.to_owned()).or_default(), what, value),
             "http" | "tcp" | "listener" => {
                 count_listener(stats.listeners.entry(resource.to_owned()).or_default(), family, what, value);
             }
             _ => {}
+        }
+    }
+    // An endpoint that is not who was called: counted where the call came from, as the native proxy does.
+    for (name, refused) in mismatches {
+        if let Some(listener) = stats.listeners.get_mut(&name) {
+            listener.reasons.insert("upstream_identity_mismatch".to_owned(), refused);
         }
     }
     Some(stats)
@@ -276,6 +286,11 @@ fn count_listener(listener: &mut ListenerStats, family: &str, what: &str, value:
         ("http" | "tcp", "downstream_cx_tx_bytes_total") => listener.bytes_out = value,
         ("http", "no_route") => reason("no_route"),
         ("http", "rbac.denied") | ("tcp", "rbac.denied") => reason("caller_not_allowed"),
+        // Callers of a TCP port are told apart by their certificates alone.
+        ("listener", "ssl.fail_verify_san") => reason("caller_not_allowed"),
+        ("listener", "ssl.fail_verify_error" | "ssl.fail_verify_no_cert" | "ssl.connection_error") => {
+            reason("tls_handshake_failed");
+        }
         ("tcp", "downstream_cx_no_route") => reason("no_route"),
         _ => {}
     }
@@ -294,6 +309,8 @@ fn count_cluster(cluster: &mut ClusterStats, what: &str, value: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -302,6 +319,11 @@ mod tests {
             {"name": "http.inbound/http.downstream_rq_total", "value": 7},
             {"name": "http.inbound/http.downstream_rq_5xx", "value": 2},
             {"name": "http.inbound/http.rbac.denied", "value": 1},
+            {"name": "listener.inbound/http.ssl.fail_verify_san", "value": 4},
+            {"name": "listener.inbound/http.ssl.fail_verify_no_cert", "value": 2},
+            {"name": "listener.inbound/http.ssl.connection_error", "value": 3},
+            {"name": "cluster.outbound/shop/db/sql.ssl.fail_verify_san", "value": 6},
+            {"name": "cluster.outbound/shop/other/http.ssl.fail_verify_san", "value": 6},
             {"name": "tcp.outbound/shop/db/sql.downstream_cx_total", "value": 3},
             {"name": "cluster.outbound/shop/db/sql.upstream_cx_connect_fail", "value": 4},
             {"name": "http.admin.downstream_rq_total", "value": 99},
@@ -310,8 +332,12 @@ mod tests {
         let stats = map_stats(body.to_string().as_bytes()).unwrap();
         let inbound = &stats.listeners["inbound/http"];
         assert_eq!((inbound.requests, inbound.responses[4]), (7, 2));
-        assert_eq!(inbound.reasons.get("caller_not_allowed"), Some(&1));
-        assert_eq!(stats.listeners["outbound/shop/db/sql"].connections, 3);
+        assert_eq!(inbound.reasons.get("caller_not_allowed"), Some(&5), "by role and by certificate");
+        assert_eq!(inbound.reasons.get("tls_handshake_failed"), Some(&5));
+        let outbound = &stats.listeners["outbound/shop/db/sql"];
+        assert_eq!(outbound.connections, 3);
+        assert_eq!(outbound.reasons, BTreeMap::from([("upstream_identity_mismatch".to_owned(), 6)]));
+        assert!(!stats.listeners.contains_key("outbound/shop/other/http"), "no listener of ours");
         assert_eq!(stats.clusters["outbound/shop/db/sql"].connect_failures, 4);
         assert_eq!(map_stats(b"nothing"), None);
         assert_eq!(version(br#"{"version": "abc/1.40.0/Clean/RELEASE/BoringSSL"}"#), "1.40.0");

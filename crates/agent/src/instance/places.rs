@@ -97,7 +97,7 @@ impl Places {
         scope: &Scope,
         engine: Engine,
         inbound_open: bool,
-        relayed: &ResourceSet,
+        relayed: Option<&ResourceSet>,
     ) -> Vec<Command> {
         let (wanted, unreadable) = scope.wanted();
         let wanted: Vec<Wanted> = wanted.into_iter().filter(|w| inbound_open || !w.inbound).collect();
@@ -128,7 +128,7 @@ impl Places {
     }
 
     /// Lets go of sockets that nobody wants and retires those of services that have gone.
-    fn release(&mut self, wanted: &[Wanted], relayed: &ResourceSet) {
+    fn release(&mut self, wanted: &[Wanted], relayed: Option<&ResourceSet>) {
         let retired = self.bound.values().filter(|bound| bound.retired.is_some()).count();
         let mut room = MAX_RETIRED.saturating_sub(retired);
         let mut gone = Vec::new();
@@ -145,7 +145,7 @@ impl Places {
                 }
                 if room > 0 {
                     room -= 1;
-                    bound.retired = scope::retire(relayed, name, &bound.wanted);
+                    bound.retired = relayed.and_then(|relayed| scope::retire(relayed, name, &bound.wanted));
                     if bound.retired.is_some() {
                         tracing::info!(listener = %name, "the called service has gone; calls are told so");
                         continue;

@@ -31,6 +31,7 @@ impl Instance {
     fn reason(&self) -> String {
         let mut parts = vec![self.life.reason()];
         parts.extend(self.refusal.iter().map(|error| format!("the proxy refused a resource: {error}")));
+        parts.extend(self.age());
         parts.extend(self.other_engine());
         parts.extend(self.places.problems());
         parts.retain(|part| !part.is_empty());
@@ -92,6 +93,7 @@ impl Instance {
             restarts: instance.restarts,
             listeners: self.places.in_use().map(|(name, b)| (name.clone(), b.address.to_string())).collect(),
             stats: self.stats.clone(),
+            last_good: self.host.last_good.written(&self.who.service_ref()).map(crate::local::seconds),
         };
         self.host.publish(&self.who.proxy(), Some((instance, overview)));
     }

@@ -6,6 +6,10 @@ fn ended() -> Event {
     Event::ProxyEnded { cause: "signal 9".into(), jitter: 0.0 }
 }
 
+fn stop() -> Event {
+    Event::Stop { within: None }
+}
+
 struct Life {
     machine: Lifecycle,
     now: Instant,
@@ -69,13 +73,13 @@ fn an_application_that_falls_silent_leaves_the_endpoint_set_until_it_answers() {
     assert_eq!(life.machine.reason(), "");
     // Nothing comes to one that is silent, so there is nothing to drain.
     life.give(Event::AppSilent { reason });
-    assert_eq!(life.give(Event::Stop), [Effect::TellDrained]);
+    assert_eq!(life.give(stop()), [Effect::TellDrained]);
 }
 
 #[test]
 fn a_stop_withdraws_settles_drains_then_ends_the_application_and_last_the_proxy() {
     let mut life = Life::serving(true);
-    assert_eq!(life.give(Event::Stop), []);
+    assert_eq!(life.give(stop()), []);
     assert!(!life.machine.in_endpoint_set());
     assert_eq!(life.advance(), (Duration::from_secs(1), vec![Effect::DrainInbound]));
     // A proxy that dies now is started again: the application still needs it.
@@ -90,23 +94,23 @@ fn a_stop_withdraws_settles_drains_then_ends_the_application_and_last_the_proxy(
 fn one_deadline_bounds_a_stop_and_a_second_stop_cuts_it_short() {
     let mut life = Life::serving(true);
     let begin = life.now;
-    life.give(Event::Stop);
+    life.give(stop());
     life.advance();
     let (_, effects) = life.advance();
     assert_eq!((effects, life.now - begin), (vec![Effect::TellDrained], Times::default().drain));
 
     let mut life = Life::serving(true);
-    life.give(Event::Stop);
-    assert_eq!(life.give(Event::Stop), [Effect::TellDrained]);
+    life.give(stop());
+    assert_eq!(life.give(stop()), [Effect::TellDrained]);
 }
 
 #[test]
 fn clients_and_those_who_never_started_stop_at_once() {
     let mut client = Life::serving(false);
     assert!(client.machine.in_endpoint_set());
-    assert_eq!(client.give(Event::Stop), [Effect::TellDrained]);
+    assert_eq!(client.give(stop()), [Effect::TellDrained]);
     let mut waiting = Life::new(true);
-    assert_eq!(waiting.give(Event::Stop), [Effect::TellDrained]);
+    assert_eq!(waiting.give(stop()), [Effect::TellDrained]);
     assert_eq!(waiting.give(Event::AppEnded), [Effect::Over]);
 }
 
@@ -181,7 +185,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::AppStarted),
         Just(Event::AppAnswers),
         Just(Event::AppSilent { reason: "refused".into() }),
-        Just(Event::Stop),
+        Just(stop()),
         Just(Event::InboundIdle),
         Just(Event::AppEnded),
         Just(Event::Tick),

@@ -102,7 +102,7 @@ async fn follow(xds: String, node: String, say: mpsc::UnboundedSender<FromProxy>
     });
     let channel = Endpoint::from_static("http://agent").connect_with_connector(dial).await.unwrap();
     let mut client = Client::new(Node { id: node, ..Node::default() }, Limits::default());
-    for wild in [type_url::CLUSTER, type_url::LISTENER] {
+    for wild in [type_url::CLUSTER, type_url::LISTENER, type_url::ROUTE, type_url::ENDPOINT] {
         client.subscribe(wild, ["*"]);
     }
     client.subscribe(type_url::SECRET, ["default", "ROOTCA"]);

@@ -90,6 +90,7 @@ pub(crate) async fn run(args: RunArgs) -> Outcome {
         folder: None,
         timeout: Some(args.timeout),
         adopts: args.adopt,
+        stop_timeout: args.stop_timeout,
     };
     match outrider_agent::run(options).await {
         Ok(code) => Ok(ExitCode::from(code)),
