@@ -13,7 +13,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrider_handover::{Channel, ClusterStats, FromProxy, ListenerStats, Receiver, Sender, Stats, ToProxy};
+use outrider_handover::{
+    Channel, ClusterStats, Connections, FromProxy, ListenerStats, Receiver, Sender, State, Stats, ToProxy,
+};
 use outrider_xds::WILDCARD;
 use outrider_xds::client::{Client, Limits, Token};
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
@@ -170,8 +172,13 @@ impl Conductor {
             let (sender, receiver) = Channel::from_fd(fd).map_err(io("control socket"))?.split();
             self.to_agent = Some(sender);
             from_agent = Some(receiver);
-            let hello =
-                FromProxy::Hello { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() };
+            let hello = FromProxy::Hello {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                generation: 0,
+                state: State::Accepting,
+                protocol: 1,
+            };
             self.tell(&hello).await;
         }
         let (events_in, mut events) = mpsc::channel(16);
@@ -219,7 +226,9 @@ impl Conductor {
             if !self.ready_sent && self.applying == 0 && self.assembler.is_complete() {
                 self.ready_sent = true;
                 tracing::info!("ready");
-                self.tell(&FromProxy::Ready).await;
+                let ready =
+                    FromProxy::Ready { configuration: String::new(), identity: None, not_after: None };
+                self.tell(&ready).await;
             }
         }
     }
@@ -391,7 +400,8 @@ impl Conductor {
                     let _ = worker.send(Command::RemoveSockets(name.as_str().into()));
                 }
             }
-            ToProxy::Drain { drain_ms } => return Some(drain_ms),
+            ToProxy::Drain { drain_ms, .. } => return Some(drain_ms),
+            ToProxy::Accept | ToProxy::Pause | ToProxy::Return | ToProxy::Unknown => {}
             ToProxy::Stats { id } => {
                 let stats = self.stats().await;
                 self.tell(&FromProxy::Stats { id, stats }).await;
@@ -509,7 +519,8 @@ impl Conductor {
             }
         };
         tracing::info!(cut, "drained");
-        self.tell(&FromProxy::Drained { cut }).await;
+        let by_kind = Connections::default();
+        self.tell(&FromProxy::Drained { cut, by_kind, inbound_only: false }).await;
     }
 }
 

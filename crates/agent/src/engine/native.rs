@@ -144,7 +144,7 @@ impl Driver {
             Command::End(drain) => {
                 let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
                 self.end_at = Some(Instant::now() + drain + LINGER);
-                self.send(&ToProxy::Drain { drain_ms }, None).await;
+                self.send(&ToProxy::Drain { drain_ms, inbound_only: false }, None).await;
             }
             Command::Stats(answer) => {
                 let id = self.next_id();
@@ -169,14 +169,14 @@ impl Driver {
 
     fn message(&mut self, message: FromProxy) {
         // What comes without a worker having to answer, numbers for example, is no sign of life.
-        if matches!(message, FromProxy::Pong { .. } | FromProxy::Hello { .. } | FromProxy::Ready) {
+        if matches!(message, FromProxy::Pong { .. } | FromProxy::Hello { .. } | FromProxy::Ready { .. }) {
             self.unanswered = 0;
         }
         match message {
             FromProxy::Hello { version, .. } => {
                 let _ = self.events.send(Event::Version(version));
             }
-            FromProxy::Ready => {
+            FromProxy::Ready { .. } => {
                 let _ = self.events.send(Event::Ready);
             }
             FromProxy::Stats { id, stats } => {
@@ -185,10 +185,10 @@ impl Driver {
                 }
             }
             FromProxy::Pong { .. } => {}
-            FromProxy::Drained { cut } if cut > 0 => {
+            FromProxy::Drained { cut, .. } if cut > 0 => {
                 tracing::info!(cut, "connections were cut at the end of a drain")
             }
-            FromProxy::Drained { .. } => {}
+            _ => {}
         }
     }
 

@@ -45,7 +45,14 @@ pub fn main() {
 async fn serve(control: std::os::fd::OwnedFd, xds: String, node: String) {
     let (mut sender, mut receiver) = Channel::from_fd(control).unwrap().split();
     let (say, mut to_say) = mpsc::unbounded_channel::<FromProxy>();
-    say.send(FromProxy::Hello { version: "0.0.0-fake".into(), pid: std::process::id() }).unwrap();
+    say.send(FromProxy::Hello {
+        version: "0.0.0-fake".into(),
+        pid: std::process::id(),
+        generation: 0,
+        state: outrider_handover::State::Accepting,
+        protocol: 1,
+    })
+    .unwrap();
     tokio::spawn(async move {
         while let Some(message) = to_say.recv().await {
             if sender.send(&message, &[]).await.is_err() {
@@ -76,6 +83,7 @@ async fn serve(control: std::os::fd::OwnedFd, xds: String, node: String) {
                 say.send(FromProxy::Stats { id, stats }).unwrap();
             }
             ToProxy::Ping { id } => say.send(FromProxy::Pong { id }).unwrap(),
+            _ => {}
         }
     }
     // The agent has gone: serve on.
@@ -126,7 +134,8 @@ async fn follow(xds: String, node: String, say: mpsc::UnboundedSender<FromProxy>
         }
         if listeners && secrets >= 2 && !ready {
             ready = true;
-            say.send(FromProxy::Ready).unwrap();
+            say.send(FromProxy::Ready { configuration: String::new(), identity: None, not_after: None })
+                .unwrap();
         }
     }
 }

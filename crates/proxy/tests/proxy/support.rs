@@ -242,7 +242,7 @@ impl Proxy {
     }
 
     pub async fn wait_ready(&mut self) {
-        while self.message().await != FromProxy::Ready {}
+        while !matches!(self.message().await, FromProxy::Ready { .. }) {}
     }
 
     /// Hands over sockets for new listeners, fills in addresses, and publishes.
@@ -348,9 +348,9 @@ impl Proxy {
     }
 
     pub async fn drain(&mut self, drain_ms: u64) -> u64 {
-        self.agent.send(&ToProxy::Drain { drain_ms }, &[]).await.unwrap();
+        self.agent.send(&ToProxy::Drain { drain_ms, inbound_only: false }, &[]).await.unwrap();
         loop {
-            if let FromProxy::Drained { cut } = self.message().await {
+            if let FromProxy::Drained { cut, .. } = self.message().await {
                 return cut;
             }
         }
