@@ -26,7 +26,7 @@ use crate::buffers::{Buffers, Filled, Inbox};
 use crate::config::HttpService;
 use crate::connection::{Downstream, http_service, revoked};
 use crate::log::Context;
-use crate::stream::Stream;
+use crate::stream::{ResetWatch, Stream};
 use crate::tcp::{Flow, Tunnel};
 use crate::timers::Alarm;
 use crate::upstream::{Connection, Picked, Upstream};
@@ -69,7 +69,13 @@ pub async fn serve(open: &Open, downstream: Downstream) {
         xfcc.extend_from_slice(b"URI=");
         xfcc.extend_from_slice(peer.as_bytes());
     }
-    let mut client = Client { downstream, inbox: Inbox::default(), half_closed: false, xfcc };
+    let mut client = Client {
+        downstream,
+        inbox: Inbox::default(),
+        half_closed: false,
+        reset: ResetWatch::default(),
+        xfcc,
+    };
     let after = loop {
         if !client.wait(open, secure).await {
             break After::Linger;
@@ -154,6 +160,8 @@ struct Client {
     inbox: Inbox,
     /// It has ended its sending; it may still want the answer.
     half_closed: bool,
+    /// For after that.
+    reset: ResetWatch,
     /// Value of `x-forwarded-client-cert`.
     xfcc: Vec<u8>,
 }

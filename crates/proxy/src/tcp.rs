@@ -20,7 +20,7 @@ use crate::config::TcpService;
 use crate::connection::{Downstream, revoked};
 use crate::log::Context;
 use crate::pipes::Pipe;
-use crate::stream::Stream;
+use crate::stream::{ResetWatch, Stream};
 use crate::timers::Alarm;
 use crate::upstream::Upstream;
 use crate::websocket::{Frames, Next};
@@ -115,6 +115,8 @@ pub struct Flow {
     pipe: Option<Pipe>,
     ended: bool,
     over: bool,
+    /// Of the side it came from, once it is over.
+    reset: ResetWatch,
 }
 
 impl Flow {
@@ -186,6 +188,16 @@ impl Tunnel<'_> {
                 (_, Poll::Ready(Err(e))) => return Poll::Ready(Err(broken(e, Side::Upstream))),
                 (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
                 _ => {}
+            }
+            // Whoever has ended its sending may still be lost.
+            for (flow, from, side) in [
+                (&mut self.up, &*self.downstream, Side::Downstream),
+                (&mut self.down, &*self.upstream, Side::Upstream),
+            ] {
+                if flow.over && flow.reset.poll(cx, from).is_ready() {
+                    let error = io::Error::from(io::ErrorKind::ConnectionReset);
+                    return Poll::Ready(Err(broken(Broken::Reading(error), side)));
+                }
             }
             let total = self.up.moved + self.down.moved;
             if total != moved {

@@ -508,16 +508,18 @@ impl<'a> Exchange<'a> {
 
     /// Notices a caller that is gone while we wait for the endpoint; reads ahead at most one block.
     fn watch_client(&mut self, cx: &mut Task<'_>) -> Poll<Result<(), ProxyError>> {
-        let Client { downstream, inbox, half_closed, .. } = &mut *self.client;
-        while !*half_closed && !inbox.is_full() {
+        let Client { downstream, inbox, half_closed, reset, .. } = &mut *self.client;
+        let gone = || ProxyError::new(Side::Downstream, Reason::ClientGone);
+        while !inbox.is_full() {
+            if *half_closed {
+                ready!(reset.poll(cx, &downstream.stream));
+                return Poll::Ready(Err(gone().with_source(io::Error::from(io::ErrorKind::ConnectionReset))));
+            }
             match ready!(inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, 0)) {
                 Ok(Filled::Bytes(_)) => {}
                 // It may have only ended its sending, and still wants the answer.
                 Ok(Filled::End) => *half_closed = true,
-                Err(e) => {
-                    let error = ProxyError::new(Side::Downstream, Reason::ClientGone).with_source(e);
-                    return Poll::Ready(Err(error));
-                }
+                Err(e) => return Poll::Ready(Err(gone().with_source(e))),
             }
         }
         Poll::Ready(Ok(()))

@@ -5,6 +5,7 @@
 
 mod binary;
 mod changes;
+mod drains;
 mod generations;
 mod http;
 mod limits;

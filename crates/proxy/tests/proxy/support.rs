@@ -94,6 +94,11 @@ impl Authority {
         Self { issuer: rcgen::Issuer::new(parameters, key), root }
     }
 
+    /// Its own certificate, as PEM.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
     /// Certificate and key, as PEM.
     pub fn issue(&self, spiffe_id: &str) -> (String, String) {
         let key = rcgen::KeyPair::generate().unwrap();
