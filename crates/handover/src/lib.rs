@@ -209,12 +209,24 @@ pub struct Connections {
     pub tcp: u64,
     /// TLS or its absence is not clear yet.
     pub greeting: u64,
+    /// The last response is sent; the other side has yet to notice.
+    pub ending: u64,
 }
 
 impl Connections {
     /// All of them.
     pub const fn sum(&self) -> u64 {
-        self.http + self.websocket + self.tcp + self.greeting
+        self.http + self.websocket + self.tcp + self.greeting + self.ending
+    }
+}
+
+impl std::ops::AddAssign for Connections {
+    fn add_assign(&mut self, other: Self) {
+        self.http += other.http;
+        self.websocket += other.websocket;
+        self.tcp += other.tcp;
+        self.greeting += other.greeting;
+        self.ending += other.ending;
     }
 }
 
