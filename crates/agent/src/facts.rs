@@ -3,9 +3,9 @@
 //! Holds: the state is complete at any time, so a new session gets everything again and nothing depends on
 //! what an earlier one got; a burst of changes to one key is one fact. Does not: send.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use outrider_api::agent::{Applied, Fact, FactKind, Instances, ResourceVersion, Traffic};
+use outrider_api::agent::{Applied, Fact, FactKind, Instances, Occurred, ResourceVersion, Traffic};
 use outrider_xds_types::type_url;
 
 use crate::inuse::{Change, Status};
@@ -30,7 +30,13 @@ pub struct Facts {
     unbound: BTreeMap<String, Unbound>,
     traffic: BTreeMap<String, Traffic>,
     traffic_changed: BTreeSet<String>,
+    occurred: VecDeque<Occurred>,
+    /// How many of the last of them were not sent.
+    occurred_unsent: usize,
 }
+
+/// Occurrences that a new session gets again.
+const MAX_OCCURRED: usize = 256;
 
 impl Facts {
     /// All instances of the host.
@@ -85,6 +91,15 @@ impl Facts {
         &self.traffic
     }
 
+    /// Something happened to a proxy.
+    pub fn occurred(&mut self, occurred: Occurred) {
+        if self.occurred.len() >= MAX_OCCURRED {
+            self.occurred.pop_front();
+        }
+        self.occurred.push_back(occurred);
+        self.occurred_unsent = (self.occurred_unsent + 1).min(self.occurred.len());
+    }
+
     /// A session begins: everything is to be sent.
     pub fn resend(&mut self) {
         self.instances_changed = true;
@@ -92,6 +107,7 @@ impl Facts {
             in_use.reset = true;
         }
         self.traffic_changed = self.traffic.keys().cloned().collect();
+        self.occurred_unsent = self.occurred.len();
     }
 
     /// What is to be sent now. Instances first: the rest is about them.
@@ -159,6 +175,8 @@ impl Facts {
         for proxy in std::mem::take(&mut self.traffic_changed) {
             facts.extend(self.traffic.get(&proxy).cloned().map(FactKind::Traffic));
         }
+        let unsent = self.occurred.len() - std::mem::take(&mut self.occurred_unsent);
+        facts.extend(self.occurred.iter().skip(unsent).cloned().map(FactKind::Occurred));
         facts.into_iter().map(|kind| Fact { kind: Some(kind) }).collect()
     }
 }
@@ -251,6 +269,32 @@ mod tests {
         facts.set_unbound("shop/x-1", &Unbound::new());
         believe(&facts.take(), &mut belief);
         assert_eq!(belief, (acked_now, BTreeMap::new()));
+    }
+
+    #[test]
+    fn occurrences_are_sent_once_in_a_session_and_the_latest_again_in_the_next() {
+        let mut facts = Facts::default();
+        let numbers = |facts: &mut Facts| {
+            let number = |fact: Fact| match fact.kind {
+                Some(FactKind::Occurred(occurred)) => Some(occurred.number),
+                _ => None,
+            };
+            facts.take().into_iter().filter_map(number).collect::<Vec<_>>()
+        };
+        for number in [1, 2] {
+            facts.occurred(Occurred { number, ..Occurred::default() });
+        }
+        assert_eq!(numbers(&mut facts), [1, 2]);
+        facts.occurred(Occurred { number: 3, ..Occurred::default() });
+        assert_eq!(numbers(&mut facts), [3]);
+        assert_eq!(numbers(&mut facts), [0; 0]);
+        facts.resend();
+        assert_eq!(numbers(&mut facts), [1, 2, 3]);
+        for number in 4..=500 {
+            facts.occurred(Occurred { number, ..Occurred::default() });
+        }
+        let last: Vec<u64> = (500 - MAX_OCCURRED as u64 + 1..=500).collect();
+        assert_eq!(numbers(&mut facts), last);
     }
 
     #[test]

@@ -199,20 +199,38 @@ fn process_signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
 pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunError> {
     let no_agent = |source| no_agent(&options.socket, source);
     let stream = UnixStream::connect(&options.socket).await.map_err(no_agent)?;
-    let (mut reader, mut writer) = lines(stream);
+    let (reader, mut writer) = lines(stream);
     let request =
         Request::Attach { service: options.service.clone(), instance: None, adopts: options.adopts };
     writer.send(&request).await.map_err(lost)?;
 
+    let mut session = Session {
+        agent: Some((reader, writer)),
+        instance: String::new(),
+        options: &options,
+        pid: 0,
+        stopping: false,
+        tell_at: None,
+        kill_at: None,
+        away_said: false,
+    };
     let mut wait = Wait::new(options.timeout);
     let (hosts, env) = loop {
         tokio::select! {
-            told = reader.recv::<Told>() => match told.map_err(lost)? {
+            told = session.hear() => match told {
                 Some(Told::Ready { hosts, env }) => break (hosts, env),
                 Some(Told::Waiting { reason }) => wait.reason = reason,
-                Some(Told::Attached { instance }) => wait.instance = instance,
+                Some(Told::Attached { instance }) => session.instance = instance,
                 Some(Told::Drained) => {}
+                // The agent came back and does not know yet that our connection to the one before has ended.
+                Some(Told::Refused { .. }) if session.away_said => session.agent = None,
                 Some(Told::Refused { reason }) => return Err(RunError::Refused(reason)),
+                // It is replaced, or is started again: its next one goes on where this one was.
+                None if !session.instance.is_empty() => {
+                    session.agent = None;
+                    session.away_said = true;
+                    wait.reason = "waiting for the agent, which has gone".to_owned();
+                }
                 None => return Err(RunError::Lost("it closed the connection".to_owned())),
             },
             Some(signal) = hooks.signals.recv() => {
@@ -223,6 +241,7 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
             () = wait.due() => wait.tell(&mut hooks.progress)?,
         }
     };
+    session.away_said = false;
     let mut command = prepare(&options, &hosts, env, &mut hooks.progress);
     // A group of its own makes what it leaves behind known. Not where a terminal controls this one, and not needed
     // where this process leads one for the application alone.
@@ -236,16 +255,7 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
     drop(command);
     (hooks.started)(&mut child);
     let pid = child.id().unwrap_or_default();
-    let mut session = Session {
-        agent: Some((reader, writer)),
-        instance: wait.instance,
-        options: &options,
-        pid,
-        stopping: false,
-        tell_at: None,
-        kill_at: None,
-        away_said: false,
-    };
+    session.pid = pid;
     session.say(Said::AppStarted { pid }).await;
     let group = Group { number: if own_group { pid } else { 0 } };
     loop {
@@ -366,13 +376,12 @@ struct Wait {
     timeout: Option<Duration>,
     reason: String,
     said: String,
-    instance: String,
 }
 
 impl Wait {
     fn new(timeout: Option<Duration>) -> Self {
         let reason = "waiting for the agent".to_owned();
-        Self { since: Instant::now(), timeout, reason, said: String::new(), instance: String::new() }
+        Self { since: Instant::now(), timeout, reason, said: String::new() }
     }
 
     async fn due(&self) {

@@ -32,6 +32,7 @@ use outrider_xds_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
 use outrider_xds_types::workload::Workload;
+use serde::{Deserialize, Serialize};
 
 const HTTP_CONNECTION_MANAGER: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -46,7 +47,7 @@ pub struct Scope {
 }
 
 /// The socket a listener needs.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Wanted {
     /// Name of the listener.
     pub listener: String,

@@ -200,7 +200,7 @@ impl World {
         let changed = self.hosts.heard(node, now);
         self.changed(changed);
         match fact {
-            wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) => {}
+            wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) | wire::FactKind::Occurred(_) => {}
             wire::FactKind::Instances(report) => {
                 let (changed, refused) = self.hosts.instances(node, report)?;
                 self.changed(changed);

@@ -1,6 +1,7 @@
 //! The driver of Envoy: a bootstrap that points at the relay, and its admin interface on a Unix socket.
 //!
-//! Envoy binds by itself (SO_REUSEPORT) what the agent has reserved. Does not: use hot restart.
+//! Envoy binds by itself (SO_REUSEPORT) what the agent has reserved. Does not: use hot restart, or hold and pause a
+//! process, so that one Envoy cannot take over from another.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -9,23 +10,24 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use outrider_handover::{ClusterStats, ListenerStats, Stats};
+use outrider_handover::{ClusterStats, Connections, ListenerStats, State, Stats};
+use outrider_os::process::Process;
+use outrider_supervise::Exit;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Command, Event, Running, Spec, StartError};
+use super::process::{Handle, LastWords};
+use super::{Command, Event, Reports, Running, Spec, StartError};
 
 /// Between two looks at whether it is ready.
 const POLL: Duration = Duration::from_millis(20);
 /// Between two looks at whether it is alive, once ready.
 const ALIVE: Duration = Duration::from_secs(2);
-/// Without an answer for so long it is taken for hung and killed.
+/// Without an answer for so long it is taken for hung.
 const HUNG: Duration = Duration::from_secs(7);
-/// After SIGTERM, until it is killed.
-const LINGER: Duration = Duration::from_millis(400);
 const ADMIN_ANSWER: Duration = Duration::from_secs(1);
 const MAX_ADMIN_BODY: usize = 16 << 20;
 
@@ -35,7 +37,7 @@ const STATS: &str = "/stats?format=json&filter=%5E(http%7Ctcp%7Ccluster%7Clisten
 /// How the agent is told where the program is.
 const OPTION: &str = "--envoy PATH or OUTRIDER_ENVOY=PATH";
 
-pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
+pub(super) fn start(spec: &Spec, reports: Reports) -> Result<Running, StartError> {
     let prepare = |what| move |source| StartError::Prepare { what, source };
     let admin = spec.folder.join("admin.sock");
     let config = spec.folder.join("envoy.json");
@@ -47,6 +49,7 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
     }
     std::fs::write(&config, bootstrap(spec, &admin)).map_err(prepare("its bootstrap cannot be written"))?;
     let log = super::open_log(&spec.log)?;
+    let words = LastWords::after_now(spec.log.clone());
     let errors = log.try_clone().map_err(prepare("its log cannot be opened"))?;
     let mut command = std::process::Command::new(&spec.binary);
     command
@@ -59,18 +62,18 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
         .stderr(errors)
         .process_group(0);
     let mut command = tokio::process::Command::from(command);
-    command.kill_on_drop(true);
     let child = command.spawn().map_err(|source| StartError::Spawn {
         binary: spec.binary.clone(),
         option: OPTION,
         source,
     })?;
-    let pid = child.id().unwrap_or_default();
-    let (commands, command_queue) = mpsc::unbounded_channel();
-    let (events, event_queue) = mpsc::unbounded_channel();
-    let driver = Driver { child, pid, admin, events, ready: false, answered: Instant::now() };
-    tokio::spawn(driver.run(command_queue));
-    Ok(Running { pid, commands, events: event_queue })
+    Ok(Driver::new(Handle::Child(child), words, admin, reports, false).run())
+}
+
+pub(super) fn adopt(spec: &Spec, process: Process, reports: Reports) -> Running {
+    let words = LastWords::after_now(spec.log.clone());
+    let admin = spec.folder.join("admin.sock");
+    Driver::new(Handle::Found(process), words, admin, reports, true).run()
 }
 
 fn bootstrap(spec: &Spec, admin: &Path) -> String {
@@ -111,88 +114,138 @@ fn bootstrap(spec: &Spec, admin: &Path) -> String {
 }
 
 struct Driver {
-    child: tokio::process::Child,
+    process: Handle,
+    words: LastWords,
     pid: u32,
     admin: std::path::PathBuf,
-    events: mpsc::UnboundedSender<Event>,
+    reports: Reports,
+    /// It was here before this agent.
+    found: bool,
     ready: bool,
     answered: Instant,
+    hung: bool,
+    /// What it is to finish, at the latest when.
+    drain: Option<(Instant, bool)>,
 }
 
 impl Driver {
-    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
-        let mut cause = None;
-        let status = loop {
-            let pause = if self.ready { ALIVE } else { POLL };
+    fn new(
+        process: Handle,
+        words: LastWords,
+        admin: std::path::PathBuf,
+        reports: Reports,
+        found: bool,
+    ) -> Self {
+        let pid = process.id().map_or(0, |id| id.pid);
+        let answered = Instant::now();
+        Self { process, words, pid, admin, reports, found, ready: false, answered, hung: false, drain: None }
+    }
+
+    fn run(self) -> Running {
+        let (commands, queue) = mpsc::unbounded_channel();
+        let id = self.process.id();
+        tokio::spawn(self.serve(queue));
+        Running { id, commands }
+    }
+
+    /// Until the process ends, or nobody commands any more; then it lives on.
+    async fn serve(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let exit: Exit = loop {
+            let pause = if self.ready && self.drain.is_none() { ALIVE } else { POLL };
             tokio::select! {
-                status = self.child.wait() => break status,
+                exit = self.process.ended(&self.words) => break exit,
                 command = commands.recv() => match command {
-                    Some(Command::Stats(answer)) => {
-                        if let Some(stats) = read_stats(&self.admin, self.pid).await {
-                            self.answered = Instant::now();
-                            let _ = answer.send(stats);
-                        }
-                    }
-                    Some(Command::End(drain)) => break self.end(drain).await,
-                    // It binds and closes by itself what LDS says.
-                    Some(Command::Listener(..) | Command::RemoveListener(_)) => {}
-                    None => break self.end(Duration::ZERO).await,
+                    Some(command) => self.command(command).await,
+                    None => return,
                 },
-                () = tokio::time::sleep(pause) => {
-                    self.look().await;
-                    if self.answered.elapsed() > HUNG {
-                        cause = Some(format!("hung: no answer for {} s", self.answered.elapsed().as_secs()));
-                        let _ = self.child.start_kill();
-                        break self.child.wait().await;
-                    }
-                }
+                () = tokio::time::sleep(pause) => self.look().await,
             }
         };
-        let ended = match (cause, status) {
-            (Some(cause), _) => cause,
-            (None, Ok(status)) => super::describe(status),
-            (None, Err(error)) => error.to_string(),
-        };
-        let _ = self.events.send(Event::Ended(ended));
+        self.reports.send(Event::Ended(exit));
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Stats => {
+                if let Some(stats) = read_stats(&self.admin, self.pid).await {
+                    self.answered = Instant::now();
+                    self.reports.send(Event::Stats(Box::new(stats)));
+                }
+            }
+            Command::Drain { within, inbound_only } => {
+                if !inbound_only {
+                    // Not answering is no reason not to end it.
+                    let _ = ask(&self.admin, "POST", "/drain_listeners?graceful&skip_exit").await;
+                }
+                let deadline = Instant::now() + within;
+                let deadline = self.drain.map_or(deadline, |(earlier, _)| earlier.min(deadline));
+                self.drain = Some((deadline, inbound_only));
+            }
+            Command::Kill => self.process.signal(Signal::KILL),
+            // It accepts from the start, and binds and closes by itself what LDS says.
+            Command::Listener(..)
+            | Command::RemoveListener(_)
+            | Command::Accept
+            | Command::Pause
+            | Command::Connected(_) => {}
+        }
     }
 
     async fn look(&mut self) {
-        let Some((code, _)) = ask(&self.admin, "GET", "/ready").await else { return };
-        self.answered = Instant::now();
-        if code == 200 && !self.ready {
-            if let Some((200, body)) = ask(&self.admin, "GET", "/server_info").await {
-                let _ = self.events.send(Event::Version(version(&body)));
+        if let Some((deadline, inbound_only)) = self.drain {
+            return self.look_at_drain(deadline, inbound_only).await;
+        }
+        match ask(&self.admin, "GET", "/ready").await {
+            Some((code, _)) => {
+                self.answered = Instant::now();
+                self.hung = false;
+                if code == 200 && !self.ready {
+                    self.report_ready().await;
+                }
             }
-            self.ready = true;
-            let _ = self.events.send(Event::Ready);
+            None if self.answered.elapsed() > HUNG && !self.hung => {
+                self.hung = true;
+                self.reports.send(Event::Hung);
+            }
+            None => {}
         }
     }
 
-    async fn end(&mut self, drain: Duration) -> std::io::Result<std::process::ExitStatus> {
-        let deadline = Instant::now() + drain;
-        // Not answering is no reason not to end it.
-        let drained = async {
-            let _ = ask(&self.admin, "POST", "/drain_listeners?graceful&skip_exit").await;
-            loop {
-                match read_stats(&self.admin, self.pid).await {
-                    Some(stats) if stats.listeners.values().any(|l| l.active_requests > 0) => {}
-                    _ => return,
-                }
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        let _ = tokio::time::timeout_at(deadline, drained).await;
-        if let Some(pid) = rustix::process::Pid::from_raw(self.pid.cast_signed())
-            && self.child.id().is_some()
-        {
-            let _ = rustix::process::kill_process(pid, Signal::TERM);
+    async fn report_ready(&mut self) {
+        if let Some((200, body)) = ask(&self.admin, "GET", "/server_info").await {
+            self.reports.send(Event::Version(version(&body)));
         }
-        match tokio::time::timeout(LINGER, self.child.wait()).await {
-            Ok(status) => status,
-            Err(_) => {
-                let _ = self.child.start_kill();
-                self.child.wait().await
+        self.ready = true;
+        self.reports.send(Event::Ready { configuration: String::new(), identity: None });
+        if self.found {
+            self.reports.send(Event::Returned(State::Accepting));
+        }
+    }
+
+    async fn look_at_drain(&mut self, deadline: Instant, inbound_only: bool) {
+        let concerned = |name: &str| !inbound_only || name.starts_with("inbound/");
+        let open = match read_stats(&self.admin, self.pid).await {
+            Some(stats) => {
+                let all = stats.listeners.iter().filter(|(name, _)| concerned(name));
+                all.fold(Connections::default(), |mut open, (_, listener)| {
+                    // One without requests is of TCP, of which nobody knows whether it is idle.
+                    if listener.requests > 0 {
+                        open.http += listener.active_requests;
+                    } else {
+                        open.tcp += listener.active_connections;
+                    }
+                    open
+                })
             }
+            None => Connections::default(),
+        };
+        if open.sum() > 0 && Instant::now() < deadline {
+            return;
+        }
+        self.drain = None;
+        self.reports.send(Event::Drained { cut: open, inbound_only });
+        if !inbound_only {
+            self.process.signal(Signal::TERM);
         }
     }
 }

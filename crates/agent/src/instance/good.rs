@@ -29,7 +29,9 @@ impl Instance {
 
     /// Has the configuration kept once the proxy has all of it in use.
     pub(super) fn keep_if_good(&mut self) {
-        if let Some(candidate) = self.candidate.take_if(|one| self.in_use.has(self.generation, &one.served)) {
+        let Some(serving) = self.proxy.supervisor.serving() else { return };
+        let in_use = &self.proxy.in_use;
+        if let Some(candidate) = self.candidate.take_if(|one| in_use.has(serving.0, &one.served)) {
             self.host.last_good.keep(&self.who.service_ref(), candidate.kept);
         }
     }

@@ -68,7 +68,10 @@ impl Instance {
             let relayed = self.local.borrow();
             self.places.update(&scope, engine, !self.inbound_closed, relayed.as_ref())
         };
-        commands.into_iter().for_each(|command| self.command(command));
+        commands.iter().for_each(|command| self.command(command));
+        if !commands.is_empty() {
+            self.save();
+        }
         upstream.facts(|facts| facts.set_unbound(&self.who.proxy(), self.places.unbound()));
         let mut local = self.places.localise(&scope, &set);
         for secret in credential.secrets() {

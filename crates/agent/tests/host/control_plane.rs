@@ -52,6 +52,7 @@ struct State {
     applied: BTreeMap<(String, String), BTreeMap<String, String>>,
     /// (proxy, type, name) → why it was refused.
     refused: BTreeMap<(String, String, String), String>,
+    occurred: BTreeMap<u64, Occurred>,
     joined: u32,
     sessions: u32,
     mute: bool,
@@ -237,8 +238,16 @@ impl Shared {
                     known.remove(&name);
                 }
             }
+            Some(FactKind::Occurred(occurred)) => {
+                self.state.lock().unwrap().occurred.insert(occurred.number, occurred);
+            }
             _ => {}
         }
+    }
+
+    /// What happened to proxies, by number.
+    pub fn occurred(&self) -> Vec<Occurred> {
+        self.state.lock().unwrap().occurred.values().cloned().collect()
     }
 }
 

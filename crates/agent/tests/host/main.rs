@@ -6,9 +6,11 @@
 
 mod control_plane;
 mod fake_proxy;
+mod generations;
 mod leftovers;
 mod ports;
 mod real;
+mod takeover;
 mod targets;
 
 use std::io::Read;
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use control_plane::ControlPlane;
 use outrider_agent::local::{InstanceOverview, Overview, list};
-use outrider_agent::{AgentError, AgentOptions, Hooks, RunError, RunOptions, run_with};
+use outrider_agent::{AgentError, AgentOptions, Hooks, OnStop, Policy, RunError, RunOptions, run_with};
 use outrider_xds_types::type_url;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc;
@@ -61,6 +63,27 @@ struct Mesh {
     agent: Option<(JoinHandle<Result<(), AgentError>>, CancellationToken)>,
     proxy: PathBuf,
     patience: Duration,
+    on_stop: OnStop,
+    policy: Policy,
+}
+
+/// Proxies outlive an agent, so a test that fails must not leave them behind.
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(self.path().join("run/p")).into_iter().flatten().flatten() {
+            let Ok(saved) = std::fs::read(entry.path().join("instance.json")) else { continue };
+            let saved: serde_json::Value = serde_json::from_slice(&saved).unwrap_or_default();
+            for process in saved["generations"].as_array().into_iter().flatten() {
+                let id =
+                    serde_json::from_value::<outrider_os::process::ProcessId>(process["process"].clone());
+                if let Ok(id) = id
+                    && id.exists()
+                {
+                    kill(id.pid, Signal::KILL);
+                }
+            }
+        }
+    }
 }
 
 impl Mesh {
@@ -69,17 +92,35 @@ impl Mesh {
     }
 
     async fn start_with(yaml: &str, proxy: Option<PathBuf>) -> Self {
+        let mut mesh = Self::prepare(yaml).await;
+        if let Some(proxy) = proxy {
+            mesh.proxy = proxy;
+        }
+        mesh.start_agent(true).await;
+        mesh
+    }
+
+    /// Without an agent yet.
+    async fn prepare(yaml: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("or").tempdir_in("/tmp").unwrap();
         let control = ControlPlane::start(&folder.path().join("ca"), yaml).await;
-        let proxy = proxy.unwrap_or_else(|| fake_proxy::program(folder.path()));
-        let mut mesh = Self { folder, control: Some(control), agent: None, proxy, patience: DEADLINE };
-        mesh.start_agent(true).await;
+        let proxy = fake_proxy::program(folder.path());
+        let mut mesh = Self::of(folder, control);
+        mesh.proxy = proxy;
         mesh
     }
 
     /// With an agent that runs elsewhere.
     fn of(folder: tempfile::TempDir, control: ControlPlane) -> Self {
-        Self { folder, control: Some(control), agent: None, proxy: PathBuf::new(), patience: DEADLINE }
+        Self {
+            folder,
+            control: Some(control),
+            agent: None,
+            proxy: PathBuf::new(),
+            patience: DEADLINE,
+            on_stop: OnStop::EndAll,
+            policy: Policy::default(),
+        }
     }
 
     fn control(&self) -> &ControlPlane {
@@ -102,6 +143,8 @@ impl Mesh {
         options.proxy_binary = Some(self.proxy.clone());
         options.envoy_binary = std::env::var_os("OUTRIDER_ENVOY").map(Into::into);
         options.patience = self.patience;
+        options.on_stop = self.on_stop;
+        options.policy = self.policy.clone();
         options.times.settle = Duration::from_millis(50);
         options
     }
