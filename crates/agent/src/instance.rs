@@ -52,6 +52,8 @@ use totals::Totals;
 
 /// Between two questions for numbers.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same while inbound is drained.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// Every so many looks while nothing changes.
 const CALM: u32 = 2;
 /// For a local peer that does not read.
@@ -243,9 +245,11 @@ impl Instance {
     /// From here on to its end, or to the agent's.
     async fn live(mut self, mut sources: Sources, stop: CancellationToken) {
         self.serve(&mut sources, &stop).await;
-        match (stop.is_cancelled() && !self.over, self.host.options.on_stop) {
-            (true, OnStop::HandOver) => self.hand_over(),
-            (stays, _) => self.finish(&mut sources, stays).await,
+        let has_application = !self.over && self.life.phase() != Phase::Ending;
+        match self.host.options.on_stop {
+            // One that waits for its proxy gets a new one from the next agent.
+            OnStop::HandOver if has_application && self.told_ready => self.hand_over(),
+            _ => self.finish(&mut sources, has_application).await,
         }
     }
 
@@ -256,6 +260,7 @@ impl Instance {
         self.refresh().await;
         while !self.over {
             self.report().await;
+            let draining = self.life.phase() == Phase::Draining;
             let ticks = [self.life.next_tick(), self.proxy.supervisor.next_tick()];
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -278,6 +283,7 @@ impl Instance {
                     self.lost_application();
                 }
                 _ = looks.tick() => self.look().await,
+                () = tokio::time::sleep(DRAIN_LOOK), if draining => self.proxy.ask_numbers(),
                 () = until(ticks.into_iter().flatten().min()) => self.tick().await,
             }
         }
@@ -386,6 +392,7 @@ impl Instance {
                 // The proxy first, so that it ends what is open in order; then nobody can come any more.
                 self.queue.push_back(Work::Proxy(supervise::Event::DrainInbound { within }));
                 self.queue.push_back(Work::CloseInbound);
+                self.proxy.live.values_mut().for_each(|live| live.idle = false);
                 if self.proxy.live.is_empty() {
                     self.queue.push_back(Work::Life(Event::InboundIdle));
                 }

@@ -21,6 +21,7 @@ pub mod facts;
 pub mod hosts;
 mod instance;
 pub mod inuse;
+mod isolation;
 pub mod journal;
 pub mod lastgood;
 pub mod lifecycle;

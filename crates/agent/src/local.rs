@@ -215,6 +215,12 @@ pub struct InstanceOverview {
     pub engine: String,
     /// Version of the engine as running; empty before it said so.
     pub engine_version: String,
+    /// Release of the process that serves; empty while none runs.
+    #[serde(default)]
+    pub release: String,
+    /// Number of that process in the proxy's life; 0 while none runs.
+    #[serde(default)]
+    pub generation: u64,
     /// Process of the proxy, 0 while none runs.
     pub proxy_pid: u32,
     /// Process of the application, 0 while none runs.

@@ -225,6 +225,13 @@ impl Host {
         self.asks.lock().unwrap_or_else(PoisonError::into_inner).remove(proxy);
     }
 
+    fn has_instance_in(&self, folder: &Path) -> bool {
+        let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        asks.keys()
+            .filter_map(|proxy| proxy.split_once('/'))
+            .any(|(_, name)| instance_folder(self, name) == folder)
+    }
+
     /// Where `instance` is asked: `NS/INSTANCE`, or a name that only one has; and its own name.
     fn find(&self, instance: &str) -> Result<(String, mpsc::UnboundedSender<Ask>), String> {
         let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -410,6 +417,9 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     outcome
 }
 
+/// Before a node that was put out tries again.
+const REJOIN_PAUSE: Duration = Duration::from_secs(5);
+
 /// Returns only if joining is refused for good.
 async fn keep_connected(
     options: LinkOptions,
@@ -417,11 +427,11 @@ async fn keep_connected(
     credential: Option<Credential>,
     host: Arc<Host>,
 ) -> AgentError {
-    let credential = match (credential, token) {
+    let mut credential = match (credential, &token) {
         (Some(credential), _) => credential,
         (None, None) => return AgentError::NoIdentity,
         (None, Some(token)) => loop {
-            match link::join(&options.server, &token, &options.node).await {
+            match link::join(&options.server, token, &options.node).await {
                 Ok(credential) => match credential.save(&node_file(&options.identity)) {
                     Ok(()) => break credential,
                     Err(error) => return error.into(),
@@ -435,8 +445,19 @@ async fn keep_connected(
             }
         },
     };
-    link::run(options, host.upstream.clone(), host.svids.clone(), credential).await;
-    AgentError::NoIdentity
+    loop {
+        credential = link::run(&options, &host.upstream, &host.svids, credential).await;
+        // Put out. What runs here runs on; a token that was not used yet lets this node in again.
+        tokio::time::sleep(REJOIN_PAUSE.mul_f64(0.5 + random::fraction())).await;
+        let Some(token) = &token else { continue };
+        match link::join(&options.server, token, &options.node).await {
+            Ok(joined) => match joined.save(&node_file(&options.identity)) {
+                Ok(()) => credential = joined,
+                Err(error) => return error.into(),
+            },
+            Err(error) => tracing::warn!(%error, "not joined again"),
+        }
+    }
 }
 
 async fn find_address(server: &str) -> Result<IpAddr, AgentError> {
@@ -482,17 +503,22 @@ async fn take_over(host: &Arc<Host>, tasks: &TaskTracker, stop: &CancellationTok
             tasks.spawn(instance::adopt(host.clone(), who, saved, stop.clone()));
             continue;
         }
-        for generation in &saved.generations {
-            let Ok(Some(process)) = generation.process.open() else { continue };
-            let pid = generation.process.pid;
-            tracing::warn!(pid, folder = %folder.display(), "ending a proxy whose application has gone");
-            if let Err(error) = process.end(Duration::from_millis(500)).await {
-                tracing::warn!(pid, %error, "it cannot be ended");
-            }
-        }
-        // A `run` that waits for its proxy comes back to the names it has.
-        for file in ["instance.json", "retired", "control.sock"] {
-            let _ = std::fs::remove_file(folder.join(file));
+        tasks.spawn(end_left_over(folder, saved));
+    }
+}
+
+/// Ends the processes of an instance whose application has gone.
+async fn end_left_over(folder: PathBuf, saved: Saved) {
+    // A `run` that waits for its proxy comes back to the names it has, and gets new processes.
+    for file in ["instance.json", "retired", "control.sock"] {
+        let _ = std::fs::remove_file(folder.join(file));
+    }
+    for generation in &saved.generations {
+        let Ok(Some(process)) = generation.process.open() else { continue };
+        let pid = generation.process.pid;
+        tracing::warn!(pid, folder = %folder.display(), "ending a proxy whose application has gone");
+        if let Err(error) = process.end(Duration::from_millis(500)).await {
+            tracing::warn!(pid, %error, "it cannot be ended");
         }
     }
 }
@@ -504,8 +530,7 @@ async fn forget_the_lost(host: &Arc<Host>) {
         std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     tokio::time::sleep(COME_BACK).await;
     for path in before {
-        // Whoever came back has its socket served.
-        if UnixStream::connect(path.join("control.sock")).await.is_err() {
+        if !host.has_instance_in(&path) {
             let _ = std::fs::remove_dir_all(path);
         }
     }

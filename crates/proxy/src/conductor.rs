@@ -456,7 +456,7 @@ impl Conductor {
 
     fn hello(&self) -> FromProxy {
         FromProxy::Hello {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::stamp::version().to_owned(),
             pid: std::process::id(),
             generation: self.generation,
             state: self.state,
@@ -545,6 +545,10 @@ impl Conductor {
 
     async fn become_ready(&mut self) {
         if self.ready || self.applying > 0 || !self.assembler.is_complete() {
+            return;
+        }
+        #[cfg(feature = "faults")]
+        if !crate::stamp::faults::may_be_ready() {
             return;
         }
         self.ready = true;

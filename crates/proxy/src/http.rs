@@ -322,6 +322,9 @@ impl Request<'_> {
         let worker = Rc::clone(&self.open.worker);
         let local = |reason| Failure::from(ProxyError::new(Side::Local, reason));
 
+        #[cfg(feature = "faults")]
+        crate::stamp::faults::before_request().await?;
+
         // May this caller call at all?
         service.access.decide(self.client.downstream.peer()).map_err(local)?;
 

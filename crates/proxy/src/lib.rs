@@ -24,6 +24,7 @@ pub mod http;
 pub mod log;
 pub mod pipes;
 pub mod secured;
+pub mod stamp;
 pub mod stream;
 pub mod tcp;
 pub mod timers;

@@ -269,7 +269,8 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
-    /// The number of the next generation.
+    /// No generation has this number or a higher one. Reserved many at a time, so that it changes rarely; a new agent
+    /// goes on with it, so numbers are skipped then.
     pub next: u64,
     /// What ran well, the newest first; at most [`MAX_GOOD`](crate::MAX_GOOD).
     pub good: Vec<Target>,

@@ -9,8 +9,8 @@
 //! | what | fails when | catches |
 //! |---|---|---|
 //! | errors of the proxy's own | their share is surely larger than the predecessor's by [`Limits::own_margin`], seen in three intervals | 1 % of 503 |
-//! | errors others can cause too ([`SHARED`]) | the same by [`Limits::shared_margin`], against the predecessor before *and* during | a TLS or connect path that broke |
-//! | time added | requests slower than the predecessor's median or 99th percentile by more than [`Limits::added`] are surely more, in at least half of the intervals | +200 ms, also on a part of the requests |
+//! | errors others can cause too ([`SHARED`]) | the same by [`Limits::shared_margin`], against the predecessor before *and* at the same time; without requests of the predecessor at the same time only if they began with the first request and never paused | a TLS or connect path that broke |
+//! | time added | requests slower than the predecessor's median or 99th percentile by more than [`Limits::added`] are surely more, in at least half of ten or more intervals, and not for the predecessor at the same time | +200 ms, also on a part of the requests |
 //! | whole time, if the engine does not tell what it added | the mean is above 1.5 × the predecessor's + [`Limits::added`] in four of five intervals | +200 ms on upstreams that answer within 0.2 s |
 //! | memory | it is above the predecessor's peak × 1.5 + 16 MiB, and still grows as fast as before, more than new connections explain | a leak of about 1 MiB/s or more |
 //!
@@ -302,11 +302,16 @@ pub struct Gate {
     /// The predecessor's last sample before the take-over, and what it did since.
     predecessor: Sample,
     during: Counts,
+    /// What it had done when the candidate's last sample came.
+    during_seen: Counts,
+    /// What it did in those intervals in which the candidate met errors that others can cause.
+    meanwhile: Share,
+    /// No interval with requests passed without such errors.
+    shared_always: bool,
     peak: u64,
     /// The candidate's first sample is zero: it was held until now.
     candidate: Sample,
     total: Counts,
-    intervals: u32,
     own_intervals: u32,
     shared_intervals: u32,
     /// Resident memory at each sample, without what open connections explain.
@@ -328,10 +333,12 @@ impl Gate {
             before: predecessor.counts(),
             predecessor: predecessor.latest.clone(),
             during: Counts::default(),
+            during_seen: Counts::default(),
+            meanwhile: Share::new(0, 0),
+            shared_always: true,
             peak: predecessor.peak,
             candidate,
             total: Counts::default(),
-            intervals: 0,
             own_intervals: 0,
             shared_intervals: 0,
             unexplained: Vec::new(),
@@ -356,7 +363,13 @@ impl Gate {
         if interval.requests == 0 && interval.own == 0 && interval.shared == 0 {
             return;
         }
-        self.intervals += 1;
+        let seen = std::mem::replace(&mut self.during_seen, self.during.clone());
+        if interval.shared > 0 {
+            let shared = self.during.shared.saturating_sub(seen.shared);
+            let requests = self.during.requests.saturating_sub(seen.requests);
+            self.meanwhile = self.meanwhile.plus(Share::new(shared, requests));
+        }
+        self.shared_always &= interval.shared > 0;
         self.own_intervals += u32::from(interval.own > 0);
         self.shared_intervals += u32::from(interval.shared > 0);
         thin(&mut self.means);
@@ -399,11 +412,16 @@ impl Gate {
         let ours = Share::new(self.total.shared, self.total.requests);
         let all = Share::new(before.shared, before.requests);
         let margin = f64::from(self.limits.shared_margin) / 1e6;
-        // What happens to both at the same time is not the candidate's doing. Too little of it says nothing.
-        let during = Share::new(self.during.shared, self.during.requests);
-        let enough = self.during.requests >= 20;
-        let others = [all, during];
-        self.judge(ours, if enough { &others } else { &others[..1] }, margin, self.shared_intervals, true)
+        // What happens to both at the same time is not the candidate's doing.
+        if self.meanwhile.of() >= 20 {
+            return self.judge(ours, &[all, self.meanwhile], margin, self.shared_intervals, true);
+        }
+        // Nobody to ask. An upstream fails at any moment, a release from its first request on and without a pause.
+        let from_the_start = self.shared_always && self.shared_intervals >= 10;
+        match self.judge(ours, &[all], margin, self.shared_intervals, true) {
+            Verdict::Fail(_) if !from_the_start => Verdict::Wait,
+            verdict => verdict,
+        }
     }
 
     fn judge(&self, ours: Share, theirs: &[Share], margin: f64, intervals: u32, shared: bool) -> Verdict {
@@ -434,8 +452,15 @@ impl Gate {
             let busy = self.added.iter().filter(|interval| interval.total() > 0);
             let slow = self.added.iter().filter(|interval| interval.above(limit_us) > 0);
             let (busy, slow) = (busy.count(), slow.count());
-            let lasting = slow >= self.limits.min_intervals as usize && slow * 2 >= busy;
-            if lasting && ours.hits() >= self.limits.min_errors && ours.surely_above(share(&theirs), margin) {
+            // A host that is too busy for some seconds makes every proxy slow: it has to last, and the predecessor
+            // must not be as slow at the same time.
+            let lasting = busy >= 10 && slow >= self.limits.min_intervals as usize && slow * 2 >= busy;
+            let alone = ours.rate() > share(&self.during.added).rate() + margin;
+            if lasting
+                && alone
+                && ours.hits() >= self.limits.min_errors
+                && ours.surely_above(share(&theirs), margin)
+            {
                 return Verdict::Fail(Failure::Latency {
                     share: ours.millionths(),
                     limit_ms: limit_us / 1000,

@@ -57,7 +57,8 @@
 //! A new agent reports what it finds with [`Event::Adopted`] and then says [`Event::Start`]. The newest accepting
 //! generation serves; if what it runs has not proven itself and an older one of another target is there, probation
 //! begins anew with the older one as reserve; a held one of the wanted target goes on as candidate; everything else
-//! drains. If none accepts, a paused one does first, because it served before.
+//! drains. If none accepts, a paused one does first, because it served before. If nothing is found and the target never
+//! ran well here, what did is started beside it: whichever is ready first accepts.
 
 pub mod gate;
 

@@ -30,6 +30,9 @@ pub struct Policy {
     /// a WebSocket that was open before an upgrade has this long.
     #[serde(with = "crate::millis")]
     pub drain: Duration,
+    /// The same for a new release that was worse than its predecessor: what it still answers is answered badly.
+    #[serde(with = "crate::millis")]
+    pub drain_failed: Duration,
     /// From a drain's deadline until the process is killed.
     #[serde(with = "crate::millis")]
     pub grace: Duration,
@@ -78,6 +81,7 @@ impl Default for Policy {
             probation: Duration::from_secs(30),
             probation_max: Duration::from_secs(120),
             drain: Duration::from_secs(600),
+            drain_failed: Duration::from_secs(30),
             grace: Duration::from_millis(500),
             kill_again: Duration::from_secs(1),
             max_draining: 3,

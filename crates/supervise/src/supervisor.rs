@@ -22,6 +22,9 @@ mod tests;
 /// Most targets whose binary is known to be there.
 const MAX_FETCHED: usize = 8;
 
+/// Numbers of generations reserved at a time.
+const NUMBERS: u64 = 64;
+
 /// The life of one proxy. See the crate's documentation.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
@@ -40,7 +43,11 @@ pub struct Supervisor {
     /// Set when a release passes probation.
     young: Option<Young>,
     memory: Memory,
+    /// The next generation's number; below `memory.next`, up to which they are reserved.
+    next: u64,
     fetched: VecDeque<Target>,
+    /// What accepted at least once, the newest first; at most as many as good ones.
+    ran: Vec<Target>,
     /// Numbers from here on are this supervisor's own; smaller ones may be adopted, each once.
     first_own: Option<u64>,
     adopted: BTreeSet<Generation>,
@@ -97,6 +104,8 @@ struct Change {
     from: Target,
     to: Target,
     attempt: u32,
+    /// A rollback was asked for when the candidate had been told to accept already.
+    undo: bool,
     step: Step,
 }
 
@@ -163,8 +172,10 @@ impl Supervisor {
             crashes: crash::Crashes::default(),
             young: None,
             said: Said { serving: None, memory: memory.clone() },
+            next: memory.next,
             memory,
             fetched: VecDeque::new(),
+            ran: Vec::new(),
             first_own: None,
             adopted: BTreeSet::new(),
             has_served: false,
@@ -306,7 +317,6 @@ impl Supervisor {
         }
         self.change_due();
         self.start_due();
-        self.settle();
     }
 
     /// What has to be true after every event is made true.
@@ -318,8 +328,10 @@ impl Supervisor {
             }
             return;
         }
-        self.start_next_change();
+        // In this order: what is proven comes before what is new.
         self.ensure_progress();
+        self.start_next_change();
+        self.settle();
         self.bound_draining();
     }
 
@@ -342,7 +354,7 @@ impl Supervisor {
             return self.out.push(Effect::Refused(Refusal::Stopping));
         }
         let refused = self.quarantined(&target).cloned();
-        self.first_own = Some(self.memory.next);
+        self.first_own = Some(self.next);
         self.target = Some(match (&refused, self.memory.good.first()) {
             (Some(_), Some(good)) => good.clone(),
             // Something has to run, and nothing is known to be better.
@@ -353,21 +365,27 @@ impl Supervisor {
             self.out.push(Effect::Refused(Refusal::Quarantined { target, quarantined }));
         }
         self.assign_adopted();
-        // What was found may be something else than what is wanted now.
+        // What was found may be something else than what is wanted now. And when nothing was found, what is wanted may
+        // never have run here: then what did runs first, or at least beside it.
         let running = self.serving.or(self.replacement).and_then(|g| self.processes.get(&g));
+        let unproven = self.target.as_ref().is_some_and(|target| !self.memory.good.contains(target));
+        let first = match running {
+            Some(running) => Some(running.target.clone()),
+            None => self.memory.good.first().filter(|_| unproven).cloned(),
+        };
         if self.change.is_none()
-            && let Some(running) = running.map(|process| process.target.clone())
-            && self.target.as_ref() != Some(&running)
+            && let Some(first) = first
+            && self.target.as_ref() != Some(&first)
         {
-            let wanted = self.target.replace(running);
+            let wanted = self.target.replace(first);
             self.queued = wanted.map(Queued::Upgrade);
         }
     }
 
     /// Begins a generation: its binary first, unless it is known to be there.
     fn spawn(&mut self, target: &Target, held: bool) -> Generation {
-        let generation = Generation(self.memory.next);
-        self.memory.next = self.memory.next.saturating_add(1);
+        let generation = Generation(self.next);
+        self.number_used(generation);
         let process = Process::new(target.clone(), State::Fetching, held, self.now);
         self.processes.insert(generation, process);
         if self.fetched.contains(target) {
@@ -377,6 +395,14 @@ impl Supervisor {
             self.out.push(Effect::Fetch { generation, target: target.clone() });
         }
         generation
+    }
+
+    /// Numbers are reserved many at a time, so that repairing a crash does not wait for a disk.
+    fn number_used(&mut self, generation: Generation) {
+        self.next = self.next.max(generation.0.saturating_add(1));
+        if self.memory.next < self.next {
+            self.memory.next = self.next.saturating_add(NUMBERS - 1);
+        }
     }
 
     fn fetched(&mut self, generation: Generation) {
@@ -456,6 +482,7 @@ impl Supervisor {
                 self.replacement = None;
                 self.serving = Some(generation);
                 self.took_over(generation, Cause::NobodyServed);
+                self.remember_ran(generation);
             }
             Part::Serving | Part::Leaving | Part::None => {}
         }

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::process::{Handle, LastWords};
 use super::{Command, Event, Reports, Running, Spec, StartError};
+use crate::isolation;
 
 /// Between two looks at whether it is ready.
 const POLL: Duration = Duration::from_millis(20);
@@ -61,19 +62,21 @@ pub(super) fn start(spec: &Spec, reports: Reports) -> Result<Running, StartError
         .stdout(log)
         .stderr(errors)
         .process_group(0);
+    let cell = isolation::enter(&mut command, super::Engine::Envoy, &spec.folder, &spec.proxy);
     let mut command = tokio::process::Command::from(command);
     let child = command.spawn().map_err(|source| StartError::Spawn {
         binary: spec.binary.clone(),
         option: OPTION,
         source,
     })?;
-    Ok(Driver::new(Handle::Child(child), words, admin, reports, false).run())
+    Ok(Driver::new(Handle::child(child, cell), words, admin, reports, false).run())
 }
 
 pub(super) fn adopt(spec: &Spec, process: Process, reports: Reports) -> Running {
     let words = LastWords::after_now(spec.log.clone());
     let admin = spec.folder.join("admin.sock");
-    Driver::new(Handle::Found(process), words, admin, reports, true).run()
+    let cell = isolation::find(&spec.folder, process.id().pid);
+    Driver::new(Handle::found(process, cell), words, admin, reports, true).run()
 }
 
 fn bootstrap(spec: &Spec, admin: &Path) -> String {

@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::process::{Handle, LastWords};
 use super::{Command, Event, Reports, Running, Spec, StartError};
 use crate::control::Connection;
+use crate::isolation;
 
 /// Between two questions whether every worker is alive.
 const PING: Duration = Duration::from_secs(2);
@@ -54,6 +55,8 @@ pub(super) fn start(spec: &Spec, reports: Reports) -> Result<Running, StartError
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     outrider_os::child::inherit_at(&mut command, theirs, CONTROL_FD)
         .map_err(prepare("no control channel"))?;
+    let cell = isolation::enter(&mut command, super::Engine::Native, &spec.folder, &spec.proxy);
+    isolation::confine(&mut command, &spec.binary);
     let mut command = tokio::process::Command::from(command);
     let child = command.spawn().map_err(|source| StartError::Spawn {
         binary: spec.binary.clone(),
@@ -62,7 +65,7 @@ pub(super) fn start(spec: &Spec, reports: Reports) -> Result<Running, StartError
     })?;
     drop(command);
     let (sender, receiver) = channel.split();
-    let mut driver = Driver::new(Handle::Child(child), words, reports);
+    let mut driver = Driver::new(Handle::child(child, cell), words, reports);
     driver.connect(sender, receiver);
     Ok(driver.run())
 }
@@ -70,7 +73,8 @@ pub(super) fn start(spec: &Spec, reports: Reports) -> Result<Running, StartError
 pub(super) fn adopt(spec: &Spec, process: Process, reports: Reports) -> Running {
     // What it said before is not of its end.
     let words = LastWords::after_now(spec.log.clone());
-    Driver::new(Handle::Found(process), words, reports).run()
+    let cell = isolation::find(&spec.folder, process.id().pid);
+    Driver::new(Handle::found(process, cell), words, reports).run()
 }
 
 /// What a process said, and the number of the connection it said it on.

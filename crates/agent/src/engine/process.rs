@@ -9,12 +9,21 @@ use outrider_supervise::Exit;
 use rustix::process::Signal;
 use tokio::process::Child;
 
+use crate::isolation::Cell;
+
 /// What a program that panics in Rust's default way exits with, where it does not abort.
 const PANIC_CODE: i32 = 101;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) enum Handle {
+pub(super) struct Handle {
+    kind: Kind,
+    /// What holds it; taken when it has ended.
+    cell: Option<Cell>,
+}
+
+#[derive(Debug)]
+enum Kind {
     Child(Child),
     Found(Process),
 }
@@ -34,43 +43,61 @@ impl LastWords {
 }
 
 impl Handle {
+    /// A process that was started in `cell`.
+    pub(super) fn child(child: Child, cell: Cell) -> Self {
+        Self { kind: Kind::Child(child), cell: Some(cell) }
+    }
+
+    /// One that an earlier agent started, with the cell it was found in.
+    pub(super) fn found(process: Process, cell: Cell) -> Self {
+        Self { kind: Kind::Found(process), cell: Some(cell) }
+    }
+
     pub(super) fn id(&self) -> Option<ProcessId> {
-        match self {
-            Self::Child(child) => ProcessId::of(child.id()?),
-            Self::Found(process) => Some(process.id()),
+        match &self.kind {
+            Kind::Child(child) => ProcessId::of(child.id()?),
+            Kind::Found(process) => Some(process.id()),
         }
     }
 
     /// Waits for its end. Cancel-safe.
     pub(super) async fn ended(&mut self, words: &LastWords) -> Exit {
-        match self {
-            Self::Child(child) => match child.wait().await {
-                Ok(status) => exit(status, words),
-                Err(error) => {
-                    tracing::warn!(%error, "how a proxy ended is not known");
-                    Exit::Unknown
-                }
-            },
-            Self::Found(process) => {
+        let status = match &mut self.kind {
+            Kind::Child(child) => Some(child.wait().await),
+            Kind::Found(process) => {
                 if let Err(error) = process.ended().await {
                     tracing::error!(%error, "the end of a proxy cannot be seen");
                     return std::future::pending().await;
                 }
-                super::panic_in(&words.log, words.from).map_or(Exit::Unknown, Exit::Panic)
+                None
             }
+        };
+        if let Some(cell) = self.cell.take()
+            && let Some(why) = cell.left(status.as_ref().and_then(|status| status.as_ref().ok()))
+        {
+            tracing::warn!("{why}");
+            return Exit::OutOfMemory;
+        }
+        match status {
+            Some(Ok(status)) => exit(status, words),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "how a proxy ended is not known");
+                Exit::Unknown
+            }
+            None => super::panic_in(&words.log, words.from).map_or(Exit::Unknown, Exit::Panic),
         }
     }
 
     pub(super) fn signal(&self, signal: Signal) {
-        let sent = match self {
+        let sent = match &self.kind {
             // A child that was not waited for keeps its number.
-            Self::Child(child) => match child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            Kind::Child(child) => match child.id().and_then(|pid| i32::try_from(pid).ok()) {
                 Some(pid) => rustix::process::Pid::from_raw(pid)
                     .map_or(Ok(()), |pid| rustix::process::kill_process(pid, signal))
                     .map_err(std::io::Error::from),
                 None => Ok(()),
             },
-            Self::Found(process) => process.signal(signal),
+            Kind::Found(process) => process.signal(signal),
         };
         if let Err(error) = sent {
             tracing::warn!(%error, ?signal, "not delivered to a proxy");

@@ -16,7 +16,7 @@ use outrider_supervise::{
     Target, gate::Sample,
 };
 use outrider_xds::server::Seen;
-use outrider_xds_types::type_url;
+use outrider_xds_types::{names, type_url};
 use tokio::sync::mpsc;
 
 use super::report::traffic;
@@ -72,7 +72,8 @@ pub(super) struct Live {
     listeners_acked: bool,
     took_over: bool,
     drained: bool,
-    inbound_drained: bool,
+    /// Nothing that callers opened has anything under way.
+    pub(super) idle: bool,
     configuration: String,
     _relay: Option<Relay>,
 }
@@ -313,13 +314,11 @@ impl Instance {
             engine::Event::Listener(name, address, fds) => self.places.returned(&name, address, fds),
             engine::Event::Returned(state) => live.returned = Some(state),
             engine::Event::Drained { cut, inbound_only: true } => {
-                live.inbound_drained = true;
+                live.idle = true;
                 if cut.sum() > 0 {
                     tracing::info!(instance = %self.who.name, ?cut, "connections were cut at the end of a drain");
                 }
-                if self.proxy.live.values().all(|live| live.inbound_drained) {
-                    self.queue.push_back(Work::Life(lifecycle::Event::InboundIdle));
-                }
+                self.maybe_idle();
             }
             engine::Event::Drained { cut, inbound_only: false } => {
                 live.drained = true;
@@ -358,6 +357,24 @@ impl Instance {
         self.tell_supervisor(Event::Ended { generation, exit, memory, lost, jitter });
         let _ = std::fs::remove_file(self.who.folder.join(format!("xds-{number}.sock")));
         self.gone.push(number);
+    }
+
+    fn maybe_idle(&mut self) {
+        if self.life.phase() == lifecycle::Phase::Draining && self.proxy.live.values().all(|live| live.idle) {
+            self.queue.push_back(Work::Life(lifecycle::Event::InboundIdle));
+        }
+    }
+
+    /// Whether callers wait for anything. They were told to go elsewhere before, so a connection without a request is
+    /// nothing to wait for; of TCP nobody knows.
+    fn inbound_busy(&self, stats: &Stats) -> bool {
+        let ports = self.workload.iter().flat_map(|workload| &workload.ports);
+        ports.into_iter().any(|port| {
+            let listener = stats.listeners.get(&names::inbound(&port.name));
+            listener.is_some_and(|l| {
+                l.active_requests > 0 || (port.protocol == "tcp" && l.active_connections > 0)
+            })
+        })
     }
 
     fn tell_supervisor(&mut self, event: Event) {
@@ -417,6 +434,12 @@ impl Instance {
             live.configuration.clone_from(&stats.configuration);
             let configuration = stats.configuration.as_str().into();
             self.tell_supervisor(Event::Configured { generation, configuration });
+        }
+        if self.life.phase() == lifecycle::Phase::Draining && !self.inbound_busy(&stats) {
+            if let Some(live) = self.proxy.live.get_mut(&number) {
+                live.idle = true;
+            }
+            self.maybe_idle();
         }
         let sample = Box::new(sample(&stats));
         self.tell_supervisor(Event::Sample { generation, sample });
@@ -479,7 +502,7 @@ impl Live {
             listeners_acked: false,
             took_over: false,
             drained: false,
-            inbound_drained: false,
+            idle: false,
             configuration: String::new(),
             _relay: relay,
         }

@@ -31,6 +31,8 @@ impl Instance {
 
     fn reason(&self) -> String {
         let mut parts = vec![self.life.reason()];
+        let uncounted = self.host.upstream.refusal(&self.who.proxy());
+        parts.extend(uncounted.map(|why| format!("the control plane refused this instance: {why}")));
         parts.extend(self.refusal.iter().map(|error| format!("the proxy refused a resource: {error}")));
         parts.extend(self.change());
         parts.extend(self.age());
@@ -85,7 +87,10 @@ impl Instance {
             (false, true) => wire::InstanceState::Ready,
             (false, false) => wire::InstanceState::Starting,
         };
-        let shown = self.proxy.shown().map(|(_, live)| live);
+        let shown = self.proxy.shown();
+        let generation = shown.map_or(0, |(number, _)| number);
+        let shown = shown.map(|(_, live)| live);
+        let release = shown.map(|live| live.target.release.to_string()).unwrap_or_default();
         let version = shown.map(|live| live.version.clone()).unwrap_or_default();
         let app_pid = self.app.map_or(0, |app| app.pid);
         let engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();
@@ -119,6 +124,8 @@ impl Instance {
             reason,
             engine,
             engine_version: version.clone(),
+            release,
+            generation,
             proxy_pid: instance.proxy_pid,
             app_pid,
             restarts: instance.restarts,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -43,6 +43,10 @@ pub struct Shared {
     pub age: Mutex<Duration>,
     /// Certificates issued for services.
     pub signed: AtomicU32,
+    /// Service whose instances do not count, and why.
+    pub uncounted: Mutex<Option<(String, String)>>,
+    /// The next session is told that the node was put out.
+    pub put_out: AtomicBool,
 }
 
 #[derive(Default)]
@@ -77,6 +81,8 @@ impl ControlPlane {
             slow: Mutex::default(),
             age: Mutex::default(),
             signed: AtomicU32::default(),
+            uncounted: Mutex::default(),
+            put_out: AtomicBool::default(),
         });
         shared.apply(yaml);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -159,6 +165,16 @@ impl Shared {
     pub fn mute(&self, mute: bool) {
         self.state.lock().unwrap().mute = mute;
         self.compile();
+    }
+
+    fn uncounted(&self) -> Refused {
+        let uncounted = self.uncounted.lock().unwrap().clone();
+        let of = |i: &Instance| Some(uncounted.as_ref().filter(|(of, _)| *of == i.service)?.1.clone());
+        let refused = |i: &Instance| {
+            let instance = format!("{}/{}", i.namespace, i.name);
+            Some(RefusedInstance { instance, reason: RefusalReason::OutOfScope as i32, text: of(i)? })
+        };
+        Refused { instances: self.instances().iter().filter_map(refused).collect() }
     }
 
     pub fn instances(&self) -> Vec<Instance> {
@@ -293,6 +309,11 @@ impl Agents for Service {
         &self,
         request: Request<Streaming<Fact>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        if self.shared.put_out.swap(false, Ordering::Relaxed) {
+            let mut status = Status::permission_denied("node was deleted");
+            status.metadata_mut().insert(REASON, NODE_NOT_ADMITTED.parse().unwrap());
+            return Err(status);
+        }
         let (sender, receiver) = mpsc::channel(4);
         let bundle = Bundle { certificates: der(self.shared.authority.bundle()) };
         let welcome = Welcome { trust_domain: TRUST_DOMAIN.into(), heartbeat_ms: 1000, bundle: Some(bundle) };
@@ -300,9 +321,13 @@ impl Agents for Service {
         self.shared.state.lock().unwrap().sessions += 1;
         let (shared, stop, mut facts) = (self.shared.clone(), self.stop.clone(), request.into_inner());
         tokio::spawn(stop.run_until_cancelled_owned(async move {
-            let _keep = sender;
             while let Ok(Some(fact)) = facts.message().await {
+                let report = matches!(fact.kind, Some(FactKind::Instances(_)));
                 shared.fact(fact);
+                if report {
+                    let kind = Some(InstructionKind::Refused(shared.uncounted()));
+                    let _ = sender.send(Ok(Instruction { kind })).await;
+                }
             }
         }));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

@@ -45,7 +45,7 @@ async fn a_new_agent_takes_over_and_nothing_is_lost() {
     kill(upgraded.proxy_pid, Signal::KILL);
     pair.mesh.instance("shop/checkout", |i| i.restarts == 1 && i.reason.is_empty()).await;
     eventually("it serves", || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) }).await;
-    assert_eq!(pair.describe("shop/checkout").await.processes[0].generation, 3, "numbers go on");
+    assert!(pair.describe("shop/checkout").await.processes[0].generation > 2, "no number is used twice");
     // An application that ends while no agent is there is found gone, and its proxy ended.
     pair.mesh.stop_agent().await;
     let proxy = serving.proxy_pid;

@@ -1,11 +1,11 @@
 //! The long-running commands: `server`, `agent`, and `run`.
 //!
-//! Holds: SIGTERM and SIGINT end each of them in order, a second one at once; where they can be reached is said on
+//! Holds: SIGTERM and SIGINT end each of them in order, a second one at once (an agent leaves its proxies to the next one); where they can be reached is said on
 //! standard error once they can.
 
 use std::process::ExitCode;
 
-use outrider_agent::{AgentOptions, RunOptions};
+use outrider_agent::{AgentOptions, OnStop, RunOptions};
 use outrider_control as control;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::paths;
 /// `server`.
 pub(crate) async fn server(args: ServerArgs) -> Outcome {
     start_log(&args.log)?;
-    let mut options = control::ServerOptions::new(args.state.map_or_else(paths::state, Ok)?);
+    let mut options = control::ServerOptions::new(args.folder.state.map_or_else(paths::state, Ok)?);
     options.trust_domain = args.trust_domain;
     options.api = Some(args.http);
     options.agents = args.grpc;
@@ -43,7 +43,7 @@ pub(crate) async fn agent(args: AgentArgs) -> Outcome {
         None => host_name()?,
     };
     let mut options = AgentOptions::new(
-        args.state.map_or_else(paths::state, Ok)?,
+        args.folder.state.map_or_else(paths::state, Ok)?,
         args.runtime.unwrap_or_else(paths::runtime),
         node,
         args.server,
@@ -53,6 +53,9 @@ pub(crate) async fn agent(args: AgentArgs) -> Outcome {
     options.inbound_ports = args.inbound_ports;
     options.proxy_binary = args.engines.proxy;
     options.envoy_binary = args.engines.envoy;
+    options.releases = args.releases;
+    // Applications run on without an agent, so their proxies do: the next agent takes them over.
+    options.on_stop = OnStop::HandOver;
     note(&format!("agent of node {} at {}", options.node, options.socket().display()));
     let stop = stop_signal()?;
     let shutdown = CancellationToken::new();
@@ -88,7 +91,7 @@ pub(crate) async fn run(args: RunArgs) -> Outcome {
         args: words.collect(),
         env: Vec::new(),
         folder: None,
-        timeout: Some(args.timeout),
+        timeout: Some(args.limit.timeout),
         adopts: args.adopt,
         stop_timeout: args.stop_timeout,
     };

@@ -22,6 +22,17 @@ impl Share {
         self.hits
     }
 
+    /// The cases.
+    pub fn of(self) -> u64 {
+        self.of
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self::new(self.hits.saturating_add(other.hits), self.of.saturating_add(other.of))
+    }
+
     /// Whether there is any case.
     pub fn known(self) -> bool {
         self.of > 0

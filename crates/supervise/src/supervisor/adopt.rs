@@ -9,11 +9,11 @@ const MAX_ADOPTED: usize = 64;
 impl Supervisor {
     pub(super) fn adopt(&mut self, adoption: Adoption) {
         let Adoption { generation, target, state, ready, uptime, configuration, identity } = adoption;
-        let own = self.first_own.is_some_and(|first| (first..self.memory.next).contains(&generation.0));
+        let own = self.first_own.is_some_and(|first| (first..self.next).contains(&generation.0));
         if own || self.adopted.len() >= MAX_ADOPTED || !self.adopted.insert(generation) {
             return;
         }
-        self.memory.next = self.memory.next.max(generation.0.saturating_add(1));
+        self.number_used(generation);
         let now = self.now;
         let (state, held) = match (state, ready) {
             (Found::Accepting, true) => (State::Accepting, false),
@@ -43,6 +43,9 @@ impl Supervisor {
         process.took_over = has_accepted;
         self.has_served |= has_accepted;
         self.processes.insert(generation, process);
+        if has_accepted {
+            self.remember_ran(generation);
+        }
         if let Some(deadline) = self.stop {
             let within = deadline.saturating_duration_since(now);
             self.drain(generation, within, Cause::Stop, Next::Nothing);
@@ -85,6 +88,7 @@ impl Supervisor {
         if let Some(&newest) = self.free(|process| process.state == State::Accepting).first() {
             self.serving = Some(newest);
             self.took_over(newest, Cause::NobodyServed);
+            self.remember_ran(newest);
             self.crashes.cancel();
             if let Some(slower) = self.replacement.take() {
                 self.drain(slower, self.policy.drain, Cause::Superseded, Next::ServedBy(newest));
@@ -125,6 +129,7 @@ impl Supervisor {
             from,
             to: running.clone(),
             attempt: 1,
+            undo: false,
             // Replaced at once.
             step: Step::Waiting { until: self.now },
         });
@@ -149,6 +154,7 @@ impl Supervisor {
             from: running.clone(),
             to,
             attempt: 1,
+            undo: false,
             step: Step::Preparing { candidate },
         });
         if self.in_state(candidate, &[State::Held]) {

@@ -42,6 +42,24 @@ impl Supervisor {
         self.memory.good.truncate(crate::MAX_GOOD);
     }
 
+    /// What ran at all is better than nothing when what is wanted does not.
+    pub(super) fn remember_ran(&mut self, generation: Generation) {
+        let Some(process) = self.processes.get(&generation) else { return };
+        self.ran.retain(|ran| *ran != process.target);
+        self.ran.insert(0, process.target.clone());
+        self.ran.truncate(crate::MAX_GOOD);
+    }
+
+    /// Somebody accepts, or was told to and may do so already.
+    fn accepts_or_will(&self) -> bool {
+        let told = |generation| self.in_state(generation, &[State::Opening]);
+        self.serving.is_some() || self.replacement.is_some_and(told)
+    }
+
+    fn ran_here(&self, target: &Target) -> bool {
+        self.memory.good.contains(target) || self.ran.contains(target)
+    }
+
     pub(super) fn on_probation(&self) -> bool {
         let step = self.change.as_ref().map(|change| &change.step);
         matches!(step, Some(Step::Probation { .. } | Step::PuttingBack { .. }))
@@ -87,51 +105,49 @@ impl Supervisor {
 
     /// Begins what is queued, as soon as it may.
     pub(super) fn start_next_change(&mut self) {
-        if self.queued.is_none() {
-            return;
-        }
-        // What only waits to be tried again makes room for what is newer.
-        let newer = matches!(self.queued, Some(Queued::Upgrade(_)));
-        let waits = |change: &mut Change| newer && matches!(change.step, Step::Waiting { .. });
-        if let Some(waiting) = self.change.take_if(waits) {
-            self.target = Some(if waiting.goes_back() { waiting.to } else { waiting.from });
-        }
-        if self.change.is_some() {
-            return;
-        }
-        match self.queued.take() {
-            Some(Queued::Upgrade(to)) => self.start_upgrade(to),
-            Some(Queued::Restart) => {
+        let waits = |change: &Change| matches!(change.step, Step::Waiting { .. });
+        let free = self.change.is_none();
+        match self.queued.clone() {
+            // What only waits to be tried again makes room for what is newer.
+            Some(Queued::Upgrade(to)) if free || self.change.as_ref().is_some_and(waits) => {
+                self.start_upgrade(to);
+            }
+            Some(Queued::Restart) if free && self.draining() < self.policy.max_draining => {
+                self.queued = None;
                 let serving = self.serving.and_then(|generation| self.processes.get(&generation));
-                let Some(to) = serving.map(|process| process.target.clone()) else { return };
-                if self.draining() >= self.policy.max_draining {
-                    self.queued = Some(Queued::Restart);
-                } else {
+                if let Some(to) = serving.map(|process| process.target.clone()) {
                     self.begin(Cause::Restart, to.clone(), to);
                 }
             }
-            None => {}
+            _ => {}
         }
     }
 
     fn start_upgrade(&mut self, to: Target) {
         if let Some(quarantined) = self.quarantined(&to).cloned() {
+            self.queued = None;
             let quarantined = Box::new(quarantined);
             return self.out.push(Effect::Refused(Refusal::Quarantined { target: to, quarantined }));
         }
         match self.running() {
-            Some(running) if running == to => self.target = Some(to),
-            // Something proven serves or will in a moment; what is new has to wait for its turn.
-            Some(from) if self.serving.is_some() || self.has_served && !self.crashes.looping() => {
-                if self.draining() >= self.policy.max_draining {
-                    self.queued = Some(Queued::Upgrade(to));
-                } else {
-                    self.target = Some(to.clone());
-                    self.begin(Cause::Upgrade, from, to);
-                }
+            Some(running) if running == to => {
+                self.change = None;
+                self.target = Some(to);
             }
-            _ => self.replace_at_once(to),
+            // Something proven serves or will in a moment; what is new has to wait for its turn.
+            Some(from) if self.accepts_or_will() || self.ran_here(&from) && !self.crashes.looping() => {
+                if self.draining() >= self.policy.max_draining {
+                    return;
+                }
+                self.target = Some(to.clone());
+                self.begin(Cause::Upgrade, from, to);
+            }
+            _ => {
+                self.change = None;
+                self.replace_at_once(to);
+            }
         }
+        self.queued = None;
     }
 
     /// Nobody serves and nothing is worth waiting for.
@@ -147,7 +163,8 @@ impl Supervisor {
 
     fn begin(&mut self, cause: Cause, from: Target, to: Target) -> Generation {
         let candidate = self.spawn(&to, true);
-        self.change = Some(Change { cause, from, to, attempt: 1, step: Step::Preparing { candidate } });
+        self.change =
+            Some(Change { cause, from, to, attempt: 1, undo: false, step: Step::Preparing { candidate } });
         candidate
     }
 
@@ -161,11 +178,24 @@ impl Supervisor {
             self.drain(slower, self.policy.drain, Cause::Superseded, Next::ServedBy(candidate));
         }
         self.took_over(candidate, change.cause.clone());
-        if change.cause == Cause::Upgrade && !self.policy.probation.is_zero() {
+        self.remember_ran(candidate);
+        if change.cause == Cause::Upgrade && (change.undo || !self.policy.probation.is_zero()) {
+            let undo = change.undo;
             self.change = Some(change);
             self.begin_probation(old, candidate);
+            if undo {
+                self.take_back(Cause::Rollback, false);
+            }
         } else if let Some(old) = old {
-            self.drain(old, self.policy.drain, change.cause, Next::ServedBy(candidate));
+            self.drain(old, self.drain_time(&change.cause), change.cause, Next::ServedBy(candidate));
+        }
+    }
+
+    /// What open connections get of a generation that is replaced for this cause.
+    fn drain_time(&self, cause: &Cause) -> Duration {
+        match cause {
+            Cause::Upgrade | Cause::Rollback | Cause::Restart => self.policy.drain,
+            _ => self.policy.drain_failed,
         }
     }
 
@@ -297,7 +327,7 @@ impl Supervisor {
         let failed = self.serving.replace(reserve);
         self.record(reserve, Happened::PutBack, why.clone(), Next::Nothing);
         if let Some(failed) = failed {
-            self.drain(failed, self.policy.drain, why.clone(), Next::PutBack(reserve));
+            self.drain(failed, self.drain_time(why), why.clone(), Next::PutBack(reserve));
         }
         if *again {
             self.wait(change);
@@ -313,7 +343,7 @@ impl Supervisor {
             Cause::Crashed(exit) => exit.is_outside_kill() && change.attempt < self.policy.attempts,
             _ => false,
         };
-        if may_pass || change.goes_back() {
+        if may_pass && !change.undo || change.goes_back() {
             return Next::TriedAgain { pause: self.wait(change) };
         }
         if change.cause == Cause::Upgrade {
@@ -384,6 +414,12 @@ impl Supervisor {
                 self.change = Some(change);
                 self.out.push(Effect::Refused(Refusal::RollingBack));
             }
+            // It may accept already, and even alone: first it takes over, then it is taken back.
+            Some(mut change) if self.opens(&change) => {
+                self.queued = None;
+                change.undo = true;
+                self.change = Some(change);
+            }
             Some(change) => {
                 self.queued = None;
                 self.quarantine(&change.to, &change.from, Cause::Rollback);
@@ -395,6 +431,11 @@ impl Supervisor {
             }
             None => self.roll_back_from(target),
         }
+    }
+
+    fn opens(&self, change: &Change) -> bool {
+        let Step::Preparing { candidate } = &change.step else { return false };
+        self.in_state(*candidate, &[State::Opening])
     }
 
     fn roll_back_from(&mut self, target: Target) {

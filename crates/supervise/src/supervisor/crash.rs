@@ -9,6 +9,8 @@ pub(super) struct Crashes {
     recent: VecDeque<Instant>,
     /// The same for processes that somebody killed.
     kills: VecDeque<Instant>,
+    /// Crashes since a generation served well, however slowly they came.
+    row: usize,
     /// Pauses so far in this loop; 0 outside of one.
     level: u32,
     next: Option<(Instant, Target)>,
@@ -20,7 +22,7 @@ impl Crashes {
     }
 
     pub(super) fn any(&self) -> bool {
-        self.level > 0 || !self.recent.is_empty() || !self.kills.is_empty()
+        self.level > 0 || self.row > 0 || !self.recent.is_empty() || !self.kills.is_empty()
     }
 
     pub(super) fn recent(&self, now: Instant, window: Duration) -> usize {
@@ -86,6 +88,15 @@ impl Supervisor {
         good.find(|good| *good != target && self.quarantined(good).is_none()).cloned()
     }
 
+    /// What to try when `target` does not work: what ran well, or at least what ran.
+    fn fallback(&self, target: &Target) -> Option<Target> {
+        let ran = || {
+            let mut ran = self.ran.iter();
+            ran.find(|ran| *ran != target && self.quarantined(ran).is_none()).cloned()
+        };
+        self.good_besides(target).or_else(ran)
+    }
+
     /// The generation that will serve soon although none was started for that.
     fn help(&self) -> Option<Generation> {
         match &self.change.as_ref()?.step {
@@ -118,16 +129,20 @@ impl Supervisor {
             return Next::ServedBy(generation);
         }
         let Some(base) = self.safe_target() else { return Next::Nothing };
-        if !limit_reached && self.crashes.level == 0 {
-            return Next::Restarted(self.replace_with(&base));
-        }
-        self.crashes.level = self.crashes.level.saturating_add(1);
-        let other = self.good_besides(&base).filter(|_| !by_somebody);
+        self.crashes.row = self.crashes.row.saturating_add(usize::from(!by_somebody));
+        let looping = limit_reached || self.crashes.level > 0;
+        // What never gets ready, or crashes every half minute, makes no fast loop and is no good all the same.
+        let slow = self.crashes.row >= self.policy.crash_limit || !ready && *cause == Cause::NotReady;
+        let other = self.fallback(&base).filter(|_| !by_somebody && (looping || slow));
         let skipped = u32::from(other.is_some());
         let target = match other {
             Some(other) if *lost == base => other,
             _ => base,
         };
+        if !looping {
+            return Next::Restarted(self.replace_with(&target));
+        }
+        self.crashes.level = self.crashes.level.saturating_add(1);
         // Another target is worth an attempt without a pause.
         let pause = self.pause_before(self.crashes.level - skipped);
         if pause.is_zero() {

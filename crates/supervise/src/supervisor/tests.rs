@@ -1,1 +1,5 @@
+mod adoption;
+mod properties;
 mod scenarios;
+mod simulation;
+mod world;
