@@ -122,14 +122,14 @@ pub enum FactKind {
     #[prost(message, tag = "5")]
     Heartbeat(Heartbeat),
     /// Something happened to a proxy. A new session sends the latest ones again: a number that was seen is no news.
-    #[prost(message, tag = "6")]
-    Occurred(Occurred),
+    #[prost(message, boxed, tag = "6")]
+    Occurred(Box<Occurred>),
     /// Where a proxy is in its life, whenever anything but times changed.
-    #[prost(message, tag = "7")]
-    ProxyStatus(ProxyStatus),
+    #[prost(message, boxed, tag = "7")]
+    ProxyStatus(Box<ProxyStatus>),
     /// What became of a [`Command`].
-    #[prost(message, tag = "8")]
-    Answer(Answer),
+    #[prost(message, boxed, tag = "8")]
+    Answer(Box<Answer>),
 }
 
 /// Something that moved or ended a process of a proxy.

@@ -200,6 +200,9 @@ pub(crate) struct RunArgs {
     /// Limit of the wait for the proxy.
     #[command(flatten)]
     pub(crate) limit: Wait,
+    /// Longest stop after SIGTERM: the command is told after two thirds of it at the latest, and killed at its end
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) stop_timeout: Duration,
     /// The service's ports are served by what this command does not start, perhaps already (a container, a socket of systemd)
     #[arg(long)]
     pub(crate) adopt: bool,
@@ -468,6 +471,9 @@ pub(crate) struct AgentArgs {
     /// Engine binaries.
     #[command(flatten)]
     pub(crate) engines: Engines,
+    /// Folder of releases of the native proxy, RELEASE/outrider-proxy each [default: STATE/agent/releases]
+    #[arg(long, value_name = "DIR", env = "OUTRIDER_RELEASES")]
+    pub(crate) releases: Option<PathBuf>,
     /// Logs.
     #[command(flatten)]
     pub(crate) log: LogArgs,
@@ -528,9 +534,9 @@ pub(crate) enum NodeCommand {
 /// `node delete`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Its connections are closed, and its instances are no endpoints any more, also after a restart of the control plane.
-Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can join again
-with a new token.
+Its connections are closed, and its instances are no endpoints any more, also after a restart of the \
+control plane. Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can \
+join again with a new token.
 
 Examples:
   outrider node delete host-a")]

@@ -24,7 +24,7 @@ pub(crate) type Reply = Result<Option<Refused>, FactError>;
 type Run = Box<dyn FnOnce(&mut World, &Store, Millis) + Send>;
 
 enum Command {
-    Fact { node: String, session: u64, fact: Box<FactKind>, at: Millis, reply: oneshot::Sender<Reply> },
+    Fact { node: String, session: u64, fact: FactKind, at: Millis, reply: oneshot::Sender<Reply> },
     Closed { node: String, session: u64 },
     Run(Run),
 }
@@ -67,8 +67,7 @@ impl Handle {
     /// Has a fact taken in, and waits for the answer.
     pub(crate) async fn fact(&self, node: &str, session: u64, fact: FactKind) -> Result<Reply, Stopped> {
         let (reply, answer) = oneshot::channel();
-        let command =
-            Command::Fact { node: node.to_owned(), session, fact: Box::new(fact), at: self.now(), reply };
+        let command = Command::Fact { node: node.to_owned(), session, fact, at: self.now(), reply };
         self.commands.send(command).map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)
     }
@@ -240,7 +239,7 @@ impl Actor {
     fn take(&mut self, command: Command) {
         match command {
             Command::Fact { node, session, fact, at, reply } => {
-                self.stirred |= !matches!(*fact, FactKind::Heartbeat(_) | FactKind::Traffic(_));
+                self.stirred |= !matches!(fact, FactKind::Heartbeat(_) | FactKind::Traffic(_));
                 let answer = match self.world.fact(&node, session, &fact, at) {
                     Ok(taken) => {
                         for (instance, cause) in taken.refused {

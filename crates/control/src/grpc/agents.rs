@@ -337,7 +337,7 @@ async fn listen(
         // After its status is known, so that whoever asked finds it.
         if let Some(answer) = answer {
             let (id, accepted) = (answer.id, answer.accepted);
-            if !commands.answered(node, session, answer) {
+            if !commands.answered(node, session, *answer) {
                 tracing::warn!(node, id, accepted, "an answer for which nobody waits");
             }
         }

@@ -64,7 +64,7 @@ fn status(proxy: &str, serving: u64) -> ProxyStatus {
 }
 
 fn occurred(number: u64, text: &str) -> Fact {
-    fact(FactKind::Occurred(Occurred {
+    fact(FactKind::Occurred(Box::new(Occurred {
         proxy: PROXY.into(),
         service: "shop/checkout".into(),
         number,
@@ -73,7 +73,7 @@ fn occurred(number: u64, text: &str) -> Fact {
         cause: "signal".into(),
         text: text.into(),
         ..Occurred::default()
-    }))
+    })))
 }
 
 fn post(server: &TestServer, action: &str, body: Value) -> impl Future<Output = (u16, Value)> + use<> {
@@ -110,7 +110,7 @@ async fn a_command_reaches_the_agent_and_its_answer_whoever_asked() {
             };
             // Once is enough; the same again, and one nobody asked for, are passed over.
             for answer in [answer.clone(), answer, Answer { id: command.id + 9, ..Answer::default() }] {
-                facts.send(fact(FactKind::Answer(answer))).await.unwrap();
+                facts.send(fact(FactKind::Answer(Box::new(answer)))).await.unwrap();
             }
         };
         let ((code, answer), ()) = tokio::join!(post(&server, action, body), answering);
@@ -154,7 +154,7 @@ async fn a_refusal_says_why_and_a_mistake_reaches_no_agent() {
         let refusing = async {
             let id = next_command(&mut told).await.id;
             let answer = Answer { id, reason: reason.into(), text: text.into(), ..Answer::default() };
-            facts.send(fact(FactKind::Answer(answer))).await.unwrap();
+            facts.send(fact(FactKind::Answer(Box::new(answer)))).await.unwrap();
         };
         let ((status, answer), ()) = tokio::join!(post(&server, "restart", json!({})), refusing);
         assert_eq!(status, 409, "{answer}");
@@ -182,7 +182,7 @@ async fn a_refusal_says_why_and_a_mistake_reaches_no_agent() {
         let command = next_command(&mut told).await;
         assert_eq!(command.action, Some(Action::Rollback(Rollback {})));
         let answer = Answer { id: command.id, accepted: true, ..Answer::default() };
-        facts.send(fact(FactKind::Answer(answer))).await.unwrap();
+        facts.send(fact(FactKind::Answer(Box::new(answer)))).await.unwrap();
     };
     let ((status, _), ()) = tokio::join!(post(&server, "rollback", json!({})), answering);
     assert_eq!(status, 200);
@@ -195,7 +195,7 @@ async fn whoever_asks_is_told_when_the_agent_is_silent_gone_replaced_or_put_out(
     let server = TestServer::start(folder.path()).await;
     server.apply(SHOP).await;
     let agent = TestAgent::join(&server, "host-a").await;
-    let (facts, mut told) = session(&server, &agent).await;
+    let (_facts, mut told) = session(&server, &agent).await;
     let restart = || post(&server, "restart", json!({}));
 
     // Silent: an answer within its limit all the same, which says that nothing is known.
@@ -285,7 +285,7 @@ async fn events_are_kept_per_service_once_and_come_back_with_the_agent() {
     let foreign = |proxy: &str, service: &str| {
         let event =
             Occurred { proxy: proxy.into(), service: service.into(), number: 1, ..Occurred::default() };
-        fact(FactKind::Occurred(event))
+        fact(FactKind::Occurred(Box::new(event)))
     };
     for (proxy, service) in
         [(PROXY, "shop/checkout"), ("shop/x-1", "x/x"), ("x/X", "x/x"), ("x", "x/x"), ("", "")]
@@ -297,7 +297,7 @@ async fn events_are_kept_per_service_once_and_come_back_with_the_agent() {
     assert_eq!((count(&list), &list["events"][4]["proxy"]), (5, &json!("x/x-1")));
     let last = list["cursor"].as_u64().unwrap();
     // Statuses of what is another's do not count either.
-    other.send(fact(FactKind::ProxyStatus(status(PROXY, 9)))).await.unwrap();
+    other.send(fact(FactKind::ProxyStatus(Box::new(status(PROXY, 9))))).await.unwrap();
 
     // A new life of the server has what agents tell again, with larger cursors.
     drop((facts, other));

@@ -258,9 +258,9 @@ mod before {
 fn peers_of_before_pass_over_what_they_do_not_know() {
     let occurred = Occurred::new("shop/a-1", "shop/a", 9, 1_000, &record(Cause::Hung, Next::Nothing));
     let kinds = [
-        FactKind::Occurred(occurred),
-        FactKind::ProxyStatus(ProxyStatus::new("shop/a-1", &status())),
-        FactKind::Answer(Answer { id: 1, ..Answer::default() }),
+        FactKind::Occurred(Box::new(occurred)),
+        FactKind::ProxyStatus(Box::new(ProxyStatus::new("shop/a-1", &status()))),
+        FactKind::Answer(Box::new(Answer { id: 1, ..Answer::default() })),
     ];
     for kind in kinds {
         let bytes = Fact { kind: Some(kind) }.encode_to_vec();

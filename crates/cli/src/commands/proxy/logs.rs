@@ -5,10 +5,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use outrider_agent::local::{LocalError, lines};
+use outrider_agent::local::{self, LocalError};
 use outrider_api::http::InstanceView;
-use serde::{Deserialize, Serialize};
-use tokio::net::UnixStream;
 
 use super::pair;
 use crate::args::ProxyLogsArgs;
@@ -18,21 +16,6 @@ use crate::paths;
 
 /// For the agent, which reads a file.
 const ANSWER: Duration = Duration::from_secs(10);
-
-/// A request of the agent's local API.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Request<'a> {
-    Logs { instance: &'a str, lines: usize },
-}
-
-/// Its answer.
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer {
-    Done(Vec<String>),
-    Refused(String),
-}
 
 /// Why there is no log here.
 #[derive(Debug, thiserror::Error)]
@@ -77,16 +60,11 @@ fn no_agent(socket: &Path, cause: &str) -> LogsError {
     LogsError::NoAgent { socket: socket.display().to_string(), cause: cause.to_owned() }
 }
 
-async fn ask(socket: &Path, instance: &str, number: usize) -> Result<Vec<String>, LogsError> {
-    let failed = |error: LocalError| no_agent(socket, &error.to_string());
-    let stream = UnixStream::connect(socket).await.map_err(|error| no_agent(socket, &error.to_string()))?;
-    let (mut reader, mut writer) = lines(stream);
-    writer.send(&Request::Logs { instance, lines: number }).await.map_err(failed)?;
-    match reader.recv().await.map_err(failed)? {
-        Some(Answer::Done(lines)) => Ok(lines),
-        Some(Answer::Refused(reason)) => Err(LogsError::Refused(reason)),
-        None => Err(no_agent(socket, "it said nothing")),
-    }
+async fn ask(socket: &Path, instance: &str, lines: usize) -> Result<Vec<String>, LogsError> {
+    local::logs(socket, instance, lines).await.map_err(|error| match error {
+        LocalError::Refused(reason) => LogsError::Refused(reason),
+        other => no_agent(socket, &other.to_string()),
+    })
 }
 
 /// Where the log of a proxy is that does not run here.
