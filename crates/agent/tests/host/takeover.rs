@@ -238,3 +238,27 @@ async fn an_envoy_is_taken_over_as_well() {
         .await;
     mesh.stop_agent().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_waits_for_its_proxy_waits_on_with_the_next_agent() {
+    for on_stop in [OnStop::HandOver, OnStop::EndAll] {
+        let mut mesh = Mesh::prepare(&shop("native", 9)).await;
+        mesh.on_stop = on_stop;
+        mesh.control().shared.mute(true);
+        mesh.start_agent(true).await;
+        let mut app = mesh.run("shop/checkout", "exec sleep 600");
+        let waiting = mesh.instance("shop/checkout", |i| i.reason.contains("is not known here yet")).await;
+        eventually("joined", || async { mesh.overview().await.away.is_empty().then_some(()) }).await;
+        mesh.stop_agent().await;
+        mesh.start_agent(false).await;
+        let back = mesh.instance("shop/checkout", |_| true).await;
+        assert_eq!((back.name, back.app_pid), (waiting.name, 0), "the same instance");
+        mesh.control().shared.mute(false);
+        mesh.instance("shop/checkout", |i| i.state == "ready" && i.app_pid != 0).await;
+        app.signals.send(Signal::TERM).unwrap();
+        let said = async { while app.progress.recv().await.is_some() {} };
+        said.await;
+        assert_eq!(app.end().await, 128 + 15);
+        mesh.on_stop = OnStop::EndAll;
+    }
+}
