@@ -79,7 +79,8 @@ impl AgentsService {
         let reserve = move |world: &mut crate::world::World, _: &Store, now| world.reserve_node(&name, now);
         if !self.world.run(reserve).await.map_err(stopping)? {
             return Err(Status::already_exists(format!(
-                "a host has the name {}: it is free once nothing was heard of it for some seconds",
+                "a host has the name {}: if that is another one, give this one another name with `--node`; if it was this \
+                 one, its name is free once nothing was heard of it for some seconds",
                 request.node
             )));
         }
