@@ -243,8 +243,7 @@ impl wire::Agents for AgentsService {
         request: Request<Streaming<wire::Fact>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = caller(&request, self.authority.trust_domain())?;
-        let turn = self.streams.begin(&caller.node);
-        caller.admitted(&self.world).await?;
+        let turn = caller.begin(&self.streams, &self.world).await?;
         let node = caller.node;
         let welcome = wire::Instruction {
             kind: Some(wire::InstructionKind::Welcome(wire::Welcome {
