@@ -283,7 +283,8 @@ impl Session {
             tokio::select! {
                 () = signals.next() => return self.stopped(),
                 Some(event) = heard.recv(), if self.pending.len() < LINE_QUEUE => self.take(event),
-                Some(text) = said.recv() => self.say(&text),
+                // More wait in their queue, which then takes no more warnings.
+                Some(text) = said.recv(), if self.pending.len() < LINE_QUEUE => self.say(&text),
                 failure = stack.failed() => {
                     self.say(&failure);
                     return Err(CliError::Failed(failure));
