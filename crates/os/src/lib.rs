@@ -3,9 +3,13 @@
 //! The only crate that may contain `unsafe`; each block gives its reason and has a test.
 
 pub mod allocator;
+pub mod cgroup;
 pub mod child;
+pub mod confine;
+pub mod granted;
 pub mod inherit;
 pub mod namespace;
+pub mod peer;
 pub mod process;
 
 pub use inherit::{InheritError, take_inherited_fd};

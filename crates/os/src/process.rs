@@ -2,10 +2,17 @@
 //!
 //! Holds: a process is named by pid *and* start time, so a recycled pid is never signalled by mistake. Does
 //! not: reap children (the one who spawned them does).
+//!
+//! # How a process ended that is not our child
+//! Its parent alone is told by `wait`. Linux tells others since 6.15, through a pidfd that was opened before it was
+//! reaped: [`Process::ending`]. On older kernels what can be learned is what was known before, and the count of kills
+//! for want of memory in its cgroup ([`crate::cgroup::oom`]).
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -48,12 +55,34 @@ impl ProcessId {
         if !self.exists() {
             return Ok(None);
         }
-        // SAFETY: an `OwnedFd` returns the same descriptor for as long as it lives, and `AsyncFd` owns it.
-        #[allow(unsafe_code)]
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
-        Ok(Some(Process { id: self, fd }))
+        Ok(Some(Process::watched(self, fd)?))
     }
 }
+
+/// How a process ended, as far as one who is not its parent can know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By this status: an exit code or a signal.
+    Status(ExitStatus),
+    /// It has ended, but its parent has not taken note of that yet; only then it is told to others.
+    NotReaped,
+    /// This kernel does not say, or it was reaped before it was opened.
+    Unknown,
+}
+
+/// `struct pidfd_info` of Linux 6.13, with the field of 6.15.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// `_IOWR(0xFF, 11, struct pidfd_info)`.
+const PIDFD_GET_INFO: u32 = rustix::ioctl::opcode::read_write::<PidfdInfo>(0xff, 11) as u32;
 
 /// An open process.
 #[derive(Debug)]
@@ -66,6 +95,63 @@ impl Process {
     /// Which one.
     pub fn id(&self) -> ProcessId {
         self.id
+    }
+
+    fn watched(id: ProcessId, fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: an `OwnedFd` returns the same descriptor for as long as it lives, and `AsyncFd` owns it.
+        #[allow(unsafe_code)]
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
+        Ok(Self { id, fd })
+    }
+
+    /// From a pidfd of the process with `pid`; `None` if it has gone.
+    pub(crate) fn of_pidfd(pid: u32, fd: OwnedFd) -> io::Result<Option<Self>> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        let Some(id) = ProcessId::of(pid) else { return Ok(None) };
+        // Alive after its start was read: it was read of this process, whose pid nobody else had meanwhile.
+        // An ended one can be read.
+        let mut poll = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+        let ended = rustix::event::poll(&mut poll, Some(&rustix::event::Timespec::default()))? != 0;
+        if ended { Ok(None) } else { Self::watched(id, fd).map(Some) }
+    }
+
+    /// How it ended. Says [`Ending::Unknown`] of a process that runs.
+    pub fn ending(&self) -> Ending {
+        let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+        // SAFETY: the number of this command has the size of the structure in it, and the kernel writes no more than
+        // that.
+        #[allow(unsafe_code)]
+        let outcome = unsafe {
+            libc::ioctl(self.fd.get_ref().as_raw_fd(), PIDFD_GET_INFO.into(), std::ptr::from_mut(&mut info))
+        };
+        if outcome != 0 {
+            return Ending::Unknown;
+        }
+        if info.mask & PIDFD_INFO_EXIT != 0 {
+            return Ending::Status(ExitStatus::from_raw(info.exit_code));
+        }
+        match Entry::of(self.id.pid) {
+            Some(entry) if entry.id == self.id && entry.zombie => Ending::NotReaped,
+            _ => Ending::Unknown,
+        }
+    }
+
+    /// Waits until it has ended and, up to `patience`, until its parent has taken note; then says how it ended.
+    ///
+    /// # Errors
+    /// As [`Process::ended`].
+    pub async fn ended_how(&self, patience: Duration) -> io::Result<Ending> {
+        self.ended().await?;
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            match self.ending() {
+                Ending::NotReaped if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                ending => return Ok(ending),
+            }
+        }
     }
 
     /// Waits until it has ended. Returns at once if it has.
@@ -255,6 +341,41 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(end_all(Vec::new, Duration::ZERO).await, 0);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_that_is_not_ours_is_noticed_and_explained() {
+        // A grandchild, whose parent reaps it when told to.
+        for (program, expected) in [("exit 7", (Some(7), None)), ("kill -SEGV $$", (None, Some(11)))] {
+            let script =
+                format!("sh -c 'read line; {program}' 0<&3 & echo $!; read line; wait $!; read line");
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", &script]).stdin(std::process::Stdio::piped());
+            command.stdout(std::process::Stdio::piped());
+            let (theirs, ours) = std::io::pipe().unwrap();
+            crate::child::inherit_at(&mut command, theirs.into(), 3).unwrap();
+            let mut parent = command.spawn().unwrap();
+            drop(command);
+            let mut line = String::new();
+            let mut out = std::io::BufReader::new(parent.stdout.take().unwrap());
+            std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+            let process = ProcessId::of(line.trim().parse().unwrap()).unwrap().open().unwrap().unwrap();
+            assert_eq!(process.ending(), Ending::Unknown, "it runs");
+            drop(ours);
+            tokio::time::timeout(Duration::from_secs(20), process.ended()).await.unwrap().unwrap();
+            let unreaped = process.ended_how(Duration::ZERO).await.unwrap();
+            std::io::Write::write_all(parent.stdin.as_mut().unwrap(), b"reap\n").unwrap();
+            let ending = process.ended_how(Duration::from_secs(20)).await.unwrap();
+            match ending {
+                Ending::Status(status) => assert_eq!((status.code(), status.signal()), expected),
+                _ => {
+                    assert_eq!((ending, unreaped), (Ending::Unknown, Ending::Unknown));
+                    println!("skipped: this kernel does not tell (Linux 6.15)");
+                }
+            }
+            parent.kill().unwrap();
+            parent.wait().unwrap();
+        }
     }
 
     #[tokio::test]

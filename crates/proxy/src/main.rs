@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use outrider_os::confine::{Confinement, Needs, View};
 use outrider_proxy::conductor::{self, Options};
 use tracing_subscriber::EnvFilter;
 
@@ -41,6 +42,10 @@ struct Arguments {
     /// A file of resources to begin with: length-delimited DeltaDiscoveryResponse messages.
     #[arg(long)]
     snapshot: Option<PathBuf>,
+    /// Give up everything that is not needed: privileges, files, system calls. What of it this kernel cannot do is
+    /// logged, and gone without.
+    #[arg(long, env = "OUTRIDER_PROXY_CONFINE")]
+    confine: bool,
     /// What to log, as `tracing` directives.
     #[arg(long, default_value = "info")]
     log: String,
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
         Ok(control) => control,
         Err(error) => return fail(&error),
     };
+    let confinement = arguments.confine.then(|| confine(&arguments));
     let filter = match EnvFilter::try_new(&arguments.log) {
         Ok(filter) => filter,
         Err(error) => return fail(&error),
@@ -68,6 +74,9 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .init();
     tracing::debug!(settings = outrider_os::allocator::settings(), "allocator");
+    if let Some(confinement) = confinement {
+        tracing::info!(missing = ?confinement.shortcomings(), descriptors = confinement.descriptors, "confined");
+    }
     let options = Options {
         xds: arguments.xds,
         node: arguments.node,
@@ -83,6 +92,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+/// Leaves this process what the rest of `main` needs: the control socket, the snapshot, and nothing else.
+fn confine(arguments: &Arguments) -> Confinement {
+    let mut view = View::of_program(&std::env::current_exe().unwrap_or_default());
+    view.read.extend(arguments.snapshot.clone());
+    view.bind = arguments.standalone;
+    outrider_os::confine::this_process(&Needs {
+        view,
+        descriptors: arguments.control_fd.into_iter().collect(),
+    })
 }
 
 #[allow(clippy::print_stderr)]

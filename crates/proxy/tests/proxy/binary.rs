@@ -68,15 +68,27 @@ async fn connect(at: std::net::SocketAddr) -> Peer {
 
 #[tokio::test]
 async fn serves_alone_from_a_snapshot_and_drains_on_sigterm() {
+    serves_and_drains(&[]).await;
+}
+
+#[tokio::test]
+async fn serves_and_drains_confined() {
+    serves_and_drains(&["--confine"]).await;
+}
+
+async fn serves_and_drains(options: &[&str]) {
     let origin = Origin::bind().await.answer_all("a");
     let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
     let file = directory.path().join("snapshot");
     snapshot(&file, at, origin);
-    let child = Command::new(PROGRAM).args(["--standalone", "--snapshot"]).arg(&file).spawn().unwrap();
+    let child =
+        Command::new(PROGRAM).args(options).args(["--standalone", "--snapshot"]).arg(&file).spawn().unwrap();
     let mut running = Running(child);
     let mut app = connect(at).await;
     app.send(GET).await;
     assert_eq!(app.response().await.1, "a");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap();
+    assert_eq!(status.contains("Seccomp:\t2"), options.contains(&"--confine"), "{status}");
     let pid = rustix::process::Pid::from_child(&running.0);
     drop(app);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
