@@ -322,6 +322,10 @@ impl Request<'_> {
         let worker = Rc::clone(&self.open.worker);
         let local = |reason| Failure::from(ProxyError::new(Side::Local, reason));
 
+        if worker.is_shedding() {
+            return Err(local(Reason::OverloadMemory));
+        }
+
         // May this caller call at all?
         service.access.decide(self.client.downstream.peer()).map_err(local)?;
 
@@ -402,7 +406,7 @@ impl Request<'_> {
             let (connection, told) = exchange.into_connection();
             match outcome {
                 Ok(Outcome::Done { keep, reuse }) => {
-                    if reuse {
+                    if reuse && !worker.is_saving() {
                         upstream.keep(connection, worker.timers.now(), told);
                     }
                     return Ok(keep);
@@ -526,7 +530,9 @@ impl Request<'_> {
     async fn fail(&mut self, failure: &Failure, asking: &Asking, started: bool) -> After {
         let reason = failure.error.reason;
         let answerable = !started && reason.status().is_some();
-        let reply = Reply { detail: &failure.detail, ..Reply::new(reason) };
+        // What another attempt needs is a moment, or another endpoint.
+        let append: &[u8] = if reason == Reason::OverloadMemory { b"Retry-After: 1\r\n" } else { b"" };
+        let reply = Reply { detail: &failure.detail, append, ..Reply::new(reason) };
         {
             let cluster = failure.upstream.as_ref().map(|upstream| upstream.config());
             let context = Context {
@@ -550,7 +556,7 @@ impl Request<'_> {
         // Without a body, the next request begins where this head ended; otherwise its place is unknown.
         self.client.inbox.consume(asking.unused);
         let clean = asking.body.is_done();
-        let keep = clean && asking.persistent && self.open.stage() == Stage::Open;
+        let keep = clean && asking.persistent && self.open.may_stay();
         let reply = Reply { close: !keep, head: asking.asked.head, client: asking.version, ..reply };
         let mut out = self.open.worker.buffers.take_scratch();
         reply.write(&mut out);

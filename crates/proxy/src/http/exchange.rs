@@ -440,7 +440,7 @@ impl<'a> Exchange<'a> {
             .framing(&self.asking.asked)
             .map_err(|e| ProxyError::new(Side::Upstream, e.upstream_reason()).with_source(e))?;
         // The rest of a request that is answered early will not be read, so nothing can follow it.
-        let keep = self.asking.persistent && self.request_done && self.open.stage() == Stage::Open;
+        let keep = self.asking.persistent && self.request_done && self.open.may_stay();
         let delivery = Delivery::of(head, framing, client, keep);
         let how = ResponseEncoding { delivery, edits: Some(&self.route.response_headers), append: b"" };
         encode::response(head, bytes, &how, &mut self.to_client);

@@ -182,6 +182,11 @@ impl Open {
     pub fn stage(&self) -> Stage {
         self.serving.stage()
     }
+
+    /// Whether it may wait for another request after this one.
+    pub fn may_stay(&self) -> bool {
+        self.stage() == Stage::Open && !self.worker.is_saving()
+    }
 }
 
 impl Drop for Open {

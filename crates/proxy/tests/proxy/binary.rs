@@ -239,7 +239,11 @@ async fn a_request_that_is_repeated_takes_its_body_along() {
     let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
     let file = directory.path().join("snapshot");
     snapshot(&file, at, origin.address());
-    let child = Command::new(PROGRAM).args(["--standalone", "--snapshot"]).arg(&file).spawn().unwrap();
+    let child = Command::new(PROGRAM)
+        .args(["--workers", "1", "--standalone", "--snapshot"])
+        .arg(&file)
+        .spawn()
+        .unwrap();
     let running = Running(child);
     let large = "z".repeat(12_000);
     for (head, body) in [
