@@ -225,10 +225,11 @@ impl Worker {
                 }
             }
         }
+        let mut wake = false;
         for (name, listener) in &snapshot.listeners {
             let known = self.servings.borrow().get(name).cloned();
             match known {
-                Some(serving) => serving.configure(listener),
+                Some(serving) => wake |= serving.configure(listener),
                 None => {
                     let serving = Serving::new(listener, self.stage(listener.inbound));
                     self.servings.borrow_mut().insert(Arc::clone(name), serving);
@@ -240,6 +241,9 @@ impl Worker {
         }
         *self.active.borrow_mut() = Arc::clone(snapshot);
         self.accept_as_configured();
+        if wake {
+            self.timers.wake_all();
+        }
     }
 
     fn stage(&self, inbound: bool) -> Stage {

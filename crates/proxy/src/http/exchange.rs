@@ -59,10 +59,10 @@ struct Response {
 }
 
 /// See the module.
-pub(super) struct Exchange<'a> {
+pub(super) struct Exchange<'a, 'c> {
     open: &'a Open,
     worker: &'a Worker,
-    client: &'a mut Client,
+    client: &'a mut Client<'c>,
     connection: Connection,
     asking: &'a mut Asking,
     route: &'a Route,
@@ -109,11 +109,11 @@ fn millis(limit: Option<Duration>) -> u64 {
     limit.map_or(NEVER, |limit| u64::try_from(limit.as_millis()).unwrap_or(NEVER))
 }
 
-impl<'a> Exchange<'a> {
+impl<'a, 'c> Exchange<'a, 'c> {
     /// `began` is when the request did, on the worker's clock.
     pub(super) fn new(
         open: &'a Open,
-        client: &'a mut Client,
+        client: &'a mut Client<'c>,
         connection: Connection,
         asking: &'a mut Asking,
         route: &'a Route,

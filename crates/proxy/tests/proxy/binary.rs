@@ -28,7 +28,12 @@ impl Drop for Running {
 
 /// The outbound listener of `shop/web` at `at`, leading to `origin`, as a snapshot file.
 fn snapshot(path: &Path, at: std::net::SocketAddr, origin: std::net::SocketAddr) {
-    let mut set: ResourceSet = compiled(&pair("http", "off", 1, ""), "shop/web");
+    snapshot_of("http", path, at, origin);
+}
+
+/// The same for any protocol.
+pub fn snapshot_of(protocol: &str, path: &Path, at: std::net::SocketAddr, origin: std::net::SocketAddr) {
+    let mut set: ResourceSet = compiled(&pair(protocol, "off", 1, ""), "shop/web");
     set.insert(assignment(ENDPOINTS, &[origin]));
     edit(&mut set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
         let address = address::Address::SocketAddress(SocketAddress {
@@ -50,11 +55,11 @@ fn snapshot(path: &Path, at: std::net::SocketAddr, origin: std::net::SocketAddr)
     std::fs::write(path, bytes).unwrap();
 }
 
-fn free_address() -> std::net::SocketAddr {
+pub fn free_address() -> std::net::SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-async fn connect(at: std::net::SocketAddr) -> Peer {
+pub async fn connect(at: std::net::SocketAddr) -> Peer {
     let connecting = async {
         loop {
             match tokio::net::TcpStream::connect(at).await {

@@ -1,5 +1,6 @@
-//! How fast the program starts. Printed, not judged: `cargo nextest run -p outrider-proxy --run-ignored only start`
-//! with `OUTRIDER_PROXY=target/release/outrider-proxy` for the program to measure.
+//! How fast the program starts, and what a silent connection takes of its memory. Printed, not judged:
+//! `cargo nextest run -p outrider-proxy --run-ignored only --no-capture start` with
+//! `OUTRIDER_PROXY=target/release/outrider-proxy` for the program to measure.
 
 use std::os::fd::AsFd;
 use std::process::{Child, Command};
@@ -19,6 +20,10 @@ impl Drop for Running {
     }
 }
 
+fn program() -> String {
+    std::env::var("OUTRIDER_PROXY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_outrider-proxy").to_owned())
+}
+
 fn median_and_worst(mut all: Vec<Duration>) -> String {
     all.sort_unstable();
     format!("median {:?}, worst {:?}", all[all.len() / 2], all[all.len() - 1])
@@ -27,8 +32,7 @@ fn median_and_worst(mut all: Vec<Duration>) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn from_exec_to_the_first_answer() {
-    let program =
-        std::env::var("OUTRIDER_PROXY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_outrider-proxy").to_owned());
+    let program = program();
     let origin = Origin::bind().await.answer_all("a");
     let authority = Authority::new();
     // Ten called services and its own port: what a usual sidecar has.
@@ -103,5 +107,57 @@ async fn from_exec_to_the_first_answer() {
     }
     for (what, list) in [("hello", hellos), ("ready", readies), ("first answer", answers)] {
         println!("{what}: {}", median_and_worst(list));
+    }
+}
+
+/// Resident memory in bytes once it stays the same.
+async fn settled(pid: u32) -> u64 {
+    let resident = || {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    };
+    let mut last = resident();
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = resident();
+        if now.abs_diff(last) < 64 << 10 {
+            return now;
+        }
+        last = now;
+    }
+    last
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn what_a_silent_connection_costs() {
+    const CONNECTIONS: u64 = 3000;
+    for protocol in ["http", "tcp"] {
+        let origin = Origin::bind().await;
+        let (directory, at) = (tempfile::tempdir().unwrap(), super::binary::free_address());
+        let file = directory.path().join("snapshot");
+        super::binary::snapshot_of(protocol, &file, at, origin.address());
+        origin.answer_all("a");
+        let mut command = Command::new(program());
+        command.args(["--workers", "1", "--log", "warn", "--standalone", "--snapshot"]).arg(&file);
+        let running = Running(command.spawn().unwrap());
+        let mut open = Vec::new();
+        // The first ones pay for what all share.
+        for _ in 0..50 {
+            let mut app = super::binary::connect(at).await;
+            app.send("GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
+            app.response().await;
+            open.push(app);
+        }
+        let before = settled(running.0.id()).await;
+        for _ in 0..CONNECTIONS {
+            let mut app = super::binary::connect(at).await;
+            app.send("GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
+            app.response().await;
+            open.push(app);
+        }
+        let after = settled(running.0.id()).await;
+        println!("{protocol}: {} bytes for each of {CONNECTIONS}", (after - before) / CONNECTIONS);
     }
 }
