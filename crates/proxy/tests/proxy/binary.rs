@@ -283,3 +283,50 @@ async fn a_request_that_is_repeated_takes_its_body_along() {
         other.expect(OK).await;
     }
 }
+
+#[tokio::test]
+async fn near_its_limit_of_memory_it_sheds_and_lives() {
+    const LIMIT: u64 = 64 << 20;
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let file = directory.path().join("snapshot");
+    snapshot(&file, at, Origin::bind().await.answer_all("a"));
+    let child = Command::new(PROGRAM)
+        .args(["--workers", "1", "--memory-limit", &LIMIT.to_string(), "--standalone", "--snapshot"])
+        .arg(&file)
+        .spawn()
+        .unwrap();
+    let running = Running(child);
+    let resident = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", running.0.id())).unwrap();
+        text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    };
+    let mut first = connect(at).await;
+    first.send(GET).await;
+    assert_eq!(first.response().await.1, "a");
+    // Each holds a block of the proxy's memory as long as its head is not whole: together more than the limit.
+    let unfinished = format!("GET / HTTP/1.1\r\nHost: api\r\nX-Long: {}", "x".repeat(15_000));
+    let mut greedy = Vec::new();
+    let mut most = 0;
+    for _ in 0..LIMIT / (16 << 10) {
+        let mut one = connect(at).await;
+        one.send(&unfinished).await;
+        greedy.push(one);
+        most = most.max(resident());
+    }
+    first.send(GET).await;
+    let (head, _) = first.response().await;
+    most = most.max(resident());
+    assert_eq!(header(&head, "x-outrider-reason"), Some("overload_memory"), "{head}, {most} bytes");
+    assert!(most < LIMIT, "{most}");
+    drop(greedy);
+    soon("served again", async {
+        loop {
+            let mut app = connect(at).await;
+            app.send(GET).await;
+            if app.response().await.1 == "a" {
+                return;
+            }
+        }
+    })
+    .await;
+}

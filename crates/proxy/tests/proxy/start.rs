@@ -132,7 +132,7 @@ async fn settled(pid: u32) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn what_a_silent_connection_costs() {
-    const CONNECTIONS: u64 = 3000;
+    const CONNECTIONS: u64 = 900;
     for protocol in ["http", "tcp"] {
         let origin = Origin::bind().await;
         let (directory, at) = (tempfile::tempdir().unwrap(), super::binary::free_address());
