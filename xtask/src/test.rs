@@ -36,6 +36,7 @@ pub(crate) fn run(long: Option<Long>, no_install: bool, options: &[String]) -> R
     peers::prepare(!no_install)?;
     let envoy = peers::envoy(!no_install)?;
     let binaries = demo::build()?;
+    bad_builds()?;
 
     let nextest = shell::find("cargo-nextest").is_some();
     if !nextest {
@@ -52,6 +53,13 @@ pub(crate) fn run(long: Option<Long>, no_install: bool, options: &[String]) -> R
     }
     let status = command.status()?;
     Ok(shell::exit_code(status))
+}
+
+/// The proxy with faults, which upgrades are tried with. A program of its own, so that it never takes the place
+/// of the real one.
+fn bad_builds() -> Result<()> {
+    let package = ["build", "--package", "outrider-proxy", "--features", "faults"];
+    shell::run(shell::cargo().args(package).args(["--bin", "outrider-proxy-faults"]))
 }
 
 fn everything(command: &mut Command, nextest: bool) {

@@ -16,6 +16,7 @@ pub mod engine;
 pub mod facts;
 pub mod hosts;
 mod instance;
+mod isolation;
 pub mod lifecycle;
 pub mod link;
 pub mod local;

@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
 use outrider_api::agent::{
-    AgentsClient, Fact, FactKind, Heartbeat, Hello, Instruction, InstructionKind, JoinRequest, SignRequest,
+    AgentsClient, Fact, FactKind, Heartbeat, Hello, Instruction, InstructionKind, JoinRequest,
+    NODE_NOT_ADMITTED, REASON, SignRequest,
 };
 use outrider_identity::{
     CertificateDer, JoinToken, PrivateKey, SpiffeId, client_config, pinned_client_config,
@@ -52,6 +53,9 @@ pub enum LinkError {
     /// The server answered with an error.
     #[error("{0}")]
     Refused(String),
+    /// The node was deleted, or its name is another's by now.
+    #[error("{0}")]
+    Evicted(String),
     /// The server did not answer in time.
     #[error("the server accepted the connection and did not answer")]
     Silent,
@@ -77,7 +81,11 @@ pub enum LinkError {
 
 impl LinkError {
     fn refused(status: &Status) -> Self {
-        Self::Refused(status.message().to_owned())
+        let text = status.message().to_owned();
+        match status.metadata().get(REASON) {
+            Some(reason) if reason == NODE_NOT_ADMITTED => Self::Evicted(text),
+            _ => Self::Refused(text),
+        }
     }
 }
 
@@ -156,17 +164,25 @@ pub struct LinkOptions {
     pub patience: Duration,
 }
 
-/// Keeps the connection up until dropped.
-pub async fn run(options: LinkOptions, upstream: Arc<Upstream>, svids: Arc<Svids>, own: Credential) {
-    let mut own = own;
+/// Keeps the connection up until dropped, or until the server says that this node was put out; gives the credential
+/// back then.
+pub async fn run(
+    options: &LinkOptions,
+    upstream: &Arc<Upstream>,
+    svids: &Arc<Svids>,
+    mut own: Credential,
+) -> Credential {
     svids.set_bundle(&own.bundle);
     let mut failures = 0_u32;
     loop {
         let began = std::time::Instant::now();
-        let ended = Session::run(&options, &upstream, &svids, &mut own).await;
+        let ended = Session::run(options, upstream, svids, &mut own).await;
         upstream.lock().client.disconnected();
         tracing::warn!(server = %options.server, reason = %ended, "not connected to the control plane");
         upstream.set_link(LinkState::Away(ended.to_string()));
+        if matches!(ended, LinkError::Evicted(_)) {
+            return own;
+        }
         failures = if began.elapsed() > Duration::from_secs(30) { 0 } else { failures.saturating_add(1) };
         tokio::time::sleep(pause(failures, random::fraction())).await;
     }
@@ -270,6 +286,8 @@ impl<'a> Session<'a> {
         if let Some(bundle) = welcome.bundle {
             session.take_bundle(bundle.certificates)?;
         }
+        // It is told anew, if there are any.
+        upstream.set_refused(std::collections::BTreeMap::new());
         // The instances go first: the server answers for the scopes of instances it knows.
         let first_facts = {
             let mut state = upstream.lock();
@@ -304,6 +322,10 @@ impl<'a> Session<'a> {
                 instruction = instructions.message() => match instruction {
                     Ok(Some(Instruction { kind: Some(InstructionKind::Bundle(bundle)) })) => {
                         session.take_bundle(bundle.certificates)?;
+                    }
+                    Ok(Some(Instruction { kind: Some(InstructionKind::Refused(refused)) })) => {
+                        let refused = refused.instances.into_iter();
+                        upstream.set_refused(refused.map(|one| (one.instance, one.text)).collect());
                     }
                     Ok(Some(_)) => {}
                     Ok(None) => return Ok(LinkError::Ended),

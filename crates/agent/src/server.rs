@@ -340,6 +340,9 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     outcome
 }
 
+/// Before a node that was put out tries again.
+const REJOIN_PAUSE: Duration = Duration::from_secs(5);
+
 /// Returns only if joining is refused for good.
 async fn keep_connected(
     options: LinkOptions,
@@ -347,11 +350,11 @@ async fn keep_connected(
     credential: Option<Credential>,
     host: Arc<Host>,
 ) -> AgentError {
-    let credential = match (credential, token) {
+    let mut credential = match (credential, &token) {
         (Some(credential), _) => credential,
         (None, None) => return AgentError::NoIdentity,
         (None, Some(token)) => loop {
-            match link::join(&options.server, &token, &options.node).await {
+            match link::join(&options.server, token, &options.node).await {
                 Ok(credential) => match credential.save(&node_file(&options.identity)) {
                     Ok(()) => break credential,
                     Err(error) => return error.into(),
@@ -365,8 +368,19 @@ async fn keep_connected(
             }
         },
     };
-    link::run(options, host.upstream.clone(), host.svids.clone(), credential).await;
-    AgentError::NoIdentity
+    loop {
+        credential = link::run(&options, &host.upstream, &host.svids, credential).await;
+        // Put out. What runs here runs on; a token that was not used yet lets this node in again.
+        tokio::time::sleep(REJOIN_PAUSE.mul_f64(0.5 + random::fraction())).await;
+        let Some(token) = &token else { continue };
+        match link::join(&options.server, token, &options.node).await {
+            Ok(joined) => match joined.save(&node_file(&options.identity)) {
+                Ok(()) => credential = joined,
+                Err(error) => return error.into(),
+            },
+            Err(error) => tracing::warn!(%error, "not joined again"),
+        }
+    }
 }
 
 async fn find_address(server: &str) -> Result<IpAddr, AgentError> {

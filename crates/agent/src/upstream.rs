@@ -52,6 +52,8 @@ pub(crate) struct State {
     /// Names the control plane said do not exist.
     absent: BTreeSet<(String, String)>,
     wanted: BTreeMap<(String, String), usize>,
+    /// Instances that the control plane does not count, by `NS/INSTANCE`, and why.
+    refused: BTreeMap<String, String>,
     online: bool,
 }
 
@@ -85,6 +87,7 @@ impl Upstream {
                 set,
                 absent: BTreeSet::new(),
                 wanted: BTreeMap::new(),
+                refused: BTreeMap::new(),
                 online: false,
             }),
             changed: watch::channel(0).0,
@@ -150,6 +153,17 @@ impl Upstream {
     /// Wakes all instances, as a change would.
     pub(crate) fn look_again(&self) {
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Every instance that the control plane does not count, and why.
+    pub(crate) fn set_refused(&self, refused: BTreeMap<String, String>) {
+        self.lock().refused = refused;
+        self.look_again();
+    }
+
+    /// Why the control plane does not count an instance (`NS/INSTANCE`).
+    pub fn refusal(&self, proxy: &str) -> Option<String> {
+        self.lock().refused.get(proxy).cloned()
     }
 
     pub(crate) fn set_link(&self, state: LinkState) {

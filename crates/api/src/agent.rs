@@ -13,6 +13,17 @@ pub use agents_server::{Agents, AgentsServer};
 
 include!(concat!(env!("OUT_DIR"), "/outrider.agent.v1.Agents.rs"));
 
+/// Key of the metadata in which a call that is refused says why, as one of the words below.
+pub const REASON: &str = "outrider-reason";
+/// The node was deleted, or its name belongs to another key by now. A new token admits it again.
+pub const NODE_NOT_ADMITTED: &str = "node-not-admitted";
+/// The identity asked for is neither the node's own nor a service's.
+pub const IDENTITY_NOT_GIVEN: &str = "identity-not-given";
+/// The service asked for is not declared.
+pub const SERVICE_NOT_DECLARED: &str = "service-not-declared";
+/// The node joined with a token that does not name the service asked for.
+pub const SERVICE_OUT_OF_SCOPE: &str = "service-out-of-scope";
+
 /// Redeems a join token.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct JoinRequest {
@@ -238,7 +249,7 @@ pub struct ReasonCount {
 /// Control plane → agent.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Instruction {
-    #[prost(oneof = "InstructionKind", tags = "1, 2")]
+    #[prost(oneof = "InstructionKind", tags = "1, 2, 3")]
     pub kind: Option<InstructionKind>,
 }
 
@@ -250,6 +261,47 @@ pub enum InstructionKind {
     /// The trust bundle changed.
     #[prost(message, tag = "2")]
     Bundle(Bundle),
+    /// All instances of the host that do not count, whenever one of them changed; none of them at first.
+    #[prost(message, tag = "3")]
+    Refused(Refused),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Refused {
+    #[prost(message, repeated, tag = "1")]
+    pub instances: Vec<RefusedInstance>,
+}
+
+/// A reported instance that does not count: it is in no endpoint set, and gets no resources.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RefusedInstance {
+    /// `NS/INSTANCE`.
+    #[prost(string, tag = "1")]
+    pub instance: String,
+    #[prost(enumeration = "RefusalReason", tag = "2")]
+    pub reason: i32,
+    /// One sentence, for people.
+    #[prost(string, tag = "3")]
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum RefusalReason {
+    /// A reason of a newer control plane.
+    Other = 0,
+    /// Its namespace, service or name is not a DNS label.
+    BadName = 1,
+    /// More endpoints than an instance may have.
+    TooManyEndpoints = 2,
+    /// An endpoint has another address than its host.
+    ForeignAddress = 3,
+    /// An endpoint without a port name, an address or a number.
+    BadEndpoint = 4,
+    /// Another live host has an instance of this name.
+    NameTaken = 5,
+    /// The node joined with a token that does not name this service.
+    OutOfScope = 6,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -27,6 +27,9 @@ pub struct ApplyRequest {
     /// Also compute which resources of which proxies change.
     #[serde(default)]
     pub proxies: bool,
+    /// Also give each changed document as it was and as it would be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub documents: bool,
 }
 
 /// `POST /v1/delete`.
@@ -42,9 +45,31 @@ pub struct DeleteRequest {
     /// Delete services that others still call: their callers then get `unknown_service`.
     #[serde(default)]
     pub force: bool,
+    /// What happens to everything in a namespace that is deleted.
+    #[serde(default, skip_serializing_if = "NamespaceContents::is_default")]
+    pub contents: NamespaceContents,
     /// Answer as if deleted, change nothing.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// What happens to the objects in a namespace that is deleted, unless they are deleted by the same request anyway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NamespaceContents {
+    /// The request is refused if there are any.
+    #[default]
+    Refuse,
+    /// They are deleted with it.
+    Delete,
+    /// They stay, with the defaults of a namespace that nothing declares.
+    Keep,
+}
+
+impl NamespaceContents {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Identifies an object.
@@ -83,6 +108,21 @@ pub struct ObjectChange {
     pub key: ObjectKey,
     /// What.
     pub action: ChangeAction,
+    /// Only if asked for: the document as it was; absent if there was none or nothing changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub before: Option<serde_json::Value>,
+    /// Only if asked for: the document as it is to be; absent if there is to be none or nothing changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub after: Option<serde_json::Value>,
+}
+
+impl ObjectChange {
+    /// A change without its documents.
+    pub fn new(key: ObjectKey, action: ChangeAction) -> Self {
+        Self { key, action, before: None, after: None }
+    }
 }
 
 /// Kinds of change.
@@ -203,9 +243,35 @@ pub struct NodeView {
     pub heartbeat_age_ms: u64,
     /// Instances on it.
     pub instances: u32,
-    /// Instances it reports that do not count: name and cause, one a line.
+    /// What it reports that does not count, instances above all: name and cause, one a line.
     #[serde(default)]
     pub refused: Vec<String>,
+    /// What it may run.
+    #[serde(default)]
+    pub scope: NodeScope,
+}
+
+/// What a node may run and get identities for: services of these namespaces, and these services. With neither,
+/// every service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeScope {
+    /// Namespaces.
+    #[serde(default)]
+    pub namespaces: Vec<String>,
+    /// Services, as `NS/SERVICE`.
+    #[serde(default)]
+    pub services: Vec<String>,
+}
+
+/// `DELETE /v1/nodes/{name}`: the node's certificate is good for nothing from now on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeDeleted {
+    /// Its name.
+    pub name: String,
+    /// Instances it had, as `NS/INSTANCE`: none of them is an endpoint any more.
+    pub instances: Vec<String>,
 }
 
 /// A running copy of a service, with its proxy.
@@ -220,7 +286,8 @@ pub struct InstanceView {
     pub name: String,
     /// Host.
     pub node: String,
-    /// `starting`, `ready`, `draining` or `lost` (its host is silent).
+    /// `starting`, `ready`, `draining`, `lost` (its host is silent), `refused` (it does not count), or `held` (it is
+    /// gone by what its host says, and still an endpoint because too many went at once).
     pub state: String,
     /// Why, if there is something to say.
     pub reason: String,
@@ -315,11 +382,14 @@ pub struct ResourceView {
 }
 
 /// `POST /v1/tokens`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TokenRequest {
     /// Seconds until it expires, 1–86,400; default 600.
     pub ttl_seconds: Option<u32>,
+    /// What the node that uses it may run; everything by default. Up to 1,000 names.
+    #[serde(default)]
+    pub scope: NodeScope,
 }
 
 /// A join token: good for one agent, once.
@@ -330,6 +400,9 @@ pub struct TokenResponse {
     pub token: String,
     /// Seconds it stays good.
     pub expires_in_seconds: u32,
+    /// What the node that uses it may run.
+    #[serde(default)]
+    pub scope: NodeScope,
 }
 
 /// Body of every answer that is not 2xx (and not a 422 of apply or delete).

@@ -27,9 +27,9 @@ struct Arguments {
     /// The Envoy binary; without it Envoy is left out.
     #[arg(long)]
     envoy: Option<PathBuf>,
-    /// Rounds; each peer is measured once in each.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    /// Rounds, 1 to 1000; each peer is measured once in each.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
     /// Seconds of load per measurement, 1 to 60.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
@@ -59,4 +59,17 @@ struct Arguments {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if arguments.instructions { instructions::run(&arguments) } else { run::run(&arguments) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_without_rounds_is_refused() {
+        let with =
+            |rounds: &str| Arguments::try_parse_from(["outrider-bench", "--proxy", "p", "--rounds", rounds]);
+        assert!(with("1").is_ok());
+        assert!(with("0").is_err(), "its table would be full of zeros");
+    }
 }

@@ -47,7 +47,7 @@ struct Row {
 #[derive(Serialize)]
 struct Report {
     host: BTreeMap<&'static str, String>,
-    rounds: usize,
+    rounds: u16,
     seconds: u64,
     rows: Vec<Row>,
     memory: Vec<MemoryRow>,
@@ -125,7 +125,7 @@ fn measure_route(arguments: &Arguments, route: Route, connections: u16, body: u3
     for name in wanted(arguments, route) {
         contenders.push(start(arguments, name, route, dir.path(), origin, &identity)?);
     }
-    for round in 0..arguments.rounds {
+    for round in 0..usize::from(arguments.rounds) {
         for turn in 0..contenders.len() {
             let index = (turn + round) % contenders.len();
             measure(arguments, route, connections, body, &mut contenders[index])?;

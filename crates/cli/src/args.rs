@@ -1,14 +1,23 @@
 //! The command line: every command, option and the help that teaches them.
 //!
-//! Holds: help with examples for every command; defaults shown where they are applied. Does not: do anything.
+//! Holds: help with examples for every command; defaults shown where they are applied; a paragraph of help is one line
+//! here, so that it is wrapped once, to the width of the terminal. Does not: do anything.
+
+mod groups;
+mod values;
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::groups::{
+    Connection, DryRun, Engines, Files, InNamespace, Kind, LogArgs, ObjectKind, Output, Remote, StateFolder,
+    Wait,
+};
+use self::values::{parse_duration, parse_loopback, parse_ports, parse_scale};
 use crate::output::{ColorChoice, Format};
 
 const ABOUT: &str = "A managed data plane you can run anywhere";
@@ -16,7 +25,7 @@ const ABOUT: &str = "A managed data plane you can run anywhere";
 const LONG_ABOUT: &str = "\
 A managed data plane you can run anywhere.
 
-You declare which services exist and who may call whom. Outrider runs the proxies that carry the bytes
+You declare which services exist and who may call whom. Outrider runs the proxies that carry the bytes \
 between them, mutually authenticated, and says what they see.";
 
 const AFTER_HELP: &str = "\
@@ -24,19 +33,19 @@ Exit codes:
   0  done
   1  refused or failed; `run` ends with the application's own code
   2  the command line is wrong
-  3  --wait ran out of time, or hosts are lost
+  3  --wait or `run` waited for too long, or hosts are lost
   4  the control plane cannot be reached
   5  `diff --exit-code`: something would change
 
 Start here:
-  outrider up examples/shop              everything on this machine, from one folder
+  outrider up examples/shop              all on this machine, from one folder
   outrider get instances -A              what runs
   outrider describe service checkout -n shop
                                          every setting, and where it comes from
 
 Environment:
   OUTRIDER_SERVER   control plane, unix:PATH or http://HOST:PORT
-  OUTRIDER_TOKEN    its admin token, needed over TCP; only sent to loopback addresses
+  OUTRIDER_TOKEN    its admin token, needed over TCP; sent to loopback only
   NO_COLOR          no colour";
 
 /// `outrider`.
@@ -89,6 +98,9 @@ pub(crate) enum Command {
     /// Tokens that let hosts join
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Hosts that were let in
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Print a completion script for a shell
     Completions {
         /// The shell.
@@ -96,36 +108,6 @@ pub(crate) enum Command {
     },
     /// Print versions
     Version(VersionArgs),
-}
-
-/// Where the control plane is.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct Connection {
-    /// Control plane: unix:PATH or http://HOST:PORT [default: the local server's socket]
-    #[arg(long, env = "OUTRIDER_SERVER", value_name = "ADDR", hide_env_values = true)]
-    pub(crate) server: Option<String>,
-    /// Admin token; needed over TCP, not over the socket
-    #[arg(long, env = "OUTRIDER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    pub(crate) token: Option<String>,
-}
-
-/// How to print.
-#[derive(Args, Clone, Copy, Debug)]
-pub(crate) struct Output {
-    /// Output format
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
-    pub(crate) output: Format,
-}
-
-/// Documents on the command line.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct Files {
-    /// A file, a folder, or - for standard input; may be repeated
-    #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]
-    pub(crate) files: Vec<PathBuf>,
-    /// Read subfolders too
-    #[arg(short = 'R', long)]
-    pub(crate) recursive: bool,
 }
 
 /// `up`.
@@ -136,12 +118,18 @@ DIR holds intent (*.yaml) and a Procfile whose process names are service names:
   checkout: python3 checkout.py
   other/ledger: ./ledger --port 9001
 
-Each process is started as `outrider run` would start it: after its proxy can carry traffic, in DIR, with the
-names of the services it may call. A name without a namespace means the only service of that name. Changed
-YAML is applied while it runs; a mistake in it is shown and what ran before goes on. A changed Procfile is read at
+Each process is started as `outrider run` would start it: after its proxy can carry traffic, in DIR, with the \
+names of the services it may call. A name without a namespace means the only service of that name. Changed \
+YAML is applied while it runs; a mistake in it is shown and what ran before goes on. A changed Procfile is read at \
 the next start. A process that ends is not started again, and how it ended stays in view: stop `up` and start it.
 
-Ctrl-C stops the applications, then the proxies, then the control plane; a second Ctrl-C stops at once.
+On a terminal a table shows what runs. IN and OUT count the requests to and from an instance since its proxy started \
+(of TCP: connections), IN/S are the requests in per second just now and MEAN is their mean time; ERRORS counts both \
+directions. A narrow terminal loses columns on the right.
+
+Several instances of one service cannot share a targetPort on one host: --scale is for services without ports.
+
+Ctrl-C stops the applications, then the proxies, then the control plane; a second Ctrl-C stops at once. \
 State stays in DIR/.outrider for the next time. No privileges are needed for declared ports from 1024 on.
 
 Examples:
@@ -175,30 +163,23 @@ pub(crate) struct UpArgs {
     pub(crate) http: SocketAddr,
 }
 
-/// Where the engines' binaries are.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct Engines {
-    /// The native proxy [default: outrider-proxy beside this binary]
-    #[arg(long, env = "OUTRIDER_PROXY", value_name = "PATH")]
-    pub(crate) proxy: Option<PathBuf>,
-    /// An Envoy binary, for services with `engine: envoy`
-    #[arg(long, env = "OUTRIDER_ENVOY", value_name = "PATH")]
-    pub(crate) envoy: Option<PathBuf>,
-}
-
 /// `run`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-The command is started after its proxy can carry traffic: its first instruction may be an outbound call. It
-receives traffic once it answers on the ports its service declares. Signals are passed on, and its exit code
+The command is started after its proxy can carry traffic: its first instruction may be an outbound call. It \
+receives traffic once it answers on the ports its service declares. Signals are passed on, and its exit code \
 is the exit code of `outrider run`. The services it may call resolve by name: `checkout`, `checkout.shop`.
 
-Where unprivileged namespaces are unavailable, names cannot be given this way; that is said once, and the
+Where unprivileged namespaces are unavailable, names cannot be given this way; that is said once, and the \
 command finds the addresses in variables like CHECKOUT_HOST and CHECKOUT_PORT, which are always set.
+
+What is missing is said on standard error and waited for, also a service that nothing declares: it may come. After \
+--timeout the command has not been started, and the exit code is 3.
 
 Examples:
   outrider run --service shop/checkout -- python3 checkout.py
-  outrider run --service shop/nightly-job -- curl -fsS http://inventory:8080/stock")]
+  outrider run --service shop/nightly-job -- curl -fsS http://inventory:8080/")]
+#[command(mut_arg("timeout", |timeout| timeout.help("Longest wait for the proxy to become ready")))]
 pub(crate) struct RunArgs {
     /// Service this is an instance of
     #[arg(long, value_name = "NS/NAME")]
@@ -206,9 +187,9 @@ pub(crate) struct RunArgs {
     /// The agent's socket [default: the local agent's]
     #[arg(long, env = "OUTRIDER_AGENT", value_name = "PATH")]
     pub(crate) agent: Option<PathBuf>,
-    /// Longest wait for the proxy to become ready
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
-    pub(crate) timeout: Duration,
+    /// Limit of the wait for the proxy.
+    #[command(flatten)]
+    pub(crate) limit: Wait,
     /// The service's ports are served by what this command does not start, perhaps already (a container, a socket of systemd)
     #[arg(long)]
     pub(crate) adopt: bool,
@@ -226,31 +207,35 @@ Examples:
   outrider apply -f shop.yaml
   outrider apply -f intent/ -f extra.yaml --wait
   generate-intent | outrider apply -f - --dry-run -o json")]
+#[command(mut_arg("files", |files| files.required(true)))]
+#[command(mut_arg("timeout", |timeout| timeout.help("Longest --wait")))]
 pub(crate) struct ApplyArgs {
     /// Documents.
     #[command(flatten)]
     pub(crate) files: Files,
-    /// Check against what the control plane holds, change nothing
-    #[arg(long, conflicts_with = "wait")]
-    pub(crate) dry_run: bool,
+    /// Only look.
+    #[command(flatten)]
+    pub(crate) dry: DryRun,
     /// Return when every live proxy uses the change; name those that do not, and why
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     pub(crate) wait: bool,
-    /// Longest --wait
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
-    pub(crate) timeout: Duration,
-    /// Output.
+    /// Limit of --wait.
     #[command(flatten)]
-    pub(crate) output: Output,
-    /// Control plane.
+    pub(crate) limit: Wait,
+    /// Whom to ask and how to print.
     #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) remote: Remote,
 }
 
 /// `delete`.
 #[derive(Args, Debug)]
+#[command(override_usage = "\
+outrider delete [OPTIONS] <KIND> <NAME>...
+       outrider delete [OPTIONS] -f <PATH>...")]
 #[command(after_long_help = "\
-A service that others still call is not deleted without --force.
+A service that others still call is not deleted, nor a namespace with something in it: what is in the way is named. \
+With --force the service is deleted all the same, and of a namespace everything that is in it, in one change set. A \
+service that a route names goes with the route only.
 
 Examples:
   outrider delete service checkout -n shop
@@ -258,43 +243,43 @@ Examples:
   outrider delete namespace shop --dry-run")]
 pub(crate) struct DeleteArgs {
     /// Kind: namespace, service or route
-    #[arg(value_name = "KIND", required_unless_present = "files", requires = "names")]
+    #[arg(value_name = "KIND", required_unless_present = "files", conflicts_with = "files")]
+    #[arg(requires = "names", hide_possible_values = true)]
     pub(crate) kind: Option<ObjectKind>,
     /// Names
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
-    /// Namespace of the names
-    #[arg(short, long, value_name = "NS", default_value = "default")]
-    pub(crate) namespace: String,
-    /// Delete what these documents declare; a file, a folder, or -
-    #[arg(short = 'f', long = "filename", value_name = "PATH", conflicts_with = "kind")]
-    pub(crate) files: Vec<PathBuf>,
-    /// Read subfolders too
-    #[arg(short = 'R', long, requires = "files")]
-    pub(crate) recursive: bool,
-    /// Delete services that are still called: their callers get `unknown_service`
+    /// Namespace.
+    #[command(flatten)]
+    pub(crate) within: InNamespace,
+    /// Documents.
+    #[command(flatten)]
+    pub(crate) files: Files,
+    /// Delete services that are still called (their callers get `unknown_service`), and namespaces with everything in
+    /// them
     #[arg(long)]
     pub(crate) force: bool,
-    /// Check, change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// Output.
+    /// Only look.
     #[command(flatten)]
-    pub(crate) output: Output,
-    /// Control plane.
+    pub(crate) dry: DryRun,
+    /// Whom to ask and how to print.
     #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) remote: Remote,
 }
 
 /// `diff`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-With --exit-code the end tells the outcomes apart: 0 nothing would change, 5 something would, 1 the documents
+Shown are the lines that change in each document, in the form the control plane keeps (-o json holds each document \
+before and after), and then what that changes in which proxy.
+
+With --exit-code the end tells the outcomes apart: 0 nothing would change, 5 something would, 1 the documents \
 are not valid or cannot be read, 2 a mistake in the command line, 4 no control plane.
 
 Examples:
   outrider diff -f shop.yaml
   outrider diff -f intent/ --exit-code && echo nothing would change")]
+#[command(mut_arg("files", |files| files.required(true)))]
 pub(crate) struct DiffArgs {
     /// Documents.
     #[command(flatten)]
@@ -302,18 +287,15 @@ pub(crate) struct DiffArgs {
     /// End with 5 if anything would change
     #[arg(long)]
     pub(crate) exit_code: bool,
-    /// Output.
+    /// Whom to ask and how to print.
     #[command(flatten)]
-    pub(crate) output: Output,
-    /// Control plane.
-    #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) remote: Remote,
 }
 
 /// `get`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Settings in tables are effective values: what was not declared is filled in. `describe` says from where. What was
+Settings in tables are effective values: what was not declared is filled in. `describe` says from where. What was \
 declared is printed by -o yaml as documents that `apply` takes.
 
 Examples:
@@ -327,18 +309,28 @@ pub(crate) struct GetArgs {
     pub(crate) kind: Kind,
     /// Only this one
     pub(crate) name: Option<String>,
-    /// Namespace
-    #[arg(short, long, value_name = "NS", default_value = "default")]
-    pub(crate) namespace: String,
+    /// Namespace.
+    #[command(flatten)]
+    pub(crate) within: InNamespace,
     /// All namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub(crate) all_namespaces: bool,
-    /// Output.
+    /// Whom to ask and how to print.
     #[command(flatten)]
-    pub(crate) output: Output,
-    /// Control plane.
-    #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) remote: Remote,
+}
+
+impl GetArgs {
+    /// All of a kind.
+    pub(crate) fn all(kind: Kind, remote: Remote) -> Self {
+        Self {
+            kind,
+            name: None,
+            within: InNamespace { namespace: String::new() },
+            all_namespaces: true,
+            remote,
+        }
+    }
 }
 
 /// `describe`.
@@ -354,74 +346,31 @@ pub(crate) struct DescribeArgs {
     pub(crate) kind: Kind,
     /// Name
     pub(crate) name: String,
-    /// Namespace
-    #[arg(short, long, value_name = "NS", default_value = "default")]
-    pub(crate) namespace: String,
-    /// Output.
+    /// Namespace.
     #[command(flatten)]
-    pub(crate) output: Output,
-    /// Control plane.
+    pub(crate) within: InNamespace,
+    /// Whom to ask and how to print.
     #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) remote: Remote,
 }
 
-/// Kinds that `get` and `describe` know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Kind {
-    /// Namespaces.
-    #[value(name = "namespaces", aliases = ["namespace", "ns"])]
-    Namespaces,
-    /// Services.
-    #[value(name = "services", aliases = ["service", "svc"])]
-    Services,
-    /// HTTP routes.
-    #[value(name = "routes", aliases = ["route", "httproute", "httproutes"])]
-    Routes,
-    /// Running copies of services.
-    #[value(name = "instances", aliases = ["instance", "inst"])]
-    Instances,
-    /// Hosts.
-    #[value(name = "nodes", aliases = ["node"])]
-    Nodes,
-    /// Managed proxies.
-    #[value(name = "proxies", aliases = ["proxy"])]
-    Proxies,
-}
-
-/// Kinds that people write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ObjectKind {
-    /// A namespace.
-    #[value(name = "namespace", aliases = ["namespaces", "ns"])]
-    Namespace,
-    /// A service.
-    #[value(name = "service", aliases = ["services", "svc"])]
-    Service,
-    /// An HTTP route.
-    #[value(name = "route", aliases = ["routes", "httproute", "httproutes"])]
-    Route,
-}
-
-impl ObjectKind {
-    /// The kind as documents spell it.
-    pub(crate) fn document_kind(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Service => "Service",
-            Self::Route => "HTTPRoute",
-        }
+impl DescribeArgs {
+    /// A node.
+    pub(crate) fn node(name: String, remote: Remote) -> Self {
+        Self { kind: Kind::Nodes, name, within: InNamespace { namespace: String::new() }, remote }
     }
 }
 
 /// `validate`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-The documents must be complete: a call to a service that another file declares is an error here. Use
+The documents must be complete: a call to a service that another file declares is an error here. Use \
 `apply --dry-run` to check against what the control plane holds.
 
 Examples:
   outrider validate -f shop.yaml
   outrider validate -f intent/ -R -o json")]
+#[command(mut_arg("files", |files| files.required(true)))]
 pub(crate) struct ValidateArgs {
     /// Documents.
     #[command(flatten)]
@@ -447,16 +396,16 @@ pub(crate) struct SchemaArgs {
 /// `server`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Listens on STATE/server/api.sock for this user, on --http with the token in STATE/server/admin.token, and on
+Listens on STATE/server/api.sock for this user, on --http with the token in STATE/server/admin.token, and on \
 --grpc for agents, with mutual TLS. State survives a crash at any point.
 
 Examples:
   outrider server
   outrider server --state ./state --grpc 0.0.0.0:7601")]
 pub(crate) struct ServerArgs {
-    /// State folder
-    #[arg(long, value_name = "PATH", env = "OUTRIDER_STATE")]
-    pub(crate) state: Option<PathBuf>,
+    /// State.
+    #[command(flatten)]
+    pub(crate) folder: StateFolder,
     /// Loopback address of the HTTP API; port 0 takes a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7600", value_parser = parse_loopback)]
     pub(crate) http: SocketAddr,
@@ -495,9 +444,9 @@ pub(crate) struct AgentArgs {
     /// Ports other hosts reach this one's instances at, for a firewall: one per served port [default: any]
     #[arg(long, value_name = "LOW-HIGH", value_parser = parse_ports)]
     pub(crate) inbound_ports: Option<RangeInclusive<u16>>,
-    /// State folder
-    #[arg(long, value_name = "PATH", env = "OUTRIDER_STATE")]
-    pub(crate) state: Option<PathBuf>,
+    /// State.
+    #[command(flatten)]
+    pub(crate) folder: StateFolder,
     /// Folder for sockets
     #[arg(long, value_name = "PATH", env = "OUTRIDER_RUNTIME")]
     pub(crate) runtime: Option<PathBuf>,
@@ -509,36 +458,74 @@ pub(crate) struct AgentArgs {
     pub(crate) log: LogArgs,
 }
 
-/// Logs of the long-running commands.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct LogArgs {
-    /// What to log: a level, or target=level,…
-    #[arg(long, env = "OUTRIDER_LOG", value_name = "FILTER", default_value = "info")]
-    pub(crate) log: String,
-    /// As JSON lines
-    #[arg(long)]
-    pub(crate) log_json: bool,
-}
-
 /// `token …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Create a join token: good for one agent, once
-    #[command(after_long_help = "\
+    Create(TokenArgs),
+}
+
+/// `token create`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+What a host may run and get certificates for is named here; by default it is every service.
+
 Examples:
   outrider agent --server 10.0.0.5:7601 --join \"$(outrider token create)\"
+  outrider token create --namespace shop --service finance/ledger
   outrider token create --ttl 1h -o json")]
-    Create {
-        /// How long it stays good: 1s to 24h
-        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
-        ttl: Duration,
-        /// Output.
+pub(crate) struct TokenArgs {
+    /// How long it stays good: 1s to 24h
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub(crate) ttl: Duration,
+    /// Its host may act for the services of this namespace; may be repeated
+    #[arg(short, long = "namespace", value_name = "NS")]
+    pub(crate) namespaces: Vec<String>,
+    /// Its host may act for this service, NAMESPACE/NAME; may be repeated
+    #[arg(long = "service", value_name = "SERVICE")]
+    pub(crate) services: Vec<String>,
+    /// Whom to ask and how to print.
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+}
+
+/// `node …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List hosts
+    List {
+        /// Whom to ask and how to print.
         #[command(flatten)]
-        output: Output,
-        /// Control plane.
-        #[command(flatten)]
-        connection: Connection,
+        remote: Remote,
     },
+    /// Show everything about a host: what it may run, and which of its instances do not count
+    Describe {
+        /// Its name
+        name: String,
+        /// Whom to ask and how to print.
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Put hosts out: their certificates are good for nothing here from now on
+    Delete(NodeDeleteArgs),
+}
+
+/// `node delete`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Its connections are closed, and its instances are no endpoints any more, also after a restart of the control plane.
+Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can join again
+with a new token.
+
+Examples:
+  outrider node delete host-a")]
+pub(crate) struct NodeDeleteArgs {
+    /// Their names
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
+    /// Whom to ask and how to print.
+    #[command(flatten)]
+    pub(crate) remote: Remote,
 }
 
 /// `version`.
@@ -547,61 +534,6 @@ pub(crate) struct VersionArgs {
     /// Output.
     #[command(flatten)]
     pub(crate) output: Output,
-}
-
-/// `NAME=N`, with N from 0 to 100.
-fn parse_scale(text: &str) -> Result<(String, u16), String> {
-    let (name, number) = text.split_once('=').ok_or("write NAME=N")?;
-    let number = number.parse().ok().filter(|n| *n <= 100).ok_or("N is a number from 0 to 100")?;
-    if name.is_empty() {
-        return Err("write NAME=N".into());
-    }
-    Ok((name.to_owned(), number))
-}
-
-/// An address for the HTTP API: nobody can use it from elsewhere yet, because the command line speaks no TLS.
-fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text.parse().map_err(|_| "write IP:PORT, like 127.0.0.1:7600")?;
-    if !address.ip().to_canonical().is_loopback() {
-        return Err(
-            "only loopback addresses are served for now; reach them from elsewhere through a tunnel, like \
-                    `ssh -L 7600:127.0.0.1:7600 HOST`"
-                .into(),
-        );
-    }
-    Ok(address)
-}
-
-/// `20000-20999`.
-pub(crate) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let range = text.split_once('-').and_then(|(low, high)| Some(low.parse().ok()?..=high.parse().ok()?));
-    range
-        .filter(|range| *range.start() > 0 && !range.is_empty())
-        .ok_or_else(|| "write two ports, the lower one first, like 20000-20999".to_owned())
-}
-
-/// `500ms`, `60s`, `5m`, `1h`, or several of them together; at most 24 h.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "write a duration like 30s, 5m or 1h30m, at most 24h".to_owned();
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let number: u32 = rest[..digits].parse().map_err(|_| wrong())?;
-        rest = &rest[digits..];
-        let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let unit = match &rest[..letters] {
-            "ms" => Duration::from_millis(1),
-            "s" => Duration::from_secs(1),
-            "m" => Duration::from_secs(60),
-            "h" => Duration::from_secs(3600),
-            _ => return Err(wrong()),
-        };
-        total = unit.checked_mul(number).and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
-        rest = &rest[letters..];
-    }
-    let in_bounds = !text.is_empty() && total <= Duration::from_secs(86_400);
-    in_bounds.then_some(total).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -619,7 +551,7 @@ mod tests {
     fn every_command_that_acts_shows_an_example() {
         for command in Cli::command().get_subcommands_mut() {
             let name = command.get_name().to_owned();
-            if ["completions", "version", "token", "help"].contains(&name.as_str()) {
+            if ["completions", "version", "token", "node", "help"].contains(&name.as_str()) {
                 continue;
             }
             let help = command.render_long_help().to_string();
@@ -627,16 +559,46 @@ mod tests {
         }
     }
 
-    #[test]
-    fn durations() {
-        let ms = |n| Ok(Duration::from_millis(n));
-        let cases =
-            [("60s", ms(60_000)), ("1h30m", ms(5_400_000)), ("500ms", ms(500)), ("24h", ms(86_400_000))];
-        for (text, expected) in cases {
-            assert_eq!(parse_duration(text), expected, "{text}");
+    /// Every command and subcommand.
+    fn all(command: &mut clap::Command, each: &mut dyn FnMut(&mut clap::Command)) {
+        each(command);
+        for inner in command.get_subcommands_mut() {
+            all(inner, each);
         }
-        for text in ["", "5", "s", "5d", "25h", "-1s", "1.5s", "99999999999s", "ü", "5ü"] {
-            assert!(parse_duration(text).is_err(), "{text}");
+    }
+
+    #[test]
+    fn help_is_wrapped_once() {
+        let mut texts = 0;
+        all(&mut Cli::command(), &mut |command| {
+            let name = command.get_name().to_owned();
+            let written = [command.get_long_about(), command.get_after_long_help(), command.get_after_help()];
+            for text in written.into_iter().flatten().map(ToString::to_string) {
+                texts += 1;
+                let lines: Vec<&str> = text.lines().collect();
+                for pair in lines.windows(2) {
+                    // A line that goes on in the next one would be broken twice; a list is announced by a colon.
+                    let plain = |line: &str| !line.is_empty() && !line.starts_with(' ');
+                    assert!(!plain(pair[0]) || !plain(pair[1]), "{name}: {pair:?}");
+                }
+                let wide: Vec<_> =
+                    lines.iter().filter(|line| line.starts_with(' ') && line.chars().count() > 80).collect();
+                assert!(wide.is_empty(), "{name}: {wide:#?}");
+            }
+        });
+        assert!(texts > 12, "{texts}");
+    }
+
+    #[test]
+    fn the_two_ways_to_delete_are_shown() {
+        for line in ["delete", "delete service", "delete service x -f y", "delete -R"] {
+            let words = std::iter::once("outrider").chain(line.split(' '));
+            let said = Cli::try_parse_from(words).expect_err(line).to_string();
+            for usage in
+                ["outrider delete [OPTIONS] <KIND> <NAME>...", "outrider delete [OPTIONS] -f <PATH>..."]
+            {
+                assert!(said.contains(usage), "{line}: {said}");
+            }
         }
     }
 
@@ -652,6 +614,8 @@ mod tests {
     fn wrong_lines_are_refused() {
         let lines = [
             "apply",
+            "diff",
+            "validate -R",
             "apply -f x --dry-run --wait",
             "delete",
             "delete service",

@@ -193,6 +193,12 @@ impl Client {
         self.read(path, status, &body)
     }
 
+    /// `DELETE`.
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
+        let (status, body) = self.send(Method::DELETE, path, Bytes::new(), Duration::ZERO).await?;
+        self.read(path, status, &body)
+    }
+
     /// `POST` of a JSON body.
     pub(crate) async fn post<B: Serialize, T: DeserializeOwned>(
         &self,

@@ -2,9 +2,12 @@
 
 pub(crate) mod change;
 pub(crate) mod describe;
+mod difference;
 pub(crate) mod get;
 pub(crate) mod host;
 pub(crate) mod local;
+pub(crate) mod node;
+mod surroundings;
 pub(crate) mod token;
 
 use crate::args::Connection;

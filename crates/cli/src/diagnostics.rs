@@ -3,7 +3,7 @@
 use outrider_api::http::{DiagnosticView, Source};
 use outrider_intent as intent;
 
-use crate::output::{Style, note};
+use crate::output::{Style, note, value};
 
 /// Sources in the shape the intent crate reads.
 pub(crate) fn intent_sources(sources: &[Source]) -> Vec<intent::Source> {
@@ -32,7 +32,7 @@ pub(crate) fn views(diagnostics: &[intent::Diagnostic]) -> Vec<DiagnosticView> {
 
 /// The API's findings as text, with snippets where the source is at hand.
 pub(crate) fn render(views: &[DiagnosticView], sources: &[Source], style: Style) -> String {
-    let (known, newer): (Vec<_>, Vec<_>) =
+    let (known, others): (Vec<_>, Vec<_>) =
         views.iter().map(|view| (view, from_view(view))).partition(|(_, d)| d.is_some());
     let known: Vec<_> = known.into_iter().filter_map(|(_, diagnostic)| diagnostic).collect();
     let mut text = if known.is_empty() {
@@ -40,12 +40,24 @@ pub(crate) fn render(views: &[DiagnosticView], sources: &[Source], style: Style)
     } else {
         intent::render(&known, &intent_sources(sources), style.is_colored())
     };
-    // A newer control plane may know codes that this version does not.
-    for (view, _) in newer {
-        text.push_str(&format!(
-            "{}[{}]: {}:{}:{}: {}\n",
-            view.severity, view.code, view.file, view.line, view.column, view.message
-        ));
+    // What is no finding about a document's text: refusals of a delete, and codes of a newer control plane.
+    for (view, _) in others {
+        text.push_str(&other(view, style));
+    }
+    text
+}
+
+/// A finding whose lines are not shown. Without a line, its file is only the name of the object, which the sentence
+/// has too.
+fn other(view: &DiagnosticView, style: Style) -> String {
+    let severity = if view.severity == "error" { style.bad("error") } else { style.warn(&view.severity) };
+    let place = match view.line {
+        0 => String::new(),
+        line => format!("{}:{line}:{}: ", value(&view.file), view.column),
+    };
+    let mut text = format!("{severity}[{}]: {place}{}\n", value(&view.code), value(&view.message));
+    if let Some(help) = &view.help {
+        text.push_str(&format!("{}: {}\n", style.bold("help"), value(help)));
     }
     text
 }
@@ -114,8 +126,12 @@ mod tests {
 
     #[test]
     fn codes_of_a_newer_server_are_still_shown() {
-        let text = render(&[view("error", "code-of-tomorrow")], &[], Style::plain());
-        assert_eq!(text, "error[code-of-tomorrow]: a.yaml:2:3: the sentence\n");
+        let mut finding = view("error", "code-of-tomorrow");
+        let text = |finding: &DiagnosticView| render(std::slice::from_ref(finding), &[], Style::plain());
+        let placed = "error[code-of-tomorrow]: a.yaml:2:3: the sentence\nhelp: the help\n";
+        assert_eq!(text(&finding), placed);
+        (finding.line, finding.help) = (0, None);
+        assert_eq!(text(&finding), "error[code-of-tomorrow]: the sentence\n");
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub(crate) const OK: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The command line itself is wrong (clap uses the same number).
 pub(crate) const USAGE: u8 = 2;
-/// `--wait` ran out of time.
+/// `--wait`, or the wait of `run` for its proxy, ran out of time.
 pub(crate) const TIMED_OUT: u8 = 3;
 /// The control plane could not be reached.
 pub(crate) const UNREACHABLE: u8 = 4;

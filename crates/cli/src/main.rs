@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Command, TokenCommand};
+use crate::args::{Cli, Command, DescribeArgs, GetArgs, Kind, NodeCommand, TokenCommand};
 use crate::commands::Context;
 use crate::exit::{CliError, Outcome};
 
@@ -59,9 +59,14 @@ async fn dispatch(command: Command, context: Context) -> Outcome {
         Command::Schema(args) => commands::local::schema(&args),
         Command::Server(args) => commands::host::server(args).await,
         Command::Agent(args) => commands::host::agent(args).await,
-        Command::Token(TokenCommand::Create { ttl, output, connection }) => {
-            commands::token::create(ttl, output.output, connection).await
+        Command::Token(TokenCommand::Create(args)) => commands::token::create(args).await,
+        Command::Node(NodeCommand::List { remote }) => {
+            commands::get::get(GetArgs::all(Kind::Nodes, remote), context).await
         }
+        Command::Node(NodeCommand::Describe { name, remote }) => {
+            commands::describe::describe(DescribeArgs::node(name, remote), context).await
+        }
+        Command::Node(NodeCommand::Delete(args)) => commands::node::delete(args).await,
         Command::Completions { shell } => commands::local::completions(shell),
         Command::Version(args) => commands::local::version(&args),
     }

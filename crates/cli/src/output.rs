@@ -108,8 +108,8 @@ impl Style {
     pub(crate) fn state(self, state: &str) -> String {
         match state {
             "ready" | "current" | "connected" | "created" => self.good(state),
-            "starting" | "pending" | "draining" | "updated" => self.warn(state),
-            "rejected" | "lost" | "disconnected" | "unreachable" | "deleted" => self.bad(state),
+            "starting" | "pending" | "draining" | "held" | "updated" => self.warn(state),
+            "rejected" | "refused" | "lost" | "disconnected" | "unreachable" | "deleted" => self.bad(state),
             _ => state.to_owned(),
         }
     }
@@ -230,14 +230,30 @@ impl Table {
 
     /// One string per line, the header first, without trailing blanks.
     pub(crate) fn lines(&self, style: Style) -> Vec<String> {
+        self.lines_within(style, usize::MAX)
+    }
+
+    /// The same with as many columns as fit into `limit` characters, the first at least. Columns are left out from the
+    /// right. The last cell of a short row reaches over the columns it has not.
+    pub(crate) fn lines_within(&self, style: Style, limit: usize) -> Vec<String> {
         let mut widths: Vec<usize> = self.header.iter().map(|title| title.len()).collect();
         for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
+            let aligned = if row.len() < widths.len() { row.len().saturating_sub(1) } else { row.len() };
+            for (width, cell) in widths.iter_mut().zip(row).take(aligned) {
                 *width = (*width).max(visible_width(cell));
             }
         }
+        let mut end = 0;
+        let fitting = widths.iter().take_while(|width| {
+            end += **width;
+            let fits = end <= limit;
+            end += 2;
+            fits
+        });
+        let columns = fitting.count().max(1);
         let header = self.header.iter().map(|title| style.dim(title)).collect::<Vec<_>>();
-        std::iter::once(&header).chain(&self.rows).map(|row| pad_row(row, &widths)).collect()
+        let rows = std::iter::once(&header).chain(&self.rows);
+        rows.map(|row| pad_row(&row[..columns.min(row.len())], &widths)).collect()
     }
 
     /// The whole table as text.
@@ -355,6 +371,20 @@ mod tests {
         let plain: Vec<usize> = table.lines(colored).iter().map(|line| visible_width(line)).collect();
         assert_eq!(plain, [15, 15, 11]);
         assert_eq!(table.lines(Style::plain())[0], "NAME      STATE");
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_are_left_out_from_the_right() {
+        let mut table = Table::new(&["NAME", "STATE", "MEMORY"]);
+        table.row(vec!["checkout".into(), "ready".into(), "12 MiB".into()]);
+        table.row(vec!["web".into(), "ended with code 3".into()]);
+        let row = |limit| table.lines_within(Style::plain(), limit)[1].clone();
+        assert_eq!(table.lines(Style::plain())[2], "web       ended with code 3");
+        assert_eq!(row(23), "checkout  ready  12 MiB");
+        assert_eq!(row(22), "checkout  ready");
+        assert_eq!(row(15), "checkout  ready");
+        assert_eq!(row(14), "checkout");
+        assert_eq!(row(1), "checkout");
     }
 
     #[test]

@@ -38,7 +38,6 @@ use crate::client::Client;
 use crate::commands::{Context, get};
 use crate::diagnostics;
 use crate::exit::{self, CliError, Outcome};
-use crate::output::note;
 
 /// Longest wait for applications to end after they were asked to.
 const APPS_LIMIT: Duration = Duration::from_secs(30);
@@ -84,6 +83,7 @@ pub(crate) async fn up(args: UpArgs, context: Context) -> Outcome {
         (None, None) => dir.join(".outrider"),
     };
     let state = stack::prepare(&state)?;
+    stack::refuse_second(&state).await?;
     let live = !args.plain && std::io::stdout().is_terminal();
     let (say, said) = mpsc::channel(EVENT_QUEUE);
     log::start(&state, say.clone(), context);
@@ -125,17 +125,6 @@ fn read(dir: &Path, args: &UpArgs, context: Context) -> Result<(Folder, Vec<Proc
     let folder = Folder::read(dir).map_err(|error| refuse(error, context))?;
     diagnostics::report(&folder.warnings, &folder.sources, context.err);
     let processes = folder.processes(dir, &args.scale).map_err(|error| refuse(error, context))?;
-    for (name, number) in &args.scale {
-        let several = processes.iter().find(|process| process.label == *name && *number > 1);
-        if let Some(process) = several.filter(|process| folder.servers.contains(&process.service)) {
-            note(&format!(
-                "{}: {number} instances of {} share its target ports on this machine; the command must be able to \
-                 (SO_REUSEPORT)",
-                context.err.warn("warning"),
-                process.service
-            ));
-        }
-    }
     Ok((folder, processes))
 }
 
@@ -215,7 +204,7 @@ impl Session {
 
         let calls = folder.calls.clone();
         let (events, mut heard) = mpsc::channel(EVENT_QUEUE);
-        let (services, known) = watch::channel(folder.services.clone());
+        let (services, known) = watch::channel(folder.service_names());
         let poller =
             Poller { client: client.clone(), known, started: Instant::now(), events: events.clone() };
         let tasks = [
@@ -360,7 +349,8 @@ impl Session {
         self.repaint = true;
         let running = self.apps.iter().flatten().count();
         if running > 0 {
-            self.say(&format!("stopping {running} processes; Ctrl-C again ends them at once"));
+            let word = if running == 1 { "process" } else { "processes" };
+            self.say(&format!("stopping {running} {word}; Ctrl-C again ends at once"));
         }
         let deadline = tokio::time::Instant::now() + APPS_LIMIT;
         let mut frame = tokio::time::interval(FRAME);

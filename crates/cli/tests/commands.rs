@@ -59,9 +59,21 @@ fn apply_diff_get_describe_delete() -> Result<()> {
     assert_eq!(diff(&same)?.ok()?.stdout, "no difference\n");
     let differs = diff(&other)?;
     assert_eq!(differs.code, 5, "{differs:?}");
-    for words in ["~ service shop/client", "outbound/shop/web/http"] {
+    for words in
+        ["~ service shop/client\n  @@ -", "\n  -  calls: []", "\n  +  - web", "outbound/shop/web/http"]
+    {
         ensure!(differs.stdout.contains(words), "{}", differs.stdout);
     }
+    ensure!(!differs.stdout.contains('\x1b'), "colour in a pipe: {}", differs.stdout);
+    let other = other.display().to_string();
+    let colored = mesh.cli(&["diff", "--color", "always", "-f", &other])?.ok()?.stdout;
+    ensure!(colored.contains("\x1b[32m+  - web\x1b[0m"), "{colored:?}");
+    let changes = json(&mesh, &["diff", "-f", &other])?["changes"].take();
+    let changed: Vec<_> =
+        changes.as_array().into_iter().flatten().filter(|c| !c["before"].is_null()).collect();
+    ensure!(changed.len() == 1 && changed[0]["name"] == "client", "{changes}");
+    assert_eq!(changed[0]["before"]["spec"]["calls"], serde_json::json!([]));
+    assert_eq!(changed[0]["after"]["spec"]["calls"], serde_json::json!(["web"]));
 
     let described = json(&mesh, &["describe", "service", "web", "-n", "shop"])?;
     let values = described["values"].as_array().context("no values")?;
@@ -72,6 +84,8 @@ fn apply_diff_get_describe_delete() -> Result<()> {
     ensure!(table.starts_with("NAMESPACE  NAME") && !table.contains('\x1b'), "{table}");
     let yaml = mesh.cli(&["get", "services", "-A", "-o", "yaml"])?.ok()?.stdout;
     ensure!(yaml.contains("name: web"), "{yaml}");
+    let again = apply(&mesh, &yaml, &[])?.ok()?.stdout;
+    assert_eq!(again, "service shop/client unchanged\nservice shop/web unchanged\n");
 
     mesh.apply(&intent("web", port))?;
     let called = mesh.cli(&["delete", "service", "web", "-n", "shop"])?;
@@ -79,6 +93,102 @@ fn apply_diff_get_describe_delete() -> Result<()> {
     mesh.cli(&["delete", "service", "client", "web", "-n", "shop"])?.ok()?;
     assert_eq!(services(&mesh)?, 0);
     assert_eq!(mesh.cli(&["get", "service", "web", "-n", "shop"])?.code, 1);
+    mesh.finish()
+}
+
+const SPLIT: &str = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: split, namespace: shop}
+spec:
+  parentRefs: [{kind: Service, name: web}]
+  rules: [{backendRefs: [{name: web, port: 8080, weight: 95}, {name: web2, port: 8080, weight: 5}]}]
+---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {name: web2, namespace: shop}
+spec: {ports: [{name: http, port: 8080, targetPort: 1, protocol: http}]}
+";
+
+#[test]
+fn routes_are_shown_with_the_services_around_them() -> Result<()> {
+    let mesh = Mesh::start()?;
+    let port = ports::reserve()?;
+    mesh.apply(&(intent("web", port) + SPLIT))?;
+    let describe = |kind: &str, name: &str| -> Result<String> {
+        Ok(mesh.cli(&["describe", kind, name, "-n", "shop"])?.ok()?.stdout)
+    };
+    let listens = format!("127.0.0.1:{port}");
+    let split = "every request → shop/web:8080 weight 95, shop/web2:8080 weight 5";
+    let cases = [
+        ("service", "web", vec!["web.shop:8080", &listens, "shop/split  of", split, "shop/client"]),
+        ("service", "web2", vec!["Routes that send here\n  shop/split"]),
+        ("route", "split", vec!["Parents\n  shop/web every HTTP port", "Rules\n  every request", split]),
+    ];
+    for (kind, name, expected) in cases {
+        let said = describe(kind, name)?;
+        for words in expected {
+            ensure!(said.contains(words), "{kind} {name}: {words:?} is missing: {said}");
+        }
+    }
+    let web = json(&mesh, &["describe", "service", "web", "-n", "shop"])?;
+    assert_eq!(web["ports"][0]["address"], "web.shop:8080");
+    assert_eq!(web["routes"][0]["rules"][0]["backends"][1]["weight"], 5);
+    assert_eq!(web["calledBy"], serde_json::json!(["shop/client"]));
+    mesh.finish()
+}
+
+#[test]
+fn what_is_needed_is_deleted_by_force_only() -> Result<()> {
+    let mesh = Mesh::start()?;
+    mesh.apply(&(intent("web", ports::reserve()?) + SPLIT))?;
+    let all = services(&mesh)?;
+    let refused = |arguments: &[&str], expected: &[&str]| -> Result<()> {
+        let ended = mesh.cli(arguments)?;
+        assert_eq!(ended.code, 1, "{ended:?}");
+        for words in expected.iter().chain(&["nothing was changed"]) {
+            ensure!(ended.stderr.contains(words), "{words:?} is missing: {}", ended.stderr);
+        }
+        assert_eq!(services(&mesh)?, all);
+        Ok(())
+    };
+    refused(
+        &["delete", "service", "web", "-n", "shop"],
+        &[
+            "error[still-called]: shop/client calls the service shop/web\nhelp: remove the call, or use --force",
+            "error[still-routed]: HTTPRoute shop/split names the service shop/web",
+        ],
+    )?;
+    let namespace = ["delete", "namespace", "shop"];
+    let inside = ["error[namespace-not-empty]", "Service shop/client", "HTTPRoute shop/split", "--force"];
+    refused(&namespace, &inside)?;
+    let answer = mesh.cli(&[&namespace[..], &["-o", "json"]].concat())?;
+    let answer: Value = serde_json::from_str(&answer.stdout)?;
+    assert_eq!(answer["diagnostics"][0]["code"], "namespace-not-empty");
+
+    let forced = [&namespace[..], &["--force"]].concat();
+    let said = mesh.cli(&[&forced[..], &["--dry-run"]].concat())?.ok()?.stdout;
+    ensure!(said.contains("route shop/split deleted") && said.contains("nothing was changed"), "{said}");
+    assert_eq!(services(&mesh)?, all);
+    let before = json(&mesh, &["delete", "route", "split", "-n", "shop", "--dry-run"])?["revision"].as_u64();
+    let done = json(&mesh, &forced)?;
+    assert_eq!(done["revision"].as_u64(), before.map(|revision| revision + 1), "one change set: {done}");
+    assert_eq!(services(&mesh)?, 0);
+    assert_eq!(mesh.cli(&namespace)?.code, 1, "it is gone");
+    mesh.finish()
+}
+
+#[test]
+fn a_service_that_nothing_declares_is_named_and_waited_for() -> Result<()> {
+    let mesh = Mesh::start()?;
+    let agent = mesh.runtime(&mesh.nodes()[0]).join("agent.sock").display().to_string();
+    let mut outrider = mesh.outrider()?;
+    outrider.args(["run", "--agent", &agent, "--service", "shop/none", "--timeout", "3s", "--", "true"]);
+    let ended = run(outrider, LONG)?;
+    assert_eq!(ended.code, 3, "{ended:?}");
+    let said: Vec<_> =
+        ended.stderr.lines().filter(|line| line.contains("shop/none is not declared")).collect();
+    assert_eq!(said.len(), 2, "while it waits, and at the end: {}", ended.stderr);
     mesh.finish()
 }
 
@@ -137,5 +247,30 @@ fn exit_codes_of_what_needs_no_server() -> Result<()> {
         let ended = run(outrider, LONG)?;
         assert_eq!(ended.code, *code, "{arguments:?}: {ended:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_node_is_let_in_for_what_its_token_names_and_put_out() -> Result<()> {
+    let mesh = Mesh::start()?;
+    let port = ports::reserve()?;
+    mesh.apply(&intent("", port))?;
+    let wide = mesh.cli(&["token", "create"])?.ok()?;
+    ensure!(wide.stdout.starts_with("ort1.") && wide.stderr.contains("for every service"), "{wide:?}");
+    let narrow = json(&mesh, &["token", "create", "--namespace", "shop", "--service", "finance/ledger"])?;
+    assert_eq!(narrow["scope"], serde_json::json!({"namespaces": ["shop"], "services": ["finance/ledger"]}));
+    let mistake = mesh.cli(&["token", "create", "--service", "ledger"])?;
+    ensure!(mistake.code == 1 && mistake.stderr.contains("write NAMESPACE/SERVICE"), "{mistake:?}");
+
+    let nodes = json(&mesh, &["node", "list"])?;
+    let name = nodes[0]["name"].as_str().context("no node")?.to_owned();
+    let described = mesh.cli(&["node", "describe", &name])?.ok()?.stdout;
+    ensure!(described.contains("may run   every service"), "{described}");
+    let deleted = mesh.cli(&["node", "delete", &name])?.ok()?;
+    ensure!(deleted.stdout.starts_with(&format!("node {name} deleted")), "{deleted:?}");
+    ensure!(deleted.stderr.contains("new token"), "{deleted:?}");
+    assert_eq!(json(&mesh, &["node", "list"])?, serde_json::json!([]));
+    let again = mesh.cli(&["node", "delete", &name])?;
+    ensure!(again.code == 1 && again.stderr.contains("there is no node"), "{again:?}");
     Ok(())
 }

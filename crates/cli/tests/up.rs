@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use outrider_testkit::mesh::binary;
-use outrider_testkit::process::{Proc, command, kill_marked, marked, shell_code};
+use outrider_testkit::process::{Proc, command, kill_marked, marked, run, shell_code};
 use outrider_testkit::wait::LONG;
 use outrider_testkit::{peers, ports, report, until};
 use rustix::process::Signal;
@@ -114,12 +114,32 @@ fn a_folder_runs_and_leaves_nothing_behind() -> Result<()> {
     up.says("client   │ reached")?;
     up.says("default/web-")?;
 
+    // A second one in the same folder is refused, and touches nothing of the first.
+    let log = std::fs::metadata(up.file(".outrider/outrider.log"))?.len();
+    let mut second = command(binary("outrider")?, up.folder.path());
+    second.arg("up").arg(up.file(".")).args(["--plain", "--proxy"]).arg(binary("outrider-proxy")?);
+    let second = run(second, LONG)?;
+    let expected = format!("`outrider up` already runs here (pid {})", up.process.pid());
+    ensure!(second.code == 1 && second.stderr.contains(&expected), "{second:?}");
+    ensure!(std::fs::metadata(up.file(".outrider/outrider.log"))?.len() >= log, "its log begins anew");
+
+    std::fs::write(up.file("Procfile"), procfile + "# changed\n")?;
+    up.says("the Procfile has changed: stop `up` and start it again")?;
+
     // A mistake changes nothing and is shown; its correction is applied.
     std::fs::write(up.file("a.yaml"), intent(port).replace("protocol: http", "protocol: htp"))?;
     up.says("what ran before goes on")?;
-    let more = "---\napiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {name: more}\n";
-    std::fs::write(up.file("a.yaml"), intent(port) + more)?;
-    up.says("created namespace more")?;
+    let namespace = "---\napiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {name: default}\n";
+    std::fs::write(up.file("a.yaml"), intent(port) + namespace)?;
+    up.says("created namespace default")?;
+    // Without its document a namespace is as it is by default, and what is in it stays.
+    std::fs::write(up.file("a.yaml"), intent(port))?;
+    up.says("deleted namespace default")?;
+    let mut get = command(binary("outrider")?, up.folder.path());
+    let server = format!("unix:{}", up.file(".outrider/server/api.sock").display());
+    get.args(["get", "services", "--server", &server]);
+    let left = run(get, LONG)?.ok()?.stdout;
+    ensure!(left.contains("web") && left.contains("client"), "{left}");
 
     // Itself, two proxies, two applications.
     let running = up.processes();
@@ -137,7 +157,7 @@ fn a_second_signal_ends_at_once() -> Result<()> {
     let mut up = Up::start(&["--plain", "--ephemeral"], &intent(ports::reserve()?), deaf)?;
     up.says("│ deaf")?;
     up.process.signal(Signal::INT)?;
-    up.says("stopping 1 processes")?;
+    up.says("stopping 1 process;")?;
     up.process.signal(Signal::INT)?;
     up.end().context("after the second signal")?;
     ensure!(!up.file(".outrider").exists(), "the state is left");
@@ -155,13 +175,16 @@ fn ends_are_told_and_can_end_everything() -> Result<()> {
 
 #[test]
 fn folders_with_mistakes_are_refused_before_anything_starts() -> Result<()> {
+    let shared =
+        "every instance of default/web listens on targetPort 18080, so only one can run on this host";
     let cases = [
-        (intent(18080).replace("calls", "callz"), "client: true\n", "did you mean"),
-        (intent(18080), "nope: true\n", "no document here declares a service `nope`"),
-        (intent(18080), "client\n", "Procfile:1"),
+        (intent(18080).replace("calls", "callz"), "client: true\n", "client=1", "did you mean"),
+        (intent(18080), "nope: true\n", "nope=1", "no document here declares a service `nope`"),
+        (intent(18080), "client\n", "client=1", "Procfile:1"),
+        (intent(18080), "web: true\n", "web=2", shared),
     ];
-    for (yaml, procfile, expected) in cases {
-        let mut up = Up::start(&["--plain"], &yaml, procfile)?;
+    for (yaml, procfile, scale, expected) in cases {
+        let mut up = Up::start(&["--plain", "--scale", scale], &yaml, procfile)?;
         assert_eq!(up.end()?, 1);
         ensure!(up.process.output().contains(expected), "{}", up.process.output());
         ensure!(!up.file(".outrider").exists(), "something was started");

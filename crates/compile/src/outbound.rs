@@ -69,6 +69,22 @@ pub(crate) fn compile(view: &View<'_>, service: &Service, proxy: &mut ProxyResou
     }
 }
 
+/// The names of the listeners that [`compile`] makes, sorted, without making them: hosts are told these for every
+/// service, whether or not it runs.
+pub(crate) fn listener_names(view: &View<'_>, service: &Service) -> Vec<String> {
+    if service.role == Role::Server {
+        return Vec::new();
+    }
+    let callees = service.calls.iter().filter_map(|callee| view.intent.services.get(callee));
+    let mut names: Vec<String> = callees
+        .flat_map(|callee| callee.ports.iter().map(move |port| (&callee.id, port)))
+        .filter(|(_, port)| matches!(port.protocol, Protocol::Http | Protocol::Tcp))
+        .map(|(id, port)| names::outbound(&id.namespace, &id.name, &port.name))
+        .collect();
+    names.sort_unstable();
+    names
+}
+
 fn listener(
     caller: &Service,
     callee: &Service,

@@ -216,10 +216,14 @@ fn conditions(matched: &HttpMatch) -> route::RouteMatch {
     conditions
 }
 
-/// `%` begins a variable in Envoy's header values; what people write is meant as it stands.
+/// `%` begins a variable in Envoy's header values; what people write is meant as it stands. Envoy removes before it
+/// adds, and the order is set, add, remove: so what is removed in the end is not added at all.
 fn additions(edits: &HeaderEdits) -> Vec<core::HeaderValueOption> {
     let with = |list: &[(String, String)], action: HeaderAppendAction| -> Vec<core::HeaderValueOption> {
-        list.iter().map(|(name, value)| header(name, &value.replace('%', "%%"), action)).collect()
+        list.iter()
+            .filter(|(name, _)| !edits.remove.contains(name))
+            .map(|(name, value)| header(name, &value.replace('%', "%%"), action))
+            .collect()
     };
     let mut all = with(&edits.set, OverwriteIfExistsOrAdd);
     all.extend(with(&edits.add, AppendIfExistsOrAdd));

@@ -10,7 +10,7 @@ use outrider_xds_types::{names, type_url};
 
 use crate::envoy::{resource, socket_address};
 use crate::view::View;
-use crate::{Endpoint, ProxyResources, outbound};
+use crate::{Endpoint, outbound};
 
 pub(crate) fn load_assignment(service: &ServiceRef, port: &str, endpoints: &[Endpoint]) -> Arc<Resource> {
     let name = names::endpoints(&service.namespace, &service.name, port);
@@ -55,7 +55,8 @@ pub(crate) fn workload(view: &View<'_>, service: &Service) -> Arc<Resource> {
                 protocol: protocol(port.protocol).to_owned(),
             })
             .collect(),
-        outbound: outbound_listeners(view, service),
+        // What a host waits for before it calls the set of a proxy whole.
+        outbound: outbound::listener_names(view, service),
     };
     resource(type_url::WORKLOAD, &name, &workload)
 }
@@ -82,11 +83,4 @@ fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Grpc => "grpc",
         Protocol::Tcp => "tcp",
     }
-}
-
-/// What a host waits for before it calls the set of a proxy whole.
-fn outbound_listeners(view: &View<'_>, service: &Service) -> Vec<String> {
-    let mut proxy = ProxyResources::default();
-    outbound::compile(view, service, &mut proxy);
-    proxy.resources.of_type(type_url::LISTENER).map(|listener| listener.name.to_string()).collect()
 }

@@ -8,6 +8,7 @@ use outrider_xds_types::type_url;
 
 use super::*;
 
+mod edits;
 mod envoy_accepts;
 mod golden;
 mod properties;

@@ -9,19 +9,22 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use outrider_api::agent::FactKind;
+use outrider_api::agent::{FactKind, Refused};
 use outrider_store::Store;
 use tokio::sync::{oneshot, watch};
 
-use crate::world::{Declared, FactError, HostRecord, Millis, Published, Timing, World};
+use crate::world::{Admission, Declared, FactError, HoldNote, HostRecord, Millis, Published, Timing, World};
 
 /// Most commands between two publications.
 const MAX_BATCH: usize = 512;
 
+/// Answer to a fact; after a report, every instance of the host that does not count.
+pub(crate) type Reply = Result<Option<Refused>, FactError>;
+
 type Run = Box<dyn FnOnce(&mut World, &Store, Millis) + Send>;
 
 enum Command {
-    Fact { node: String, session: u64, fact: FactKind, at: Millis, refused: oneshot::Sender<FactError> },
+    Fact { node: String, session: u64, fact: FactKind, at: Millis, reply: oneshot::Sender<Reply> },
     Closed { node: String, session: u64 },
     Run(Run),
 }
@@ -59,17 +62,12 @@ impl Handle {
         self.clock.now()
     }
 
-    /// Sends a fact off. If it is refused, the receiver says so; else it ends without a word.
-    pub(crate) fn fact(
-        &self,
-        node: &str,
-        session: u64,
-        fact: FactKind,
-    ) -> Result<oneshot::Receiver<FactError>, Stopped> {
-        let (refused, answer) = oneshot::channel();
-        let command = Command::Fact { node: node.to_owned(), session, fact, at: self.now(), refused };
+    /// Has a fact taken in, and waits for the answer.
+    pub(crate) async fn fact(&self, node: &str, session: u64, fact: FactKind) -> Result<Reply, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Fact { node: node.to_owned(), session, fact, at: self.now(), reply };
         self.commands.send(command).map_err(|_| Stopped)?;
-        Ok(answer)
+        answer.await.map_err(|_| Stopped)
     }
 
     /// Says that a session ended.
@@ -140,10 +138,11 @@ pub(crate) fn start(
     trust_domain: &str,
     timing: Timing,
     declared: Declared,
+    admitted: BTreeMap<String, Admission>,
     known: BTreeMap<String, HostRecord>,
 ) -> std::io::Result<(Handle, Thread)> {
     let clock = Clock(Instant::now());
-    let world = World::new(trust_domain, timing, declared, known, clock.now());
+    let world = World::new(trust_domain, timing, declared, admitted, known, clock.now());
     let (commands, queue) = channel();
     let (published, published_out) = watch::channel(Arc::new(world.published().clone()));
     let (changes, changes_out) = watch::channel(0);
@@ -226,22 +225,32 @@ impl Actor {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Fact { node, session, fact, at, refused } => {
+            Command::Fact { node, session, fact, at, reply } => {
                 self.stirred |= !matches!(fact, FactKind::Heartbeat(_) | FactKind::Traffic(_));
-                match self.world.fact(&node, session, &fact, at) {
+                let answer = match self.world.fact(&node, session, &fact, at) {
                     Ok(taken) => {
                         for (instance, cause) in taken.refused {
                             tracing::warn!(node, instance, cause, "a reported instance does not count");
                         }
+                        if let Some(cause) = taken.too_much {
+                            tracing::warn!(
+                                node,
+                                cause,
+                                "not everything is kept: proxies are shown as behind"
+                            );
+                        }
                         if let Some(times) = taken.superseded {
                             tracing::warn!(node, session, times, "a session took over from an open one");
                         }
+                        Ok(taken.all_refused)
                     }
                     Err(error) => {
                         tracing::warn!(node, session, %error, "fact refused");
-                        let _ = refused.send(error);
+                        Err(error)
                     }
-                }
+                };
+                // Nobody waits when the session ended meanwhile.
+                let _ = reply.send(answer);
             }
             Command::Closed { node, session } => {
                 self.world.closed(&node, session);
@@ -252,6 +261,14 @@ impl Actor {
     }
 
     fn publish(&mut self) {
+        for HoldNote { service, endpoints, held } in self.world.take_hold_notes() {
+            self.stirred = true;
+            if held {
+                tracing::warn!(service, endpoints, "too many endpoints left at once: they are held");
+            } else {
+                tracing::warn!(service, endpoints, "held endpoints are still gone, and leave");
+            }
+        }
         self.published.send_if_modified(|current| {
             let new = self.world.published();
             let same = current.same(new);

@@ -1,11 +1,13 @@
 //! Apply and delete: from documents and what is stored to a change set, or to findings.
 //!
 //! Holds: no I/O. The set as a whole is resolved with the changes in it; if anything in it is an error, nothing
-//! changes.
+//! changes. What would break something else by being deleted is refused in its own words, see `refusals`.
+
+mod refusals;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use outrider_api::http::{ChangeAction, DiagnosticView, ObjectChange, ObjectKey};
+use outrider_api::http::{ChangeAction, DiagnosticView, NamespaceContents, ObjectChange, ObjectKey};
 use outrider_intent::model::{Intent, ServiceRef};
 use outrider_intent::{Diagnostic, Document, Key, Kind, Parsed, ResolveOptions, resolve};
 use outrider_store as store;
@@ -17,7 +19,7 @@ use crate::world::Declared;
 pub(crate) struct Plan {
     /// For the store; empty if nothing is to be done.
     pub(crate) changes: Vec<store::Change>,
-    /// The same for people, unchanged objects included.
+    /// The same for people, unchanged objects included; of an apply with the documents.
     pub(crate) summary: Vec<ObjectChange>,
     /// Everything found.
     pub(crate) diagnostics: Vec<DiagnosticView>,
@@ -68,15 +70,15 @@ pub(crate) fn apply(before: &Declared, parsed: &Parsed) -> Plan {
     let (mut changes, mut summary) = (Vec::new(), Vec::new());
     for document in &parsed.documents {
         let key = document.key();
-        let action = match (before.documents.get(key), document.to_json()) {
-            (Some((_, old)), Some(json)) if old.to_json().as_ref() == Some(&json) => ChangeAction::Unchanged,
-            (old, Some(json)) => {
-                changes.push(store::Change::Put(store_key(key), json));
-                if old.is_some() { ChangeAction::Updated } else { ChangeAction::Created }
-            }
-            (_, None) => continue,
-        };
-        summary.push(change(key, action));
+        let Some(new) = document.to_json() else { continue };
+        let old = before.documents.get(key).and_then(|(_, old)| old.to_json());
+        if old.as_ref() == Some(&new) {
+            summary.push(change(key, ChangeAction::Unchanged));
+            continue;
+        }
+        changes.push(store::Change::Put(store_key(key), new.clone()));
+        let action = if old.is_some() { ChangeAction::Updated } else { ChangeAction::Created };
+        summary.push(ObjectChange { before: old, after: Some(new), ..change(key, action) });
     }
     for document in &parsed.documents {
         let revision = before.documents.get(document.key()).map_or(0, |(revision, _)| *revision);
@@ -88,22 +90,49 @@ pub(crate) fn apply(before: &Declared, parsed: &Parsed) -> Plan {
     finish(before, documents, changes, summary, &parsed.diagnostics, &options)
 }
 
-/// What deleting these objects does. Keys of `explicit` must exist, objects of `parsed` need not.
+/// What a delete may take along.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DeleteOptions {
+    /// Services that others still call.
+    pub(crate) force: bool,
+    /// What is in a namespace.
+    pub(crate) contents: NamespaceContents,
+}
+
+/// What deleting these objects does. Keys of `explicit` must exist, objects of `parsed` need not. A namespace that is
+/// only used, not declared, exists.
 pub(crate) fn delete(
     before: &Declared,
     explicit: &[ObjectKey],
     parsed: &Parsed,
-    force: bool,
+    how: DeleteOptions,
 ) -> Result<Plan, KeyError> {
     let mut keys = BTreeSet::new();
     for key in explicit {
         let key = read_key(key)?;
-        if !before.documents.contains_key(&key) {
+        if !before.documents.contains_key(&key) && refusals::contents(before, &key).next().is_none() {
             return Err(KeyError::Absent(key));
         }
         keys.insert(key);
     }
     keys.extend(parsed.documents.iter().map(|document| document.key().clone()));
+    if how.contents == NamespaceContents::Delete {
+        let inside: Vec<Key> = keys.iter().flat_map(|key| refusals::contents(before, key)).cloned().collect();
+        keys.extend(inside);
+    }
+    // Findings in the sources themselves do not matter for a delete, except those that hide documents.
+    let findings: Vec<Diagnostic> = parsed
+        .diagnostics
+        .iter()
+        .filter(|finding| parsed.documents.is_empty() || finding.is_error())
+        .cloned()
+        .collect();
+    let refused = refusals::find(before, &keys, parsed, how);
+    if !refused.is_empty() {
+        let diagnostics = findings.iter().map(view).chain(refused).collect();
+        return Ok(Plan { changes: Vec::new(), summary: Vec::new(), diagnostics, after: None });
+    }
+
     let mut documents = before.documents.clone();
     let (mut changes, mut summary) = (Vec::new(), Vec::new());
     let mut missing = known_missing(&before.intent);
@@ -114,18 +143,11 @@ pub(crate) fn delete(
         }
         changes.push(store::Change::Delete(store_key(key)));
         summary.push(change(key, ChangeAction::Deleted));
-        if force && key.kind == Kind::Service {
+        if how.force && key.kind == Kind::Service {
             missing.insert(ServiceRef::new(&key.namespace, &key.name));
         }
     }
     let options = ResolveOptions { known_missing: missing, ..ResolveOptions::default() };
-    // Findings in the sources themselves do not matter for a delete, except those that hide documents.
-    let findings: Vec<Diagnostic> = parsed
-        .diagnostics
-        .iter()
-        .filter(|finding| parsed.documents.is_empty() || finding.is_error())
-        .cloned()
-        .collect();
     Ok(finish(before, documents, changes, summary, &findings, &options))
 }
 
@@ -160,7 +182,7 @@ fn change(key: &Key, action: ChangeAction) -> ObjectChange {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
     };
-    ObjectChange { key, action }
+    ObjectChange::new(key, action)
 }
 
 /// Brings stored objects back to meaning.

@@ -23,6 +23,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::actor::Handle;
+use crate::grpc::Newest;
 use error::Problem;
 pub(crate) use serve::serve;
 
@@ -32,6 +33,8 @@ const MAX_BODY: usize = 10 << 20;
 /// What handlers need.
 #[derive(Clone)]
 pub(crate) struct Api {
+    /// Of agents: sessions, and streams of resources.
+    pub(crate) streams: [Newest; 2],
     pub(crate) world: Handle,
     pub(crate) store: Arc<Store>,
     pub(crate) authority: Arc<Authority>,
@@ -57,6 +60,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(read::describe))
         .routes(routes!(read::instances))
         .routes(routes!(read::nodes))
+        .routes(routes!(change::delete_node))
         .routes(routes!(read::proxy_resources))
         .routes(routes!(read::rollout))
         .routes(routes!(read::watch))

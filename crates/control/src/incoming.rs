@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use outrider_identity::{SpiffeId, peer_id};
+use outrider_identity::{CertificateInfo, SpiffeId};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -32,6 +32,8 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Peer {
     /// SPIFFE ID of the client certificate, if it presented one.
     pub(crate) id: Option<SpiffeId>,
+    /// The fingerprint of its key; empty without one.
+    pub(crate) key: String,
     pub(crate) address: SocketAddr,
 }
 
@@ -202,13 +204,16 @@ impl Taker {
     async fn handshake(&self, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         let stream = self.acceptor.accept(stream).await?;
-        let id = peer_id(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
+        // The handshake has verified it.
+        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let info = leaf.map(|leaf| CertificateInfo::read(leaf)).transpose().map_err(io::Error::other)?;
+        let (id, key) = info.map(|info| (info.id, info.key)).unzip();
         let (slots, life) = match id {
             Some(_) => (&self.known, None),
             None => (&self.strangers, self.stranger_life),
         };
         let slot = slots.clone().try_acquire_owned().map_err(|_| io::Error::other("too many connections"))?;
         let end = life.map(|life| Box::pin(tokio::time::sleep(life)));
-        Ok(Connection { stream, peer: Peer { id, address }, end, _slot: slot })
+        Ok(Connection { stream, peer: Peer { id, key: key.unwrap_or_default(), address }, end, _slot: slot })
     }
 }

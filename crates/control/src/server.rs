@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outrider_api::agent::AgentsServer;
 use outrider_api::http::DiagnosticView;
@@ -33,7 +33,7 @@ use crate::grpc::agents::{AgentsService, Throttle};
 use crate::http::{self, Api};
 use crate::incoming::{TlsLimits, accept_tls};
 use crate::limits::{Connections, raise_descriptors};
-use crate::world::Timing;
+use crate::world::{Admission, Declared, HostRecord, Timing};
 
 /// How often a quiet connection of an agent is pinged, and how long the answer may take: a host that vanished
 /// is noticed in five seconds.
@@ -47,6 +47,8 @@ const MAX_MESSAGE: usize = 16 << 20;
 const STRANGER_LIFE: Duration = Duration::from_secs(15);
 /// Calls at once on one connection of an agent. It has two streams, and asks for certificates beside them.
 const MAX_CALLS: u32 = 128;
+/// How many seconds a node is shown whose certificates have all ended.
+const FORGET_NODE: u64 = 7 * 24 * 3600;
 /// How often the server's own certificate is looked at.
 const RENEW_CHECK: Duration = Duration::from_secs(600);
 
@@ -192,7 +194,7 @@ impl Server {
                 .map_err(|error| ServeError::Serve(error.to_string()))??
         };
         let (store, authority) = opened;
-        let (declared, known) = loaded;
+        let (declared, admitted, known) = loaded;
         let agents = bind(options.agents).await?;
         let api = match options.api {
             Some(address) => Some(bind(address).await?),
@@ -209,7 +211,7 @@ impl Server {
         };
         tracing::info!(revision = declared.revision, hosts = known.len(), ?bound, "server starts");
         let (world, thread) =
-            actor::start(store.clone(), &options.trust_domain, options.timing, declared, known)
+            actor::start(store.clone(), &options.trust_domain, options.timing, declared, admitted, known)
                 .map_err(|error| ServeError::Serve(error.to_string()))?;
         Ok(Self {
             bound,
@@ -236,7 +238,9 @@ impl Server {
         let stop = CancellationToken::new();
         let slot = OwnCertificate::issue(&self.authority)?;
         let bundle = self.authority.bundle();
+        let (sessions, resources) = (Newest::default(), Newest::default());
         let api = Api {
+            streams: [sessions.clone(), resources.clone()],
             world: self.world.clone(),
             store: self.store.clone(),
             authority: self.authority.clone(),
@@ -274,14 +278,14 @@ impl Server {
             heartbeat_ms: u32::try_from(self.timing.heartbeat_ms).unwrap_or(u32::MAX),
             store,
             sessions: AtomicU64::new(1),
-            streams: Newest::default(),
+            streams: sessions,
             refusals: Throttle::default(),
             stop: stop.clone(),
         };
         let ads = Ads {
             world: self.world,
             trust_domain: self.authority.trust_domain().into(),
-            streams: Newest::default(),
+            streams: resources,
             stop: stop.clone(),
         };
         let config = server_config(slot.slot.clone(), &bundle, &["h2"])?;
@@ -335,7 +339,7 @@ impl Server {
 }
 
 type Opened = (Arc<Store>, Arc<Authority>);
-type Loaded = (crate::world::Declared, BTreeMap<String, crate::world::HostRecord>);
+type Loaded = (Declared, BTreeMap<String, Admission>, BTreeMap<String, HostRecord>);
 
 fn open(folder: &Path, trust_domain: &str) -> Result<(Opened, Loaded, Secret), ServeError> {
     private_folder(folder)?;
@@ -349,6 +353,9 @@ fn open(folder: &Path, trust_domain: &str) -> Result<(Opened, Loaded, Secret), S
             .map_err(|error| ServeError::StoredHost { host: host.clone(), cause: error.to_string() })?;
         known.insert(host, record);
     }
+    let admitted = admitted(&store)?;
+    // Deleted while the server ended.
+    known.retain(|name, _| admitted.contains_key(name));
     let path = folder.join("admin.token");
     let secret = match read_optional(&path)? {
         Some(text) => Secret::parse(&String::from_utf8_lossy(&text)).ok_or(ServeError::AdminToken(path))?,
@@ -358,7 +365,27 @@ fn open(folder: &Path, trust_domain: &str) -> Result<(Opened, Loaded, Secret), S
             secret
         }
     };
-    Ok(((Arc::new(store), Arc::new(authority)), (declared, known), secret))
+    Ok(((Arc::new(store), Arc::new(authority)), (declared, admitted, known), secret))
+}
+
+/// Admitted nodes. Those are forgotten that have had no certificate for a week: they need a token anyway.
+fn admitted(store: &Store) -> Result<BTreeMap<String, Admission>, ServeError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (mut admitted, mut over) = (BTreeMap::new(), Vec::new());
+    for (node, record) in store.nodes()? {
+        let admission: Option<Admission> = serde_json::from_value(record)
+            .map_err(|error| ServeError::StoredHost { host: node.clone(), cause: error.to_string() })?;
+        let admission = admission.unwrap_or_default();
+        if admission.is_over(now.saturating_sub(FORGET_NODE)) {
+            over.push((node, None));
+        } else {
+            admitted.insert(node, admission);
+        }
+    }
+    if !over.is_empty() {
+        store.put_nodes(&over)?;
+    }
+    Ok(admitted)
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {

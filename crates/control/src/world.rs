@@ -6,9 +6,12 @@
 //! host records that are to be stored.
 
 mod acks;
+mod admissions;
+mod hold;
 mod hosts;
 mod resources;
 mod rollout;
+mod versions;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +24,11 @@ use outrider_intent::{Document, Key};
 use outrider_xds::ResourceSet;
 
 use acks::Acks;
-use hosts::{Changed, Hosts};
+use admissions::Admissions;
+pub(crate) use admissions::{Admission, NotAdmitted, Scope};
+pub(crate) use hold::HoldNote;
+use hold::{Cause, Hold};
+use hosts::{Changed, Hosts, Refusal};
 pub(crate) use hosts::{FactError, HostRecord, is_node_name};
 use resources::Resources;
 
@@ -91,11 +98,28 @@ struct Traffic {
     outbound: BTreeMap<String, TrafficView>,
 }
 
+/// Bytes that the traffic of all proxies of one node takes.
+const MAX_TRAFFIC: usize = 16 << 20;
+
+impl Traffic {
+    /// About what it takes.
+    fn bytes(&self) -> usize {
+        let view =
+            |view: &TrafficView| 64 + view.reasons.keys().map(|reason| 64 + reason.len()).sum::<usize>();
+        let outbound = self.outbound.iter().map(|(name, traffic)| name.len() + view(traffic));
+        view(&self.inbound) + outbound.sum::<usize>()
+    }
+}
+
 /// What a fact did besides changing the state, for the log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Taken {
     /// Instances that do not count, and why, if that is new.
-    pub(crate) refused: Vec<(String, &'static str)>,
+    pub(crate) refused: Vec<(String, String)>,
+    /// After a report: every instance of the host that does not count.
+    pub(crate) all_refused: Option<wire::Refused>,
+    /// The node's proxies acknowledge more than is kept, if that is new.
+    pub(crate) too_much: Option<String>,
     /// An open session was replaced; how often that happened to this host.
     pub(crate) superseded: Option<u64>,
 }
@@ -109,7 +133,9 @@ pub(crate) struct Ticked {
 
 pub(crate) struct World {
     declared: Declared,
+    admissions: Admissions,
     hosts: Hosts,
+    hold: Hold,
     acks: Acks,
     traffic: BTreeMap<String, Traffic>,
     resources: Resources,
@@ -122,15 +148,19 @@ impl World {
         trust_domain: &str,
         timing: Timing,
         declared: Declared,
+        admitted: BTreeMap<String, Admission>,
         known: BTreeMap<String, HostRecord>,
         now: Millis,
     ) -> Self {
         let hosts = Hosts::new(timing, known, now);
         let mut resources = Resources::new(trust_domain);
-        resources.rebuild(&declared.intent, &hosts);
+        let hold = Hold::new(timing.grace_ms, &hosts);
+        resources.rebuild(&declared.intent, &hosts, &hold);
         Self {
             declared,
+            admissions: Admissions::new(admitted),
             hosts,
+            hold,
             acks: Acks::default(),
             traffic: BTreeMap::new(),
             resources,
@@ -148,8 +178,12 @@ impl World {
     }
 
     /// Takes over what was just committed.
-    pub(crate) fn declare(&mut self, declared: Declared) {
-        self.resources.rebuild(&declared.intent, &self.hosts);
+    pub(crate) fn declare(&mut self, declared: Declared, now: Millis) {
+        let (before, after) = (&self.declared.intent.services, &declared.intent.services);
+        let all: BTreeSet<&ServiceRef> = before.keys().chain(after.keys()).collect();
+        let changed = all.into_iter().filter(|service| before.get(*service) != after.get(*service)).cloned();
+        self.hold.declared(changed, now);
+        self.resources.rebuild(&declared.intent, &self.hosts, &self.hold);
         self.declared = declared;
     }
 
@@ -165,6 +199,35 @@ impl World {
 
     pub(crate) fn release_node(&mut self, name: &str) {
         self.hosts.release(name);
+    }
+
+    /// Whether a certificate of `node` with this key is good; see [`Admissions::check`].
+    pub(crate) fn check_node(&self, node: &str, key: &str) -> Result<Option<Admission>, NotAdmitted> {
+        self.admissions.check(node, key)
+    }
+
+    pub(crate) fn admission(&self, node: &str) -> Option<&Admission> {
+        self.admissions.get(node)
+    }
+
+    /// Takes over an admission that was stored.
+    pub(crate) fn admit(&mut self, node: &str, admission: Admission) {
+        self.admissions.put(node, admission);
+    }
+
+    /// Takes over that a node was deleted: its instances are no endpoints any more. Names them; `None` if there is
+    /// no such node.
+    pub(crate) fn evict(&mut self, node: &str) -> Option<Vec<String>> {
+        let admitted = self.admissions.remove(node);
+        let host = self.hosts.get(node);
+        let instances = host.map(|host| host.instances.keys().cloned().collect());
+        if !admitted && host.is_none() {
+            return None;
+        }
+        let mut changed = self.hosts.evict(node);
+        changed.endpoints.extend(self.hold.evict(node));
+        self.changed(changed, Cause::Person, 0);
+        Some(instances.unwrap_or_default())
     }
 
     /// The host that runs a proxy.
@@ -189,32 +252,57 @@ impl World {
             if hello.node != node {
                 return Err(FactError::NoHello);
             }
+            // Deleted while its session began.
+            if self.admissions.get(node).is_none() {
+                return Err(NotAdmitted(node.to_owned()).into());
+            }
             let before = self.hosts.get(node).map_or(0, |host| host.superseded);
             let changed = self.hosts.hello(node, session, hello, now);
-            self.changed(changed);
+            self.changed(changed, Cause::Report, now);
             let after = self.hosts.get(node).map_or(0, |host| host.superseded);
             taken.superseded = (after > before).then_some(after);
             return Ok(taken);
         }
         self.hosts.check(node, session)?;
         let changed = self.hosts.heard(node, now);
-        self.changed(changed);
+        self.changed(changed, Cause::Report, now);
         match fact {
             wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) => {}
             wire::FactKind::Instances(report) => {
-                let (changed, refused) = self.hosts.instances(node, report)?;
-                self.changed(changed);
-                taken.refused = refused;
+                let scope = self.admissions.get(node).map(|admission| admission.scope.clone());
+                let (changed, refused) = self.hosts.instances(node, report, &scope.unwrap_or_default())?;
+                self.changed(changed, Cause::Report, now);
+                taken.refused = refused.into_iter().map(|(proxy, why)| (proxy, why.text())).collect();
+                let all = self.hosts.get(node).into_iter().flat_map(|host| &host.refused);
+                let all = all.map(|(proxy, why)| refused_instance(proxy, why));
+                taken.all_refused = Some(wire::Refused { instances: all.collect() });
             }
             wire::FactKind::Applied(applied) => {
                 self.own(node, &applied.proxy)?;
                 let service = self.hosts.find(&applied.proxy).map(|(.., instance)| &instance.service);
                 let expected = service.map(|service| self.resources.expected(service)).unwrap_or_default();
-                self.acks.apply(applied, &expected);
+                let kept = self.acks.apply(node, applied, &expected);
+                let too_much = kept.err().filter(|error| *error == acks::AckError::TooMuch);
+                if self.hosts.set_too_much(node, too_much.is_some()) {
+                    taken.too_much = too_much.map(|error| error.to_string());
+                }
             }
             wire::FactKind::Traffic(traffic) => {
                 self.own(node, &traffic.proxy)?;
-                let summed = views::traffic(traffic, |service| self.is_service(service));
+                let caller = self.hosts.find(&traffic.proxy).map(|(.., instance)| &instance.service);
+                let caller = caller.and_then(|caller| self.declared.intent.services.get(caller));
+                let mut summed = views::traffic(traffic, |called| {
+                    caller.is_some_and(|caller| caller.calls.contains(called)) && self.is_service(called)
+                });
+                let others = self.hosts.get(node).into_iter().flat_map(|host| host.instances.keys());
+                let others = others.filter(|proxy| **proxy != traffic.proxy);
+                let bytes: usize =
+                    others.filter_map(|proxy| self.traffic.get(proxy)).map(Traffic::bytes).sum();
+                if bytes + summed.bytes() > MAX_TRAFFIC {
+                    // The sums stay, the details go.
+                    summed.outbound.clear();
+                    summed.inbound.reasons.clear();
+                }
                 self.traffic.insert(traffic.proxy.clone(), summed);
             }
         }
@@ -240,8 +328,23 @@ impl World {
             lost: std::mem::take(&mut changed.lost).into_iter().collect(),
             withdrawn: std::mem::take(&mut changed.withdrawn).into_iter().collect(),
         };
-        self.changed(changed);
+        let observed = match ticked.withdrawn.len() {
+            0 => false,
+            count => {
+                let alone = self.hold.silent_alone(count, now);
+                let again = |name: &String| self.hosts.get(name).is_some_and(|host| host.doubted);
+                alone || ticked.withdrawn.iter().all(again)
+            }
+        };
+        self.changed(changed, Cause::Silence { observed }, now);
+        let released = Changed { endpoints: self.hold.tick(now), ..Changed::default() };
+        self.resources.follow(&released, &self.declared.intent, &self.hosts, &self.hold);
         ticked
+    }
+
+    /// What was held since the last call, or was let go.
+    pub(crate) fn take_hold_notes(&mut self) -> Vec<HoldNote> {
+        self.hold.take_notes()
     }
 
     /// This process was held up until `now`: silence before it says nothing of hosts.
@@ -256,7 +359,7 @@ impl World {
 
     /// When [`World::tick`] has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Millis> {
-        self.hosts.next_deadline()
+        self.hosts.next_deadline().into_iter().chain(self.hold.next_deadline()).min()
     }
 
     /// Host records to be stored since the last call; `None` for hosts to be forgotten.
@@ -270,14 +373,19 @@ impl World {
         self.unsaved.extend(names);
     }
 
-    fn changed(&mut self, changed: Changed) {
+    fn changed(&mut self, changed: Changed, cause: Cause, now: Millis) {
+        self.hold.follow(&changed.endpoints, &self.hosts, cause, now);
         for proxy in &changed.gone {
             self.acks.forget(proxy);
             self.traffic.remove(proxy);
         }
-        self.resources.follow(&changed, &self.declared.intent, &self.hosts);
+        self.resources.follow(&changed, &self.declared.intent, &self.hosts, &self.hold);
         self.unsaved.extend(changed.records);
     }
+}
+
+fn refused_instance(proxy: &str, why: &Refusal) -> wire::RefusedInstance {
+    wire::RefusedInstance { instance: proxy.to_owned(), reason: why.reason as i32, text: why.text() }
 }
 
 #[cfg(test)]

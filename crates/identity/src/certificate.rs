@@ -7,6 +7,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use crate::hex;
 use crate::spiffe::{SpiffeError, SpiffeId};
 
 /// Who a certificate is for, and when it is good.
@@ -18,6 +19,8 @@ pub struct CertificateInfo {
     pub not_before: SystemTime,
     /// Good until.
     pub not_after: SystemTime,
+    /// SHA-256 of its public key (as SubjectPublicKeyInfo, DER), in hexadecimal.
+    pub key: String,
 }
 
 /// A certificate does not carry an identity.
@@ -61,6 +64,7 @@ impl CertificateInfo {
             id: SpiffeId::parse(uri)?,
             not_before: at(parsed.validity().not_before.timestamp()),
             not_after: at(parsed.validity().not_after.timestamp()),
+            key: hex::encode(&sha256(parsed.public_key().raw)),
         })
     }
 
@@ -90,7 +94,11 @@ pub fn renew_at(not_before: SystemTime, not_after: SystemTime, jitter: f64) -> S
 
 /// SHA-256 of a certificate's DER: the pin of a root.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
+    sha256(certificate)
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     let mut out = [0; 32];
     out.copy_from_slice(digest.as_ref());
     out

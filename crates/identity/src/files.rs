@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -26,7 +27,8 @@ const MIB: u64 = 1 << 20;
 
 /// Replaces `path` with `content` (mode 0600), creating its folder (mode 0700) if needed.
 ///
-/// After a crash at any point the file is the old one or the new one; after a return it is on disk.
+/// After a crash at any point the file is the old one or the new one; after a return it is on disk. Of several writers
+/// at once the last one wins, whole.
 pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
     write_inner(path, content).map_err(|source| FileError { action: "write", path: path.to_owned(), source })
 }
@@ -37,8 +39,10 @@ fn write_inner(path: &Path, content: &[u8]) -> std::io::Result<()> {
         _ => Path::new("."),
     };
     make_folder(folder)?;
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let write = WRITES.fetch_add(1, Ordering::Relaxed);
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.new", std::process::id()));
+    temporary.push(format!(".{}.{write}.new", std::process::id()));
     let temporary = PathBuf::from(temporary);
     // A left-over of a crashed process with our id may carry other permissions.
     match fs::remove_file(&temporary) {
@@ -188,6 +192,27 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn writers_of_one_file_do_not_disturb_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let contents: Vec<Vec<u8>> = (1..=4_u8).map(|n| vec![n; usize::from(n) << 16]).collect();
+        write_private(&path, &contents[0]).unwrap();
+        std::thread::scope(|scope| {
+            for content in &contents {
+                let (path, contents) = (&path, &contents);
+                scope.spawn(move || {
+                    for _ in 0..25 {
+                        write_private(path, content).unwrap();
+                        let found = read_optional(path).unwrap().unwrap();
+                        assert!(contents.contains(&found), "{} bytes are nobody's content", found.len());
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
     #[test]

@@ -296,8 +296,9 @@ pub fn parse(sources: &[Source]) -> Parsed {
                 parsed.documents.push(document);
             }
             findings.append(&mut checker.findings);
-            // Nothing more can be read: what follows would only fail in the same way.
-            if budget == 0 {
+            // Nothing more can be read: what follows would only fail in the same way. Without a fault the room was
+            // just enough, and what follows has yet to be refused.
+            if budget == 0 && !sound {
                 parsed.diagnostics.append(&mut findings);
                 break 'sources;
             }

@@ -71,14 +71,7 @@ impl Format {
             Self::Label => label(text, false),
             Self::ServiceName => label(text, true),
             Self::Subdomain => subdomain(text),
-            Self::ServiceCall => match text.split_once('.') {
-                None => label(text, true),
-                Some((_, namespace)) if namespace.contains('.') => Err(name(
-                    "has too many parts",
-                    "write `name` for a service of the same namespace, or `name.namespace`",
-                )),
-                Some((service, namespace)) => label(service, true).and_then(|()| label(namespace, false)),
-            },
+            Self::ServiceCall => service_call(text),
             Self::Duration => duration(text).map(drop),
             Self::PositiveDuration => match duration(text)? {
                 None => Err(Refusal {
@@ -145,6 +138,37 @@ fn label(text: &str, letter_first: bool) -> Result<(), Refusal> {
         rule.to_owned()
     };
     Err(name("is not a valid name", help))
+}
+
+/// `name` or `name.namespace`, with help for what is written like this elsewhere.
+fn service_call(text: &str) -> Result<(), Refusal> {
+    call(text).map_err(|refusal| match meant_call(text) {
+        Some(help) => name("is not how a call is written", help),
+        None => refusal,
+    })
+}
+
+fn call(text: &str) -> Result<(), Refusal> {
+    match text.split_once('.') {
+        None => label(text, true),
+        Some((_, namespace)) if namespace.contains('.') => Err(name(
+            "has too many parts",
+            "write `name` for a service of the same namespace, or `name.namespace`",
+        )),
+        Some((service, namespace)) => label(service, true).and_then(|()| label(namespace, false)),
+    }
+}
+
+/// What was meant by `namespace/name`, or by a service with a port.
+fn meant_call(text: &str) -> Option<String> {
+    if let Some((namespace, service)) = text.split_once('/') {
+        let meant = format!("{service}.{namespace}");
+        return call(&meant).is_ok().then(|| format!("write `{meant}`"));
+    }
+    let (service, port) = text.split_once(':')?;
+    let is_port = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    (is_port && call(service).is_ok())
+        .then(|| format!("write `{service}`; a call is to all ports of a service"))
 }
 
 fn subdomain(text: &str) -> Result<(), Refusal> {

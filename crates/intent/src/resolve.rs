@@ -57,11 +57,15 @@ pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
         };
         intent.namespaces.insert(name.clone(), namespace);
     }
-    let mut complete = true;
+    let mut more = false;
     for (key, document) in &set.documents {
         if findings.len() > MAX_FINDINGS {
-            complete = false;
-            break;
+            more = true;
+            if findings.iter().any(Diagnostic::is_error) {
+                break;
+            }
+            // Warnings are not worth more room, but an error may still come.
+            findings.truncate(MAX_FINDINGS);
         }
         match document.wire() {
             Some(Wire::Service(wire)) => {
@@ -75,17 +79,26 @@ pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
             Some(Wire::Namespace(_)) | None => {}
         }
     }
-    findings.sort_by(|a, b| a.place.cmp(&b.place));
-    if !complete || findings.len() > MAX_FINDINGS {
-        findings.truncate(MAX_FINDINGS);
-        if let Some(last) = findings.last() {
-            let message = "there are more findings; only the first 1,000 are reported";
-            findings.push(Diagnostic::error(Code::TooLarge, last.place.clone(), message));
-        }
-    }
+    limit(&mut findings, more);
     let valid = set.documents.values().all(|document| document.is_valid());
     let intent = Some(intent).filter(|_| valid && !findings.iter().any(Diagnostic::is_error));
     Resolved { intent, diagnostics: findings }
+}
+
+/// Brings findings in order and keeps the first of them, errors rather than warnings. `more`: there were others.
+/// Warnings refuse nothing, so too many of them are a warning.
+fn limit(findings: &mut Vec<Diagnostic>, more: bool) {
+    let more = more || findings.len() > MAX_FINDINGS;
+    findings.sort_by(|a, b| (a.severity, &a.place).cmp(&(b.severity, &b.place)));
+    findings.truncate(MAX_FINDINGS);
+    let failed = findings.iter().any(Diagnostic::is_error);
+    findings.sort_by(|a, b| a.place.cmp(&b.place));
+    if let Some(last) = findings.last().filter(|_| more) {
+        let message = "there are more findings; only the first 1,000 are reported";
+        let make = if failed { Diagnostic::error } else { Diagnostic::warning };
+        let last = last.place.clone();
+        findings.push(make(Code::TooLarge, last, message));
+    }
 }
 
 /// A set of documents by key, with the settings of every namespace that is declared or used.

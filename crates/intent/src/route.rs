@@ -17,9 +17,10 @@ use crate::wire::{
 /// Most matches over all rules of a route.
 const MAX_MATCHES: usize = 128;
 
-/// Headers that belong to the connection or to the framing of the message: changing them would change where a
-/// message ends, or which host it is for.
-const RESERVED_HEADERS: [&str; 10] = [
+/// Headers that belong to the connection, to the framing of the message or to the proxy: changing them would change
+/// where a message ends, which host it is for, or who vouches for its caller. Underscores count as hyphens, because
+/// applications that see fields as variables cannot tell them apart; the native proxy refuses such edits.
+const RESERVED_HEADERS: [&str; 11] = [
     "host",
     "connection",
     "content-length",
@@ -29,6 +30,7 @@ const RESERVED_HEADERS: [&str; 10] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "x-forwarded-client-cert",
     "x-outrider-reason",
 ];
 
@@ -326,9 +328,9 @@ impl<'a> Walk<'a> {
     }
 
     fn editable(&mut self, path: &str, name: &str) {
-        if RESERVED_HEADERS.contains(&name) {
+        if RESERVED_HEADERS.contains(&&*name.replace('_', "-")) {
             let message = format!("the header `{name}` cannot be changed by a route");
-            let help = "it belongs to the connection or to the message's framing; remove it";
+            let help = "it belongs to the connection, to the message's framing or to the proxy; remove it";
             self.error(Code::InvalidValue, path, message, help);
         }
     }

@@ -93,6 +93,9 @@ fn suggestions_name_what_was_probably_meant() {
         ("{calls: [ledger]}", "did you mean `ledger.finance`?"),
         ("{calls: [ledgr.finance]}", "did you mean `ledger.finance`?"),
         ("{calls: [zebra]}", "declare a Service `zebra` in namespace `shop`"),
+        ("{calls: [finance/ledger]}", "write `ledger.finance`"),
+        ("{calls: ['inventory:8080']}", "write `inventory`; a call is to all ports of a service"),
+        ("{calls: ['ledger.finance:80']}", "write `ledger.finance`; a call is to all ports of a service"),
         ("{rolle: client}", "did you mean `role`?"),
         ("{role: cilent}", "did you mean `client`? Allowed: `client`, `server` or `client-server`"),
         ("{timeouts: {request: 15}}", "name the unit: `15s`"),
@@ -147,6 +150,22 @@ fn aliases_are_bounded_over_all_documents() {
     assert!(parsed.documents.len() < 400);
 }
 
+/// What uses up the room to the last value is read, and what follows is refused, not passed over.
+#[test]
+fn documents_after_the_last_value_are_not_passed_over() {
+    // 100,000 values: four around them, a list of 99 twice for its anchor, 997 aliases of it, 96 texts.
+    let (list, aliases, texts) = (vec!["x"; 99].join(","), ["*a"; 997].join(","), ["x"; 96].join(","));
+    let text = format!("a: &a [{list}]\nb: [{aliases},{texts}]\n");
+    let mut sources: Vec<Source> = (0..10).map(|number| source(&number.to_string(), &text)).collect();
+    sources.push(source("more", &service("more", PORTS)));
+    let parsed = parse(&sources);
+    let last = parsed.diagnostics.last().unwrap();
+    assert_eq!((last.place.file.as_str(), last.code), ("more", Code::TooLarge));
+    // Not before: what was read is judged.
+    let of_the_rest = &parsed.diagnostics[..parsed.diagnostics.len() - 1];
+    assert_eq!(codes(of_the_rest), [Code::MissingField; 10]);
+}
+
 #[test]
 fn ten_thousand_documents_are_read() {
     let text: String = (0..10_000).map(|number| service(&format!("s{number}"), "{}")).collect();
@@ -163,6 +182,23 @@ fn findings_of_resolving_are_limited() {
     assert_eq!(resolved.intent, None);
     assert_eq!(resolved.diagnostics.len(), 1_001);
     assert_eq!(resolved.diagnostics.last().unwrap().code, Code::TooLarge);
+}
+
+#[test]
+fn warnings_alone_refuse_nothing_however_many() {
+    let spec = "{timeouts: {idle: 1s}}";
+    let text: String = (0..1_500).map(|number| service(&format!("s{number}"), spec)).collect();
+    let resolved = resolve(&documents(&text), &ResolveOptions::default());
+    assert_eq!(resolved.intent.unwrap().services.len(), 1_500);
+    assert_eq!(resolved.diagnostics.len(), 1_001);
+    assert!(!resolved.diagnostics.iter().any(Diagnostic::is_error));
+    assert_eq!(resolved.diagnostics.last().unwrap().code, Code::TooLarge);
+
+    // An error is reported however many warnings stand before it.
+    let text = format!("{text}{}", service("zz", "{calls: [missing]}"));
+    let resolved = resolve(&documents(&text), &ResolveOptions::default());
+    assert_eq!(resolved.intent, None);
+    assert!(resolved.diagnostics.iter().any(|finding| finding.code == Code::UnknownService));
 }
 
 #[test]

@@ -123,7 +123,11 @@ impl Process {
         // that.
         #[allow(unsafe_code)]
         let outcome = unsafe {
-            libc::ioctl(self.fd.get_ref().as_raw_fd(), PIDFD_GET_INFO.into(), std::ptr::from_mut(&mut info))
+            libc::ioctl(
+                self.fd.get_ref().as_raw_fd(),
+                PIDFD_GET_INFO as libc::Ioctl,
+                std::ptr::from_mut(&mut info),
+            )
         };
         if outcome != 0 {
             return Ending::Unknown;

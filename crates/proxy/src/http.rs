@@ -325,6 +325,8 @@ impl Request<'_, '_> {
         if worker.is_shedding() {
             return Err(local(Reason::OverloadMemory));
         }
+        #[cfg(feature = "faults")]
+        crate::stamp::faults::before_request().await?;
 
         // May this caller call at all?
         service.access.decide(self.client.downstream.peer()).map_err(local)?;

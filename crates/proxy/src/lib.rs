@@ -26,6 +26,7 @@ pub mod log;
 pub mod pipes;
 pub mod pressure;
 pub mod secured;
+pub mod stamp;
 pub mod stream;
 pub mod tcp;
 pub mod timers;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use outrider_os::confine::{Confinement, Needs, View};
 use outrider_proxy::conductor::{self, Options};
+use outrider_proxy::stamp;
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -13,7 +14,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// The native proxy of Outrider's data plane. Started by the agent; people start it for tests.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "outrider-proxy", version = stamp::version())]
 struct Arguments {
     /// The xDS server: `unix:PATH`.
     #[arg(long, value_parser = unix_path)]
@@ -59,7 +60,11 @@ fn unix_path(text: &str) -> Result<PathBuf, String> {
     text.strip_prefix("unix:").map(PathBuf::from).ok_or_else(|| "only unix:PATH is supported".to_owned())
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
+    #[cfg(feature = "faults")]
+    if let Err(status) = stamp::faults::start() {
+        return ExitCode::from(status);
+    }
     let arguments = Arguments::parse();
     // Before anything else opens files: the number must still be the parent's.
     let control = match arguments.control_fd.map(outrider_os::take_inherited_fd).transpose() {

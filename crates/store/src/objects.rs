@@ -2,18 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::PoisonError;
 
 use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::open::{LOG, META, OBJECTS, Store};
+use crate::open::{LOG, META, OBJECTS, Store, size};
 use crate::{StorageError, damaged};
 
 /// Changes in one change set.
 pub const MAX_CHANGES: usize = 10_000;
 /// Bytes of one document as JSON.
 pub const MAX_DOCUMENT: usize = 4 << 20;
+/// Bytes of all documents of one change set as JSON.
+pub const MAX_CHANGE_SET: usize = 32 << 20;
+/// Bytes of the events in one page of changes, unless a single change set has more.
+pub const PAGE_BYTES: u64 = 4 << 20;
 
 /// Identifies an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -120,6 +125,15 @@ pub struct Event {
     pub document: Option<Value>,
 }
 
+/// Changes read from the log at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// Whole change sets, oldest first.
+    pub events: Vec<Event>,
+    /// Whether later ones follow: ask again, after the last revision here.
+    pub more: bool,
+}
+
 /// A change set was not committed; nothing of it was applied.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
@@ -139,7 +153,7 @@ pub enum CommitError {
     TooLarge {
         /// What is too large.
         what: String,
-        /// The limit, in changes or bytes.
+        /// The limit: changes or bytes.
         limit: usize,
     },
     /// The database failed.
@@ -208,23 +222,27 @@ impl Store {
     }
 
     /// Applies a change set as a whole: one new revision for all of it. With `expected`, only if the store is
-    /// still at that revision. At most [`MAX_CHANGES`] changes, each document at most [`MAX_DOCUMENT`] bytes.
+    /// still at that revision. At most [`MAX_CHANGES`] changes, each document at most [`MAX_DOCUMENT`] bytes and
+    /// all together [`MAX_CHANGE_SET`].
     pub fn commit(&self, expected: Option<u64>, changes: &[Change]) -> Result<Committed, CommitError> {
         let encoded = check(changes)?;
+        let mut log_bytes = self.log_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = *log_bytes;
         let transaction = self.db.begin_write().map_err(failed)?;
-        let apply = || -> Result<Result<Committed, CommitError>, redb::Error> {
+        let mut apply = || -> Result<Result<Committed, CommitError>, redb::Error> {
             let before = number(&transaction.open_table(META)?, "revision")?;
             if let Some(expected) = expected.filter(|expected| *expected != before) {
                 return Ok(Err(CommitError::Conflict { expected, actual: before }));
             }
             let revision = before + 1;
-            let outcomes = self.write(&transaction, revision, changes, &encoded)?;
+            let outcomes = self.write(&transaction, revision, changes, &encoded, &mut bytes)?;
             let changed = outcomes.iter().any(|outcome| *outcome != Outcome::Unchanged);
             Ok(Ok(Committed { revision: if changed { revision } else { before }, outcomes }))
         };
         match apply() {
             Ok(Ok(committed)) if committed.outcomes.iter().any(|outcome| *outcome != Outcome::Unchanged) => {
                 transaction.commit().map_err(failed)?;
+                *log_bytes = bytes;
                 Ok(committed)
             }
             Ok(answer) => {
@@ -245,6 +263,7 @@ impl Store {
         revision: u64,
         changes: &[Change],
         encoded: &[Vec<u8>],
+        log_bytes: &mut u64,
     ) -> Result<Vec<Outcome>, redb::Error> {
         let mut objects = transaction.open_table(OBJECTS)?;
         let mut log = transaction.open_table(LOG)?;
@@ -279,24 +298,39 @@ impl Store {
                 let event = Event { revision, key: key.clone(), outcome, document };
                 let event = serde_json::to_vec(&event).map_err(|_error| damaged("the event"))?;
                 log.insert((revision, index), event.as_slice())?;
+                *log_bytes += size(&event);
                 index += 1;
             }
             outcomes.push(outcome);
         }
         let mut meta = transaction.open_table(META)?;
         meta.insert("revision", revision)?;
-        let compacted = revision.saturating_sub(self.log_revisions);
-        if compacted > number(&meta, "compacted")? {
+        // Whole change sets leave, the oldest first, and never the latest.
+        let before = number(&meta, "compacted")?;
+        let mut compacted = before.max(revision.saturating_sub(self.limits.revisions));
+        let mut kept = *log_bytes;
+        for row in log.range(..(revision, 0))? {
+            let (key, event) = row?;
+            if key.value().0 > compacted {
+                if kept <= self.limits.bytes {
+                    break;
+                }
+                compacted = key.value().0;
+            }
+            kept -= size(event.value()).min(kept);
+        }
+        if compacted > before {
             log.retain_in(..(compacted + 1, 0), |_, _| false)?;
             meta.insert("compacted", compacted)?;
         }
+        *log_bytes = kept;
         Ok(outcomes)
     }
 
-    /// All changes after revision `after`, oldest first, at most about `limit` events: the last revision in the
-    /// answer is always complete, so going on after it loses nothing.
-    pub fn changes_after(&self, after: u64, limit: usize) -> Result<Vec<Event>, ChangesError> {
-        let read = || -> Result<Result<Vec<Event>, ChangesError>, redb::Error> {
+    /// The changes after revision `after`, oldest first: whole change sets, at most `limit` events and
+    /// [`PAGE_BYTES`], unless the first set alone has more.
+    pub fn changes_after(&self, after: u64, limit: usize) -> Result<Page, ChangesError> {
+        let read = || -> Result<Result<Page, ChangesError>, redb::Error> {
             let transaction = self.db.begin_read()?;
             let meta = transaction.open_table(META)?;
             let (revision, oldest) = (number(&meta, "revision")?, number(&meta, "compacted")?);
@@ -307,15 +341,21 @@ impl Store {
                 return Ok(Err(ChangesError::Compacted { after, oldest }));
             }
             let mut events: Vec<Event> = Vec::new();
+            // Events of whole sets, and the bytes of all.
+            let (mut whole, mut bytes) = (0, 0);
             for row in transaction.open_table(LOG)?.range((after + 1, 0)..)? {
                 let (key, value) = row?;
-                let full = events.len() >= limit.max(1);
-                if full && events.last().is_some_and(|event| event.revision != key.value().0) {
-                    break;
+                if events.last().is_some_and(|event| event.revision != key.value().0) {
+                    whole = events.len();
+                }
+                bytes += size(value.value());
+                if whole > 0 && (events.len() >= limit || bytes > PAGE_BYTES) {
+                    events.truncate(whole);
+                    return Ok(Ok(Page { events, more: true }));
                 }
                 events.push(serde_json::from_slice(value.value()).map_err(|_error| damaged("an event"))?);
             }
-            Ok(Ok(events))
+            Ok(Ok(Page { events, more: false }))
         };
         read().map_err(StorageError)?
     }
@@ -327,6 +367,7 @@ fn check(changes: &[Change]) -> Result<Vec<Vec<u8>>, CommitError> {
     }
     let mut seen = BTreeSet::new();
     let mut encoded = Vec::with_capacity(changes.len());
+    let mut together = 0;
     for change in changes {
         if !seen.insert(change.key()) {
             return Err(CommitError::Duplicate(change.key().clone()));
@@ -337,6 +378,10 @@ fn check(changes: &[Change]) -> Result<Vec<Vec<u8>>, CommitError> {
         };
         if bytes.len() > MAX_DOCUMENT {
             return Err(CommitError::TooLarge { what: change.key().to_string(), limit: MAX_DOCUMENT });
+        }
+        together += bytes.len();
+        if together > MAX_CHANGE_SET {
+            return Err(CommitError::TooLarge { what: "the change set".to_owned(), limit: MAX_CHANGE_SET });
         }
         encoded.push(bytes);
     }

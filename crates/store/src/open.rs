@@ -4,9 +4,11 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, StorageError as RedbStorage, TableDefinition,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError as RedbStorage,
+    TableDefinition, TableHandle,
 };
 
 pub(crate) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -14,6 +16,8 @@ pub(crate) const OBJECTS: TableDefinition<'_, (&str, &str, &str), (u64, &[u8])> 
     TableDefinition::new("object");
 pub(crate) const LOG: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("log");
 pub(crate) const TOKENS: TableDefinition<'_, &str, (&[u8; 32], u64, &str)> = TableDefinition::new("token");
+pub(crate) const SCOPES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("scope");
+pub(crate) const NODES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("node");
 pub(crate) const HOSTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("host");
 
 const SCHEMA: u64 = 1;
@@ -23,7 +27,24 @@ const CACHE_BYTES: usize = 32 << 20;
 /// An open database. Shared by reference between threads; writers wait for each other.
 pub struct Store {
     pub(crate) db: Database,
-    pub(crate) log_revisions: u64,
+    pub(crate) limits: LogLimits,
+    /// Bytes of events in the log. Locked by whoever commits, until it has.
+    pub(crate) log_bytes: Mutex<u64>,
+}
+
+/// How much of the past is kept. Whole change sets leave, the oldest first; the latest one always stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Revisions, at least 1.
+    pub revisions: u64,
+    /// Bytes of their events as JSON.
+    pub bytes: u64,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { revisions: crate::LOG_REVISIONS, bytes: crate::LOG_BYTES }
+    }
 }
 
 /// The database could not be opened.
@@ -65,11 +86,11 @@ impl Store {
     ///
     /// Reads the whole file once and checks it, so that damage is found now and not in the middle of work.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        Self::open_with_log(path, crate::LOG_REVISIONS)
+        Self::open_with_log(path, LogLimits::default())
     }
 
-    /// As [`Store::open`], with another length of the log in revisions (at least 1).
-    pub fn open_with_log(path: &Path, revisions: u64) -> Result<Self, OpenError> {
+    /// As [`Store::open`], with another length of the log.
+    pub fn open_with_log(path: &Path, limits: LogLimits) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         forget_unfinished(path);
         if !path.try_exists().map_err(io)? {
@@ -82,7 +103,12 @@ impl Store {
             .map_err(|error| open_error(path, error))?;
         let schema = read_schema(&db).map_err(|error| corrupt(path, &error))?;
         match schema {
-            Some(SCHEMA) => Ok(Self { db, log_revisions: revisions.max(1) }),
+            Some(SCHEMA) => {
+                complete(&db).map_err(|error| corrupt(path, &error))?;
+                let bytes = log_bytes(&db).map_err(|error| corrupt(path, &error))?;
+                let limits = LogLimits { revisions: limits.revisions.max(1), ..limits };
+                Ok(Self { db, limits, log_bytes: Mutex::new(bytes) })
+            }
             Some(found) if found > SCHEMA => {
                 Err(OpenError::Newer { path: path.to_owned(), found, supported: SCHEMA })
             }
@@ -107,6 +133,37 @@ fn read_schema(db: &Database) -> Result<Option<u64>, redb::Error> {
         Err(error) => return Err(error.into()),
     };
     Ok(meta.get("schema")?.map(|value| value.value()))
+}
+
+/// Makes the tables that databases of before did not have. Their hosts were admitted without a record, so
+/// each gets an empty one.
+fn complete(db: &Database) -> Result<(), redb::Error> {
+    if db.begin_read()?.list_tables()?.any(|table| table.name() == NODES.name()) {
+        return Ok(());
+    }
+    let transaction = db.begin_write()?;
+    {
+        transaction.open_table(SCOPES)?;
+        let mut nodes = transaction.open_table(NODES)?;
+        for row in transaction.open_table(HOSTS)?.iter()? {
+            nodes.insert(row?.0.value(), b"null".as_slice())?;
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+/// Counted anew at each start, so that no number on disk can be wrong.
+fn log_bytes(db: &Database) -> Result<u64, redb::Error> {
+    let mut bytes = 0;
+    for row in db.begin_read()?.open_table(LOG)?.iter()? {
+        bytes += size(row?.1.value());
+    }
+    Ok(bytes)
+}
+
+/// What an event counts in the log.
+pub(crate) fn size(event: &[u8]) -> u64 {
+    u64::try_from(event.len()).unwrap_or(u64::MAX)
 }
 
 fn open_error(path: &Path, error: DatabaseError) -> OpenError {
@@ -179,6 +236,8 @@ fn initialise(path: &Path) -> Result<(), OpenError> {
             transaction.open_table(OBJECTS)?;
             transaction.open_table(LOG)?;
             transaction.open_table(TOKENS)?;
+            transaction.open_table(SCOPES)?;
+            transaction.open_table(NODES)?;
             transaction.open_table(HOSTS)?;
         }
         transaction.commit()?;

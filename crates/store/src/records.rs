@@ -1,9 +1,9 @@
-//! Join tokens and known hosts: state that is not declared and has no revisions.
+//! Join tokens, admitted nodes and known hosts: state that is not declared and has no revisions.
 
-use redb::{ReadableDatabase, ReadableTable};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use serde_json::Value;
 
-use crate::open::{HOSTS, Store, TOKENS};
+use crate::open::{HOSTS, NODES, SCOPES, Store, TOKENS};
 use crate::{StorageError, damaged};
 
 /// Tokens kept at once, used and expired ones included.
@@ -20,6 +20,8 @@ pub struct Token {
     pub hash: [u8; 32],
     /// Unix seconds.
     pub expires: u64,
+    /// What whoever uses it may have; `None` if everything.
+    pub scope: Option<Value>,
 }
 
 /// A token was not stored.
@@ -60,7 +62,9 @@ impl Store {
             let transaction = self.db.begin_write()?;
             let fits = {
                 let mut tokens = transaction.open_table(TOKENS)?;
+                let mut scopes = transaction.open_table(SCOPES)?;
                 tokens.retain(|_, (_, expires, _)| expires.saturating_add(REMEMBER_SECONDS) > now)?;
+                scopes.retain(|id, _| tokens.get(id).is_ok_and(|token| token.is_some()))?;
                 let mut count = 0;
                 for row in tokens.iter()? {
                     row?;
@@ -68,6 +72,9 @@ impl Store {
                 }
                 if count < MAX_TOKENS {
                     tokens.insert(token.id.as_str(), (&token.hash, token.expires, ""))?;
+                    if let Some(scope) = &token.scope {
+                        scopes.insert(token.id.as_str(), scope.to_string().as_bytes())?;
+                    }
                 }
                 count < MAX_TOKENS
             };
@@ -99,15 +106,15 @@ impl Store {
     }
 
     /// Marks a token as used by node `by` (not empty), once and for ever; when this returns `Ok`, that is on disk.
-    /// `matches` compares the stored hash with what was presented.
+    /// `matches` compares the stored hash with what was presented. Gives the token's scope.
     pub fn use_token(
         &self,
         id: &str,
         matches: impl FnOnce(&[u8; 32]) -> bool,
         by: &str,
         now: u64,
-    ) -> Result<(), UseTokenError> {
-        let write = || -> Result<Result<(), UseTokenError>, redb::Error> {
+    ) -> Result<Option<Value>, UseTokenError> {
+        let write = || -> Result<Result<Option<Value>, UseTokenError>, redb::Error> {
             let transaction = self.db.begin_write()?;
             let answer = {
                 let mut tokens = transaction.open_table(TOKENS)?;
@@ -119,15 +126,20 @@ impl Store {
                     None => Err(UseTokenError::Unknown),
                     Some((hash, expires, used)) => {
                         let verdict = verdict(matches(&hash), expires, &used, now);
-                        if verdict.is_ok() {
-                            tokens.insert(id, (&hash, expires, by))?;
+                        match verdict {
+                            Ok(()) => {
+                                tokens.insert(id, (&hash, expires, by))?;
+                                let scope = transaction.open_table(SCOPES)?;
+                                let scope = scope.get(id)?;
+                                Ok(scope.map(|scope| parse(scope.value(), "a token's scope")).transpose()?)
+                            }
+                            Err(error) => Err(error),
                         }
-                        verdict
                     }
                 }
             };
             match answer {
-                Ok(()) => transaction.commit()?,
+                Ok(_) => transaction.commit()?,
                 Err(_) => transaction.abort()?,
             }
             Ok(answer)
@@ -135,41 +147,59 @@ impl Store {
         write().map_err(StorageError)?
     }
 
+    /// Remembers the admissions of nodes; `None` forgets one. All in one transaction, on disk when this returns.
+    pub fn put_nodes(&self, nodes: &[(String, Option<Value>)]) -> Result<(), StorageError> {
+        Ok(self.put_records(NODES, nodes)?)
+    }
+
+    /// Every admitted node, by name.
+    pub fn nodes(&self) -> Result<Vec<(String, Value)>, StorageError> {
+        Ok(self.records(NODES, "a node")?)
+    }
+
     /// Remembers what is known of hosts; `None` forgets one. All in one transaction.
     pub fn put_hosts(&self, hosts: &[(String, Option<Value>)]) -> Result<(), StorageError> {
-        let write = || -> Result<(), redb::Error> {
-            let transaction = self.db.begin_write()?;
-            {
-                let mut table = transaction.open_table(HOSTS)?;
-                for (name, record) in hosts {
-                    match record {
-                        Some(record) => {
-                            table.insert(name.as_str(), record.to_string().as_bytes())?;
-                        }
-                        None => {
-                            table.remove(name.as_str())?;
-                        }
-                    }
-                }
-            }
-            Ok(transaction.commit()?)
-        };
-        Ok(write()?)
+        Ok(self.put_records(HOSTS, hosts)?)
     }
 
     /// Every remembered host, by name.
     pub fn hosts(&self) -> Result<Vec<(String, Value)>, StorageError> {
-        let read = || -> Result<Vec<(String, Value)>, redb::Error> {
-            let mut hosts = Vec::new();
-            for row in self.db.begin_read()?.open_table(HOSTS)?.iter()? {
-                let (name, record) = row?;
-                let record = serde_json::from_slice(record.value()).map_err(|_error| damaged("a host"))?;
-                hosts.push((name.value().to_owned(), record));
-            }
-            Ok(hosts)
-        };
-        Ok(read()?)
+        Ok(self.records(HOSTS, "a host")?)
     }
+
+    fn put_records(&self, table: Records, records: &[(String, Option<Value>)]) -> Result<(), redb::Error> {
+        let transaction = self.db.begin_write()?;
+        {
+            let mut table = transaction.open_table(table)?;
+            for (name, record) in records {
+                match record {
+                    Some(record) => {
+                        table.insert(name.as_str(), record.to_string().as_bytes())?;
+                    }
+                    None => {
+                        table.remove(name.as_str())?;
+                    }
+                }
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn records(&self, table: Records, what: &str) -> Result<Vec<(String, Value)>, redb::Error> {
+        let mut records = Vec::new();
+        for row in self.db.begin_read()?.open_table(table)?.iter()? {
+            let (name, record) = row?;
+            records.push((name.value().to_owned(), parse(record.value(), what)?));
+        }
+        Ok(records)
+    }
+}
+
+/// JSON by name.
+type Records = TableDefinition<'static, &'static str, &'static [u8]>;
+
+fn parse(record: &[u8], what: &str) -> Result<Value, redb::Error> {
+    serde_json::from_slice(record).map_err(|_error| damaged(what))
 }
 
 fn verdict(matches: bool, expires: u64, used: &str, now: u64) -> Result<(), UseTokenError> {

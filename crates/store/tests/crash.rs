@@ -7,10 +7,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use outrider_store::{Change, Key, Outcome, Store, Token, UseTokenError};
+use outrider_store::{Change, Key, LogLimits, Outcome, Store, Token, UseTokenError};
 use serde_json::json;
 
 const KILLS: usize = 60;
+const LOG: LogLimits = LogLimits { revisions: 50, bytes: u64::MAX };
 const FOLDER: &str = "OUTRIDER_STORE_CRASH_FOLDER";
 
 fn together(index: u8) -> Key {
@@ -26,7 +27,7 @@ fn own(number: u64) -> Key {
 #[ignore = "the child of acknowledged_changes_survive_sigkill"]
 fn crash_writer() {
     let Ok(folder) = std::env::var(FOLDER) else { return };
-    let store = Store::open_with_log(&Path::new(&folder).join("store.redb"), 50).unwrap();
+    let store = Store::open_with_log(&Path::new(&folder).join("store.redb"), LOG).unwrap();
     let mut out = std::io::stdout();
     loop {
         let number = store.revision().unwrap() + 1;
@@ -37,7 +38,8 @@ fn crash_writer() {
         let committed = store.commit(None, &changes).unwrap();
         assert_eq!(committed.revision, number);
         let token = format!("t{number}");
-        store.put_token(&Token { id: token.clone(), hash: [1; 32], expires: 1_000 }, 10).unwrap();
+        let stored = Token { id: token.clone(), hash: [1; 32], expires: 1_000, scope: None };
+        store.put_token(&stored, 10).unwrap();
         store.use_token(&token, |_| true, "node", 10).unwrap();
         writeln!(out, "\nack {number}").unwrap();
         out.flush().unwrap();
@@ -85,7 +87,7 @@ fn acknowledged_changes_survive_sigkill() {
         // What it said before it died counts too.
         acknowledged.extend(collect(&mut lines, u64::MAX >> 1));
 
-        let store = Store::open_with_log(&path, 50).unwrap();
+        let store = Store::open_with_log(&path, LOG).unwrap();
         let snapshot = store.snapshot().unwrap();
         let last = acknowledged.last().copied().unwrap_or(0);
         assert!(snapshot.revision >= last, "revision {} after {last} was acknowledged", snapshot.revision);
@@ -98,8 +100,8 @@ fn acknowledged_changes_survive_sigkill() {
             let number = object.map_or(0, |object| object.document["number"].as_u64().unwrap());
             assert_eq!(number, snapshot.revision);
         }
-        let from = snapshot.revision.saturating_sub(50);
-        let events = store.changes_after(from, usize::MAX).unwrap();
+        let from = snapshot.revision.saturating_sub(LOG.revisions);
+        let events = store.changes_after(from, usize::MAX).unwrap().events;
         assert_eq!(events.len() as u64, (snapshot.revision - from) * 6);
         assert!(events.iter().all(|event| event.outcome != Outcome::Unchanged));
         if last > 0 {

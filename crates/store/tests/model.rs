@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use outrider_store::{Change, ChangesError, CommitError, Event, Key, Outcome, Store};
+use outrider_store::{Change, ChangesError, CommitError, Event, Key, LogLimits, Outcome, Store};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-const LOG: u64 = 6;
+const LOG: LogLimits = LogLimits { revisions: 6, bytes: 1_500 };
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -24,7 +24,11 @@ fn key() -> impl Strategy<Value = Key> {
 
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        3 => (key(), 0..3u8).prop_map(|(key, value)| Change::Put(key, json!({"spec": {"v": value}}))),
+        3 => (key(), 0..3u8, 0..400usize).prop_map(|(key, value, pad)| {
+            // Mostly small, so that change sets of many sizes meet the limit.
+            let pad = "x".repeat(if pad < 300 { 0 } else { pad });
+            Change::Put(key, json!({"spec": {"v": value}, "pad": pad}))
+        }),
         1 => key().prop_map(Change::Delete),
     ]
 }
@@ -43,6 +47,22 @@ struct Model {
     revision: u64,
     objects: BTreeMap<Key, (u64, Value)>,
     events: Vec<Event>,
+    /// The smallest revision after which everything is kept.
+    oldest: u64,
+}
+
+impl Model {
+    fn compact(&mut self) {
+        let bytes = |after: u64| -> u64 {
+            let kept = self.events.iter().filter(|event| event.revision > after);
+            kept.map(|event| serde_json::to_vec(event).unwrap().len() as u64).sum()
+        };
+        let mut oldest = self.oldest.max(self.revision.saturating_sub(LOG.revisions));
+        while oldest + 1 < self.revision && bytes(oldest) > LOG.bytes {
+            oldest += 1;
+        }
+        self.oldest = oldest;
+    }
 }
 
 impl Model {
@@ -75,6 +95,7 @@ impl Model {
             }
             outcomes.push(outcome);
         }
+        self.compact();
         outcomes
     }
 }
@@ -118,7 +139,7 @@ fn run(steps: Vec<Step>) {
             }
             Step::Watch { back, limit } => {
                 let after = (model.revision + 2).saturating_sub(back);
-                let oldest = model.revision.saturating_sub(LOG);
+                let oldest = model.oldest;
                 match store.changes_after(after, limit) {
                     Err(ChangesError::Future { .. }) => assert!(after > model.revision),
                     Err(ChangesError::Compacted { oldest: said, .. }) => {
@@ -126,19 +147,22 @@ fn run(steps: Vec<Step>) {
                         assert_eq!(said, oldest);
                     }
                     Err(error) => panic!("{error}"),
-                    Ok(events) => {
+                    Ok(page) => {
+                        let events = page.events;
                         assert!(oldest <= after && after <= model.revision);
                         let all: Vec<_> =
                             model.events.iter().filter(|event| event.revision > after).collect();
                         assert!(events.iter().eq(all.iter().copied().take(events.len())));
-                        // Pages end with a whole revision, and only stop early when they are full.
-                        match all.get(events.len()) {
-                            Some(next) => {
-                                assert!(events.len() >= limit);
-                                assert_ne!(events.last().unwrap().revision, next.revision);
-                            }
-                            None => assert_eq!(events.len(), all.len()),
+                        // Pages end with a whole revision, and only stop early when they are full. More than
+                        // the limit is in them only if it is one revision.
+                        assert_eq!(page.more, events.len() < all.len());
+                        if let Some(next) = all.get(events.len()) {
+                            assert_ne!(events.last().unwrap().revision, next.revision);
+                            let next = all.iter().filter(|event| event.revision == next.revision).count();
+                            assert!(events.len() + next > limit);
                         }
+                        let one = events.iter().all(|event| event.revision == events[0].revision);
+                        assert!(events.len() <= limit || one);
                     }
                 }
             }

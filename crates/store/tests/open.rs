@@ -8,7 +8,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use outrider_store::{
-    Change, CommitError, Key, MAX_CHANGES, MAX_DOCUMENT, OpenError, Store, Token, UseTokenError,
+    Change, ChangesError, CommitError, Key, LogLimits, MAX_CHANGE_SET, MAX_CHANGES, MAX_DOCUMENT, OpenError,
+    PAGE_BYTES, Store, Token, UseTokenError,
 };
 use serde_json::json;
 
@@ -113,7 +114,7 @@ fn limits_are_errors_and_change_nothing() {
 fn a_token_works_once_for_one_of_many() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().join("store.redb")).unwrap();
-    let token = |id: &str, expires| Token { id: id.into(), hash: [9; 32], expires };
+    let token = |id: &str, expires| Token { id: id.into(), hash: [9; 32], expires, scope: None };
     store.put_token(&token("once", 1_000), 500).unwrap();
     let (barrier, wins) = (Barrier::new(8), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -122,7 +123,7 @@ fn a_token_works_once_for_one_of_many() {
             scope.spawn(move || {
                 barrier.wait();
                 match store.use_token("once", |hash| *hash == [9; 32], &format!("node-{index}"), 600) {
-                    Ok(()) => {
+                    Ok(_) => {
                         wins.fetch_add(1, Ordering::SeqCst);
                     }
                     Err(error) => assert!(matches!(error, UseTokenError::Used { .. }), "{error}"),
@@ -159,4 +160,94 @@ fn hosts_are_remembered_until_forgotten() {
     drop(store);
     let hosts = Store::open(&path).unwrap().hosts().unwrap();
     assert_eq!(hosts, [("a".to_owned(), json!({"v": 2})), ("c".to_owned(), json!(3))]);
+}
+
+#[test]
+fn large_documents_fill_pages_and_the_log_by_bytes_and_a_watcher_behind_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let limits = LogLimits { revisions: 10_000, bytes: 16 << 20 };
+    let mut store = Store::open_with_log(&path, limits).unwrap();
+    let large = |name: &str, fill: &str| {
+        Change::Put(Key::new("Service", "shop", name), json!({"pad": fill.repeat(1 << 20)}))
+    };
+    // Ten sets of two documents of 1 MiB: the log keeps the last seven.
+    for round in 0..10 {
+        let fill = ["a", "b"][round % 2];
+        store.commit(None, &[large("one", fill), large("two", fill)]).unwrap();
+        if round == 5 {
+            drop(store);
+            store = Store::open_with_log(&path, limits).unwrap();
+        }
+    }
+    let behind = store.changes_after(2, usize::MAX).unwrap_err();
+    let ChangesError::Compacted { after: 2, oldest } = behind else { panic!("{behind}") };
+    assert_eq!(oldest, 3, "the sets 4 to 10 are 14 MiB, the set 3 would make them 16 MiB and a bit");
+
+    // Who starts there reads pages of one set each, and all of them.
+    let (mut after, mut pages) = (oldest, Vec::new());
+    loop {
+        let page = store.changes_after(after, usize::MAX).unwrap();
+        let bytes: usize = page.events.iter().map(|event| serde_json::to_vec(event).unwrap().len()).sum();
+        assert!(bytes as u64 <= PAGE_BYTES);
+        after = page.events.last().unwrap().revision;
+        pages.push(page.events.len());
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!((after, pages), (10, vec![2; 7]));
+
+    // A set larger than a page is a page, one larger than the log is kept while it is the latest.
+    drop(store);
+    let store = Store::open_with_log(&path, LogLimits { revisions: 10_000, bytes: 1 << 20 }).unwrap();
+    let names: Vec<String> = (0..6).map(|number| format!("n{number}")).collect();
+    let six: Vec<Change> = names.iter().map(|name| large(name, "c")).collect();
+    store.commit(None, &six).unwrap();
+    let page = store.changes_after(10, 1).unwrap();
+    assert_eq!((page.events.len(), page.more), (6, false));
+    assert!(matches!(store.changes_after(9, 1), Err(ChangesError::Compacted { oldest: 10, .. })));
+    // One that no page could hold is refused.
+    let most: Vec<Change> = (0..33).map(|number| large(&format!("m{number}"), "d")).collect();
+    let error = store.commit(None, &most).unwrap_err();
+    assert!(matches!(error, CommitError::TooLarge { limit: MAX_CHANGE_SET, .. }), "{error}");
+    assert_eq!(store.revision().unwrap(), 11);
+}
+
+#[test]
+fn scopes_of_tokens_and_admissions_of_nodes_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let store = Store::open(&path).unwrap();
+    let scope = json!({"namespaces": ["shop"]});
+    for (id, scope) in [("narrow", Some(scope.clone())), ("wide", None)] {
+        store.put_token(&Token { id: id.into(), hash: [9; 32], expires: 100, scope }, 1).unwrap();
+    }
+    drop(store);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.use_token("narrow", |_| true, "a", 2).unwrap(), Some(scope));
+    assert_eq!(store.use_token("wide", |_| true, "b", 2).unwrap(), None);
+
+    let (a, b) = (json!({"keys": ["k"]}), json!({}));
+    store.put_nodes(&[("a".into(), Some(a.clone())), ("b".into(), Some(b))]).unwrap();
+    store.put_nodes(&[("b".into(), None)]).unwrap();
+    store.put_hosts(&[("a".into(), Some(json!({}))), ("c".into(), Some(json!({})))]).unwrap();
+    drop(store);
+    assert_eq!(Store::open(&path).unwrap().nodes().unwrap(), [("a".to_owned(), a)]);
+
+    // A database of before there were admissions: its hosts are admitted.
+    let db = redb::Database::open(&path).unwrap();
+    let transaction = db.begin_write().unwrap();
+    for table in ["node", "scope"] {
+        let table: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new(table);
+        assert!(transaction.delete_table(table).unwrap());
+    }
+    transaction.commit().unwrap();
+    drop(db);
+    let store = Store::open(&path).unwrap();
+    let empty = |name: &str| (name.to_owned(), serde_json::Value::Null);
+    assert_eq!(store.nodes().unwrap(), [empty("a"), empty("c")]);
+    store.put_nodes(&[("a".into(), None)]).unwrap();
+    drop(store);
+    assert_eq!(Store::open(&path).unwrap().nodes().unwrap(), [empty("c")], "only once");
 }

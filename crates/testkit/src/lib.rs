@@ -8,10 +8,12 @@
 //!
 //! The suites themselves are in `tests/`, one function per promise.
 
+pub mod builds;
 pub mod capture;
 pub mod hosts;
 pub mod http;
 pub mod intent;
+pub mod load;
 pub mod mesh;
 pub mod origin;
 pub mod peers;

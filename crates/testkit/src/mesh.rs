@@ -118,9 +118,17 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 pub struct Options {
     user: Option<User>,
     hosts: Option<Hosts>,
+    proxy: Option<PathBuf>,
 }
 
 impl Options {
+    /// Agents start this native proxy instead of the built one, like one of [`crate::builds`].
+    #[must_use]
+    pub fn proxy(mut self, proxy: PathBuf) -> Self {
+        self.proxy = Some(proxy);
+        self
+    }
+
     /// Runs everything as this user, who owns the folder of the mesh and nothing else. Needs root.
     #[must_use]
     pub fn user(mut self, user: User) -> Self {
@@ -323,7 +331,8 @@ impl Mesh {
         command.args(["agent", "--node", node, "--server", &self.grpc.to_string()]).args(more);
         command.args(["--log", LOG, "--state"]).arg(self.folder().join(node));
         command.arg("--runtime").arg(self.runtime(node));
-        command.arg("--proxy").arg(self.binaries.join("outrider-proxy"));
+        let proxy = self.options.proxy.clone().unwrap_or_else(|| self.binaries.join("outrider-proxy"));
+        command.arg("--proxy").arg(proxy);
         if let Some(envoy) = peers::find_envoy() {
             command.arg("--envoy").arg(envoy);
         }

@@ -345,7 +345,8 @@ impl Session {
         resources: &[Arc<Resource>],
         removed: Vec<Arc<str>>,
     ) -> DeltaDiscoveryResponse {
-        let nonce = self.next_nonce.to_string();
+        let number = self.next_nonce;
+        let nonce = number.to_string();
         self.next_nonce += 1;
         let response = DeltaDiscoveryResponse {
             type_url: type_url.to_string(),
@@ -356,6 +357,7 @@ impl Session {
         };
         if let Some(state) = self.types.get_mut(type_url) {
             state.sent(Outstanding {
+                number,
                 nonce,
                 resources: resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect(),
                 removed,

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Command, Event, Running, Spec, StartError};
+use crate::isolation;
 
 /// Between two looks at whether it is ready.
 const POLL: Duration = Duration::from_millis(20);
@@ -58,6 +59,7 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
         .stdout(log)
         .stderr(errors)
         .process_group(0);
+    let cell = isolation::enter(&mut command, super::Engine::Envoy, &spec.folder, &spec.proxy);
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true);
     let child = command.spawn().map_err(|source| StartError::Spawn {
@@ -69,7 +71,7 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
     let (commands, command_queue) = mpsc::unbounded_channel();
     let (events, event_queue) = mpsc::unbounded_channel();
     let driver = Driver { child, pid, admin, events, ready: false, answered: Instant::now() };
-    tokio::spawn(driver.run(command_queue));
+    tokio::spawn(driver.run(command_queue, cell));
     Ok(Running { pid, commands, events: event_queue })
 }
 
@@ -120,7 +122,7 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, cell: isolation::Cell) {
         let mut cause = None;
         let status = loop {
             let pause = if self.ready { ALIVE } else { POLL };
@@ -148,7 +150,8 @@ impl Driver {
                 }
             }
         };
-        let ended = match (cause, status) {
+        let memory = cell.left(&status);
+        let ended = match (cause.or(memory), status) {
             (Some(cause), _) => cause,
             (None, Ok(status)) => super::describe(status),
             (None, Err(error)) => error.to_string(),

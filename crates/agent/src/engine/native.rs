@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::{Command, Event, Running, Spec, StartError};
+use crate::isolation;
 
 /// Between two questions whether every worker is alive.
 const PING: Duration = Duration::from_secs(2);
@@ -44,6 +45,8 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     outrider_os::child::inherit_at(&mut command, theirs, CONTROL_FD)
         .map_err(prepare("no control channel"))?;
+    let cell = isolation::enter(&mut command, super::Engine::Native, &spec.folder, &spec.proxy);
+    isolation::confine(&mut command, &spec.binary);
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true);
     let child = command.spawn().map_err(|source| StartError::Spawn {
@@ -67,7 +70,7 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
     });
     let driver =
         Driver { child, sender, events, asked: BTreeMap::new(), next_id: 1, end_at: None, unanswered: 0 };
-    tokio::spawn(driver.run(command_queue, message_queue));
+    tokio::spawn(driver.run(command_queue, message_queue, cell));
     Ok(Running { pid, commands, events: event_queue })
 }
 
@@ -86,6 +89,7 @@ impl Driver {
         mut self,
         mut commands: mpsc::UnboundedReceiver<Command>,
         mut messages: mpsc::UnboundedReceiver<FromProxy>,
+        cell: isolation::Cell,
     ) {
         let mut pings = tokio::time::interval(PING);
         pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -120,7 +124,8 @@ impl Driver {
         while let Ok(message) = messages.try_recv() {
             self.message(message);
         }
-        let ended = match (cause, status) {
+        let memory = cell.left(&status);
+        let ended = match (cause.or(memory), status) {
             (Some(cause), _) => cause,
             (None, Ok(status)) => super::describe(status),
             (None, Err(error)) => error.to_string(),

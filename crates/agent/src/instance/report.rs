@@ -30,6 +30,8 @@ impl Instance {
 
     fn reason(&self) -> String {
         let mut parts = vec![self.life.reason()];
+        let uncounted = self.host.upstream.refusal(&self.who.proxy());
+        parts.extend(uncounted.map(|why| format!("the control plane refused this instance: {why}")));
         parts.extend(self.refusal.iter().map(|error| format!("the proxy refused a resource: {error}")));
         parts.extend(self.other_engine());
         parts.extend(self.places.problems());

@@ -50,6 +50,10 @@ pub struct Shared {
     pub mute: AtomicBool,
     /// Certificates issued for services.
     pub signed: AtomicU32,
+    /// Service whose instances do not count, and why.
+    pub uncounted: Mutex<Option<(String, String)>>,
+    /// The next session is told that the node was put out.
+    pub put_out: AtomicBool,
 }
 
 #[derive(Default)]
@@ -83,6 +87,8 @@ impl ControlPlane {
             age: Mutex::default(),
             mute: AtomicBool::default(),
             signed: AtomicU32::default(),
+            uncounted: Mutex::default(),
+            put_out: AtomicBool::default(),
         });
         shared.apply(yaml);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -158,6 +164,16 @@ impl Shared {
     pub fn apply(&self, yaml: &str) {
         self.state.lock().unwrap().intent = intent(yaml);
         self.compile();
+    }
+
+    fn uncounted(&self) -> Refused {
+        let uncounted = self.uncounted.lock().unwrap().clone();
+        let of = |i: &Instance| Some(uncounted.as_ref().filter(|(of, _)| *of == i.service)?.1.clone());
+        let refused = |i: &Instance| {
+            let instance = format!("{}/{}", i.namespace, i.name);
+            Some(RefusedInstance { instance, reason: RefusalReason::OutOfScope as i32, text: of(i)? })
+        };
+        Refused { instances: self.instances().iter().filter_map(refused).collect() }
     }
 
     pub fn instances(&self) -> Vec<Instance> {
@@ -286,6 +302,11 @@ impl Agents for Service {
         &self,
         request: Request<Streaming<Fact>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        if self.shared.put_out.swap(false, Ordering::Relaxed) {
+            let mut status = Status::permission_denied("node was deleted");
+            status.metadata_mut().insert(REASON, NODE_NOT_ADMITTED.parse().unwrap());
+            return Err(status);
+        }
         let (sender, receiver) = mpsc::channel(4);
         let bundle = Bundle { certificates: der(self.shared.authority.bundle()) };
         let welcome = Welcome { trust_domain: TRUST_DOMAIN.into(), heartbeat_ms: 1000, bundle: Some(bundle) };
@@ -293,9 +314,13 @@ impl Agents for Service {
         self.shared.state.lock().unwrap().sessions += 1;
         let (shared, stop, mut facts) = (self.shared.clone(), self.stop.clone(), request.into_inner());
         tokio::spawn(stop.run_until_cancelled_owned(async move {
-            let _keep = sender;
             while let Ok(Some(fact)) = facts.message().await {
+                let report = matches!(fact.kind, Some(FactKind::Instances(_)));
                 shared.fact(fact);
+                if report {
+                    let kind = Some(InstructionKind::Refused(shared.uncounted()));
+                    let _ = sender.send(Ok(Instruction { kind })).await;
+                }
             }
         }));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

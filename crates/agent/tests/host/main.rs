@@ -434,6 +434,46 @@ async fn a_change_of_engine_is_outstanding_until_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_does_not_count_says_why_also_to_who_waits_for_it() {
+    let mesh = Mesh::start(&shop("native", 9)).await;
+    let why = "this node may not run shop/stranger";
+    *mesh.control().shared.uncounted.lock().unwrap() = Some(("stranger".into(), why.into()));
+    let mut stranger = mesh.run("shop/stranger", "exit 0");
+    let shown = mesh.instance("shop/stranger", |i| i.reason.contains(why)).await;
+    assert!(shown.reason.contains("the control plane refused this instance: "), "{}", shown.reason);
+    while !stranger.progress.recv().await.unwrap().contains(why) {}
+    // Others are not concerned, and it is not said for ever.
+    let client = mesh.run("shop/checkout", "exec sleep 600");
+    mesh.instance("shop/checkout", |i| i.state == "ready" && i.reason.is_empty()).await;
+    *mesh.control().shared.uncounted.lock().unwrap() = None;
+    client.signals.send(Signal::TERM).unwrap();
+    assert_eq!(client.end().await, 128 + 15);
+    mesh.instance("shop/stranger", |i| !i.reason.contains(why)).await;
+    stranger.signals.send(Signal::TERM).unwrap();
+    assert_eq!(stranger.end().await, 128 + 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_put_out_joins_again_with_its_token_and_what_runs_stays() {
+    let mut mesh = Mesh::start(&shop("native", 9)).await;
+    let app = mesh.run("shop/checkout", "exec sleep 600");
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let (joined, sessions) = mesh.control().shared.counts();
+    assert_eq!(joined, 1);
+    mesh.control().shared.put_out.store(true, std::sync::atomic::Ordering::Relaxed);
+    let control = mesh.control.take().unwrap().restart().await;
+    mesh.control = Some(control);
+    eventually("it has joined again", || async {
+        (mesh.control().shared.counts() == (2, sessions + 1)).then_some(())
+    })
+    .await;
+    let after = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    assert_eq!((after.name, after.proxy_pid), (before.name, before.proxy_pid));
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_answers_no_subscription_is_left() {
     let mut mesh = Mesh::start(&shop("native", 9)).await;
     mesh.stop_agent().await;

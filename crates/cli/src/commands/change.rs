@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use outrider_api::http::{
-    ApplyRequest, ChangeAction, ChangeResponse, DeleteRequest, ObjectChange, ObjectKey, ProxyBehind,
-    RolloutView, Source,
+    ApplyRequest, ChangeAction, ChangeResponse, DeleteRequest, NamespaceContents, ObjectChange, ObjectKey,
+    ProxyBehind, RolloutView, Source,
 };
 use serde::Serialize;
 
 use super::Context;
-use crate::args::{ApplyArgs, DeleteArgs, DiffArgs, ObjectKind};
+use super::difference::difference;
+use crate::args::{ApplyArgs, DeleteArgs, DiffArgs, Files, ObjectKind};
 use crate::client::Client;
 use crate::diagnostics;
 use crate::exit::{self, CliError, Outcome, ok};
@@ -38,14 +39,15 @@ struct Applied<'a> {
 
 /// `apply`.
 pub(crate) async fn apply(args: ApplyArgs, context: Context) -> Outcome {
-    let sources = read(&args.files.files, args.files.recursive)?;
-    let client = super::client(args.connection)?;
-    let request = ApplyRequest { sources: sources.clone(), dry_run: args.dry_run, proxies: false };
-    let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
-    let format = args.output.output;
+    let format = args.remote.format();
+    let sources = read(&args.files)?;
+    let client = super::client(args.remote.connection)?;
+    let request =
+        ApplyRequest { sources: sources.clone(), dry_run: args.dry.dry_run, ..ApplyRequest::default() };
+    let change = change(&client, "/v1/apply", &request, &sources, format, context).await?;
     let declared = || {
         let mut text = objects(&change.changes, context.out);
-        if args.dry_run {
+        if args.dry.dry_run {
             text.push_str("dry run: nothing was changed\n");
         }
         text
@@ -58,32 +60,34 @@ pub(crate) async fn apply(args: ApplyArgs, context: Context) -> Outcome {
     if format == Format::Table {
         show(format, &change, declared)?;
     }
-    let waited = wait(&client, change.revision, args.timeout).await;
+    let waited = wait(&client, change.revision, args.limit.timeout).await;
     let rollout = waited.as_ref().ok();
     show(format, &Applied { change: &change, rollout }, || {
         rollout.map(|rollout| in_use(rollout, context.out)).unwrap_or_default()
     })?;
-    verdict(&waited?, args.timeout, context)
+    verdict(&waited?, args.limit.timeout, context)
 }
 
 /// `delete`.
 pub(crate) async fn delete(args: DeleteArgs, context: Context) -> Outcome {
-    let sources = read(&args.files, args.recursive)?;
+    let format = args.remote.format();
+    let sources = read(&args.files)?;
     let objects_named = match args.kind {
-        Some(kind) => args.names.iter().map(|name| key(kind, &args.namespace, name)).collect(),
+        Some(kind) => args.names.iter().map(|name| key(kind, &args.within.namespace, name)).collect(),
         None => Vec::new(),
     };
-    let client = super::client(args.connection)?;
+    let client = super::client(args.remote.connection)?;
     let request = DeleteRequest {
         objects: objects_named,
         sources: sources.clone(),
         force: args.force,
-        dry_run: args.dry_run,
+        contents: if args.force { NamespaceContents::Delete } else { NamespaceContents::Refuse },
+        dry_run: args.dry.dry_run,
     };
-    let change = change(&client, "/v1/delete", &request, &sources, args.output.output, context).await?;
-    show(args.output.output, &change, || {
+    let change = change(&client, "/v1/delete", &request, &sources, format, context).await?;
+    show(format, &change, || {
         let mut text = objects(&change.changes, context.out);
-        if args.dry_run {
+        if args.dry.dry_run {
             text.push_str("dry run: nothing was changed\n");
         }
         text
@@ -98,17 +102,18 @@ fn key(kind: ObjectKind, namespace: &str, name: &str) -> ObjectKey {
 
 /// `diff`.
 pub(crate) async fn diff(args: DiffArgs, context: Context) -> Outcome {
-    let sources = read(&args.files.files, args.files.recursive)?;
-    let client = super::client(args.connection)?;
-    let request = ApplyRequest { sources: sources.clone(), dry_run: true, proxies: true };
-    let change = change(&client, "/v1/apply", &request, &sources, args.output.output, context).await?;
+    let format = args.remote.format();
+    let sources = read(&args.files)?;
+    let client = super::client(args.remote.connection)?;
+    let request = ApplyRequest { sources: sources.clone(), dry_run: true, proxies: true, documents: true };
+    let change = change(&client, "/v1/apply", &request, &sources, format, context).await?;
     let differs = change.changes.iter().any(|change| change.action != ChangeAction::Unchanged);
-    show(args.output.output, &change, || difference(&change, context.out))?;
+    show(format, &change, || difference(&change, context.out))?;
     Ok(ExitCode::from(if differs && args.exit_code { exit::DIFFERS } else { exit::OK }))
 }
 
-fn read(paths: &[std::path::PathBuf], recursive: bool) -> Result<Vec<Source>, CliError> {
-    sources::read(paths, recursive).map_err(|error| CliError::Failed(error.to_string()))
+fn read(files: &Files) -> Result<Vec<Source>, CliError> {
+    sources::read(&files.files, files.recursive).map_err(|error| CliError::Failed(error.to_string()))
 }
 
 /// Sends a change; a refusal is shown in the format asked for and ends the command.
@@ -139,7 +144,7 @@ async fn change<B: Serialize>(
 
 /// Asks until no live proxy is behind `revision`, or `timeout` is over. A control plane that is away meanwhile, because
 /// it is started again for example, is asked again.
-pub(crate) async fn wait(client: &Client, revision: u64, timeout: Duration) -> Result<RolloutView, CliError> {
+async fn wait(client: &Client, revision: u64, timeout: Duration) -> Result<RolloutView, CliError> {
     let deadline = Instant::now() + timeout;
     let progress = Progress::start("waiting for proxies to use the change");
     loop {
@@ -255,44 +260,8 @@ fn objects(changes: &[ObjectChange], style: Style) -> String {
     text
 }
 
-fn sign(action: ChangeAction, style: Style) -> String {
-    match action {
-        ChangeAction::Created => style.good("+"),
-        ChangeAction::Updated => style.warn("~"),
-        ChangeAction::Deleted => style.bad("-"),
-        ChangeAction::Unchanged => " ".to_owned(),
-    }
-}
-
-fn difference(change: &ChangeResponse, style: Style) -> String {
-    let mut text = String::new();
-    for object in change.changes.iter().filter(|object| object.action != ChangeAction::Unchanged) {
-        text.push_str(&format!("{} {}\n", sign(object.action, style), object_name(&object.key)));
-    }
-    if text.is_empty() {
-        return "no difference\n".to_owned();
-    }
-    for proxy in &change.proxies {
-        text.push_str(&format!("proxy {}\n", style.bold(&proxy.proxy)));
-        for resource in &proxy.resources {
-            text.push_str(&format!(
-                "  {} {} {}\n",
-                sign(resource.action, style),
-                resource.kind,
-                resource.name
-            ));
-        }
-    }
-    if change.proxies.is_empty() {
-        text.push_str("no proxy would change\n");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use outrider_api::http::{ProxyChange, ResourceChange};
-
     use super::*;
 
     fn context() -> Context {
@@ -360,36 +329,5 @@ mod tests {
         assert!(waited.unwrap().pending.is_empty());
         let gone = wait(&client, 7, Duration::from_millis(1)).await.unwrap_err();
         assert_eq!(gone.code(), crate::exit::UNREACHABLE);
-    }
-
-    #[test]
-    fn differences_name_objects_and_resources() {
-        let key = |kind: &str, namespace: &str, name: &str| ObjectKey {
-            kind: kind.into(),
-            namespace: namespace.into(),
-            name: name.into(),
-        };
-        let change = ChangeResponse {
-            revision: 3,
-            changes: vec![
-                ObjectChange { key: key("Namespace", "", "shop"), action: ChangeAction::Unchanged },
-                ObjectChange { key: key("Service", "shop", "cart"), action: ChangeAction::Created },
-                ObjectChange { key: key("HTTPRoute", "shop", "split"), action: ChangeAction::Updated },
-            ],
-            diagnostics: Vec::new(),
-            proxies: vec![ProxyChange {
-                proxy: "shop/web-x7k2p".into(),
-                resources: vec![ResourceChange {
-                    kind: "route".into(),
-                    name: "outbound/shop/cart/http".into(),
-                    action: ChangeAction::Updated,
-                }],
-            }],
-        };
-        assert_eq!(
-            difference(&change, Style::plain()),
-            "+ service shop/cart\n~ route shop/split\nproxy shop/web-x7k2p\n  ~ route outbound/shop/cart/http\n"
-        );
-        assert_eq!(difference(&ChangeResponse::default(), Style::plain()), "no difference\n");
     }
 }

@@ -3,27 +3,30 @@
 use std::time::Duration;
 
 use outrider_api::http::{DescribeView, InstanceView, NodeView, TrafficView};
+use serde::Serialize;
 
 use super::Context;
-use super::get::{document_kind, instances, objects, or_dash};
+use super::get::{document_kind, heartbeat, instances, objects, or_dash, resolve};
+use super::surroundings::Surroundings;
+use super::token::allowed;
 use crate::args::{DescribeArgs, Kind};
 use crate::exit::{CliError, Outcome, ok};
 use crate::output::{Style, Table, bytes, show};
 
 /// `describe KIND NAME`.
 pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
-    let client = super::client(args.connection)?;
-    let format = args.output.output;
+    let format = args.remote.format();
+    let client = super::client(args.remote.connection)?;
     let absent =
         |kind: &str, place: &str| CliError::Failed(format!("there is no {kind} {}{place}", args.name));
-    let in_namespace = format!(" in namespace {}", args.namespace);
+    let in_namespace = format!(" in namespace {}", args.within.namespace);
     match args.kind {
         Kind::Namespaces | Kind::Services | Kind::Routes => {
             let kind = document_kind(args.kind);
             let (namespace, place) = if args.kind == Kind::Namespaces {
                 ("-", "")
             } else {
-                (args.namespace.as_str(), in_namespace.as_str())
+                (args.within.namespace.as_str(), in_namespace.as_str())
             };
             let path = format!("/v1/describe/{kind}/{}/{}", segment(namespace)?, segment(&args.name)?);
             let view: DescribeView = match client.get(&path, Duration::ZERO).await {
@@ -37,13 +40,17 @@ pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
                 }
                 other => other?,
             };
-            show(format, &view, || object(&view, context.out))?;
+            let all = objects(&client).await?;
+            let model = resolve(&all).unwrap_or_default();
+            let around = Surroundings::of(&model, args.kind, namespace, &args.name);
+            let shown = Described { view: &view, around };
+            show(format, &shown, || object(&shown, args.kind, context.out))?;
         }
         Kind::Instances | Kind::Proxies => {
             let all = instances(&client).await?;
             let view = all
                 .iter()
-                .find(|instance| instance.namespace == args.namespace && instance.name == args.name)
+                .find(|instance| instance.namespace == args.within.namespace && instance.name == args.name)
                 .ok_or_else(|| {
                     let elsewhere = all
                         .iter()
@@ -69,7 +76,7 @@ fn found_in<'a>(namespaces: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// A name as part of a path. Names of ours need no escapes, so anything else is a mistake.
-fn segment(name: &str) -> Result<&str, CliError> {
+pub(super) fn segment(name: &str) -> Result<&str, CliError> {
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
     if !name.is_empty() && name.chars().all(good) {
         Ok(name)
@@ -78,7 +85,18 @@ fn segment(name: &str) -> Result<&str, CliError> {
     }
 }
 
-fn object(view: &DescribeView, style: Style) -> String {
+/// What is known of an object: the control plane's answer, and what other documents say of it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Described<'a> {
+    #[serde(flatten)]
+    view: &'a DescribeView,
+    #[serde(flatten)]
+    around: Surroundings,
+}
+
+fn object(described: &Described<'_>, kind: Kind, style: Style) -> String {
+    let view = described.view;
     let key = &view.object.key;
     let title =
         if key.namespace.is_empty() { key.name.clone() } else { format!("{}/{}", key.namespace, key.name) };
@@ -93,13 +111,11 @@ fn object(view: &DescribeView, style: Style) -> String {
         table.row(vec![value.path.clone(), value.value.clone(), origin]);
     }
     section(&mut text, "Settings", table, style);
+    for (title, lines) in described.around.sections(kind == Kind::Routes, style) {
+        list(&mut text, title, &lines, style);
+    }
     for (title, names) in [("Calls", &view.calls), ("Called by", &view.called_by)] {
-        if !names.is_empty() {
-            text.push_str(&format!("\n{}\n", style.bold(title)));
-            for name in names {
-                text.push_str(&format!("  {name}\n"));
-            }
-        }
+        list(&mut text, title, names, style);
     }
     let mut table = Table::new(&["INSTANCE", "STATE", "NODE", "CONFIG", "REASON"]);
     for instance in &view.instances {
@@ -171,22 +187,33 @@ pub(crate) fn mean(latency_us_sum: u64, requests: u64) -> String {
 
 fn node(view: &NodeView, style: Style) -> String {
     let state = style.state(if view.connected { "connected" } else { "disconnected" });
-    format!(
-        "Node {}\n  state     {state}\n  address   {}\n  version   {}\n  instances {}\n  heartbeat {:.1}s ago\n",
+    let mut text = format!(
+        "Node {}\n  state     {state}\n  address   {}\n  version   {}\n  instances {}\n  heartbeat {}\n  may run   {}\n",
         style.bold(&view.name),
-        view.address,
-        view.version,
+        or_dash(&view.address),
+        or_dash(&view.version),
         view.instances,
-        view.heartbeat_age_ms as f64 / 1e3
-    )
+        heartbeat(view),
+        allowed(&view.scope),
+    );
+    for refused in &view.refused {
+        text.push_str(&format!("  {} {}\n", style.bad("refused  "), refused));
+    }
+    text
 }
 
 fn section(text: &mut String, title: &str, table: Table, style: Style) {
-    if table.is_empty() {
+    if !table.is_empty() {
+        list(text, title, &table.lines(style), style);
+    }
+}
+
+fn list(text: &mut String, title: &str, lines: &[String], style: Style) {
+    if lines.is_empty() {
         return;
     }
     text.push_str(&format!("\n{}\n", style.bold(title)));
-    for line in table.lines(style) {
+    for line in lines {
         text.push_str(&format!("  {line}\n"));
     }
 }

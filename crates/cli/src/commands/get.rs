@@ -19,12 +19,12 @@ use crate::output::{Format, Style, Table, bytes, count, note, print, show};
 
 /// `get KIND [NAME]`.
 pub(crate) async fn get(args: GetArgs, context: Context) -> Outcome {
-    let client = super::client(args.connection)?;
+    let format = args.remote.format();
+    let client = super::client(args.remote.connection)?;
     let select = Select {
-        namespace: (!args.all_namespaces).then_some(args.namespace.as_str()),
+        namespace: (!args.all_namespaces).then_some(args.within.namespace.as_str()),
         name: args.name.as_deref(),
     };
-    let format = args.output.output;
     match args.kind {
         Kind::Namespaces | Kind::Services | Kind::Routes => {
             let all = objects(&client).await?;
@@ -108,7 +108,8 @@ fn list<T: Serialize>(
     };
     let singular = document_kind(kind).to_lowercase();
     if let (Some(name), true) = (select.name, wanted.is_empty()) {
-        return Err(CliError::Failed(format!("there is no {singular} {name}{place}")));
+        let hint = if place.is_empty() { "" } else { "; -A looks in all namespaces" };
+        return Err(CliError::Failed(format!("there is no {singular} {name}{place}{hint}")));
     }
     if wanted.is_empty() && format == Format::Table {
         note(&format!("none{place}{}", if place.is_empty() { "" } else { " (-A shows all namespaces)" }));
@@ -131,7 +132,7 @@ fn documents(wanted: &[&ObjectView]) -> Result<String, CliError> {
 }
 
 /// What all stored documents say together; `None` if this version does not understand them.
-fn resolve(all: &[ObjectView]) -> Option<intent::model::Intent> {
+pub(super) fn resolve(all: &[ObjectView]) -> Option<intent::model::Intent> {
     let documents: Vec<_> = all
         .iter()
         .map(|object| intent::Document::from_json(&object.document, "store"))
@@ -213,7 +214,7 @@ fn route_table(wanted: &[&ObjectView], model: &intent::model::Intent) -> Table {
 }
 
 /// A value as documents spell it.
-fn word(value: &impl Serialize) -> String {
+pub(super) fn word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
@@ -294,21 +295,30 @@ fn node_table(wanted: &[&NodeView], style: Style) -> Table {
         table.row(vec![
             node.name.clone(),
             style.state(if node.connected { "connected" } else { "disconnected" }),
-            node.address.clone(),
-            node.version.clone(),
+            or_dash(&node.address),
+            or_dash(&node.version),
             node.instances.to_string(),
-            format!("{:.1}s ago", node.heartbeat_age_ms as f64 / 1e3),
+            heartbeat(node),
         ]);
     }
     table
 }
 
-/// An instance's traffic in three numbers: HTTP requests, and for TCP listeners connections.
+/// When a node was last heard; `-` if it never was, or is forgotten.
+pub(crate) fn heartbeat(node: &NodeView) -> String {
+    if node.address.is_empty() {
+        return or_dash("");
+    }
+    format!("{:.1}s ago", node.heartbeat_age_ms as f64 / 1e3)
+}
+
+/// An instance's traffic in a few numbers: HTTP requests, and for TCP listeners connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) inbound: u64,
     pub(crate) outbound: u64,
     pub(crate) errors: u64,
+    /// Of requests in.
     pub(crate) latency_us_sum: u64,
 }
 
@@ -323,8 +333,7 @@ impl Totals {
             inbound: units(&proxy.inbound),
             outbound: proxy.outbound.values().map(units).sum(),
             errors: proxy.inbound.errors + proxy.outbound.values().map(|traffic| traffic.errors).sum::<u64>(),
-            latency_us_sum: proxy.inbound.latency_us_sum
-                + proxy.outbound.values().map(|traffic| traffic.latency_us_sum).sum::<u64>(),
+            latency_us_sum: proxy.inbound.latency_us_sum,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::paths;
 /// `server`.
 pub(crate) async fn server(args: ServerArgs) -> Outcome {
     start_log(&args.log)?;
-    let mut options = control::ServerOptions::new(args.state.map_or_else(paths::state, Ok)?);
+    let mut options = control::ServerOptions::new(args.folder.state.map_or_else(paths::state, Ok)?);
     options.trust_domain = args.trust_domain;
     options.api = Some(args.http);
     options.agents = args.grpc;
@@ -43,7 +43,7 @@ pub(crate) async fn agent(args: AgentArgs) -> Outcome {
         None => host_name()?,
     };
     let mut options = AgentOptions::new(
-        args.state.map_or_else(paths::state, Ok)?,
+        args.folder.state.map_or_else(paths::state, Ok)?,
         args.runtime.unwrap_or_else(paths::runtime),
         node,
         args.server,
@@ -88,7 +88,7 @@ pub(crate) async fn run(args: RunArgs) -> Outcome {
         args: words.collect(),
         env: Vec::new(),
         folder: None,
-        timeout: Some(args.timeout),
+        timeout: Some(args.limit.timeout),
         adopts: args.adopt,
     };
     match outrider_agent::run(options).await {

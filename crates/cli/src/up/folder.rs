@@ -23,12 +23,10 @@ pub(crate) struct Folder {
     pub(crate) warnings: Vec<DiagnosticView>,
     /// Objects they declare.
     pub(crate) objects: BTreeSet<ObjectKey>,
-    /// Services they declare.
-    pub(crate) services: BTreeSet<ServiceRef>,
+    /// Services they declare, with the ports their applications listen on.
+    pub(crate) services: BTreeMap<ServiceRef, Vec<u16>>,
     /// Whom each service may call.
     pub(crate) calls: BTreeMap<ServiceRef, BTreeSet<ServiceRef>>,
-    /// Services that are called on a port: several instances of one share its target ports on one host.
-    pub(crate) servers: BTreeSet<ServiceRef>,
 }
 
 /// Why a folder cannot be run.
@@ -75,16 +73,17 @@ impl Folder {
             return Err(FolderError::Invalid { diagnostics: warnings, sources });
         };
         let objects = parsed.documents.iter().map(|document| object_key(document.key())).collect();
-        let servers = model.services.values().filter(|service| !service.ports.is_empty());
+        let services = model
+            .services
+            .values()
+            .map(|service| (service.id.clone(), service.ports.iter().map(|port| port.target_port).collect()));
         let calls = model.services.values().map(|service| (service.id.clone(), service.calls.clone()));
-        Ok(Self {
-            sources,
-            calls: calls.collect(),
-            warnings,
-            objects,
-            servers: servers.map(|service| service.id.clone()).collect(),
-            services: model.services.into_keys().collect(),
-        })
+        Ok(Self { sources, calls: calls.collect(), warnings, objects, services: services.collect() })
+    }
+
+    /// Names of the services they declare.
+    pub(crate) fn service_names(&self) -> BTreeSet<ServiceRef> {
+        self.services.keys().cloned().collect()
     }
 
     /// Reads the Procfile of `dir`; a folder without one runs no processes.

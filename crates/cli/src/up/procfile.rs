@@ -8,7 +8,7 @@
 //!
 //! Holds: no I/O; every mistake is found at once, with its line. Does not: run anything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use outrider_intent::model::ServiceRef;
 
@@ -62,6 +62,13 @@ pub(crate) enum ProcfileError {
     /// `--scale` of something that is not there.
     #[error("--scale {name}: the Procfile has no process of that name{}", there_are(.known))]
     UnknownScale { name: String, known: Vec<String> },
+    /// Several copies of what listens.
+    #[error(
+        "--scale {name}={number}: every instance of {service} listens on {}, so only one can run on this host; declare \
+         another service with a targetPort of its own, and split between the two with an HTTPRoute",
+        ports(.targets)
+    )]
+    Shared { name: String, number: u16, service: ServiceRef, targets: Vec<u16> },
     /// Too many.
     #[error("the Procfile asks for more than {PROCESS_LIMIT} processes")]
     TooMany,
@@ -71,10 +78,17 @@ fn there_are(names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!("; there are: {}", names.join(", ")) }
 }
 
-/// Reads a Procfile against the declared services. `scale` gives numbers of instances by name as written.
+/// `targetPort 80`, `targetPort 80 and 81`.
+fn ports(targets: &[u16]) -> String {
+    let numbers: Vec<_> = targets.iter().map(ToString::to_string).collect();
+    format!("targetPort {}", numbers.join(" and "))
+}
+
+/// Reads a Procfile against the declared services, given with their target ports. `scale` gives numbers of instances
+/// by name as written.
 pub(crate) fn parse(
     text: &str,
-    services: &BTreeSet<ServiceRef>,
+    services: &BTreeMap<ServiceRef, Vec<u16>>,
     scale: &[(String, u16)],
 ) -> Result<Vec<Process>, Vec<ProcfileError>> {
     let mut errors = Vec::new();
@@ -103,6 +117,14 @@ pub(crate) fn parse(
         };
         let instances =
             scale.iter().rev().find(|(scaled, _)| scaled == name).map_or(1, |(_, number)| *number);
+        if let Some(targets) = services.get(&service).filter(|ports| instances > 1 && !ports.is_empty()) {
+            errors.push(ProcfileError::Shared {
+                name: name.to_owned(),
+                number: instances,
+                service: service.clone(),
+                targets: targets.clone(),
+            });
+        }
         for number in 1..=instances {
             let label = if number == 1 { name.to_owned() } else { format!("{name}.{number}") };
             processes.push(Process { label, service: service.clone(), command: command.to_owned() });
@@ -129,19 +151,23 @@ fn split(line: &str) -> Option<(&str, &str)> {
     (!name.is_empty() && name.chars().all(good) && !command.is_empty()).then_some((name, command))
 }
 
-fn find(name: &str, services: &BTreeSet<ServiceRef>, line: usize) -> Result<ServiceRef, ProcfileError> {
+fn find(
+    name: &str,
+    services: &BTreeMap<ServiceRef, Vec<u16>>,
+    line: usize,
+) -> Result<ServiceRef, ProcfileError> {
     let candidates: Vec<&ServiceRef> = match name.split_once('/') {
         Some((namespace, name)) => {
-            services.iter().filter(|service| service.namespace == namespace && service.name == name).collect()
+            services.keys().filter(|service| service.namespace == namespace && service.name == name).collect()
         }
-        None => services.iter().filter(|service| service.name == name).collect(),
+        None => services.keys().filter(|service| service.name == name).collect(),
     };
     match candidates.as_slice() {
         [one] => Ok((*one).clone()),
         [] => Err(ProcfileError::UnknownService {
             line,
             name: name.to_owned(),
-            known: services.iter().map(ToString::to_string).collect(),
+            known: services.keys().map(ToString::to_string).collect(),
         }),
         many => Err(ProcfileError::Ambiguous {
             line,
@@ -155,10 +181,13 @@ fn find(name: &str, services: &BTreeSet<ServiceRef>, line: usize) -> Result<Serv
 mod tests {
     use super::*;
 
-    fn services() -> BTreeSet<ServiceRef> {
+    fn services() -> BTreeMap<ServiceRef, Vec<u16>> {
         [("shop", "web"), ("shop", "cart"), ("finance", "ledger"), ("shop", "ledger")]
             .into_iter()
-            .map(|(namespace, name)| ServiceRef::new(namespace, name))
+            .map(|(namespace, name)| {
+                let ports = if name == "cart" { vec![80, 81] } else { Vec::new() };
+                (ServiceRef::new(namespace, name), ports)
+            })
             .collect()
     }
 
@@ -209,6 +238,16 @@ mod tests {
     }
 
     #[test]
+    fn what_listens_is_not_scaled() {
+        let refused = check("cart: b\nweb: a\n", &[("cart", 2), ("web", 3)]).unwrap_err();
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        let start =
+            "--scale cart=2: every instance of shop/cart listens on targetPort 80 and 81, so only one";
+        assert!(refused[0].starts_with(start), "{}", refused[0]);
+        assert!(check("cart: b\n", &[("cart", 1)]).is_ok());
+    }
+
+    #[test]
     fn simple_commands_replace_the_shell() {
         let cases = [
             ("python3 -u web.py --port 1", "exec python3 -u web.py --port 1"),
@@ -227,8 +266,8 @@ mod tests {
 
     #[test]
     fn numbers_of_processes_are_limited() {
-        assert!(check("web: a\ncart: b\n", &[("web", 100), ("cart", 100)]).is_ok());
-        let many = check("web: a\ncart: b\nshop/ledger: c\n", &[("web", 100), ("cart", 100)]);
+        assert!(check("web: a\nshop/ledger: b\n", &[("web", 100), ("shop/ledger", 100)]).is_ok());
+        let many = check("web: a\ncart: b\nshop/ledger: c\n", &[("web", 100), ("shop/ledger", 100)]);
         assert!(many.unwrap_err()[0].contains("more than"));
     }
 }

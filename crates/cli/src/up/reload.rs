@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use outrider_api::http::{ApplyRequest, ChangeAction, ChangeResponse, DeleteRequest, ObjectKey};
+use outrider_api::http::{
+    ApplyRequest, ChangeAction, ChangeResponse, DeleteRequest, NamespaceContents, ObjectKey,
+};
 use outrider_intent::model::ServiceRef;
 use tokio::sync::{mpsc, watch as watch_channel};
 
@@ -27,8 +29,14 @@ pub(super) async fn sync(client: &Client, folder: &Folder) -> Result<String, Cli
     let stored = get::objects(client).await?;
     let surplus: Vec<ObjectKey> =
         stored.into_iter().map(|object| object.key).filter(|key| !folder.objects.contains(key)).collect();
-    let apply = ApplyRequest { sources: folder.sources.clone(), dry_run: false, proxies: false };
-    let delete = DeleteRequest { objects: surplus, force: true, ..DeleteRequest::default() };
+    let apply = ApplyRequest { sources: folder.sources.clone(), ..ApplyRequest::default() };
+    // A namespace that is only used now, not declared any more, keeps its services.
+    let delete = DeleteRequest {
+        objects: surplus,
+        force: true,
+        contents: NamespaceContents::Keep,
+        ..DeleteRequest::default()
+    };
 
     let (accepted, mut change) = client.post_change("/v1/apply", &apply).await?;
     if delete.objects.is_empty() {
@@ -97,7 +105,11 @@ pub(super) async fn watch(
         let procfile = procfile_of(&dir).await;
         if procfile != processes {
             processes = procfile;
-            if say.send("the Procfile has changed: it is read at the next start".to_owned()).await.is_err() {
+            if say
+                .send("the Procfile has changed: stop `up` and start it again to use it".to_owned())
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -112,7 +124,7 @@ pub(super) async fn watch(
             }
             Ok(folder) => match sync(&client, &folder).await {
                 Ok(text) => {
-                    services.send_replace(folder.services);
+                    services.send_replace(folder.service_names());
                     texts = folder.sources;
                     text
                 }

@@ -1,7 +1,17 @@
 //! What `up` shows: lines of output above, a live table below.
 //!
+//! ```text
+//! outrider up shop  3 services, 2 of 3 instances ready, 1:15
+//! INSTANCE             STATE  IN    OUT   ERRORS  IN/S  MEAN   CONFIG   PROXY         PID    MEMORY
+//! shop/checkout-x7k2p  ready  1200  2400  0       20    1.5ms  current  native 0.1.0  4711   6.1 MiB
+//! shop/web             ended with code 3, 0:12 ago
+//! ```
+//! IN and OUT are requests to and from the instance since its proxy's process started (of TCP: connections), ERRORS those
+//! of both. IN/S is requests in per second between the last two reports, MEAN their mean time.
+//!
 //! `Screen` is pure: it is told lines and what runs, and gives the bytes to write. Holds: the table is redrawn in
-//! place and never wraps; without a terminal nothing is ever redrawn, and changes of state become lines.
+//! place and never wraps, and loses columns from the right where they do not fit, so the first are those that matter
+//! most; once it says `stopping`, it says nothing else; without a terminal nothing is ever redrawn, and changes of state become lines.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,12 +57,36 @@ pub(crate) struct Screen {
     footer: String,
     /// Lines of the table on the terminal now.
     drawn: usize,
-    view: Vec<String>,
+    view: View,
+    stopping: bool,
     seen: BTreeMap<String, Seen>,
     states: BTreeMap<String, String>,
     /// Processes that ended, by their number.
     ended: BTreeMap<usize, Ended>,
     uptime: Duration,
+}
+
+/// What is drawn: a line, and what runs.
+#[derive(Debug, Default)]
+struct View {
+    header: String,
+    table: Option<Table>,
+    footer: String,
+}
+
+impl View {
+    /// Its lines; those of the table fit into `columns`.
+    fn lines(&self, style: Style, columns: usize) -> Vec<String> {
+        if self.header.is_empty() {
+            return Vec::new();
+        }
+        let mut lines = vec![String::new(), self.header.clone()];
+        if let Some(table) = &self.table {
+            lines.extend(table.lines_within(style, columns));
+            lines.push(self.footer.clone());
+        }
+        lines
+    }
 }
 
 /// A process that ended and is not started again.
@@ -75,7 +109,8 @@ impl Screen {
             title,
             footer,
             drawn: 0,
-            view: Vec::new(),
+            view: View::default(),
+            stopping: false,
             seen: BTreeMap::new(),
             states: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -90,7 +125,8 @@ impl Screen {
 
     /// Replaces the table, which is of no use any more, by a line.
     pub(crate) fn stopping(&mut self) {
-        self.view = vec![String::new(), self.style.bold(&format!("{}  stopping", self.title))];
+        self.stopping = true;
+        self.view = View { header: self.style.bold(&format!("{}  stopping", self.title)), ..View::default() };
     }
 
     /// A process's line with its label. Of what it wrote over itself, the last stays.
@@ -127,7 +163,9 @@ impl Screen {
         }
         self.states = states;
         self.uptime = snapshot.uptime;
-        self.view = self.compose(snapshot);
+        if !self.stopping {
+            self.view = self.compose(snapshot);
+        }
         news
     }
 
@@ -140,11 +178,14 @@ impl Screen {
             out.push('\n');
         }
         let room = size.rows.saturating_sub(2).max(1);
-        for line in self.view.iter().take(room) {
-            out.push_str(&clip(line, size.columns.saturating_sub(1).max(1)));
+        // A line as wide as the terminal may be wrapped by it.
+        let columns = size.columns.saturating_sub(1).max(1);
+        let lines = self.view.lines(self.style, columns);
+        for line in lines.iter().take(room) {
+            out.push_str(&clip(line, columns));
             out.push('\n');
         }
-        self.drawn = self.view.len().min(room);
+        self.drawn = lines.len().min(room);
         out.push_str("\x1b[?2026l");
         out
     }
@@ -155,7 +196,7 @@ impl Screen {
         if drawn == 0 { String::new() } else { format!("\r\x1b[{drawn}A\x1b[0J") }
     }
 
-    fn compose(&mut self, snapshot: &Snapshot) -> Vec<String> {
+    fn compose(&mut self, snapshot: &Snapshot) -> View {
         let ready = snapshot.instances.iter().filter(|instance| instance.state == "ready").count();
         let seconds = snapshot.uptime.as_secs();
         let header = format!(
@@ -167,8 +208,7 @@ impl Screen {
             seconds % 60
         );
         let mut table = Table::new(&[
-            "SERVICE", "INSTANCE", "STATE", "IN", "OUT", "ERRORS", "RATE", "MEAN", "CONFIG", "PROXY", "PID",
-            "MEMORY",
+            "INSTANCE", "STATE", "IN", "OUT", "ERRORS", "IN/S", "MEAN", "CONFIG", "PROXY", "PID", "MEMORY",
         ]);
         let mut seen = BTreeMap::new();
         for service in &snapshot.services {
@@ -179,33 +219,34 @@ impl Screen {
                     let now = Totals::of(instance);
                     let name = format!("{}/{}", instance.namespace, instance.name);
                     let next = Seen::next(self.seen.get(&name), snapshot.uptime, now);
-                    table.row(self.row(service, instance, now, &next.rates));
+                    table.row(self.row(&name, instance, now, &next.rates));
                     seen.insert(name, next);
                 }
             }
             for (app, ended) in self.ended.iter().filter(|(_, ended)| ended.service == *service) {
                 any = true;
                 let ago = snapshot.uptime.saturating_sub(ended.at).as_secs();
-                let label = self.labels.get(*app).map_or("", String::as_str);
                 let how = format!("{}, {}:{:02} ago", ended.how, ago / 60, ago % 60);
-                table.row(vec![service.to_string(), label.to_owned(), self.style.bad(&how)]);
+                let label = self.labels.get(*app).map_or("", String::as_str);
+                // Of several processes of one service the label tells which.
+                let name = match label.rsplit_once('.') {
+                    Some((_, number)) => format!("{service} .{number}"),
+                    None => service.to_string(),
+                };
+                table.row(vec![name, self.style.bad(&how)]);
             }
             if !any {
                 table.row(vec![service.to_string(), self.style.dim("no instance")]);
             }
         }
         self.seen = seen;
-        let mut view = vec![String::new(), header];
-        view.extend(table.lines(self.style));
-        view.push(self.style.dim(&self.footer));
-        view
+        View { header, table: Some(table), footer: self.style.dim(&self.footer) }
     }
 
-    fn row(&self, service: &ServiceRef, instance: &InstanceView, now: Totals, rates: &Rates) -> Vec<String> {
+    fn row(&self, name: &str, instance: &InstanceView, now: Totals, rates: &Rates) -> Vec<String> {
         let proxy = &instance.proxy;
         vec![
-            service.to_string(),
-            instance.name.clone(),
+            name.to_owned(),
             self.style.state(&instance.state),
             count(now.inbound),
             count(now.outbound),
@@ -253,14 +294,19 @@ impl Seen {
 impl Rates {
     /// Between two observations; a proxy that was started again counts from 0.
     fn between(then: Duration, before: Totals, at: Duration, now: Totals) -> Self {
-        let again = before.inbound + before.outbound > now.inbound + now.outbound;
+        let again = before.inbound > now.inbound || before.outbound > now.outbound;
         let before = if again { Totals::default() } else { before };
-        let requests = now.inbound + now.outbound - before.inbound - before.outbound;
+        let requests = now.inbound - before.inbound;
         let seconds = at.saturating_sub(then).as_secs_f64();
         let rate = if seconds > 0.0 { requests as f64 / seconds } else { 0.0 };
         let latency = now.latency_us_sum.saturating_sub(before.latency_us_sum);
-        Self { rate: format!("{rate:.0}/s"), mean: mean(latency, requests) }
+        Self { rate: rate_text(rate), mean: mean(latency, requests) }
     }
+}
+
+/// A number per second; of a few, one digit more, so that a slow caller is not shown as none.
+fn rate_text(rate: f64) -> String {
+    if rate > 0.0 && rate < 9.95 { format!("{rate:.1}") } else { count(rate.round() as u64) }
 }
 
 /// An instance's state in a line; a change of it is news.
@@ -339,43 +385,74 @@ mod tests {
         assert_eq!(gone, ["outrider │ shop/web-aaaaa gone"]);
     }
 
+    fn lines(screen: &Screen, columns: usize) -> Vec<String> {
+        screen.view.lines(screen.style, columns)
+    }
+
     #[test]
     fn a_process_that_ended_stays_in_sight() {
         let mut screen = screen();
         screen.observe(&snapshot(10, 0, "ready"));
         screen.ended(1, ServiceRef::new("shop", "idle"), "ended with code 3".into());
         screen.observe(&snapshot(85, 0, "ready"));
-        assert!(screen.view[1].contains("1 of 2 instances ready"), "{}", screen.view[1]);
-        let row = screen.view.iter().find(|line| line.starts_with("shop/idle")).unwrap();
+        let shown = lines(&screen, 79);
+        assert!(shown[1].contains("1 of 2 instances ready"), "{}", shown[1]);
+        let row = shown.iter().find(|line| line.starts_with("shop/idle")).unwrap();
         let words: Vec<_> = row.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect();
-        assert_eq!(words, ["shop/idle", "checkout", "ended with code 3, 1:15 ago"]);
+        assert_eq!(words, ["shop/idle", "ended with code 3, 1:15 ago"]);
         screen.stopping();
-        assert_eq!(screen.view, ["", "shop  stopping"]);
+        assert_eq!(lines(&screen, 79), ["", "shop  stopping"]);
+        // What was asked before the end and answered after it does not bring the table back.
+        screen.observe(&snapshot(86, 0, "ready"));
+        assert_eq!(lines(&screen, 79), ["", "shop  stopping"]);
     }
 
     #[test]
-    fn rates_are_between_observations() {
+    fn rates_are_requests_in_between_observations() {
         let mut screen = screen();
-        screen.observe(&snapshot(10, 100, "ready"));
-        screen.observe(&snapshot(12, 140, "ready"));
-        let row = screen.view.iter().find(|line| line.contains("web-aaaaa")).unwrap();
-        assert!(row.contains(" 20/s  1.5ms "), "{row}");
+        let rate = |screen: &mut Screen, seconds: u64, requests: u64, calls: u64| {
+            let mut now = snapshot(seconds, requests, "ready");
+            // Calls out are no part of the rate.
+            let outbound = TrafficView { requests: calls, latency_us_sum: 1 << 40, ..Default::default() };
+            now.instances[0].proxy.outbound.insert("shop/idle".into(), outbound);
+            screen.observe(&now);
+            let shown = lines(screen, 200);
+            let row = shown.iter().find(|line| line.contains("web-aaaaa")).unwrap();
+            let words: Vec<_> = row.split_whitespace().collect();
+            format!("{} {}", words[5], words[6])
+        };
+        assert_eq!(rate(&mut screen, 10, 100, 1_000), "- -");
+        assert_eq!(rate(&mut screen, 12, 140, 9_000), "20 1.5ms");
         // No news is not a rate of 0, for a while.
-        screen.observe(&snapshot(13, 140, "ready"));
-        assert!(screen.view.iter().any(|line| line.contains(" 20/s  1.5ms ")), "{:#?}", screen.view);
-        screen.observe(&snapshot(14, 160, "ready"));
-        assert!(screen.view.iter().any(|line| line.contains(" 10/s  1.5ms ")), "{:#?}", screen.view);
-        screen.observe(&snapshot(20, 160, "ready"));
-        assert!(screen.view.iter().any(|line| line.contains(" 0/s   - ")), "{:#?}", screen.view);
+        assert_eq!(rate(&mut screen, 13, 140, 9_000), "20 1.5ms");
+        assert_eq!(rate(&mut screen, 14, 160, 9_000), "10 1.5ms");
+        assert_eq!(rate(&mut screen, 20, 160, 9_000), "0 -");
+        assert_eq!(rate(&mut screen, 24, 161, 9_000), "0.2 1.5ms");
         // The proxy was started again: totals begin anew and nothing underflows.
-        screen.observe(&snapshot(21, 7, "ready"));
-        let row = screen.view.iter().find(|line| line.contains("web-aaaaa")).unwrap();
-        assert!(row.contains("  7/s"), "{row}");
-        assert!(
-            screen.view.iter().any(|line| line.starts_with("shop/idle  no instance")),
-            "{:#?}",
-            screen.view
-        );
+        assert_eq!(rate(&mut screen, 25, 17, 9_000), "17 1.5ms");
+        assert_eq!(rate(&mut screen, 26, 20, 5), "20 1.5ms");
+        assert_eq!(rate(&mut screen, 27, 40_020, 5), "40.0k 1.5ms");
+        assert!(lines(&screen, 79).iter().any(|line| line.starts_with("shop/idle  ")));
+    }
+
+    #[test]
+    fn eighty_columns_show_the_traffic() {
+        let mut screen = screen();
+        let mut now = snapshot(10, 1_234_567, "starting");
+        now.instances[0].name = "checkout-aaaaa".into();
+        now.instances[0].proxy.inbound.errors = 123_456;
+        let calls = TrafficView { requests: 2_345_678, ..Default::default() };
+        now.instances[0].proxy.outbound.insert("shop/idle".into(), calls);
+        screen.observe(&now);
+        now.instances[0].proxy.inbound.requests += 1_000_000;
+        now.uptime += Duration::from_secs(10);
+        screen.observe(&now);
+        let painted = screen.paint(&[], Size { columns: 80, rows: 24 });
+        let header = painted.lines().find(|line| line.contains("INSTANCE")).unwrap();
+        for title in ["STATE", "IN", "OUT", "ERRORS", "IN/S", "MEAN"] {
+            assert!(header.split_whitespace().any(|word| word == title), "{title}: {header}");
+        }
+        assert!(!painted.contains('…'), "{painted}");
     }
 
     #[test]

@@ -86,6 +86,18 @@ fn claim(state: &Path) -> Result<(), CliError> {
     .map_err(|error| CliError::Failed(format!("cannot write {}: {error}", mark.display())))
 }
 
+/// Refuses to start beside another `up` with this state. Asked before anything of it is touched.
+pub(super) async fn refuse_second(state: &Path) -> Result<(), CliError> {
+    let socket = paths::api_socket(state);
+    let Ok(stream) = UnixStream::connect(&socket).await else { return Ok(()) };
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    Err(CliError::Failed(format!(
+        "`outrider up` already runs here{}; see `outrider get proxies -A --server unix:{}`",
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(),
+        socket.display()
+    )))
+}
+
 /// A folder for sockets that belongs to `state`: the same at the next start, so that an agent finds and ends what one
 /// that was killed left running. Short, and nobody else's.
 fn runtime(state: &Path) -> Result<PathBuf, CliError> {
@@ -122,13 +134,8 @@ impl Stack {
             Err(error) => {
                 // Another `up` may be using it; then it is not empty and stays.
                 let _ = std::fs::remove_dir(&runtime);
-                let socket = paths::api_socket(&options.state);
-                if UnixStream::connect(&socket).await.is_ok() {
-                    return Err(CliError::Failed(format!(
-                        "`outrider up` already runs here; see `outrider get proxies -A --server unix:{}`",
-                        socket.display()
-                    )));
-                }
+                // Another one may have started at the same moment.
+                refuse_second(&options.state).await?;
                 return Err(CliError::Failed(error.to_string()));
             }
         };
@@ -167,7 +174,7 @@ impl Stack {
         server: SocketAddr,
     ) -> Result<(), CliError> {
         // Only needed the first time, and after the identity has expired; unused it expires in a minute.
-        let request = TokenRequest { ttl_seconds: Some(60) };
+        let request = TokenRequest { ttl_seconds: Some(60), ..TokenRequest::default() };
         let token: TokenResponse = Client::new(self.target(), None).post("/v1/tokens", &request).await?;
         let mut options = AgentOptions::new(state, self.runtime.clone(), NODE.to_owned(), server.to_string());
         options.join_token = Some(token.token);

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use outrider_intent::model::*;
+use outrider_xds_types::prost::Message;
+use outrider_xds_types::workload::Workload;
 use proptest::prelude::*;
 
 use super::*;
@@ -160,6 +162,19 @@ proptest! {
             let listeners = names_of(&proxy.resources, type_url::LISTENER);
             let with_routes: Vec<String> = listeners.iter().filter(http).cloned().collect();
             prop_assert_eq!(with_routes, names_of(&proxy.resources, type_url::ROUTE));
+        }
+    }
+
+    /// A host that waited for another name would never call the set whole.
+    #[test]
+    fn hosts_are_told_the_listeners_that_are_made(intent in intents()) {
+        let output = compiled(&intent);
+        for (id, proxy) in &output.proxies {
+            let mut made = names_of(&proxy.resources, type_url::LISTENER);
+            made.retain(|name| name.starts_with("outbound/"));
+            let workload = output.shared.get(type_url::WORKLOAD, &id.to_string()).expect("a workload");
+            let workload = Workload::decode(workload.body.as_slice()).expect("decodes");
+            prop_assert_eq!(workload.outbound, made);
         }
     }
 

@@ -8,6 +8,11 @@ const CHECKOUT: &str = "apiVersion: outrider.dev/v1alpha1\nkind: Service\nmetada
 const INVENTORY: &str = "apiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {name: inventory, namespace: shop}\n\
                          spec: {ports: [{name: http, port: 8081, protocol: http}]}\n---\n";
 
+const SPLIT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: split, namespace: shop}\n\
+                     spec: {parentRefs: [{kind: Service, name: checkout}],\n\
+                     rules: [{backendRefs: [{name: inventory, port: 8081}]}]}\n---\n";
+const FORCE: DeleteOptions = DeleteOptions { force: true, contents: NamespaceContents::Refuse };
+
 fn read(text: &str) -> Parsed {
     parse(&[Source { name: "test.yaml".into(), text: text.into() }])
 }
@@ -70,15 +75,14 @@ fn an_error_anywhere_refuses_everything_and_all_are_named() {
 #[test]
 fn services_that_are_called_go_by_force_only() {
     let both = apply(&Declared::default(), &read(&format!("{CHECKOUT}{INVENTORY}"))).after.unwrap();
-    let plan = delete(&both, &[key("inventory")], &Parsed::default(), false).unwrap();
+    let plan = delete(&both, &[key("inventory")], &Parsed::default(), DeleteOptions::default()).unwrap();
     assert!(plan.after.is_none());
-    assert!(
-        plan.diagnostics.iter().any(|finding| finding.code == "unknown-service"),
-        "{:?}",
-        plan.diagnostics
-    );
+    let [finding] = plan.diagnostics.as_slice() else { panic!("{:?}", plan.diagnostics) };
+    assert_eq!((finding.code.as_str(), finding.line), ("still-called", 0));
+    assert_eq!(finding.message, "shop/checkout calls the service shop/inventory");
+    assert_eq!(finding.help.as_deref(), Some("remove the call, or use --force"));
 
-    let plan = delete(&both, &[key("inventory")], &Parsed::default(), true).unwrap();
+    let plan = delete(&both, &[key("inventory")], &Parsed::default(), FORCE).unwrap();
     assert_eq!(actions(&plan), [("inventory", ChangeAction::Deleted)]);
     let forced = plan.after.unwrap();
     let checkout = &forced.intent.services[&ServiceRef::new("shop", "checkout")];
@@ -92,22 +96,125 @@ fn services_that_are_called_go_by_force_only() {
     assert!(healed.intent.services[&ServiceRef::new("shop", "checkout")].missing_calls.is_empty());
 
     // Both at once need no force.
-    let plan = delete(&both, &[key("inventory"), key("checkout")], &Parsed::default(), false).unwrap();
+    let plan =
+        delete(&both, &[key("inventory"), key("checkout")], &Parsed::default(), DeleteOptions::default())
+            .unwrap();
     assert!(plan.after.unwrap().documents.is_empty());
+}
+
+/// What is refused: codes and messages.
+fn refused(
+    before: &Declared,
+    keys: &[ObjectKey],
+    sources: &str,
+    how: DeleteOptions,
+) -> Vec<(String, String)> {
+    let plan = delete(before, keys, &read(sources), how).unwrap();
+    assert!(plan.after.is_none() && plan.changes.is_empty() && plan.summary.is_empty(), "{plan:?}");
+    plan.diagnostics.into_iter().map(|finding| (finding.code, finding.message)).collect()
+}
+
+#[test]
+fn a_namespace_with_something_in_it_goes_by_force_and_whole() {
+    let namespace = "apiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {name: shop}\n---\n";
+    let other = "apiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {name: web, namespace: other}\n\
+                 spec: {role: client, calls: [checkout.shop]}\n---\n";
+    let shop = ObjectKey { kind: "Namespace".into(), namespace: String::new(), name: "shop".into() };
+    let contents = |contents| DeleteOptions { contents, ..DeleteOptions::default() };
+    let inside = "HTTPRoute shop/split";
+    // Whether the namespace is declared or only used.
+    for declared in [namespace, ""] {
+        let text = format!("{declared}{CHECKOUT}{INVENTORY}{SPLIT}");
+        let before = apply(&Declared::default(), &read(&text)).after.unwrap();
+        let one = std::slice::from_ref(&shop);
+        let empty_handed = refused(&before, one, "", DeleteOptions::default());
+        let holds =
+            "the namespace shop is not empty: it holds Service shop/checkout, Service shop/inventory and";
+        assert_eq!(empty_handed, [("namespace-not-empty".to_owned(), format!("{holds} {inside}"))]);
+        // Nor by the file that declares it; then the finding is where it is declared.
+        if !declared.is_empty() {
+            let plan = delete(&before, &[], &read(declared), DeleteOptions::default()).unwrap();
+            assert_eq!((plan.diagnostics[0].file.as_str(), plan.diagnostics[0].line), ("test.yaml", 3));
+        }
+        // With everything in it named too, nothing is left to ask about.
+        let plan = delete(&before, &[], &read(&text), DeleteOptions::default()).unwrap();
+        assert!(plan.after.unwrap().documents.is_empty());
+        // Everything in one change set.
+        let plan = delete(&before, one, &Parsed::default(), contents(NamespaceContents::Delete)).unwrap();
+        assert_eq!(plan.changes.len(), if declared.is_empty() { 3 } else { 4 });
+        assert!(plan.after.unwrap().documents.is_empty());
+        // Or the settings alone.
+        let plan = delete(&before, one, &Parsed::default(), contents(NamespaceContents::Keep)).unwrap();
+        assert_eq!(plan.after.unwrap().documents.len(), 3);
+        // Callers elsewhere are another question.
+        let before = apply(&before, &read(other)).after.unwrap();
+        let called = refused(&before, one, "", contents(NamespaceContents::Delete));
+        assert_eq!(called, [("still-called".into(), "other/web calls the service shop/checkout".into())]);
+        let all = DeleteOptions { force: true, contents: NamespaceContents::Delete };
+        let after = delete(&before, one, &Parsed::default(), all).unwrap().after.unwrap();
+        assert_eq!(after.intent.services[&ServiceRef::new("other", "web")].missing_calls.len(), 1);
+    }
+    let nothing = ObjectKey { name: "nothing".into(), ..shop };
+    let absent = delete(&Declared::default(), &[nothing], &Parsed::default(), FORCE).unwrap_err();
+    assert_eq!(absent.to_string(), "Namespace nothing is not declared");
+}
+
+#[test]
+fn everything_that_needs_a_service_is_named() {
+    let calls = |name: &str| CHECKOUT.replace("name: checkout", &format!("name: {name}"));
+    let text = format!("{CHECKOUT}{INVENTORY}{SPLIT}{}", calls("web"));
+    let before = apply(&Declared::default(), &read(&text)).after.unwrap();
+    let routed = |name: &str| {
+        ("still-routed".to_owned(), format!("HTTPRoute shop/split names the service shop/{name}"))
+    };
+    let both = refused(&before, &[key("inventory")], "", DeleteOptions::default());
+    let called = "shop/checkout and shop/web call the service shop/inventory".to_owned();
+    assert_eq!(both, [("still-called".to_owned(), called), routed("inventory")]);
+    // No force makes a route mean something without its parent.
+    assert_eq!(refused(&before, &[key("checkout")], "", FORCE), [routed("checkout")]);
+    let split = ObjectKey { kind: "HTTPRoute".into(), ..key("split") };
+    let plan = delete(&before, &[key("checkout"), split], &Parsed::default(), FORCE).unwrap();
+    assert_eq!(plan.after.unwrap().documents.len(), 2);
+    // Many are counted.
+    let many: String = (0..12).map(|at| calls(&format!("c{at:02}"))).collect();
+    let before = apply(&Declared::default(), &read(&format!("{INVENTORY}{many}"))).after.unwrap();
+    let message = refused(&before, &[key("inventory")], "", DeleteOptions::default()).remove(0).1;
+    assert!(
+        message.starts_with("shop/c00, shop/c01, ") && message.contains("shop/c09 and 2 more call"),
+        "{message}"
+    );
+}
+
+#[test]
+fn changes_hold_the_documents_before_and_after() {
+    let before = apply(&Declared::default(), &read(INVENTORY)).after.unwrap();
+    let text = format!("{CHECKOUT}{}", INVENTORY.replace("8081", "9000"));
+    let plan = apply(&before, &read(&text));
+    let port = |document: &Option<serde_json::Value>| {
+        document.as_ref().map(|document| document["spec"]["ports"][0]["port"].as_u64().unwrap())
+    };
+    let ports: Vec<_> =
+        plan.summary.iter().map(|change| (port(&change.before), port(&change.after))).collect();
+    assert_eq!(ports, [(None, Some(8080)), (Some(8081), Some(9000))]);
+    let same = apply(&before, &read(INVENTORY));
+    assert_eq!((&same.summary[0].before, &same.summary[0].after), (&None, &None));
 }
 
 #[test]
 fn deleting_by_source_and_by_wrong_key() {
     let both = apply(&Declared::default(), &read(&format!("{CHECKOUT}{INVENTORY}"))).after.unwrap();
     let text = format!("{CHECKOUT}{}", INVENTORY.replace("inventory", "never"));
-    let plan = delete(&both, &[], &read(&text), false).unwrap();
+    let plan = delete(&both, &[], &read(&text), DeleteOptions::default()).unwrap();
     assert_eq!(actions(&plan), [("checkout", ChangeAction::Deleted), ("never", ChangeAction::Unchanged)]);
     assert_eq!(plan.changes.len(), 1);
 
-    let absent = delete(&both, &[key("chekout")], &Parsed::default(), false).unwrap_err();
+    let absent = delete(&both, &[key("chekout")], &Parsed::default(), DeleteOptions::default()).unwrap_err();
     assert_eq!(absent.to_string(), "Service shop/chekout is not declared");
     let kind = ObjectKey { kind: "Pod".into(), ..key("checkout") };
-    assert!(matches!(delete(&both, &[kind], &Parsed::default(), false), Err(KeyError::Kind(_))));
+    assert!(matches!(
+        delete(&both, &[kind], &Parsed::default(), DeleteOptions::default()),
+        Err(KeyError::Kind(_))
+    ));
 }
 
 #[test]

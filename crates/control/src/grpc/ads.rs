@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Newest, node_of, stopping};
+use super::{Newest, caller, stopping};
 use crate::actor::Handle;
 
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -45,8 +45,10 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<discovery::DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let node = node_of(&request, &self.trust_domain)?;
-        let turn = self.streams.begin(&node);
+        let caller = caller(&request, &self.trust_domain)?;
+        let turn = self.streams.begin(&caller.node);
+        caller.admitted(&self.world).await?;
+        let node = caller.node;
         let (responses, out) = mpsc::channel(16);
         let (world, stop, requests) = (self.world.clone(), self.stop.clone(), request.into_inner());
         tokio::spawn(async move {

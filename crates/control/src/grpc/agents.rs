@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::Stream;
 use outrider_api::agent as wire;
-use outrider_identity::{Authority, CertificateDer, JoinToken, SignError, SpiffeId, TokenHash};
+use outrider_identity::{
+    Authority, CertificateDer, CertificateInfo, JoinToken, SignError, SpiffeId, TokenHash,
+};
 use outrider_intent::model::ServiceRef;
 use outrider_store::{Store, UseTokenError};
 use outrider_xds_types::names;
@@ -16,10 +18,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Newest, node_of, stopping};
+use super::{Caller, Newest, caller, refused, stopping};
 use crate::actor::Handle;
 use crate::incoming::Peer;
-use crate::world::is_node_name;
+use crate::world::{Admission, FactError, Scope, is_node_name};
 
 /// A session must begin with `Hello` within this time.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
@@ -41,10 +43,17 @@ impl AgentsService {
         ders(&self.authority.bundle())
     }
 
-    fn sign(&self, request: &[u8], id: &str) -> Result<Vec<Vec<u8>>, Status> {
+    /// Issues a certificate, and reads it.
+    fn sign(&self, request: &[u8], id: &str) -> Result<(Vec<Vec<u8>>, CertificateInfo), Status> {
         let id = SpiffeId::parse(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
         match self.authority.sign_request(request, &id, SystemTime::now()) {
-            Ok(chain) => Ok(ders(&chain)),
+            Ok(chain) => {
+                let leaf = chain.first().map(|leaf| CertificateInfo::read(leaf));
+                let Some(Ok(info)) = leaf else {
+                    return Err(Status::internal("cannot read the certificate"));
+                };
+                Ok((ders(&chain), info))
+            }
             Err(error @ SignError::Request(_)) => Err(Status::invalid_argument(error.to_string())),
             Err(error @ SignError::TrustDomain { .. }) => Err(Status::permission_denied(error.to_string())),
             Err(error) => {
@@ -81,9 +90,17 @@ impl AgentsService {
         self.world
             .run(move |world, store, _| {
                 let matches = |hash: &[u8; 32]| token.matches(&TokenHash(*hash));
-                let admitted = signed.and_then(|chain| {
+                let admitted = signed.and_then(|(chain, info)| {
                     let used = store.use_token(&token.id(), matches, &name, unix_now());
-                    used.map(|()| chain).map_err(|error| refusal(&error))
+                    let scope = match used.map_err(|error| refusal(&error))? {
+                        Some(scope) => serde_json::from_value(scope)
+                            .map_err(|error| Status::internal(format!("the token's scope: {error}")))?,
+                        None => Scope::default(),
+                    };
+                    let admission = Admission::new(scope, info.key, unix(info.not_after));
+                    keep(store, &name, &admission)?;
+                    world.admit(&name, admission);
+                    Ok(chain)
                 });
                 if admitted.is_err() {
                     world.release_node(&name);
@@ -93,6 +110,26 @@ impl AgentsService {
             .await
             .map_err(stopping)?
     }
+}
+
+/// Renewal of a node's own certificate: its key is good too from now on.
+async fn renewed(world: &Handle, caller: &Caller, info: CertificateInfo) -> Result<(), Status> {
+    let (node, own) = (caller.node.clone(), caller.key.clone());
+    let renew = move |world: &mut crate::world::World, store: &Store, _| {
+        world.check_node(&node, &own).map_err(|error| super::not_admitted(&error))?;
+        if let Some(admission) = world.admission(&node) {
+            let admission = admission.with_key(&own, info.key, unix(info.not_after));
+            keep(store, &node, &admission)?;
+            world.admit(&node, admission);
+        }
+        Ok(())
+    };
+    world.run(renew).await.map_err(stopping)?
+}
+
+fn keep(store: &Store, node: &str, admission: &Admission) -> Result<(), Status> {
+    let record = (node.to_owned(), Some(serde_json::json!(admission)));
+    store.put_nodes(&[record]).map_err(|error| Status::internal(error.to_string()))
 }
 
 /// Lets one through a second, and counts the others.
@@ -118,7 +155,11 @@ fn ders(certificates: &[CertificateDer<'_>]) -> Vec<Vec<u8>> {
 }
 
 fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    unix(SystemTime::now())
+}
+
+fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 #[tonic::async_trait]
@@ -160,21 +201,39 @@ impl wire::Agents for AgentsService {
         request: Request<wire::SignRequest>,
     ) -> Result<Response<wire::SignResponse>, Status> {
         let trust_domain = self.authority.trust_domain().to_owned();
-        let node = node_of(&request, &trust_domain)?;
+        let caller = caller(&request, &trust_domain)?;
+        caller.admitted(&self.world).await?;
+        let node = &caller.node;
         let request = request.into_inner();
         let id = SpiffeId::parse(&request.spiffe_id)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        if request.spiffe_id != names::spiffe_node(&trust_domain, &node) {
+        let own = request.spiffe_id == names::spiffe_node(&trust_domain, node);
+        if !own {
             let service = service_of(&id, &trust_domain)
-                .ok_or_else(|| Status::permission_denied(format!("node {node} may not be {id}")))?;
-            let text = format!("service {service} is not declared");
-            let declared =
-                self.world.read(move |world, _| world.is_service(&service)).await.map_err(stopping)?;
-            if !declared {
-                return Err(Status::permission_denied(text));
+                .ok_or_else(|| refused(wire::IDENTITY_NOT_GIVEN, format!("node {node} may not be {id}")))?;
+            let (asked, by) = (service.clone(), node.clone());
+            let read = move |world: &crate::world::World, _| {
+                let scope = world.admission(&by).map(|admission| admission.scope.allows(&asked));
+                (scope.unwrap_or(false), world.is_service(&asked))
+            };
+            match self.world.read(read).await.map_err(stopping)? {
+                // First, so that who may not have it is not told whether it exists.
+                (false, _) => {
+                    let text = format!("node {node} may not be {service}: its join token did not name it");
+                    tracing::warn!(node, %service, "an identity outside of the node's scope was asked for");
+                    return Err(refused(wire::SERVICE_OUT_OF_SCOPE, text));
+                }
+                (true, false) => {
+                    let text = format!("service {service} is not declared");
+                    return Err(refused(wire::SERVICE_NOT_DECLARED, text));
+                }
+                (true, true) => {}
             }
         }
-        let chain = self.sign(&request.csr, id.as_str())?;
+        let (chain, info) = self.sign(&request.csr, id.as_str())?;
+        if own {
+            renewed(&self.world, &caller, info).await?;
+        }
         tracing::debug!(node, %id, "certificate issued");
         Ok(Response::new(wire::SignResponse { chain, bundle: self.bundle() }))
     }
@@ -183,7 +242,10 @@ impl wire::Agents for AgentsService {
         &self,
         request: Request<Streaming<wire::Fact>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let node = node_of(&request, self.authority.trust_domain())?;
+        let caller = caller(&request, self.authority.trust_domain())?;
+        let turn = self.streams.begin(&caller.node);
+        caller.admitted(&self.world).await?;
+        let node = caller.node;
         let welcome = wire::Instruction {
             kind: Some(wire::InstructionKind::Welcome(wire::Welcome {
                 trust_domain: self.authority.trust_domain().to_owned(),
@@ -192,7 +254,6 @@ impl wire::Agents for AgentsService {
             })),
         };
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-        let turn = self.streams.begin(&node);
         let (instructions, out) = mpsc::channel(4);
         let (world, stop, facts) = (self.world.clone(), self.stop.clone(), request.into_inner());
         tokio::spawn(async move {
@@ -244,14 +305,18 @@ async fn listen(
     let Some(wire::Fact { kind: Some(kind @ wire::FactKind::Hello(_)) }) = first else {
         return Err(Status::failed_precondition("the first fact of a session must be Hello"));
     };
-    let refused = world.fact(node, session, kind).map_err(stopping)?;
-    if let Ok(error) = refused.await {
-        return Err(Status::permission_denied(error.to_string()));
+    if let Err(error) = world.fact(node, session, kind).await.map_err(stopping)? {
+        return Err(match &error {
+            FactError::NotAdmitted(error) => super::not_admitted(error),
+            error => Status::permission_denied(error.to_string()),
+        });
     }
     tracing::info!(node, session, "session began");
     if instructions.send(Ok(welcome)).await.is_err() {
         return Ok(());
     }
+    // What the agent was told of instances that do not count.
+    let mut said = wire::Refused::default();
     while let Some(fact) = facts.message().await? {
         // A kind of fact this version does not know.
         let Some(kind) = fact.kind else { continue };
@@ -259,15 +324,19 @@ async fn listen(
             return Err(Status::failed_precondition("Hello comes once"));
         }
         // Waiting for each answer keeps one host from filling the queue.
-        let refused = world.fact(node, session, kind).map_err(stopping)?;
-        if let Ok(error) = refused.await {
-            match error {
-                crate::world::FactError::NoHello | crate::world::FactError::Superseded => {
-                    return Err(Status::aborted(error.to_string()));
+        match world.fact(node, session, kind).await.map_err(stopping)? {
+            Ok(Some(refused)) if refused != said => {
+                said.clone_from(&refused);
+                let kind = Some(wire::InstructionKind::Refused(refused));
+                if instructions.send(Ok(wire::Instruction { kind })).await.is_err() {
+                    return Ok(());
                 }
-                // Logged where it was refused; the other facts of the host are good.
-                _ => {}
             }
+            Err(error @ (FactError::NoHello | FactError::Superseded)) => {
+                return Err(Status::aborted(error.to_string()));
+            }
+            // Errors are logged where the fact was refused; the other facts of the host are good.
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(())

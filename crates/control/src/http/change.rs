@@ -8,16 +8,16 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use outrider_api::http::{
-    ApplyRequest, ChangeResponse, DeleteRequest, ErrorBody, Source, TokenRequest, TokenResponse,
+    ApplyRequest, ChangeResponse, DeleteRequest, ErrorBody, NodeDeleted, Source, TokenRequest, TokenResponse,
 };
 use outrider_identity::JoinToken;
 use outrider_intent::{Parsed, parse};
 use outrider_store::{Change, CommitError, NewTokenError, Store, Token};
 
 use super::Api;
-use super::error::{Body, Problem};
-use crate::declare::{self, KeyError, Plan};
-use crate::world::World;
+use super::error::{Body, Problem, Segments};
+use crate::declare::{self, DeleteOptions, KeyError, Plan};
+use crate::world::{Millis, Scope, World};
 
 /// Bytes of all sources together: what `intent` reads at most.
 const MAX_SOURCES: usize = 4 << 20;
@@ -34,14 +34,20 @@ pub(crate) async fn apply(
 ) -> Result<Response, Problem> {
     let parsed = read(request.sources).await?;
     api.world
-        .run(move |world, store, _| {
-            let plan = declare::apply(world.declared(), &parsed);
-            carry_out(world, store, plan, request.dry_run, request.proxies)
+        .run(move |world, store, now| {
+            let mut plan = declare::apply(world.declared(), &parsed);
+            if !request.documents {
+                plan.summary.iter_mut().for_each(|change| (change.before, change.after) = (None, None));
+            }
+            carry_out(world, store, plan, request.dry_run, request.proxies, now)
         })
         .await?
 }
 
-/// Deletes objects: everything, or nothing. Refuses services that others still call, unless forced.
+/// Deletes objects: everything, or nothing.
+///
+/// Refused are services that others still call, unless forced, services that a route names, and namespaces with
+/// something in them, unless `contents` says what becomes of it.
 #[utoipa::path(post, path = "/v1/delete", request_body = DeleteRequest, responses(
     (status = 200, body = ChangeResponse, description = "deleted, and on disk"),
     (status = 422, body = ChangeResponse, description = "refused; `diagnostics` say why"),
@@ -53,13 +59,14 @@ pub(crate) async fn delete(
 ) -> Result<Response, Problem> {
     let parsed = read(request.sources).await?;
     api.world
-        .run(move |world, store, _| {
-            let plan = declare::delete(world.declared(), &request.objects, &parsed, request.force);
+        .run(move |world, store, now| {
+            let how = DeleteOptions { force: request.force, contents: request.contents };
+            let plan = declare::delete(world.declared(), &request.objects, &parsed, how);
             let plan = plan.map_err(|error| match &error {
                 KeyError::Kind(_) => Problem::bad_request(error.to_string()),
                 KeyError::Absent(_) => Problem::not_found(error.to_string()),
             })?;
-            carry_out(world, store, plan, request.dry_run, false)
+            carry_out(world, store, plan, request.dry_run, false, now)
         })
         .await?
 }
@@ -85,6 +92,7 @@ fn carry_out(
     plan: Plan,
     dry_run: bool,
     proxies: bool,
+    now: Millis,
 ) -> Result<Response, Problem> {
     let before = world.declared().revision;
     let mut response = ChangeResponse {
@@ -117,7 +125,7 @@ fn carry_out(
         after.revision = committed.revision;
         response.revision = committed.revision;
         tracing::info!(revision = committed.revision, changes = plan.changes.len(), "intent changed");
-        world.declare(after);
+        world.declare(after, now);
     }
     Ok(Json(response).into_response())
 }
@@ -135,19 +143,51 @@ pub(crate) async fn create_token(
     if !(1..=86_400).contains(&seconds) {
         return Err(Problem::bad_request(format!("ttlSeconds is {seconds}; it must be 1 to 86400")));
     }
+    let scope = Scope::read(&request.scope).map_err(|error| Problem::bad_request(error.to_string()))?;
     let token = JoinToken::generate(api.authority.pin()).map_err(Problem::internal)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let stored = Token { id: token.id(), hash: token.hash().0, expires: now + u64::from(seconds) };
+    let stored = Token {
+        id: token.id(),
+        hash: token.hash().0,
+        expires: now + u64::from(seconds),
+        scope: (!scope.is_all()).then(|| serde_json::json!(scope)),
+    };
     let store = api.store.clone();
     let put = tokio::task::spawn_blocking(move || store.put_token(&stored, now)).await;
     match put.map_err(Problem::internal)? {
         Ok(()) => {
-            tracing::info!(token = token.id(), seconds, "join token made");
-            Ok(Json(TokenResponse { token: token.reveal(), expires_in_seconds: seconds }))
+            tracing::info!(token = token.id(), seconds, ?scope, "join token made");
+            let (token, scope) = (token.reveal(), scope.view());
+            Ok(Json(TokenResponse { token, expires_in_seconds: seconds, scope }))
         }
         Err(error @ NewTokenError::TooMany) => {
             Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-tokens", error.to_string()))
         }
         Err(error) => Err(Problem::internal(error)),
     }
+}
+
+/// Deletes a node: its certificate is good for nothing from now on, its streams are closed, and its instances are
+/// no endpoints any more. It may join again with a new token.
+#[utoipa::path(delete, path = "/v1/nodes/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = NodeDeleted, description = "deleted, and on disk"),
+    (status = "default", body = ErrorBody),
+))]
+pub(crate) async fn delete_node(
+    State(api): State<Api>,
+    Segments(name): Segments<String>,
+) -> Result<Json<NodeDeleted>, Problem> {
+    let node = name.clone();
+    let evicted = api.world.run(move |world, store, _| {
+        // On disk first: whoever is told that it is done may rely on it after a restart.
+        store.put_nodes(&[(node.clone(), None)])?;
+        Ok::<_, outrider_store::StorageError>(world.evict(&node))
+    });
+    let evicted = evicted.await?.map_err(Problem::internal)?;
+    let instances = evicted.ok_or_else(|| Problem::not_found(format!("there is no node {name}")))?;
+    for streams in &api.streams {
+        streams.evict(&name);
+    }
+    tracing::info!(node = name, instances = instances.len(), "node deleted");
+    Ok(Json(NodeDeleted { name, instances }))
 }

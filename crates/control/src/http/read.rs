@@ -14,7 +14,7 @@ use outrider_api::http::{
     ResourceView, RolloutView, WatchEvent,
 };
 use outrider_intent::{Key, Kind};
-use outrider_store::{ChangesError, Event, Outcome};
+use outrider_store::{ChangesError, Event, Outcome, Page};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -223,11 +223,12 @@ pub(crate) async fn watch(
     let latest = *revision.borrow_and_update();
     let mut after = query.revision.unwrap_or(latest);
     let mut page = changes(&api, after).await?;
-    let (lines, out) = mpsc::channel::<Result<Bytes, Infallible>>(16);
+    // A page is all that is kept for a client that reads slowly.
+    let (lines, out) = mpsc::channel::<Result<Bytes, Infallible>>(1);
     tokio::spawn(async move {
         loop {
-            let more = page.len() >= WATCH_PAGE;
-            for event in page.drain(..) {
+            let more = page.more;
+            for event in page.events.drain(..) {
                 after = event.revision;
                 if lines.send(Ok(line(event))).await.is_err() {
                     return;
@@ -254,11 +255,12 @@ pub(crate) async fn watch(
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-async fn changes(api: &Api, after: u64) -> Result<Vec<Event>, Problem> {
+async fn changes(api: &Api, after: u64) -> Result<Page, Problem> {
     let store = api.store.clone();
     let read = tokio::task::spawn_blocking(move || store.changes_after(after, WATCH_PAGE)).await;
     read.map_err(Problem::internal)?.map_err(|error| match error {
-        ChangesError::Compacted { .. } => Problem::new(StatusCode::GONE, "compacted", error.to_string()),
+        ChangesError::Compacted { .. } => Problem::new(StatusCode::GONE, "compacted", error.to_string())
+            .help("watch from the latest revision (leave `revision` out), then read /v1/objects"),
         ChangesError::Future { .. } => Problem::not_found(error.to_string()),
         ChangesError::Storage(error) => Problem::internal(error),
     })
@@ -274,7 +276,7 @@ fn line(event: Event) -> Bytes {
     let key = ObjectKey { kind: event.key.kind, namespace: event.key.namespace, name: event.key.name };
     let event = WatchEvent {
         revision: event.revision,
-        change: ObjectChange { key, action },
+        change: ObjectChange::new(key, action),
         document: event.document,
     };
     let mut line = serde_json::json!(event).to_string();

@@ -18,6 +18,7 @@ fn the_description_covers_every_route() {
         .collect();
     // The contract with clients, by hand: a route that is lost or renamed shows here.
     let expected = [
+        "DELETE /v1/nodes/{name}",
         "GET /healthz",
         "GET /v1/describe/{kind}/{namespace}/{name}",
         "GET /v1/instances",

@@ -12,10 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use outrider_api::agent as wire;
+use outrider_api::agent::{self as wire, RefusalReason};
 use outrider_intent::model::ServiceRef;
 use serde::{Deserialize, Serialize};
 
+use super::admissions::Scope;
 use super::{Millis, Timing};
 
 /// Most instances of one host.
@@ -76,9 +77,11 @@ pub(crate) struct Host {
     /// Its instances are in no endpoint set, because it is lost.
     pub(crate) withdrawn: bool,
     /// It was given more time, because too many were silent at once.
-    doubted: bool,
+    pub(super) doubted: bool,
     /// Reported instances that do not count, by `NS/INSTANCE`, and why.
-    pub(crate) refused: BTreeMap<String, &'static str>,
+    pub(crate) refused: BTreeMap<String, Refusal>,
+    /// Its proxies acknowledge more than is kept.
+    pub(crate) too_much: bool,
     /// Sessions that were replaced while they were open.
     pub(crate) superseded: u64,
     /// By `NS/INSTANCE`.
@@ -97,6 +100,7 @@ impl Host {
             withdrawn: false,
             doubted: false,
             refused: BTreeMap::new(),
+            too_much: false,
             superseded: 0,
             instances: BTreeMap::new(),
         }
@@ -107,8 +111,31 @@ impl Host {
     }
 }
 
-/// An instance that does not count, and why.
-pub(crate) type Refusal = (String, &'static str);
+/// Why an instance does not count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// `NS/SERVICE`, as reported.
+    pub(crate) service: String,
+    pub(crate) reason: RefusalReason,
+}
+
+impl Refusal {
+    pub(crate) fn text(&self) -> String {
+        match self.reason {
+            RefusalReason::BadName => "its namespace, service or name is not a DNS label".to_owned(),
+            RefusalReason::TooManyEndpoints => format!("it has more than {MAX_ENDPOINTS} endpoints"),
+            RefusalReason::ForeignAddress => "an endpoint has another address than its host".to_owned(),
+            RefusalReason::BadEndpoint => {
+                "an endpoint has no port name, IP address or port number".to_owned()
+            }
+            RefusalReason::NameTaken => "another host has an instance of this name".to_owned(),
+            RefusalReason::OutOfScope => {
+                format!("this node may not run {}: its join token did not name it", self.service)
+            }
+            RefusalReason::Other => "the control plane does not count it".to_owned(),
+        }
+    }
+}
 
 /// What became different.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -145,6 +172,8 @@ pub(crate) enum FactError {
     NoHello,
     #[error("a newer session of this node took over")]
     Superseded,
+    #[error(transparent)]
+    NotAdmitted(#[from] super::admissions::NotAdmitted),
     #[error("more than {MAX_INSTANCES} instances on one host")]
     TooMany,
     #[error("{0} is not an instance of this host")]
@@ -294,13 +323,15 @@ impl Hosts {
         self.cut_off
     }
 
-    /// All instances of the host. Bad ones are left out and named, those with a reason that is new also in the
-    /// answer. An instance that a lost host had before is this host's from now on.
+    /// All instances of the host, which may act for the services of `scope`. Bad ones are left out and named,
+    /// those with a reason that is new also in the answer. An instance that a lost host had before is this host's
+    /// from now on.
     pub(crate) fn instances(
         &mut self,
         name: &str,
         report: &wire::Instances,
-    ) -> Result<(Changed, Vec<Refusal>), FactError> {
+        scope: &Scope,
+    ) -> Result<(Changed, Vec<(String, Refusal)>), FactError> {
         if report.instances.len() > MAX_INSTANCES {
             return Err(FactError::TooMany);
         }
@@ -308,18 +339,23 @@ impl Hosts {
         let (mut instances, mut refused) = (Vec::with_capacity(report.instances.len()), BTreeMap::new());
         let mut changed = Changed::default();
         for reported in &report.instances {
+            let refusal = |reason| Refusal {
+                service: format!("{}/{}", name_of(&reported.namespace), name_of(&reported.service)),
+                reason,
+            };
             let instance = match read(reported, address) {
-                Ok(instance) => instance,
-                Err(cause) => {
-                    refused
-                        .insert(format!("{}/{}", clean(&reported.namespace), clean(&reported.name)), cause);
+                Ok(instance) if scope.allows(&instance.service) => instance,
+                other => {
+                    let reason = other.err().unwrap_or(RefusalReason::OutOfScope);
+                    let proxy = format!("{}/{}", name_of(&reported.namespace), name_of(&reported.name));
+                    refused.insert(proxy, refusal(reason));
                     continue;
                 }
             };
             let proxy = instance.proxy();
             match self.owner(&proxy).filter(|owner| *owner != name).map(str::to_owned) {
                 Some(owner) if self.hosts.get(&owner).is_some_and(|host| !host.lost) => {
-                    refused.insert(proxy, "another host has an instance of this name");
+                    refused.insert(proxy, refusal(RefusalReason::NameTaken));
                     continue;
                 }
                 Some(owner) => changed.absorb(self.take_from(&owner, &proxy)),
@@ -332,6 +368,22 @@ impl Hosts {
         let before = std::mem::replace(&mut host.refused, refused.clone());
         let news = refused.into_iter().filter(|(proxy, cause)| before.get(proxy) != Some(cause)).collect();
         Ok((changed, news))
+    }
+
+    /// Whether the last thing its proxies acknowledged was too much. `true` if that is new.
+    pub(crate) fn set_too_much(&mut self, name: &str, too_much: bool) -> bool {
+        let before = self.hosts.get_mut(name).map(|host| std::mem::replace(&mut host.too_much, too_much));
+        before.is_some_and(|before| before != too_much)
+    }
+
+    /// Forgets a host and everything on it.
+    pub(crate) fn evict(&mut self, name: &str) -> Changed {
+        let mut changed = self.replace_instances(name, Vec::new());
+        if self.hosts.remove(name).is_some() {
+            changed.records.insert(name.to_owned());
+        }
+        self.reserved.remove(name);
+        changed
     }
 
     fn take_from(&mut self, owner: &str, proxy: &str) -> Changed {
@@ -449,17 +501,22 @@ pub(super) fn printable(text: &str, most: usize) -> String {
     text.chars().take(most).map(|c| if steers(c) { ' ' } else { c }).collect()
 }
 
+/// A name that an agent says; of a bad one the beginning.
+fn name_of(text: &str) -> String {
+    printable(text, 100)
+}
+
 fn clean(text: &str) -> String {
     printable(text, MAX_TEXT)
 }
 
 /// Reads a reported instance of the host with this address.
-fn read(reported: &wire::Instance, host: Option<IpAddr>) -> Result<Instance, &'static str> {
+fn read(reported: &wire::Instance, host: Option<IpAddr>) -> Result<Instance, RefusalReason> {
     if ![&reported.namespace, &reported.service, &reported.name].into_iter().all(|name| is_label(name)) {
-        return Err("its namespace, service or name is not a DNS label");
+        return Err(RefusalReason::BadName);
     }
     if reported.endpoints.len() > MAX_ENDPOINTS {
-        return Err("it has more than 64 endpoints");
+        return Err(RefusalReason::TooManyEndpoints);
     }
     let mut endpoints = BTreeMap::new();
     for endpoint in &reported.endpoints {
@@ -467,12 +524,12 @@ fn read(reported: &wire::Instance, host: Option<IpAddr>) -> Result<Instance, &'s
         let number = u16::try_from(endpoint.number).ok().filter(|number| *number != 0);
         match (address, number, is_label(&endpoint.port)) {
             (Some(address), ..) if Some(address) != host => {
-                return Err("an endpoint has another address than its host");
+                return Err(RefusalReason::ForeignAddress);
             }
             (Some(address), Some(number), true) => {
                 endpoints.insert(endpoint.port.clone(), SocketAddr::new(address, number));
             }
-            _ => return Err("an endpoint has no port name, IP address or port number"),
+            _ => return Err(RefusalReason::BadEndpoint),
         }
     }
     let state = match wire::InstanceState::try_from(reported.state) {
@@ -496,7 +553,7 @@ fn read(reported: &wire::Instance, host: Option<IpAddr>) -> Result<Instance, &'s
 }
 
 /// An RFC 1123 label. Instance names may be longer than one by their suffix.
-fn is_label(text: &str) -> bool {
+pub(super) fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let inner = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
     (1..=80).contains(&bytes.len())

@@ -1,7 +1,8 @@
 //! From intent and hosts to resources, computing what changed only.
 //!
 //! Holds: the listeners, routes and clusters of a service are compiled once for all its instances, and only for
-//! services that have any; a set that did not change is the same set, so that streams have nothing to do.
+//! services that have any; a set that did not change is the same set, so that streams have nothing to do; a version
+//! stands for one time of a resource ([`super::versions`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +15,9 @@ use outrider_xds_types::type_url;
 
 use super::Published;
 use super::acks::{Expected, kind};
-use super::hosts::{Changed, Hosts, State};
+use super::hold::Hold;
+use super::hosts::{Changed, Hosts};
+use super::versions::Versions;
 
 /// `NS/INSTANCE` and its service.
 pub(crate) type Scope = (String, ServiceRef);
@@ -32,6 +35,7 @@ struct Compiled {
 pub(crate) struct Resources {
     trust_domain: String,
     services: BTreeMap<ServiceRef, Arc<Compiled>>,
+    versions: Versions,
     published: Published,
 }
 
@@ -47,6 +51,7 @@ impl Resources {
         Self {
             trust_domain: trust_domain.to_owned(),
             services: BTreeMap::new(),
+            versions: Versions::default(),
             published: Published::default(),
         }
     }
@@ -56,18 +61,20 @@ impl Resources {
     }
 
     /// Computes everything anew for an intent.
-    pub(super) fn rebuild(&mut self, intent: &Intent, hosts: &Hosts) {
+    pub(super) fn rebuild(&mut self, intent: &Intent, hosts: &Hosts, hold: &Hold) {
         let compiler = Compiler::new(intent, &self.trust_domain);
         let running: BTreeSet<ServiceRef> = scopes(hosts).map(|(_, service)| service).collect();
+        let versions = &mut self.versions;
         self.services = running
             .into_iter()
-            .filter_map(|service| compile(&compiler, &service).map(|compiled| (service, compiled)))
+            .filter_map(|service| compile(&compiler, &service, versions).map(|compiled| (service, compiled)))
             .collect();
         let workloads = intent.services.keys().filter_map(|service| compiler.workload(service));
         self.published.shared.replace(type_url::WORKLOAD, workloads);
         let assignments = intent.services.iter().flat_map(|(service, declared)| {
-            declared.ports.iter().map(|port| assignment(service, &port.name, hosts))
+            declared.ports.iter().map(|port| assignment(service, &port.name, hold))
         });
+        let assignments = self.versions.all_of(&assignments.collect::<Vec<_>>());
         self.published.shared.replace(type_url::ENDPOINT, assignments);
         let names: BTreeSet<String> = hosts.iter().map(|(name, _)| name.clone()).collect();
         Arc::make_mut(&mut self.published.hosts).retain(|name, _| names.contains(name));
@@ -77,15 +84,17 @@ impl Resources {
     }
 
     /// Computes what follows from changes of hosts.
-    pub(super) fn follow(&mut self, changed: &Changed, intent: &Intent, hosts: &Hosts) {
+    pub(super) fn follow(&mut self, changed: &Changed, intent: &Intent, hosts: &Hosts, hold: &Hold) {
         for service in &changed.endpoints {
             for port in intent.services.get(service).into_iter().flat_map(|declared| &declared.ports) {
-                self.published.shared.insert(assignment(service, &port.name, hosts));
+                let assignment = assignment(service, &port.name, hold);
+                self.published.shared.insert(self.versions.of_all(&assignment));
             }
         }
         if changed.proxies.is_empty() {
             return;
         }
+        self.versions.retain(|service| hosts.of_service(service).next().is_some());
         let running = changed.proxies.iter().filter_map(|name| hosts.get(name));
         let missing: BTreeSet<&ServiceRef> = running
             .flat_map(|host| host.instances.values())
@@ -95,7 +104,7 @@ impl Resources {
         if !missing.is_empty() {
             let compiler = Compiler::new(intent, &self.trust_domain);
             for service in missing {
-                if let Some(compiled) = compile(&compiler, service) {
+                if let Some(compiled) = compile(&compiler, service, &mut self.versions) {
                     self.services.insert(service.clone(), compiled);
                 }
             }
@@ -175,8 +184,12 @@ impl Resources {
     }
 }
 
-fn compile(compiler: &Compiler<'_>, service: &ServiceRef) -> Option<Arc<Compiled>> {
-    let proxy = compiler.proxy(service)?;
+fn compile(compiler: &Compiler<'_>, service: &ServiceRef, versions: &mut Versions) -> Option<Arc<Compiled>> {
+    let Some(mut proxy) = compiler.proxy(service) else {
+        versions.no_proxies(service);
+        return None;
+    };
+    proxy.resources = versions.of_proxies(service, &proxy.resources);
     let (mut expected, mut endpoints) = (Vec::new(), Vec::new());
     for resource in proxy.resources.iter() {
         let Some(kind) = kind(&resource.type_url) else { continue };
@@ -197,15 +210,14 @@ fn assignment_of<'a>(kind: &str, name: &'a str) -> Option<&'a str> {
     name.strip_prefix("outbound/").filter(|_| kind == "cluster")
 }
 
-/// Ready instances on hosts that are not withdrawn.
-fn assignment(service: &ServiceRef, port: &str, hosts: &Hosts) -> Arc<outrider_xds::Resource> {
-    let ready: Vec<Endpoint> = hosts
-        .of_service(service)
-        .filter(|(_, host, instance)| !host.withdrawn && instance.state == State::Ready)
-        .filter_map(|(_, _, instance)| instance.endpoints.get(port))
+fn assignment(service: &ServiceRef, port: &str, hold: &Hold) -> Arc<outrider_xds::Resource> {
+    // What is held may have had an address that is another's by now.
+    let addresses: BTreeSet<_> = hold.served(service).filter_map(|ports| ports.get(port)).collect();
+    let served: Vec<Endpoint> = addresses
+        .into_iter()
         .map(|address| Endpoint { address: address.ip(), port: address.port() })
         .collect();
-    endpoints(service, port, &ready)
+    endpoints(service, port, &served)
 }
 
 fn resource_changes(before: &ResourceSet, after: &ResourceSet) -> Vec<ResourceChange> {

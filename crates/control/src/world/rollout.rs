@@ -140,3 +140,6 @@ impl World {
         Some(views.into_values().collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

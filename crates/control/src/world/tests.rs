@@ -4,7 +4,7 @@ use wire::InstanceState::{Draining, Ready, Starting};
 
 use super::*;
 
-const SHOP: &str = "
+pub(super) const SHOP: &str = "
 apiVersion: outrider.dev/v1alpha1
 kind: Service
 metadata: {name: checkout, namespace: shop}
@@ -19,7 +19,7 @@ spec:
   ports: [{name: http, port: 8081, protocol: http}]
 ";
 
-fn declared(revision: u64, text: &str) -> Declared {
+pub(super) fn declared(revision: u64, text: &str) -> Declared {
     let parsed = parse(&[Source { name: "test".into(), text: text.into() }]);
     assert_eq!(parsed.diagnostics, []);
     let resolved = resolve(&parsed.documents, &ResolveOptions::default());
@@ -29,15 +29,19 @@ fn declared(revision: u64, text: &str) -> Declared {
     Declared { revision, documents, intent: resolved.intent.unwrap() }
 }
 
-fn world() -> World {
-    World::new("outrider.internal", Timing::default(), declared(1, SHOP), BTreeMap::new(), 0)
+pub(super) fn admitted() -> BTreeMap<String, Admission> {
+    ["a", "b", "c"].map(|node| (node.to_owned(), Admission::default())).into()
 }
 
-fn hello(node: &str) -> wire::FactKind {
+pub(super) fn world() -> World {
+    World::new("outrider.internal", Timing::default(), declared(1, SHOP), admitted(), BTreeMap::new(), 0)
+}
+
+pub(super) fn hello(node: &str) -> wire::FactKind {
     wire::FactKind::Hello(wire::Hello { node: node.into(), version: "1".into(), address: "10.0.0.1".into() })
 }
 
-fn instance(service: &str, number: u32, state: wire::InstanceState) -> wire::Instance {
+pub(super) fn instance(service: &str, number: u32, state: wire::InstanceState) -> wire::Instance {
     wire::Instance {
         namespace: "shop".into(),
         service: service.into(),
@@ -54,21 +58,17 @@ fn instance(service: &str, number: u32, state: wire::InstanceState) -> wire::Ins
     }
 }
 
-fn instances(instances: &[wire::Instance]) -> wire::FactKind {
+pub(super) fn instances(instances: &[wire::Instance]) -> wire::FactKind {
     wire::FactKind::Instances(wire::Instances { instances: instances.to_vec() })
 }
 
-fn version(world: &World, name: &str) -> String {
-    world
-        .published()
-        .shared
-        .get(type_url::ENDPOINT, name)
-        .map(|resource| resource.version.to_string())
-        .unwrap()
+/// The endpoints of a port as they are sent.
+pub(super) fn endpoints(world: &World, name: &str) -> Vec<u8> {
+    world.published().shared.get(type_url::ENDPOINT, name).map(|resource| resource.body.clone()).unwrap()
 }
 
 /// Facts that say: everything published for this proxy is in use.
-fn acks(world: &World, host: &str, proxy: &str) -> Vec<wire::FactKind> {
+pub(super) fn acks(world: &World, host: &str, proxy: &str) -> Vec<wire::FactKind> {
     let set = world.published().of_host(host);
     let mut facts = Vec::new();
     let mut add = |type_url: &str, acked: Vec<wire::ResourceVersion>| {
@@ -106,29 +106,29 @@ fn acks(world: &World, host: &str, proxy: &str) -> Vec<wire::FactKind> {
 #[test]
 fn only_ready_instances_of_live_hosts_are_endpoints() {
     let mut world = world();
-    let empty = version(&world, "shop/inventory/http");
+    let empty = endpoints(&world, "shop/inventory/http");
     world.fact("a", 1, &hello("a"), 0).unwrap();
     let mut versions = Vec::new();
     for state in [Starting, Ready, Draining] {
         world.fact("a", 1, &instances(&[instance("inventory", 1, state)]), 0).unwrap();
-        versions.push(version(&world, "shop/inventory/http"));
+        versions.push(endpoints(&world, "shop/inventory/http"));
     }
     assert_eq!(versions[0], empty);
     assert_ne!(versions[1], empty);
     assert_eq!(versions[2], empty);
 
     world.fact("a", 1, &instances(&[instance("inventory", 1, Ready)]), 1_000).unwrap();
-    let full = version(&world, "shop/inventory/http");
+    let full = endpoints(&world, "shop/inventory/http");
     let before = world.published().clone();
     world.fact("b", 1, &hello("b"), 6_000).unwrap();
     assert_eq!(world.tick(6_999), Ticked::default());
     assert!(world.published().same(&before));
     assert_eq!(world.tick(7_000).withdrawn, ["a"]);
-    assert_eq!(version(&world, "shop/inventory/http"), empty);
+    assert_eq!(endpoints(&world, "shop/inventory/http"), empty);
     assert_eq!(world.instances(None, None)[0].state, "lost");
     assert!(!world.nodes(7_000)[0].connected);
     world.fact("a", 1, &wire::FactKind::Heartbeat(wire::Heartbeat {}), 8_000).unwrap();
-    assert_eq!(version(&world, "shop/inventory/http"), full);
+    assert_eq!(endpoints(&world, "shop/inventory/http"), full);
     assert_eq!(world.instances(None, None)[0].state, "ready");
 }
 
@@ -153,7 +153,7 @@ fn a_host_sees_its_own_instances_only_and_no_change_that_is_not_its_own() {
     let before = world.published().clone();
     let other = "---\napiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {name: other, namespace: shop}\n\
                  spec: {ports: [{name: http, port: 1, protocol: http}]}\n";
-    world.declare(declared(2, &format!("{SHOP}{other}")));
+    world.declare(declared(2, &format!("{SHOP}{other}")), 0);
     let after = world.published();
     for host in ["a", "b"] {
         assert!(before.hosts[host].changes_to(&after.hosts[host]).is_empty());
@@ -193,7 +193,7 @@ fn a_rollout_is_current_only_when_everything_is_said_to_be_in_use() {
     assert_eq!(world.rollout(1).current, ["shop/checkout-1", "shop/inventory-1"]);
 
     // A new revision that concerns both; one refuses.
-    world.declare(declared(2, &SHOP.replace("port: 8081", "port: 9999")));
+    world.declare(declared(2, &SHOP.replace("port: 8081", "port: 9999")), 0);
     assert_eq!(proxies(&world.rollout(2).pending), ["shop/checkout-1", "shop/inventory-1"]);
     for fact in &acks(&world, "a", "shop/inventory-1") {
         world.fact("a", 1, fact, 0).unwrap();
@@ -227,7 +227,7 @@ fn a_rollout_is_current_only_when_everything_is_said_to_be_in_use() {
     assert!(resources.iter().any(|resource| resource.state == "rejected" && resource.note.is_some()));
 
     // A resource that should be gone and is not.
-    world.declare(declared(3, &SHOP.replace("  calls: [inventory]\n", "")));
+    world.declare(declared(3, &SHOP.replace("  calls: [inventory]\n", "")), 0);
     let view = world.rollout(3);
     let reasons = &view.pending.iter().find(|behind| behind.proxy == "shop/checkout-1").unwrap().reasons;
     assert!(reasons.iter().any(|reason| reason.ends_with("removed, but still in use")), "{reasons:?}");
@@ -316,9 +316,9 @@ fn records_to_store_are_named_once() {
     assert!(world.take_unsaved().is_empty(), "a heartbeat is not worth a write");
 
     // A restarted server starts with the endpoints it had.
-    let version_before = version(&world, "shop/checkout/http");
+    let version_before = endpoints(&world, "shop/checkout/http");
     let known = BTreeMap::from([("a".to_owned(), record)]);
-    let again = World::new("outrider.internal", Timing::default(), declared(1, SHOP), known, 0);
-    assert_eq!(version(&again, "shop/checkout/http"), version_before);
+    let again = World::new("outrider.internal", Timing::default(), declared(1, SHOP), admitted(), known, 0);
+    assert_eq!(endpoints(&again, "shop/checkout/http"), version_before);
     assert_eq!(again.published().of_host("a").of_type(type_url::LISTENER).count(), 2);
 }

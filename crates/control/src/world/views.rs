@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use outrider_api::agent as wire;
 use outrider_api::http::{
-    DescribeView, EffectiveValue, InstanceView, NodeView, ObjectKey, ObjectView, ProxyView, TrafficView,
+    DescribeView, EffectiveValue, InstanceView, NodeScope, NodeView, ObjectKey, ObjectView, ProxyView,
+    TrafficView,
 };
 use outrider_intent::model::ServiceRef;
 use outrider_intent::{Document, Key, Kind, effective};
 
-use super::hosts::{Host, Instance, State, printable};
+use super::acks::AckError;
+use super::hold::Ports;
+use super::hosts::{Host, Instance, Refusal, State, printable};
 use super::{Millis, Traffic, World};
 
 pub(crate) fn object_key(key: &Key) -> ObjectKey {
@@ -51,6 +54,13 @@ fn add(view: &mut TrafficView, listener: &wire::ListenerTraffic) {
             *count = count.saturating_add(reason.count);
         }
     }
+}
+
+/// Why an endpoint is one that should not be.
+const HELD: &str = "still an endpoint: too many left at once, and that is looked at again";
+
+fn shown(ports: &Ports) -> BTreeMap<String, String> {
+    ports.iter().map(|(port, address)| (port.clone(), address.to_string())).collect()
 }
 
 impl World {
@@ -108,32 +118,92 @@ impl World {
         Some(DescribeView { object, values, calls, called_by, instances })
     }
 
-    /// Hosts by name.
+    /// Nodes by name: hosts, and those that were admitted and are not seen, or not any more.
     pub(crate) fn nodes(&self, now: Millis) -> Vec<NodeView> {
-        self.hosts
-            .iter()
-            .map(|(name, host)| NodeView {
-                name: name.clone(),
-                address: host.address.clone(),
-                version: host.version.clone(),
-                connected: host.session.is_some() && !host.lost,
-                heartbeat_age_ms: now.saturating_sub(host.last_heard),
-                instances: u32::try_from(host.instances.len()).unwrap_or(u32::MAX),
-                refused: host.refused.iter().map(|(proxy, cause)| format!("{proxy}: {cause}")).collect(),
-            })
-            .collect()
+        let unseen = self.admissions.iter().filter(|(name, _)| self.hosts.get(name).is_none());
+        let unseen = unseen.map(|(name, _)| NodeView {
+            name: name.clone(),
+            address: String::new(),
+            version: String::new(),
+            connected: false,
+            heartbeat_age_ms: 0,
+            instances: 0,
+            refused: Vec::new(),
+            scope: self.scope(name),
+        });
+        let seen = self.hosts.iter().map(|(name, host)| NodeView {
+            name: name.clone(),
+            address: host.address.clone(),
+            version: host.version.clone(),
+            connected: host.session.is_some() && !host.lost,
+            heartbeat_age_ms: now.saturating_sub(host.last_heard),
+            instances: u32::try_from(host.instances.len()).unwrap_or(u32::MAX),
+            refused: {
+                let instances = host.refused.iter().map(|(proxy, why)| format!("{proxy}: {}", why.text()));
+                let too_much = host.too_much.then(|| format!("acknowledgements: {}", AckError::TooMuch));
+                instances.chain(too_much).collect()
+            },
+            scope: self.scope(name),
+        });
+        let mut nodes: Vec<NodeView> = seen.chain(unseen).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+
+    fn scope(&self, node: &str) -> NodeScope {
+        self.admissions.get(node).map(|admission| admission.scope.view()).unwrap_or_default()
+    }
+
+    /// A reported instance that does not count.
+    fn refused(node: &str, proxy: &str, why: &Refusal) -> InstanceView {
+        let part = |text: &str, at| text.split('/').nth(at).unwrap_or_default().to_owned();
+        InstanceView {
+            namespace: part(proxy, 0),
+            service: part(&why.service, 1),
+            name: part(proxy, 1),
+            node: node.to_owned(),
+            state: "refused".to_owned(),
+            reason: why.text(),
+            endpoints: BTreeMap::new(),
+            proxy: ProxyView::default(),
+        }
     }
 
     /// Instances by namespace and name.
     pub(crate) fn instances(&self, namespace: Option<&str>, service: Option<&str>) -> Vec<InstanceView> {
-        let mut views: BTreeMap<&String, InstanceView> = BTreeMap::new();
+        let wanted = |view: &InstanceView| {
+            namespace.is_none_or(|namespace| view.namespace == namespace)
+                && service.is_none_or(|service| view.service == service)
+        };
+        let mut views: BTreeMap<(&String, &String), InstanceView> = BTreeMap::new();
         for (node, host) in self.hosts.iter() {
             for (proxy, instance) in &host.instances {
                 if namespace.is_none_or(|namespace| instance.service.namespace == namespace)
                     && service.is_none_or(|service| instance.service.name == service)
                 {
-                    views.insert(proxy, self.instance(node, host, proxy, instance));
+                    views.insert((proxy, node), self.instance(node, host, proxy, instance));
                 }
+            }
+            for (proxy, why) in &host.refused {
+                let view = Self::refused(node, proxy, why);
+                if wanted(&view) {
+                    views.insert((proxy, node), view);
+                }
+            }
+        }
+        for (service, proxy, served) in self.hold.held() {
+            let view = InstanceView {
+                namespace: service.namespace.clone(),
+                service: service.name.clone(),
+                name: proxy.split('/').next_back().unwrap_or_default().to_owned(),
+                node: served.host.clone(),
+                state: "held".to_owned(),
+                reason: format!("gone by what its host says, but {HELD}"),
+                endpoints: shown(&served.ports),
+                proxy: ProxyView::default(),
+            };
+            if self.hosts.find(proxy).is_none() && wanted(&view) {
+                views.insert((proxy, &served.host), view);
             }
         }
         views.into_values().collect()
@@ -151,6 +221,11 @@ impl World {
         } else {
             reason
         };
+        let reason = match self.hold.is_held(&instance.service, proxy) {
+            true if reason.is_empty() => HELD.to_owned(),
+            true => format!("{reason}; {HELD}"),
+            false => reason,
+        };
         let comparison = self.compare(proxy, instance);
         let traffic = self.traffic.get(proxy).cloned().unwrap_or_default();
         InstanceView {
@@ -160,11 +235,7 @@ impl World {
             node: node.to_owned(),
             state: state.to_owned(),
             reason,
-            endpoints: instance
-                .endpoints
-                .iter()
-                .map(|(port, address)| (port.clone(), address.to_string()))
-                .collect(),
+            endpoints: shown(&instance.endpoints),
             proxy: ProxyView {
                 engine: instance.engine.clone(),
                 version: instance.engine_version.clone(),

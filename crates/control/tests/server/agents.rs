@@ -72,7 +72,9 @@ async fn an_expired_token_admits_nobody() {
     let token = JoinToken::generate(good.pin()).unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let store = Store::open(&folder.path().join("server/store.redb")).unwrap();
-    store.put_token(&Token { id: token.id(), hash: token.hash().0, expires: now - 60 }, now).unwrap();
+    store
+        .put_token(&Token { id: token.id(), hash: token.hash().0, expires: now - 60, scope: None }, now)
+        .unwrap();
     drop(store);
     let server = TestServer::start(folder.path()).await;
     let key = PrivateKey::generate().unwrap();
@@ -119,7 +121,7 @@ async fn certificates_are_for_nodes_and_declared_services_only() {
     let id = outrider_identity::SpiffeId::parse("spiffe://outrider.internal/server").unwrap();
     let config = outrider_identity::client_config(None, &agent.bundle, &id, &["h2"]).unwrap();
     let channel = channel(server.bound.agents, config).await.unwrap();
-    let anonymous = TestAgent { node: "host-a".into(), channel, bundle: Vec::new() };
+    let anonymous = TestAgent { channel, bundle: Vec::new(), ..agent.again().await };
     assert_eq!(sign(&anonymous, service).await.unwrap_err().code(), Code::Unauthenticated);
     let mut ads = AggregatedDiscoveryServiceClient::new(anonymous.channel.clone());
     let refused = ads.delta_aggregated_resources(tokio_stream::empty()).await.unwrap_err();
@@ -128,7 +130,7 @@ async fn certificates_are_for_nodes_and_declared_services_only() {
 }
 
 /// An ADS stream with the client side of the protocol. Everything that comes is acknowledged at once.
-struct Stream {
+pub(crate) struct Stream {
     client: Client,
     requests: tokio::sync::mpsc::Sender<
         outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest,
@@ -138,7 +140,7 @@ struct Stream {
 }
 
 impl Stream {
-    async fn open(agent: &TestAgent, wanted: &[(&str, &str)]) -> Result<Self, tonic::Status> {
+    pub(crate) async fn open(agent: &TestAgent, wanted: &[(&str, &str)]) -> Result<Self, tonic::Status> {
         let mut client = Client::new(Node::default(), Limits::default());
         for (type_url, name) in wanted {
             client.subscribe(type_url, [name]);
@@ -154,7 +156,9 @@ impl Stream {
     }
 
     /// The next response: type, resources (name and body), removed names.
-    async fn next(&mut self) -> Result<(String, Vec<(String, String, Vec<u8>)>, Vec<String>), tonic::Status> {
+    pub(crate) async fn next(
+        &mut self,
+    ) -> Result<(String, Vec<(String, String, Vec<u8>)>, Vec<String>), tonic::Status> {
         let message = tokio::time::timeout(PATIENCE, self.responses.message()).await.unwrap()?.unwrap();
         let update = self.client.on_response(message).unwrap();
         if let Some(request) = self.client.ack(update.token) {

@@ -20,8 +20,9 @@ async fn apply_get_describe_delete_and_a_restart() {
     let mut dry = sources(SHOP);
     dry["dryRun"] = true.into();
     dry["proxies"] = true.into();
-    let (status, answer) = server.post("/v1/apply", dry).await;
+    let (status, answer) = server.post("/v1/apply", dry.clone()).await;
     assert_eq!((status, &answer["revision"]), (200, &json!(0)));
+    assert_eq!(answer["changes"][0].get("after"), None, "documents are given to those who ask");
     let proxies = answer["proxies"].as_array().unwrap();
     assert_eq!(proxies[0]["proxy"], "shop/checkout (no instance runs)");
     assert!(
@@ -30,6 +31,11 @@ async fn apply_get_describe_delete_and_a_restart() {
         )
     );
     assert_eq!(server.get("/v1/objects").await, (200, json!([])), "a dry run changes nothing");
+
+    dry["documents"] = true.into();
+    let (_, answer) = server.post("/v1/apply", dry).await;
+    let change = &answer["changes"][0];
+    assert_eq!((change.get("before"), &change["after"]["metadata"]["name"]), (None, &change["name"]));
 
     assert_eq!(server.apply(SHOP).await["revision"], 1);
     let again = server.apply(SHOP).await;
@@ -49,7 +55,18 @@ async fn apply_get_describe_delete_and_a_restart() {
 
     let delete = json!({"objects": [{"kind": "Service", "namespace": "shop", "name": "inventory"}]});
     let (status, answer) = server.post("/v1/delete", delete.clone()).await;
-    assert_eq!((status, &answer["diagnostics"][0]["code"]), (422, &json!("unknown-service")), "{answer}");
+    assert_eq!((status, &answer["diagnostics"][0]["code"]), (422, &json!("still-called")), "{answer}");
+    let namespace = json!({"objects": [{"kind": "Namespace", "name": "shop"}], "force": true});
+    let (status, answer) = server.post("/v1/delete", namespace.clone()).await;
+    assert_eq!((status, &answer["diagnostics"][0]["code"]), (422, &json!("namespace-not-empty")), "{answer}");
+    let mut whole = namespace;
+    (whole["contents"], whole["dryRun"]) = ("delete".into(), true.into());
+    let (status, answer) = server.post("/v1/delete", whole).await;
+    let gone = answer["changes"].as_array().unwrap();
+    assert_eq!(status, 200, "{answer}");
+    for name in ["checkout", "inventory"] {
+        assert!(gone.iter().any(|c| c["name"] == name && c["action"] == "deleted"), "{answer}");
+    }
     let mut forced = delete;
     forced["force"] = true.into();
     assert_eq!(server.post("/v1/delete", forced.clone()).await.1["revision"], 3);

@@ -6,4 +6,5 @@ mod agents;
 mod api;
 mod crash;
 mod limits;
+mod nodes;
 mod support;

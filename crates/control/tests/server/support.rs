@@ -58,6 +58,11 @@ impl TestServer {
         Self::start_with(options(state)).await
     }
 
+    /// A server where an earlier one was.
+    pub(crate) async fn start_at(state: &Path, agents: SocketAddr) -> Self {
+        Self::start_with(ServerOptions { agents, ..options(state) }).await
+    }
+
     pub(crate) async fn start_with(options: ServerOptions) -> Self {
         let server = Server::start(options).await.unwrap();
         let (bound, stop) = (server.bound().clone(), CancellationToken::new());
@@ -85,8 +90,19 @@ impl TestServer {
         answer
     }
 
+    pub(crate) async fn delete(&self, path: &str) -> (u16, Value) {
+        request(&self.bound.api_socket, "DELETE", path, None).await.unwrap()
+    }
+
     pub(crate) async fn token(&self) -> String {
-        self.post("/v1/tokens", json!({})).await.1["token"].as_str().unwrap().to_owned()
+        self.token_for(json!({})).await
+    }
+
+    /// A token whose node may act for this only.
+    pub(crate) async fn token_for(&self, scope: Value) -> String {
+        let (status, answer) = self.post("/v1/tokens", json!({"scope": scope})).await;
+        assert_eq!(status, 200, "{answer}");
+        answer["token"].as_str().unwrap().to_owned()
     }
 
     /// Asks until the answer passes.
@@ -168,6 +184,9 @@ pub(crate) async fn channel(
 /// An agent as far as the control plane can see.
 pub(crate) struct TestAgent {
     pub(crate) node: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) key: String,
+    pub(crate) chain: Vec<Vec<u8>>,
     pub(crate) channel: Channel,
     pub(crate) bundle: Vec<CertificateDer<'static>>,
 }
@@ -190,9 +209,12 @@ pub(crate) fn certificates(ders: &[Vec<u8>]) -> Vec<CertificateDer<'static>> {
 
 impl TestAgent {
     pub(crate) async fn join(server: &TestServer, node: &str) -> Self {
+        Self::join_with(server, node, &server.token().await).await
+    }
+
+    pub(crate) async fn join_with(server: &TestServer, node: &str, token: &str) -> Self {
         let key = PrivateKey::generate().unwrap();
-        let token = server.token().await;
-        let joined = join(server.bound.agents, &token, node, &key).await.unwrap();
+        let joined = join(server.bound.agents, token, node, &key).await.unwrap();
         Self::connect(server.bound.agents, node, &key, &joined.chain, certificates(&joined.bundle)).await
     }
 
@@ -207,7 +229,21 @@ impl TestAgent {
         let id = SpiffeId::parse("spiffe://outrider.internal/server").unwrap();
         let channel =
             channel(address, client_config(Some(slot), &bundle, &id, &["h2"]).unwrap()).await.unwrap();
-        Self { node: node.into(), channel, bundle }
+        Self { node: node.into(), address, key: key.to_pem(), chain: chain.to_vec(), channel, bundle }
+    }
+
+    /// The same agent on a new connection.
+    pub(crate) async fn again(&self) -> Self {
+        let key = PrivateKey::from_pem(&self.key).unwrap();
+        Self::connect(self.address, &self.node, &key, &self.chain, self.bundle.clone()).await
+    }
+
+    pub(crate) fn hello(&self) -> Fact {
+        fact(FactKind::Hello(outrider_api::agent::Hello {
+            node: self.node.clone(),
+            version: "0.1.0".into(),
+            address: "127.0.0.1".into(),
+        }))
     }
 
     pub(crate) fn agents(&self) -> AgentsClient<Channel> {
@@ -219,12 +255,7 @@ impl TestAgent {
         &self,
     ) -> (tokio::sync::mpsc::Sender<Fact>, tonic::Streaming<outrider_api::agent::Instruction>) {
         let (facts, out) = tokio::sync::mpsc::channel(16);
-        let hello = outrider_api::agent::Hello {
-            node: self.node.clone(),
-            version: "0.1.0".into(),
-            address: "127.0.0.1".into(),
-        };
-        facts.send(fact(FactKind::Hello(hello))).await.unwrap();
+        facts.send(self.hello()).await.unwrap();
         let stream = tokio_stream::wrappers::ReceiverStream::new(out);
         let mut instructions = self.agents().session(stream).await.unwrap().into_inner();
         let welcome = instructions.message().await.unwrap().unwrap();

@@ -368,9 +368,11 @@ impl ResponseHead {
         }
     }
 
-    /// Whether the endpoint keeps the connection open, going by the head alone.
+    /// Whether the endpoint keeps the connection open, going by the head alone. Never after a 204 that announces
+    /// content: if the endpoint sends it all the same, it would be read as the next response.
     pub fn is_persistent(&self) -> bool {
-        self.common.is_persistent()
+        let announced = self.common.chunked || self.common.content_length.is_some_and(|length| length > 0);
+        self.common.is_persistent() && !(self.status == 204 && announced)
     }
 
     /// `Keep-Alive: timeout=`, in seconds: how long the endpoint keeps an idle connection.

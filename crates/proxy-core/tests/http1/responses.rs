@@ -100,6 +100,23 @@ fn interim_responses_are_told_from_final_ones() {
 }
 
 #[test]
+fn persistence() {
+    for (status, lines, expected) in [
+        ("200 OK", "Content-Length: 5\r\n", true),
+        ("200 OK", "Content-Length: 5\r\nConnection: close\r\n", false),
+        ("304 Not Modified", "Content-Length: 5\r\n", true),
+        ("204 No Content", "", true),
+        ("204 No Content", "Content-Length: 0\r\n", true),
+        // Nobody knows whether the content follows.
+        ("204 No Content", "Content-Length: 2\r\n", false),
+        ("204 No Content", "Transfer-Encoding: chunked\r\n", false),
+    ] {
+        let bytes = format!("HTTP/1.1 {status}\r\n{lines}\r\n");
+        assert_eq!(parse(bytes.as_bytes()).unwrap().is_persistent(), expected, "{bytes:?}");
+    }
+}
+
+#[test]
 fn keep_alive_timeout_is_learnt() {
     for (value, expected) in [
         ("timeout=5", Some(5)),

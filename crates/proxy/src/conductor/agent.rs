@@ -42,7 +42,7 @@ impl Conductor {
 
     pub(super) fn hello(&self) -> FromProxy {
         FromProxy::Hello {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::stamp::version().to_owned(),
             pid: std::process::id(),
             generation: self.generation,
             state: self.state,
@@ -131,6 +131,10 @@ impl Conductor {
 
     pub(super) async fn become_ready(&mut self) {
         if self.ready || self.applying > 0 || !self.assembler.is_complete() {
+            return;
+        }
+        #[cfg(feature = "faults")]
+        if !crate::stamp::faults::may_be_ready() {
             return;
         }
         self.ready = true;

@@ -300,23 +300,33 @@ async fn near_its_limit_of_memory_it_sheds_and_lives() {
         let text = std::fs::read_to_string(format!("/proc/{}/statm", running.0.id())).unwrap();
         text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     };
-    let mut first = connect(at).await;
-    first.send(GET).await;
-    assert_eq!(first.response().await.1, "a");
+    // A response may be the last on its connection, so there is one for every question.
+    let mut asking = Vec::new();
+    for _ in 0..400 {
+        asking.push(connect(at).await);
+    }
     // Each holds a block of the proxy's memory as long as its head is not whole: together more than the limit.
     let unfinished = format!("GET / HTTP/1.1\r\nHost: api\r\nX-Long: {}", "x".repeat(15_000));
     let mut greedy = Vec::new();
-    let mut most = 0;
     for _ in 0..LIMIT / (16 << 10) {
         let mut one = connect(at).await;
         one.send(&unfinished).await;
         greedy.push(one);
-        most = most.max(resident());
     }
-    first.send(GET).await;
-    let (head, _) = first.response().await;
-    most = most.max(resident());
-    assert_eq!(header(&head, "x-outrider-reason"), Some("overload_memory"), "{head}, {most} bytes");
+    let mut most = 0;
+    soon("it sheds", async {
+        loop {
+            let mut app = asking.pop().expect("enough of them");
+            app.send(GET).await;
+            let (head, _) = app.response().await;
+            most = most.max(resident());
+            if header(&head, "x-outrider-reason") == Some("overload_memory") {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     assert!(most < LIMIT, "{most}");
     drop(greedy);
     soon("served again", async {

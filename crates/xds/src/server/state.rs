@@ -21,6 +21,8 @@ const MAX_FIRST_ANSWERS: usize = 1024;
 /// A response without answer.
 #[derive(Debug)]
 pub(super) struct Outstanding {
+    /// Later responses have higher numbers.
+    pub(super) number: u64,
     pub(super) nonce: String,
     pub(super) resources: Vec<Versioned>,
     pub(super) removed: Vec<Arc<str>>,
@@ -41,6 +43,9 @@ struct Known {
     accepted: bool,
     /// The client reacted to it, or was given up on.
     answered: bool,
+    /// The last response about it that was answered, and the last that was acknowledged.
+    heard: u64,
+    acked: u64,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +104,7 @@ impl TypeState {
     }
 
     pub(super) fn unsubscribe(&mut self, name: &str) -> bool {
+        let by_name = self.interest.names().contains(name);
         if !self.interest.remove(name) {
             return false;
         }
@@ -109,6 +115,12 @@ impl TypeState {
             if self.known.contains_key(&name) {
                 self.again.insert(name);
             }
+        } else if by_name {
+            // Nothing else lost its subscription; streams end thousands of names at once.
+            self.known.remove(name);
+            self.refused.remove(name);
+            self.again.remove(name);
+            self.told_absent.remove(name);
         } else {
             self.known.retain(|name, _| interest.covers(name));
             self.refused.retain(|name, _| interest.covers(name));
@@ -120,7 +132,8 @@ impl TypeState {
     }
 
     pub(super) fn claim(&mut self, name: &Arc<str>, version: &Arc<str>, again: bool) {
-        let known = Known { version: Some(version.clone()), accepted: true, answered: true };
+        let known =
+            Known { version: Some(version.clone()), accepted: true, answered: true, heard: 0, acked: 0 };
         self.known.insert(name.clone(), known);
         if again {
             self.again.insert(name.clone());
@@ -181,29 +194,46 @@ impl TypeState {
             },
         }?;
         self.dirty();
-        let Outstanding { resources, removed, .. } = answered;
+        let Outstanding { number, mut resources, mut removed, .. } = answered;
+        // An answer that was given up on may come after that to a later response, and is history then. But what
+        // is acknowledged is in use even if something later was refused.
+        let about = resources.len() + removed.len();
+        let alone = resources.len() <= 1;
+        let known = &self.known;
+        let is_news = |name: &Arc<str>| {
+            known.get(name).is_none_or(|k| if error.is_some() { k.heard < number } else { k.acked < number })
+        };
+        resources.retain(|(name, _)| is_news(name));
+        removed.retain(is_news);
+        if about > 0 && resources.is_empty() && removed.is_empty() {
+            return None;
+        }
         for (name, version) in &resources {
             let Some(known) = self.known.get_mut(name) else { continue };
             known.answered = true;
+            known.heard = known.heard.max(number);
             if error.is_none() {
+                known.acked = known.acked.max(number);
                 known.accepted = true;
                 if self.refused.get(name) == Some(version) {
                     self.refused.remove(name);
                 }
-            } else if resources.len() > 1 && known.version.as_ref() == Some(version) {
+            } else if !alone && known.version.as_ref() == Some(version) {
                 known.version = None;
             }
         }
         let type_url = type_url.clone();
         let Some(error) = error else { return Some(Seen::Acked { type_url, resources, removed }) };
-        if resources.len() > 1 {
-            let half = resources.len().div_ceil(2);
-            self.suspects.push_front(resources[half..].to_vec());
-            self.suspects.push_front(resources[..half].to_vec());
+        if !alone {
+            let (first, second) = resources.split_at(resources.len().div_ceil(2));
+            for part in [second, first].into_iter().filter(|part| !part.is_empty()) {
+                self.suspects.push_front(part.to_vec());
+            }
             return None;
         }
         for (name, version) in &resources {
-            if self.known.contains_key(name) {
+            // Once a later version was sent, the fate of this one decides nothing.
+            if self.known.get(name).is_some_and(|k| k.version.as_ref().is_none_or(|last| last == version)) {
                 self.refused.insert(name.clone(), version.clone());
             }
         }
@@ -311,8 +341,14 @@ impl TypeState {
 
     pub(super) fn sent(&mut self, outstanding: Outstanding) {
         for (name, version) in &outstanding.resources {
-            let accepted = self.known.get(name).is_some_and(|known| known.accepted);
-            let known = Known { version: Some(version.clone()), accepted, answered: false };
+            let before = self.known.get(name);
+            let known = Known {
+                version: Some(version.clone()),
+                accepted: before.is_some_and(|known| known.accepted),
+                answered: false,
+                heard: before.map_or(0, |known| known.heard),
+                acked: before.map_or(0, |known| known.acked),
+            };
             self.known.insert(name.clone(), known);
             self.again.remove(name);
             self.told_absent.remove(name);

@@ -629,6 +629,81 @@ fn e70_stale_nonces_answer_nothing() {
 }
 
 #[test]
+fn e70_a_late_refusal_of_a_superseded_version_holds_nothing() {
+    let mut talk = settled_shop();
+    talk.put(LDS, "in", "2");
+    talk.sent();
+    let late = talk.nonces[LDS].clone();
+    talk.session.abandon(LDS);
+    talk.put(LDS, "in", "3");
+    assert_eq!(talk.sent(), ["Listener: in=3"]);
+    assert_eq!(talk.answer(LDS, &late, Some("no")), [refused(LDS, &[("in", "2")])]);
+    assert_eq!(talk.ack(LDS), [acked(LDS, &[("in", "3")], &[])]);
+    talk.drop(CDS, "a");
+    assert_eq!(talk.settle(), ["Cluster: -a"], "version 3 is in use, so nothing is being corrected");
+    // Had it been refused before the next version went, that would have waited for the correction.
+    talk.put(CDS, "b", "1");
+    talk.put(LDS, "in", "4");
+    talk.settle();
+    talk.put(LDS, "in", "5");
+    talk.sent();
+    let late = talk.nonces[LDS].clone();
+    talk.session.abandon(LDS);
+    talk.answer(LDS, &late, Some("no"));
+    talk.drop(CDS, "b");
+    assert_eq!(talk.settle(), NOTHING, "version 5 was the last one sent, and version 4 may need the cluster");
+}
+
+#[test]
+fn e70_an_answer_that_comes_after_a_later_one_says_nothing_new() {
+    for error in [None, Some("no")] {
+        let mut talk = settled_shop();
+        talk.put(CDS, "b", "1");
+        talk.settle();
+        talk.put(LDS, "in", "2");
+        talk.put(LDS, "more", "1");
+        assert_eq!(talk.sent(), ["Listener: in=2 more=1"]);
+        let late = talk.nonces[LDS].clone();
+        talk.session.abandon(LDS);
+        talk.put(LDS, "in", "3");
+        assert_eq!(talk.sent(), ["Listener: in=3"]);
+        assert_eq!(talk.ack(LDS), [acked(LDS, &[("in", "3")], &[])]);
+        let seen = talk.answer(LDS, &late, error);
+        match error {
+            None => assert_eq!(seen, [acked(LDS, &[("more", "1")], &[])], "version 3 stays in use"),
+            Some(_) => {
+                assert_eq!(seen, []);
+                assert_eq!(talk.sent(), ["Listener: more=1"], "it may be good, so it is sent alone");
+                assert_eq!(talk.ack(LDS), [acked(LDS, &[("more", "1")], &[])]);
+            }
+        }
+        talk.drop(LDS, "more");
+        talk.drop(CDS, "b");
+        assert_eq!(talk.settle(), ["Listener: -more", "Cluster: -b"]);
+    }
+    // An acknowledgement after a later refusal says what is in use.
+    let mut talk = settled_shop();
+    talk.put(LDS, "in", "2");
+    talk.sent();
+    let late = talk.nonces[LDS].clone();
+    talk.session.abandon(LDS);
+    talk.put(LDS, "in", "3");
+    talk.sent();
+    assert_eq!(talk.nack(LDS), [refused(LDS, &[("in", "3")])]);
+    assert_eq!(talk.answer(LDS, &late, None), [acked(LDS, &[("in", "2")], &[])]);
+    assert_eq!(talk.sent(), NOTHING, "version 3 stays refused");
+    // A removal that was taken back meanwhile.
+    let mut talk = settled_shop();
+    talk.drop(LDS, "in");
+    assert_eq!(talk.sent(), ["Listener: -in"]);
+    let late = talk.nonces[LDS].clone();
+    talk.session.abandon(LDS);
+    talk.put(LDS, "in", "2");
+    assert_eq!(talk.settle(), ["Listener: in=2"]);
+    assert_eq!(talk.answer(LDS, &late, None), []);
+}
+
+#[test]
 fn e71_a_secret_asked_for_again_is_sent_again() {
     let mut talk = settled_shop();
     talk.unsubscribe(SDS, &["default"]);

@@ -1,3 +1,5 @@
+use outrider_api::http::NodeScope;
+
 use super::*;
 
 const TIMING: Timing =
@@ -22,6 +24,10 @@ fn instance(service: &str, name: &str, state: wire::InstanceState) -> wire::Inst
     }
 }
 
+fn all() -> Scope {
+    Scope::default()
+}
+
 fn report(instances: &[wire::Instance]) -> wire::Instances {
     wire::Instances { instances: instances.to_vec() }
 }
@@ -36,7 +42,8 @@ use wire::InstanceState::{Draining, Ready, Starting};
 fn a_silent_host_is_lost_and_returns() {
     let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
     hosts.hello("a", 1, &hello(), 0);
-    let (changed, _) = hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    let (changed, _) =
+        hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)]), &all()).unwrap();
     assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
     assert_eq!((changed.proxies.len(), changed.records.len()), (1, 1));
 
@@ -73,7 +80,7 @@ fn mesh(names: &[&str], until: Millis) -> Hosts {
     let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
     for (at, name) in names.iter().enumerate() {
         hosts.hello(name, at as u64, &hello(), 0);
-        hosts.instances(name, &report(&[instance(name, &format!("{name}-1"), Ready)])).unwrap();
+        hosts.instances(name, &report(&[instance(name, &format!("{name}-1"), Ready)]), &all()).unwrap();
         // Heartbeats come at different times.
         hosts.heard(name, until - 500 * at as Millis);
     }
@@ -136,7 +143,7 @@ fn one_of_two_is_lost_within_ten_seconds_and_most_of_many_get_one_grace() {
 fn a_closed_session_is_not_yet_a_lost_host() {
     let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
     hosts.hello("a", 1, &hello(), 0);
-    hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)]), &all()).unwrap();
     hosts.closed("a", 1);
     assert_eq!(hosts.check("a", 1), Err(FactError::NoHello));
     assert_eq!(hosts.tick(5_999), Changed::default());
@@ -152,7 +159,7 @@ fn a_closed_session_is_not_yet_a_lost_host() {
 fn known_hosts_stay_for_the_grace_time_after_a_restart() {
     let mut before = Hosts::new(TIMING, BTreeMap::new(), 0);
     before.hello("a", 1, &hello(), 0);
-    before.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    before.instances("a", &report(&[instance("inventory", "inventory-1", Ready)]), &all()).unwrap();
     let record = serde_json::to_value(before.record("a").unwrap()).unwrap();
     let known = BTreeMap::from([("a".to_owned(), serde_json::from_value(record).unwrap())]);
 
@@ -166,7 +173,7 @@ fn known_hosts_stay_for_the_grace_time_after_a_restart() {
     let known = BTreeMap::from([("a".to_owned(), before.record("a").unwrap())]);
     let mut hosts = Hosts::new(TIMING, known, 1_000);
     assert_eq!(hosts.hello("a", 7, &hello(), 3_000), Changed::default());
-    let (changed, _) = hosts.instances("a", &report(&[])).unwrap();
+    let (changed, _) = hosts.instances("a", &report(&[]), &all()).unwrap();
     assert_eq!(changed.gone, BTreeSet::from(["shop/inventory-1".to_owned()]));
     assert_eq!(hosts.of_service(&service("inventory")).count(), 0);
 }
@@ -175,7 +182,7 @@ fn known_hosts_stay_for_the_grace_time_after_a_restart() {
 fn long_lost_hosts_are_forgotten() {
     let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
     hosts.hello("a", 1, &hello(), 0);
-    hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)])).unwrap();
+    hosts.instances("a", &report(&[instance("inventory", "inventory-1", Ready)]), &all()).unwrap();
     hosts.hello("b", 2, &hello(), 4_000);
     hosts.tick(6_000);
     hosts.heard("b", 66_000);
@@ -192,22 +199,22 @@ fn changes_name_the_services_they_concern_and_no_others() {
     let mut hosts = Hosts::new(TIMING, BTreeMap::new(), 0);
     hosts.hello("a", 1, &hello(), 0);
     let both = [instance("inventory", "inventory-1", Starting), instance("ledger", "ledger-1", Ready)];
-    hosts.instances("a", &report(&both)).unwrap();
-    assert_eq!(hosts.instances("a", &report(&both)).unwrap().0, Changed::default(), "nothing new");
+    hosts.instances("a", &report(&both), &all()).unwrap();
+    assert_eq!(hosts.instances("a", &report(&both), &all()).unwrap().0, Changed::default(), "nothing new");
 
     let mut ready = both.clone();
     ready[0].state = Ready as i32;
-    let (changed, _) = hosts.instances("a", &report(&ready)).unwrap();
+    let (changed, _) = hosts.instances("a", &report(&ready), &all()).unwrap();
     assert_eq!(changed.endpoints, BTreeSet::from([service("inventory")]));
     assert!(changed.proxies.is_empty() && changed.gone.is_empty());
 
     let mut pid = ready.clone();
     pid[0].proxy_pid = 77;
-    let (changed, _) = hosts.instances("a", &report(&pid)).unwrap();
+    let (changed, _) = hosts.instances("a", &report(&pid), &all()).unwrap();
     assert!(changed.endpoints.is_empty() && !changed.records.is_empty());
 
     pid[1].state = Draining as i32;
-    let (changed, _) = hosts.instances("a", &report(&pid)).unwrap();
+    let (changed, _) = hosts.instances("a", &report(&pid), &all()).unwrap();
     assert_eq!(changed.endpoints, BTreeSet::from([service("ledger")]));
 }
 
@@ -217,7 +224,7 @@ fn bad_instances_are_named_and_the_good_ones_of_the_report_count() {
     hosts.hello("a", 1, &hello(), 0);
     hosts.hello("b", 2, &hello(), 0);
     let good = instance("inventory", "inventory-1", Ready);
-    hosts.instances("a", &report(std::slice::from_ref(&good))).unwrap();
+    hosts.instances("a", &report(std::slice::from_ref(&good)), &all()).unwrap();
     let changes: [fn(&mut wire::Instance); 8] = [
         |bad| bad.name = "x/y".into(),
         |bad| bad.namespace = String::new(),
@@ -232,30 +239,38 @@ fn bad_instances_are_named_and_the_good_ones_of_the_report_count() {
         let mut bad = instance("ledger", "ledger-1", Ready);
         change(&mut bad);
         let both = report(&[good.clone(), bad.clone()]);
-        let (_, news) = hosts.instances("a", &both).unwrap();
+        let (_, news) = hosts.instances("a", &both, &all()).unwrap();
         assert_eq!(news.len(), 1, "{bad:?}");
         assert_eq!(hosts.get("a").unwrap().refused, news.into_iter().collect());
-        assert_eq!(hosts.instances("a", &both).unwrap().1, [], "said once");
+        assert_eq!(hosts.instances("a", &both, &all()).unwrap().1, [], "said once");
         assert_eq!(hosts.get("a").unwrap().instances.len(), 1);
-        hosts.instances("a", &report(std::slice::from_ref(&good))).unwrap();
+        hosts.instances("a", &report(std::slice::from_ref(&good)), &all()).unwrap();
         assert!(hosts.get("a").unwrap().refused.is_empty());
     }
+    // A service that the node may not act for.
+    let other = NodeScope { services: vec!["shop/inventory".into()], ..NodeScope::default() };
+    let both = report(&[good.clone(), instance("ledger", "ledger-1", Ready)]);
+    let (_, news) = hosts.instances("a", &both, &Scope::read(&other).unwrap()).unwrap();
+    let outside = Refusal { service: "shop/ledger".into(), reason: RefusalReason::OutOfScope };
+    assert_eq!(news, [("shop/ledger-1".to_owned(), outside)]);
+    assert!(hosts.get("a").unwrap().instances.contains_key("shop/inventory-1"));
     // The same instance on two hosts.
     let twin = report(&[instance("other", "other-1", Ready), good.clone()]);
-    let (_, news) = hosts.instances("b", &twin).unwrap();
-    assert_eq!(news, [("shop/inventory-1".to_owned(), "another host has an instance of this name")]);
+    let (_, news) = hosts.instances("b", &twin, &all()).unwrap();
+    let taken = Refusal { service: "shop/inventory".into(), reason: RefusalReason::NameTaken };
+    assert_eq!(news, [("shop/inventory-1".to_owned(), taken)]);
     assert_eq!(
         (hosts.owner("shop/other-1"), hosts.owner("shop/inventory-1")),
         (Some("b"), Some("a")),
         "the first one keeps it"
     );
     let many = report(&vec![good; MAX_INSTANCES + 1]);
-    assert_eq!(hosts.instances("a", &many), Err(FactError::TooMany));
+    assert_eq!(hosts.instances("a", &many, &all()), Err(FactError::TooMany));
 
     // Until it is lost.
     hosts.heard("b", 5_000);
     assert!(hosts.tick(6_000).withdrawn.contains("a"));
-    let (changed, news) = hosts.instances("b", &twin).unwrap();
+    let (changed, news) = hosts.instances("b", &twin, &all()).unwrap();
     assert_eq!((news.len(), hosts.owner("shop/inventory-1")), (0, Some("b")));
     assert!(changed.gone.contains("shop/inventory-1"), "what the old one acknowledged says nothing");
     assert_eq!(hosts.of_service(&service("inventory")).count(), 1);
@@ -270,7 +285,7 @@ fn texts_of_agents_steer_no_terminal() {
     assert_eq!(hosts.get("a").unwrap().version, "1 [2J   ");
     let reason = "gone\u{9b}31m".to_owned();
     let shown = wire::Instance { reason, ..instance("inventory", "inventory-1", Ready) };
-    hosts.instances("a", &report(&[shown])).unwrap();
+    hosts.instances("a", &report(&[shown]), &all()).unwrap();
     assert_eq!(hosts.get("a").unwrap().instances["shop/inventory-1"].reason, "gone 31m");
 }
 

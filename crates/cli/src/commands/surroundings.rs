@@ -1,0 +1,314 @@
+//! What a declared object is connected with, as `describe` shows it beside its settings: the ports of a service and how
+//! they are called, and the routes around it.
+//!
+//! Holds: computed from all documents by the code the control plane uses. Does not: ask anybody.
+
+use outrider_intent::model::{HttpMatch, HttpRoute, HttpRule, Intent, PathMatch, Port, ServiceRef};
+use serde::Serialize;
+
+use super::get::word;
+use crate::args::Kind;
+use crate::output::{Style, Table};
+
+/// Most conditions of a rule in its line.
+const MAX_MATCHES: usize = 3;
+
+/// What there is around an object; empty for what has none.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Surroundings {
+    /// Of a service.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<PortView>,
+    /// Those attached to a service; of a route, itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<RouteView>,
+    /// Names of the routes that send to a service.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    backend_of: Vec<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PortView {
+    name: String,
+    protocol: String,
+    /// What callers of every namespace use.
+    address: String,
+    /// What callers of the same namespace may use too.
+    short_address: String,
+    /// Where the application listens on loopback.
+    target_port: u16,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RouteView {
+    name: String,
+    parents: Vec<ParentView>,
+    rules: Vec<RuleView>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ParentView {
+    service: String,
+    /// Absent: every HTTP port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RuleView {
+    /// Alternatives, in words; none is every request.
+    matches: Vec<String>,
+    backends: Vec<BackendView>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BackendView {
+    service: String,
+    port: u16,
+    weight: u32,
+}
+
+impl Surroundings {
+    /// Of the object of this name.
+    pub(super) fn of(intent: &Intent, kind: Kind, namespace: &str, name: &str) -> Self {
+        let id = ServiceRef::new(namespace, name);
+        match kind {
+            Kind::Services => {
+                let ports = intent.services.get(&id).map(|service| service.ports.as_slice());
+                let routes = || intent.http_routes.values();
+                let sends = |route: &&HttpRoute| {
+                    route.rules.iter().flat_map(|rule| &rule.backends).any(|backend| backend.service == id)
+                };
+                Self {
+                    ports: ports.unwrap_or_default().iter().map(|port| port_view(&id, port)).collect(),
+                    routes: routes()
+                        .filter(|route| route.parents.iter().any(|(parent, _)| *parent == id))
+                        .map(route_view)
+                        .collect(),
+                    backend_of: routes().filter(sends).map(route_name).collect(),
+                }
+            }
+            Kind::Routes => {
+                let found = intent.http_routes.get(&(id.namespace, id.name));
+                Self { routes: found.map(route_view).into_iter().collect(), ..Self::default() }
+            }
+            _ => Self::default(),
+        }
+    }
+
+    /// Titles and their lines, for people. `alone` if the object is the route itself.
+    pub(super) fn sections(&self, alone: bool, style: Style) -> Vec<(&'static str, Vec<String>)> {
+        let mut sections = Vec::new();
+        if alone {
+            for route in &self.routes {
+                sections.push(("Parents", route.parents.iter().map(parent_line).collect()));
+                sections.push(("Rules", route.rules.iter().map(rule_line).collect()));
+            }
+            return sections;
+        }
+        let mut table =
+            Table::new(&["PORT", "PROTOCOL", "CALLED AS", "IN ITS NAMESPACE ALSO", "APPLICATION AT"]);
+        for port in &self.ports {
+            table.row(vec![
+                port.name.clone(),
+                port.protocol.clone(),
+                port.address.clone(),
+                port.short_address.clone(),
+                format!("127.0.0.1:{}", port.target_port),
+            ]);
+        }
+        if !table.is_empty() {
+            sections.push(("Ports", table.lines(style)));
+        }
+        let attached = self.routes.iter().flat_map(|route| {
+            let parents: Vec<_> = route.parents.iter().map(parent_line).collect();
+            let head = format!("{}  of {}", route.name, parents.join(", "));
+            std::iter::once(head).chain(route.rules.iter().map(|rule| format!("  {}", rule_line(rule))))
+        });
+        sections.push(("Routes attached", attached.collect()));
+        sections.push(("Routes that send here", self.backend_of.clone()));
+        sections.retain(|(_, lines)| !lines.is_empty());
+        sections
+    }
+}
+
+fn port_view(id: &ServiceRef, port: &Port) -> PortView {
+    PortView {
+        name: port.name.clone(),
+        protocol: word(&port.protocol),
+        address: format!("{}.{}:{}", id.name, id.namespace, port.port),
+        short_address: format!("{}:{}", id.name, port.port),
+        target_port: port.target_port,
+    }
+}
+
+fn route_name(route: &HttpRoute) -> String {
+    format!("{}/{}", route.namespace, route.name)
+}
+
+fn route_view(route: &HttpRoute) -> RouteView {
+    let parent = |(service, port): &(ServiceRef, Option<u16>)| ParentView {
+        service: service.to_string(),
+        port: *port,
+    };
+    RouteView {
+        name: route_name(route),
+        parents: route.parents.iter().map(parent).collect(),
+        rules: route.rules.iter().map(rule_view).collect(),
+    }
+}
+
+fn rule_view(rule: &HttpRule) -> RuleView {
+    let every = |one: &HttpMatch| {
+        one.path == PathMatch::Prefix("/".into()) && one.method.is_none() && one.headers.is_empty()
+    };
+    let matches = if rule.matches.iter().any(every) {
+        Vec::new()
+    } else {
+        rule.matches.iter().map(condition).collect()
+    };
+    let backends = rule.backends.iter().map(|backend| BackendView {
+        service: backend.service.to_string(),
+        port: backend.port,
+        weight: backend.weight,
+    });
+    RuleView { matches, backends: backends.collect() }
+}
+
+/// `GET /a and below with x-user: 7`.
+fn condition(one: &HttpMatch) -> String {
+    let mut text = one.method.as_ref().map(|method| format!("{method} ")).unwrap_or_default();
+    match &one.path {
+        PathMatch::Exact(path) => text.push_str(path),
+        PathMatch::Prefix(path) if path == "/" => text.push_str("any path"),
+        PathMatch::Prefix(path) => text.push_str(&format!("{path} and below")),
+    }
+    for (at, (name, value)) in one.headers.iter().enumerate() {
+        let word = if at == 0 { "with" } else { "and" };
+        text.push_str(&format!(" {word} {name}: {value}"));
+    }
+    text
+}
+
+fn parent_line(parent: &ParentView) -> String {
+    match parent.port {
+        Some(port) => format!("{} port {port}", parent.service),
+        None => format!("{} every HTTP port", parent.service),
+    }
+}
+
+fn rule_line(rule: &RuleView) -> String {
+    let requests = match rule.matches.as_slice() {
+        [] => "every request".to_owned(),
+        few if few.len() <= MAX_MATCHES => few.join(" or "),
+        many => format!("{} or {} more", many[..MAX_MATCHES].join(" or "), many.len() - MAX_MATCHES),
+    };
+    let to = match rule.backends.as_slice() {
+        [] => "nowhere: answered with 500".to_owned(),
+        [one] if one.weight > 0 => format!("{}:{}", one.service, one.port),
+        several => several
+            .iter()
+            .map(|backend| format!("{}:{} weight {}", backend.service, backend.port, backend.weight))
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    format!("{requests} → {to}")
+}
+
+#[cfg(test)]
+mod tests {
+    use outrider_intent as intent;
+
+    use super::*;
+
+    const TEXT: &str = "
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {name: api, namespace: shop}
+spec:
+  ports:
+    - {name: http, port: 80, targetPort: 8080, protocol: http}
+    - {name: raw, port: 90, protocol: tcp}
+---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {name: api-v2, namespace: shop}
+spec: {ports: [{name: http, port: 80, targetPort: 8081, protocol: http}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: split, namespace: shop}
+spec:
+  parentRefs: [{kind: Service, name: api, port: 80}]
+  rules:
+    - backendRefs: [{name: api, port: 80, weight: 95}, {name: api-v2, port: 80, weight: 5}]
+    - matches:
+        - {method: GET, path: {type: Exact, value: /health}}
+        - {path: {value: /a}, headers: [{name: X-User, value: '7'}]}
+        - {headers: [{name: x-user, value: '8'}]}
+        - {path: {value: /b}}
+        - {path: {value: /c}}
+      backendRefs: [{name: api-v2, port: 80}]
+    - matches: [{path: {value: /gone}}]
+    - matches: [{path: {value: /off}}]
+      backendRefs: [{name: api, port: 80, weight: 0}]
+";
+
+    fn shown(kind: Kind, name: &str) -> String {
+        let parsed = intent::parse(&[intent::Source { name: "a.yaml".into(), text: TEXT.into() }]);
+        let resolved = intent::resolve(&parsed.documents, &intent::ResolveOptions::default());
+        let model = resolved.intent.unwrap_or_else(|| panic!("{:?}", resolved.diagnostics));
+        let around = Surroundings::of(&model, kind, "shop", name);
+        let mut text = String::new();
+        for (title, lines) in around.sections(kind == Kind::Routes, Style::plain()) {
+            text.push_str(&format!("{title}\n  {}\n", lines.join("\n  ")));
+        }
+        text
+    }
+
+    #[test]
+    fn a_service_shows_how_it_is_called_and_its_routes() {
+        insta::assert_snapshot!(shown(Kind::Services, "api"), @r"
+        Ports
+          PORT  PROTOCOL  CALLED AS    IN ITS NAMESPACE ALSO  APPLICATION AT
+          http  http      api.shop:80  api:80                 127.0.0.1:8080
+          raw   tcp       api.shop:90  api:90                 127.0.0.1:90
+        Routes attached
+          shop/split  of shop/api port 80
+            every request → shop/api:80 weight 95, shop/api-v2:80 weight 5
+            GET /health or /a and below with x-user: 7 or any path with x-user: 8 or 2 more → shop/api-v2:80
+            /gone and below → nowhere: answered with 500
+            /off and below → shop/api:80 weight 0
+        Routes that send here
+          shop/split
+        ");
+        insta::assert_snapshot!(shown(Kind::Services, "api-v2"), @r"
+        Ports
+          PORT  PROTOCOL  CALLED AS       IN ITS NAMESPACE ALSO  APPLICATION AT
+          http  http      api-v2.shop:80  api-v2:80              127.0.0.1:8081
+        Routes that send here
+          shop/split
+        ");
+        assert_eq!(shown(Kind::Services, "other"), "");
+        assert_eq!(shown(Kind::Namespaces, "shop"), "");
+    }
+
+    #[test]
+    fn a_route_shows_parents_and_rules() {
+        insta::assert_snapshot!(shown(Kind::Routes, "split"), @r"
+        Parents
+          shop/api port 80
+        Rules
+          every request → shop/api:80 weight 95, shop/api-v2:80 weight 5
+          GET /health or /a and below with x-user: 7 or any path with x-user: 8 or 2 more → shop/api-v2:80
+          /gone and below → nowhere: answered with 500
+          /off and below → shop/api:80 weight 0
+        ");
+    }
+}

@@ -1,0 +1,5 @@
+mod adoption;
+mod properties;
+mod scenarios;
+mod simulation;
+mod world;
