@@ -534,9 +534,9 @@ pub(crate) enum NodeCommand {
 /// `node delete`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Its connections are closed, and its instances are no endpoints any more, also after a restart of the \
-control plane. Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can \
-join again with a new token.
+Its connections are closed, and its instances are no endpoints any more, also after a restart of the control plane. \
+Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can join again \
+with a new token.
 
 Examples:
   outrider node delete host-a")]
