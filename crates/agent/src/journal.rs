@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outrider_api::agent as wire;
-use outrider_supervise::{Cause, Happened, Record};
+pub use outrider_api::agent::life::cause_word;
+use outrider_supervise::Record;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -54,86 +55,12 @@ pub struct Occurrence {
 impl Occurrence {
     /// One sentence for people.
     pub fn sentence(&self) -> String {
-        let Record { generation, target, happened, cause, next, .. } = &self.record;
-        let what = match happened {
-            Happened::TookOver => format!("{target} {generation} took over"),
-            Happened::Passed => format!("{target} {generation} passed its probation"),
-            Happened::PutBack => format!("{target} {generation} was put back"),
-            Happened::Ended => format!("{target} {generation} ended"),
-        };
-        let next = next_sentence(next).map(|next| format!("; {next}")).unwrap_or_default();
-        format!("{what}: {cause}{next}")
+        wire::life::sentence(&self.record)
     }
 
     /// As it travels to the control plane.
     pub fn to_wire(&self) -> wire::Occurred {
-        let Record { generation, target, happened, cause, configuration, uptime, memory, lost, .. } =
-            &self.record;
-        wire::Occurred {
-            proxy: self.proxy.clone(),
-            service: self.service.clone(),
-            number: self.number,
-            time_ms: self.time_ms,
-            generation: generation.0,
-            engine: target.engine.to_string(),
-            release: target.release.to_string(),
-            happened: happened_word(*happened).to_owned(),
-            cause: cause_word(cause).to_owned(),
-            text: self.sentence(),
-            configuration: configuration.as_deref().unwrap_or_default().to_owned(),
-            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
-            resident_bytes: memory.unwrap_or_default(),
-            lost_connections: lost.connections,
-            lost_requests: lost.requests,
-        }
-    }
-}
-
-fn next_sentence(next: &outrider_supervise::Next) -> Option<String> {
-    use outrider_supervise::Next;
-    Some(match next {
-        Next::Nothing => return None,
-        Next::ServedBy(generation) => format!("{generation} serves"),
-        Next::Restarted(generation) => format!("{generation} was started"),
-        Next::BackedOff { pause } => format!("the next start is in {:.1} s", pause.as_secs_f64()),
-        Next::PutBack(generation) => format!("{generation} accepts again"),
-        Next::RolledBack { to, generation } => format!("back to {to} with {generation}"),
-        Next::TriedAgain { pause } => format!("tried again in {:.1} s", pause.as_secs_f64()),
-    })
-}
-
-fn happened_word(happened: Happened) -> &'static str {
-    match happened {
-        Happened::TookOver => "took_over",
-        Happened::Passed => "passed",
-        Happened::PutBack => "put_back",
-        Happened::Ended => "ended",
-    }
-}
-
-/// One word for a cause: the reason by which occurrences are counted and found.
-pub fn cause_word(cause: &Cause) -> &'static str {
-    use outrider_supervise::Exit;
-    match cause {
-        Cause::Crashed(Exit::Code(0)) => "exited",
-        Cause::Crashed(Exit::Code(_)) => "exit_code",
-        Cause::Crashed(Exit::Signal(_)) => "signal",
-        Cause::Crashed(Exit::Panic(_)) => "panic",
-        Cause::Crashed(Exit::OutOfMemory) => "out_of_memory",
-        Cause::Crashed(Exit::Unknown) => "unknown",
-        Cause::Hung => "hung",
-        Cause::FetchFailed(_) => "fetch_failed",
-        Cause::StartFailed { .. } => "start_failed",
-        Cause::NotReady => "not_ready",
-        Cause::NoAnswer => "no_answer",
-        Cause::Probation(_) => "probation",
-        Cause::CrashLoop => "crash_loop",
-        Cause::Upgrade => "upgrade",
-        Cause::Rollback => "rollback",
-        Cause::Restart => "restart",
-        Cause::Superseded => "superseded",
-        Cause::Stop => "stop",
-        Cause::NobodyServed => "nobody_served",
+        wire::Occurred::new(&self.proxy, &self.service, self.number, self.time_ms, &self.record)
     }
 }
 
@@ -292,7 +219,7 @@ fn milliseconds(time: SystemTime) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use outrider_supervise::{Exit, Generation, Lost, Next, Target};
+    use outrider_supervise::{Cause, Exit, Generation, Happened, Lost, Next, Target};
 
     use super::*;
 

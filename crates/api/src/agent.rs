@@ -11,6 +11,11 @@ pub use agents_client::AgentsClient;
 /// Generated server.
 pub use agents_server::{Agents, AgentsServer};
 
+pub mod life;
+mod proxies;
+
+pub use proxies::*;
+
 include!(concat!(env!("OUT_DIR"), "/outrider.agent.v1.Agents.rs"));
 
 /// Key of the metadata in which a call that is refused says why, as one of the words below.
@@ -23,6 +28,28 @@ pub const IDENTITY_NOT_GIVEN: &str = "identity-not-given";
 pub const SERVICE_NOT_DECLARED: &str = "service-not-declared";
 /// The node joined with a token that does not name the service asked for.
 pub const SERVICE_OUT_OF_SCOPE: &str = "service-out-of-scope";
+
+/// Why a command is refused: [`Answer::reason`].
+pub mod refusal {
+    /// The proxy is being stopped.
+    pub const STOPPING: &str = "stopping";
+    /// The release is in quarantine there.
+    pub const QUARANTINED: &str = "quarantined";
+    /// There is nothing to go back to.
+    pub const NOTHING_BEFORE: &str = "nothing_before";
+    /// A rollback is under way.
+    pub const ROLLING_BACK: &str = "rolling_back";
+    /// The proxy was not started yet.
+    pub const NOT_STARTED: &str = "not_started";
+    /// No such instance runs on the node.
+    pub const UNKNOWN_PROXY: &str = "unknown_proxy";
+    /// The release is not on the node, or is no release.
+    pub const UNKNOWN_RELEASE: &str = "unknown_release";
+    /// The engine cannot do this while it runs.
+    pub const NOT_SUPPORTED: &str = "not_supported";
+    /// The agent does not know the command: it is older than the control plane.
+    pub const UNKNOWN_COMMAND: &str = "unknown_command";
+}
 
 /// Redeems a join token.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -74,7 +101,7 @@ pub struct SignResponse {
 /// Agent → control plane.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Fact {
-    #[prost(oneof = "FactKind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "FactKind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: Option<FactKind>,
 }
 
@@ -97,6 +124,12 @@ pub enum FactKind {
     /// Something happened to a proxy. A new session sends the latest ones again: a number that was seen is no news.
     #[prost(message, boxed, tag = "6")]
     Occurred(Box<Occurred>),
+    /// Where a proxy is in its life, whenever anything but times changed.
+    #[prost(message, boxed, tag = "7")]
+    ProxyStatus(Box<ProxyStatus>),
+    /// What became of a [`Command`].
+    #[prost(message, boxed, tag = "8")]
+    Answer(Box<Answer>),
 }
 
 /// Something that moved or ended a process of a proxy.
@@ -143,6 +176,22 @@ pub struct Occurred {
     pub lost_connections: u64,
     #[prost(uint64, tag = "15")]
     pub lost_requests: u64,
+    /// What was done, one word: `nothing`, `served_by`, `restarted`, `backed_off`, `put_back`, `rolled_back` or
+    /// `tried_again`.
+    #[prost(string, tag = "16")]
+    pub next: String,
+    /// The generation that serves next; 0 if that is open.
+    #[prost(uint64, tag = "17")]
+    pub next_generation: u64,
+    /// Pause before the next start or attempt.
+    #[prost(uint64, tag = "18")]
+    pub next_pause_ms: u64,
+    /// After going back: the release that runs next. Else empty.
+    #[prost(string, tag = "19")]
+    pub next_release: String,
+    /// How the process ended, in words; empty if none did.
+    #[prost(string, tag = "20")]
+    pub exit: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -298,7 +347,7 @@ pub struct ReasonCount {
 /// Control plane → agent.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Instruction {
-    #[prost(oneof = "InstructionKind", tags = "1, 2, 3")]
+    #[prost(oneof = "InstructionKind", tags = "1, 2, 3, 4")]
     pub kind: Option<InstructionKind>,
 }
 
@@ -313,6 +362,9 @@ pub enum InstructionKind {
     /// All instances of the host that do not count, whenever one of them changed; none of them at first.
     #[prost(message, tag = "3")]
     Refused(Refused),
+    /// Something to be done with a proxy.
+    #[prost(message, tag = "4")]
+    Command(Command),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

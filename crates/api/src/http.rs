@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+mod proxies;
+
+pub use proxies::*;
+
 /// A named text with documents in it: a file, or standard input as `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -319,6 +323,12 @@ pub struct ProxyView {
     pub inbound: TrafficView,
     /// Totals of its outbound listeners, by `NS/SERVICE`.
     pub outbound: BTreeMap<String, TrafficView>,
+    /// Where it is in its life; absent before its agent said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<ProxyLife>,
+    /// The last thing that happened to it, as far as is known here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event: Option<ProxyEvent>,
 }
 
 /// Totals since a proxy's process started.

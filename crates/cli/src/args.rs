@@ -4,6 +4,7 @@
 //! here, so that it is wrapped once, to the width of the terminal. Does not: do anything.
 
 mod groups;
+mod proxies;
 mod values;
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,10 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use self::groups::{
     Connection, DryRun, Engines, Files, InNamespace, Kind, LogArgs, ObjectKind, Output, Remote, StateFolder,
     Wait,
+};
+pub(crate) use self::proxies::{
+    EventsArgs, ProxyChoice, ProxyCommand, ProxyDrainArgs, ProxyLogsArgs, ProxyMoveArgs, ProxyPardonArgs,
+    ProxyUpgradeArgs, Until,
 };
 use self::values::{parse_duration, parse_loopback, parse_ports, parse_scale};
 use crate::output::{ColorChoice, Format};
@@ -33,7 +38,7 @@ Exit codes:
   0  done
   1  refused or failed; `run` ends with the application's own code
   2  the command line is wrong
-  3  --wait or `run` waited for too long, or hosts are lost
+  3  a wait took too long (--wait, `run`, `proxy`), or hosts are lost
   4  the control plane cannot be reached
   5  `diff --exit-code`: something would change
 
@@ -101,6 +106,11 @@ pub(crate) enum Command {
     /// Hosts that were let in
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Proxies: what they run, and moving them to another release
+    #[command(subcommand)]
+    Proxy(ProxyCommand),
+    /// Show what happened to proxies, and why
+    Events(EventsArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell.
@@ -358,6 +368,11 @@ pub(crate) struct DescribeArgs {
 }
 
 impl DescribeArgs {
+    /// Something in a namespace.
+    pub(crate) fn of(kind: Kind, namespace: String, name: String, remote: Remote) -> Self {
+        Self { kind, name, within: InNamespace { namespace }, remote }
+    }
+
     /// A node.
     pub(crate) fn node(name: String, remote: Remote) -> Self {
         Self { kind: Kind::Nodes, name, within: InNamespace { namespace: String::new() }, remote }
@@ -557,7 +572,7 @@ mod tests {
     fn every_command_that_acts_shows_an_example() {
         for command in Cli::command().get_subcommands_mut() {
             let name = command.get_name().to_owned();
-            if ["completions", "version", "token", "node", "help"].contains(&name.as_str()) {
+            if ["completions", "version", "token", "node", "proxy", "help"].contains(&name.as_str()) {
                 continue;
             }
             let help = command.render_long_help().to_string();
@@ -638,6 +653,18 @@ mod tests {
             "server --http 10.0.0.5:7600",
             "server --http [::]:7600",
             "server --http localhost:7600",
+            "proxy",
+            "proxy upgrade --to 1.0",
+            "proxy upgrade a/b",
+            "proxy upgrade a/b --service a/c --to 1.0",
+            "proxy upgrade a/b --to ../x",
+            "proxy restart",
+            "proxy restart a/b --timeout 1",
+            "proxy drain --service a/b",
+            "proxy pardon a/b",
+            "proxy logs a/b --lines 0",
+            "events --limit 10001",
+            "events a/b",
         ];
         for line in lines {
             let words = std::iter::once("outrider").chain(line.split(' '));

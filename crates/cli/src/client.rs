@@ -15,12 +15,16 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::exit::CliError;
+
 /// Longest wait for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Longest wait for an answer, beside what the call itself asks the server to wait.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Largest answer, in bytes: a fleet's worth of proxies as JSON stays far below.
 const BODY_LIMIT: usize = 256 << 20;
+/// Longest line of an answer that has no end, in bytes.
+const LINE_LIMIT: usize = 1 << 20;
 /// Longest path of a Unix socket the kernel takes, in bytes.
 pub(crate) const SOCKET_PATH_LIMIT: usize = 107;
 
@@ -151,6 +155,11 @@ impl CallError {
         matches!(self, Self::Connect { .. } | Self::Broken { .. })
     }
 
+    /// Whether the control plane waited in vain for an agent.
+    pub(crate) fn is_late(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if *status == StatusCode::GATEWAY_TIMEOUT)
+    }
+
     /// Whether the object asked for does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
@@ -224,6 +233,47 @@ impl Client {
         Ok((true, self.read(path, status, &body)?))
     }
 
+    /// `GET` of lines that come as long as both sides are there. Gives each to `each`, which may end it by an error;
+    /// returns when the server ended it.
+    pub(crate) async fn follow(
+        &self,
+        path: &str,
+        mut each: impl FnMut(&str) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let request = self.request(Method::GET, path, Bytes::new())?;
+        let stream = self.open().await?;
+        let broken = |cause: &dyn std::fmt::Display| self.broken(path, cause);
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
+        let connection = tokio::spawn(connection);
+        let answer = tokio::time::timeout(ANSWER_LIMIT, sender.send_request(request)).await;
+        let response = answer.map_err(|_| self.late(path, ANSWER_LIMIT))?.map_err(|e| broken(&e))?;
+        let status = response.status();
+        if !status.is_success() {
+            let body = Limited::new(response.into_body(), BODY_LIMIT).collect().await;
+            let body = body.map_err(|e| broken(&e))?.to_bytes();
+            return Err(self.read::<serde_json::Value>(path, status, &body).err().map_or_else(
+                || CliError::Failed(format!("{} answered {path} with status {status}", self.target)),
+                CliError::from,
+            ));
+        }
+        let mut body = response.into_body();
+        let mut rest = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|e| broken(&e))?.into_data() else { continue };
+            rest.extend_from_slice(&data);
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                each(String::from_utf8_lossy(&line).trim_end())?;
+            }
+            if rest.len() > LINE_LIMIT {
+                return Err(self.unexpected(path, &"a line without an end").into());
+            }
+        }
+        connection.abort();
+        Ok(())
+    }
+
     async fn post_raw<B: Serialize>(&self, path: &str, body: &B) -> Result<(StatusCode, Bytes), CallError> {
         let json = serde_json::to_vec(body).map_err(|error| self.unexpected(path, &error))?;
         self.send(Method::POST, path, json.into(), Duration::ZERO).await
@@ -252,29 +302,9 @@ impl Client {
         body: Bytes,
         server_wait: Duration,
     ) -> Result<(StatusCode, Bytes), CallError> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "outrider")
-            .header(header::USER_AGENT, concat!("outrider/", env!("CARGO_PKG_VERSION")));
-        if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        let request = request.body(Full::new(body)).map_err(|error| self.unexpected(path, &error))?;
-        let broken = |cause: &dyn std::fmt::Display| CallError::Broken {
-            target: self.target.clone(),
-            path: path.to_owned(),
-            cause: cause.to_string(),
-        };
-
-        let stream = match tokio::time::timeout(CONNECT_LIMIT, self.connect()).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(self.connect_error(&error)),
-            Err(_) => return Err(self.connect_error(&std::io::ErrorKind::TimedOut.into())),
-        };
+        let request = self.request(method, path, body)?;
+        let stream = self.open().await?;
+        let broken = |cause: &dyn std::fmt::Display| self.broken(path, cause);
         let exchange = async {
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
@@ -286,11 +316,38 @@ impl Client {
             connection.abort();
             Ok((status, body.to_bytes()))
         };
-        match tokio::time::timeout(ANSWER_LIMIT + server_wait, exchange).await {
-            Ok(result) => result,
-            Err(_) => {
-                Err(broken(&format_args!("no answer within {} s", (ANSWER_LIMIT + server_wait).as_secs())))
-            }
+        let limit = ANSWER_LIMIT + server_wait;
+        tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| Err(self.late(path, limit)))
+    }
+
+    fn broken(&self, path: &str, cause: &dyn std::fmt::Display) -> CallError {
+        CallError::Broken { target: self.target.clone(), path: path.to_owned(), cause: cause.to_string() }
+    }
+
+    fn late(&self, path: &str, limit: Duration) -> CallError {
+        self.broken(path, &format_args!("no answer within {} s", limit.as_secs()))
+    }
+
+    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, CallError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "outrider")
+            .header(header::USER_AGENT, concat!("outrider/", env!("CARGO_PKG_VERSION")));
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        request.body(Full::new(body)).map_err(|error| self.unexpected(path, &error))
+    }
+
+    async fn open(&self) -> Result<Box<dyn Stream>, CallError> {
+        match tokio::time::timeout(CONNECT_LIMIT, self.connect()).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(self.connect_error(&error)),
+            Err(_) => Err(self.connect_error(&std::io::ErrorKind::TimedOut.into())),
         }
     }
 

@@ -3,10 +3,12 @@
 pub(crate) mod change;
 pub(crate) mod describe;
 mod difference;
+pub(crate) mod events;
 pub(crate) mod get;
 pub(crate) mod host;
 pub(crate) mod local;
 pub(crate) mod node;
+pub(crate) mod proxy;
 mod surroundings;
 pub(crate) mod token;
 

@@ -13,7 +13,7 @@ pub(crate) const OK: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The command line itself is wrong (clap uses the same number).
 pub(crate) const USAGE: u8 = 2;
-/// `--wait`, or the wait of `run` for its proxy, ran out of time.
+/// `--wait`, the wait of `run` for its proxy, or of `proxy` for an agent or the end, ran out of time.
 pub(crate) const TIMED_OUT: u8 = 3;
 /// The control plane could not be reached.
 pub(crate) const UNREACHABLE: u8 = 4;
@@ -54,6 +54,7 @@ impl CliError {
             Self::Failed(_) | Self::Reported | Self::Other(_) => FAILED,
             Self::TimedOut(_) => TIMED_OUT,
             Self::Call(error) if error.is_unreachable() => UNREACHABLE,
+            Self::Call(error) if error.is_late() => TIMED_OUT,
             Self::Call(_) => FAILED,
             Self::Run(error) => error.exit_code(),
         }

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Command, DescribeArgs, GetArgs, Kind, NodeCommand, TokenCommand};
+use crate::args::{Cli, Command, DescribeArgs, GetArgs, Kind, NodeCommand, ProxyCommand, TokenCommand};
 use crate::commands::Context;
 use crate::exit::{CliError, Outcome};
 
@@ -67,7 +67,26 @@ async fn dispatch(command: Command, context: Context) -> Outcome {
             commands::describe::describe(DescribeArgs::node(name, remote), context).await
         }
         Command::Node(NodeCommand::Delete(args)) => commands::node::delete(args).await,
+        Command::Proxy(command) => proxy(command, context).await,
+        Command::Events(args) => commands::events::events(args, context).await,
         Command::Completions { shell } => commands::local::completions(shell),
         Command::Version(args) => commands::local::version(&args),
+    }
+}
+
+async fn proxy(command: ProxyCommand, context: Context) -> Outcome {
+    match command {
+        ProxyCommand::List(args) => commands::get::get(args.into(), context).await,
+        ProxyCommand::Describe { proxy, remote } => {
+            let (namespace, name) = commands::proxy::pair(&proxy)?;
+            let args = DescribeArgs::of(Kind::Proxies, namespace, name, remote);
+            commands::describe::describe(args, context).await
+        }
+        ProxyCommand::Upgrade(args) => commands::proxy::upgrade(args, context).await,
+        ProxyCommand::Rollback(args) => commands::proxy::rollback(args, context).await,
+        ProxyCommand::Restart(args) => commands::proxy::restart(args, context).await,
+        ProxyCommand::Drain(args) => commands::proxy::drain(args, context).await,
+        ProxyCommand::Pardon(args) => commands::proxy::pardon(args, context).await,
+        ProxyCommand::Logs(args) => commands::proxy::logs::logs(args).await,
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use outrider_api::agent::{FactKind, Refused};
 use outrider_store::Store;
@@ -45,6 +45,8 @@ pub(crate) struct Handle {
     pub(crate) changes: watch::Receiver<u64>,
     /// The store's revision.
     pub(crate) revision: watch::Receiver<u64>,
+    /// The cursor of the last event of a proxy.
+    pub(crate) events: watch::Receiver<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -142,21 +144,31 @@ pub(crate) fn start(
     known: BTreeMap<String, HostRecord>,
 ) -> std::io::Result<(Handle, Thread)> {
     let clock = Clock(Instant::now());
-    let world = World::new(trust_domain, timing, declared, admitted, known, clock.now());
+    let mut world = World::new(trust_domain, timing, declared, admitted, known, clock.now());
+    // There are never a thousand events a millisecond, so a life of this server begins above the one before.
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    world.begin_events_at(u64::try_from(since_epoch).unwrap_or_default().saturating_mul(1_000));
     let (commands, queue) = channel();
     let (published, published_out) = watch::channel(Arc::new(world.published().clone()));
     let (changes, changes_out) = watch::channel(0);
     let (revision, revision_out) = watch::channel(world.declared().revision);
+    let (events, events_out) = watch::channel(world.event_cursor());
     let pulse = Pulse::new(timing, clock.now());
-    let actor = Actor { world, store, clock, pulse, published, changes, revision, stirred: false };
+    let actor = Actor { world, store, clock, pulse, published, changes, revision, events, stirred: false };
     let (alive, ended) = oneshot::channel();
     let join = std::thread::Builder::new().name("world".to_owned()).spawn(move || {
         // Dropped when the thread ends, also by a panic.
         let _alive = alive;
         actor.work(&queue);
     })?;
-    let handle =
-        Handle { commands, clock, published: published_out, changes: changes_out, revision: revision_out };
+    let handle = Handle {
+        commands,
+        clock,
+        published: published_out,
+        changes: changes_out,
+        revision: revision_out,
+        events: events_out,
+    };
     Ok((handle, Thread { join, ended }))
 }
 
@@ -168,6 +180,7 @@ struct Actor {
     published: watch::Sender<Arc<Published>>,
     changes: watch::Sender<u64>,
     revision: watch::Sender<u64>,
+    events: watch::Sender<u64>,
     /// Something happened that a view may show. Reading is not such a thing.
     stirred: bool,
 }
@@ -280,6 +293,8 @@ impl Actor {
         let revision = self.world.declared().revision;
         self.stirred |=
             self.revision.send_if_modified(|current| std::mem::replace(current, revision) != revision);
+        let cursor = self.world.event_cursor();
+        self.events.send_if_modified(|current| std::mem::replace(current, cursor) != cursor);
         if std::mem::take(&mut self.stirred) {
             self.changes.send_modify(|count| *count = count.wrapping_add(1));
         }

@@ -5,6 +5,7 @@
 
 mod change;
 mod error;
+mod proxies;
 mod read;
 mod serve;
 
@@ -23,6 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::actor::Handle;
+use crate::commands::Commands;
 use crate::grpc::Newest;
 use error::Problem;
 pub(crate) use serve::serve;
@@ -35,6 +37,7 @@ const MAX_BODY: usize = 10 << 20;
 pub(crate) struct Api {
     /// Of agents: sessions, and streams of resources.
     pub(crate) streams: [Newest; 2],
+    pub(crate) commands: Commands,
     pub(crate) world: Handle,
     pub(crate) store: Arc<Store>,
     pub(crate) authority: Arc<Authority>,
@@ -62,6 +65,13 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(read::nodes))
         .routes(routes!(change::delete_node))
         .routes(routes!(read::proxy_resources))
+        .routes(routes!(proxies::proxy))
+        .routes(routes!(proxies::upgrade))
+        .routes(routes!(proxies::rollback))
+        .routes(routes!(proxies::restart))
+        .routes(routes!(proxies::drain))
+        .routes(routes!(proxies::pardon))
+        .routes(routes!(proxies::events))
         .routes(routes!(read::rollout))
         .routes(routes!(read::watch))
         .routes(routes!(read::schema))

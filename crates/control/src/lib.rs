@@ -12,6 +12,7 @@
 //! ```
 
 mod actor;
+mod commands;
 mod declare;
 mod grpc;
 mod http;

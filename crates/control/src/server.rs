@@ -26,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::{self, Handle};
+use crate::commands::Commands;
 use crate::declare;
 use crate::grpc::Newest;
 use crate::grpc::ads::Ads;
@@ -240,8 +241,10 @@ impl Server {
         let slot = OwnCertificate::issue(&self.authority)?;
         let bundle = self.authority.bundle();
         let (sessions, resources) = (Newest::default(), Newest::default());
+        let commands = Commands::default();
         let api = Api {
             streams: [sessions.clone(), resources.clone()],
+            commands: commands.clone(),
             world: self.world.clone(),
             store: self.store.clone(),
             authority: self.authority.clone(),
@@ -280,6 +283,7 @@ impl Server {
             store,
             sessions: AtomicU64::new(1),
             streams: sessions,
+            commands,
             refusals: Throttle::default(),
             stop: stop.clone(),
         };

@@ -7,8 +7,10 @@
 
 mod acks;
 mod admissions;
+mod events;
 mod hold;
 mod hosts;
+mod lives;
 mod resources;
 mod rollout;
 mod versions;
@@ -18,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use outrider_api::agent as wire;
-use outrider_api::http::{ProxyChange, TrafficView};
+use outrider_api::http::{EventList, ProxyChange, TrafficView};
 use outrider_intent::model::{Intent, ServiceRef};
 use outrider_intent::{Document, Key};
 use outrider_xds::ResourceSet;
@@ -26,10 +28,13 @@ use outrider_xds::ResourceSet;
 use acks::Acks;
 use admissions::Admissions;
 pub(crate) use admissions::{Admission, NotAdmitted, Scope};
+use events::Events;
+pub(crate) use events::{EventFilter, PER_SERVICE as EVENTS_PER_SERVICE};
 pub(crate) use hold::HoldNote;
 use hold::{Cause, Hold};
 use hosts::{Changed, Hosts, Refusal};
-pub(crate) use hosts::{FactError, HostRecord, is_node_name};
+pub(crate) use hosts::{FactError, HostRecord, is_label, is_node_name, printable};
+use lives::Lives;
 use resources::Resources;
 
 /// Milliseconds on a clock that never goes back and starts anywhere.
@@ -138,6 +143,8 @@ pub(crate) struct World {
     hold: Hold,
     acks: Acks,
     traffic: BTreeMap<String, Traffic>,
+    lives: Lives,
+    events: Events,
     resources: Resources,
     unsaved: BTreeSet<String>,
 }
@@ -163,6 +170,8 @@ impl World {
             hold,
             acks: Acks::default(),
             traffic: BTreeMap::new(),
+            lives: Lives::default(),
+            events: Events::default(),
             resources,
             unsaved: BTreeSet::new(),
         }
@@ -234,6 +243,7 @@ impl World {
         }
         let mut changed = self.hosts.evict(node);
         changed.endpoints.extend(self.hold.evict(node));
+        self.events.evict(node);
         self.changed(changed, Cause::Person, 0);
         Some(instances.unwrap_or_default())
     }
@@ -275,7 +285,18 @@ impl World {
         let changed = self.hosts.heard(node, now);
         self.changed(changed, Cause::Report, now);
         match fact {
-            wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) | wire::FactKind::Occurred(_) => {}
+            wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) => {}
+            wire::FactKind::Occurred(occurred) => self.occurred(node, occurred)?,
+            wire::FactKind::ProxyStatus(status) => {
+                self.own(node, &status.proxy)?;
+                self.lives.put(node, status, now);
+            }
+            wire::FactKind::Answer(answer) => {
+                if let Some(status) = &answer.status {
+                    self.own(node, &status.proxy)?;
+                    self.lives.put(node, status, now);
+                }
+            }
             wire::FactKind::Instances(report) => {
                 let scope = self.admissions.get(node).map(|admission| admission.scope.clone());
                 let (changed, refused) = self.hosts.instances(node, report, &scope.unwrap_or_default())?;
@@ -322,6 +343,36 @@ impl World {
             Some(owner) if owner == node => Ok(()),
             _ => Err(FactError::Foreign(proxy.chars().take(200).collect())),
         }
+    }
+
+    /// Takes an event in. It may be of an instance that is gone: how it ended is told last.
+    fn occurred(&mut self, node: &str, occurred: &wire::Occurred) -> Result<(), FactError> {
+        let foreign = || FactError::Foreign(occurred.proxy.chars().take(200).collect());
+        let service = service_of(occurred).ok_or_else(foreign)?;
+        let may = match self.hosts.find(&occurred.proxy) {
+            Some((owner, _, instance)) => owner == node && instance.service == service,
+            None => self.admissions.get(node).is_some_and(|admission| admission.scope.allows(&service)),
+        };
+        if !may {
+            return Err(foreign());
+        }
+        self.events.add(node, service, occurred);
+        Ok(())
+    }
+
+    /// What happened to proxies, as far as it passes.
+    pub(crate) fn events(&self, filter: &EventFilter) -> EventList {
+        self.events.list(filter)
+    }
+
+    /// The cursor of the last event.
+    pub(crate) fn event_cursor(&self) -> u64 {
+        self.events.cursor()
+    }
+
+    /// Events are counted on from here: larger than any cursor of an earlier life of this server.
+    pub(crate) fn begin_events_at(&mut self, cursor: u64) {
+        self.events = Events::new(cursor);
     }
 
     /// A session ended.
@@ -386,10 +437,19 @@ impl World {
         for proxy in &changed.gone {
             self.acks.forget(proxy);
             self.traffic.remove(proxy);
+            self.lives.forget(proxy);
         }
         self.resources.follow(&changed, &self.declared.intent, &self.hosts, &self.hold);
         self.unsaved.extend(changed.records);
     }
+}
+
+/// The service of an event whose names are names, of one namespace.
+fn service_of(occurred: &wire::Occurred) -> Option<ServiceRef> {
+    let (namespace, service) = occurred.service.split_once('/')?;
+    let (of_proxy, instance) = occurred.proxy.split_once('/')?;
+    let good = [namespace, service, instance].into_iter().all(is_label) && of_proxy == namespace;
+    good.then(|| ServiceRef::new(namespace, service))
 }
 
 fn refused_instance(proxy: &str, why: &Refusal) -> wire::RefusedInstance {

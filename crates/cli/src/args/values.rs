@@ -28,6 +28,23 @@ pub(super) fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
     Ok(address)
 }
 
+/// The name of a release: `builtin`, or a folder of the node's releases.
+pub(super) fn parse_release(text: &str) -> Result<String, String> {
+    let inner = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
+    let good = (1..=64).contains(&text.len())
+        && text.chars().all(inner)
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    good.then(|| text.to_owned()).ok_or_else(|| {
+        "write `builtin`, or 1 to 64 of A-Z, a-z, 0-9 and ._+- beginning with a letter or digit".to_owned()
+    })
+}
+
+/// A number of lines or events, 1 to 10,000.
+pub(super) fn parse_number(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=10_000).contains(number));
+    number.ok_or_else(|| "write a number from 1 to 10000".to_owned())
+}
+
 /// `20000-20999`.
 pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let range = text.split_once('-').and_then(|(low, high)| Some(low.parse().ok()?..=high.parse().ok()?));
@@ -63,6 +80,20 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn releases_and_numbers() {
+        for name in ["builtin", "1.2.3-rc.1+a", "a"] {
+            assert_eq!(parse_release(name), Ok(name.to_owned()));
+        }
+        for name in ["", ".", "../x", "a/b", "-x", "a b", &"x".repeat(65)] {
+            assert!(parse_release(name).is_err(), "{name}");
+        }
+        assert_eq!((parse_number("1"), parse_number("10000")), (Ok(1), Ok(10_000)));
+        for number in ["", "0", "10001", "-1", "x"] {
+            assert!(parse_number(number).is_err(), "{number}");
+        }
+    }
 
     #[test]
     fn durations() {

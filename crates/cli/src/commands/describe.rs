@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use outrider_api::http::{DescribeView, InstanceView, NodeView, TrafficView};
+use outrider_api::http::{DescribeView, InstanceView, IsolationView, NodeView, ProxyLife, TrafficView};
 use serde::Serialize;
 
 use super::Context;
+use super::events::{span, utc};
 use super::get::{document_kind, heartbeat, instances, objects, or_dash, resolve};
+use super::proxy::under_way;
 use super::surroundings::Surroundings;
 use super::token::allowed;
 use crate::args::{DescribeArgs, Kind};
@@ -152,6 +154,18 @@ fn instance(view: &InstanceView, style: Style) -> String {
     for behind in &proxy.behind {
         line("behind", behind.clone());
     }
+    if let Some(life) = &proxy.life {
+        for (name, value) in life_lines(life, style) {
+            line(name, value);
+        }
+    }
+    if let Some(event) = &proxy.last_event {
+        line("last", format!("{}  {}", utc(event.time_ms), event.text));
+    }
+    if let Some(life) = &proxy.life {
+        section(&mut text, "Processes", process_table(life, style), style);
+        section(&mut text, "In quarantine", quarantine_table(life), style);
+    }
 
     let mut table = Table::new(&["TRAFFIC", "CONNECTIONS", "REQUESTS", "ERRORS", "MEAN", "REASONS"]);
     let inbound = std::iter::once(("in".to_owned(), &proxy.inbound));
@@ -161,6 +175,101 @@ fn instance(view: &InstanceView, style: Style) -> String {
     }
     section(&mut text, "Since the proxy's process started", table, style);
     text
+}
+
+/// Where a proxy is in its life, as lines.
+fn life_lines(life: &ProxyLife, style: Style) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    if let Some(target) = &life.target {
+        lines.push(("release", target.to_string()));
+    }
+    if let Some(step) = under_way(life) {
+        lines.push(("change", style.warn(&step)));
+    }
+    if life.crash_loop {
+        let next = life.next_start_ms.map(|ms| format!("; the next start is in {}", span(ms)));
+        lines.push(("crashes", style.bad(&format!("again and again{}", next.unwrap_or_default()))));
+    } else if life.recent_crashes > 0 {
+        lines.push(("crashes", format!("{} in the last minute", life.recent_crashes)));
+    }
+    if life.inbound != "open" {
+        lines.push(("callers", style.warn(&life.inbound)));
+    }
+    if let Some(ms) = life.stop_ms {
+        lines.push(("stop", style.warn(&format!("in at most {}", span(ms)))));
+    }
+    if let Some(ms) = life.last_good_age_ms {
+        let text = format!("the last good configuration, {} old: no control plane is heard", span(ms));
+        lines.push(("from disk", style.warn(&text)));
+    }
+    let good: Vec<String> = life.good.iter().map(ToString::to_string).collect();
+    if !good.is_empty() {
+        lines.push(("ran well", good.join(", ")));
+    }
+    if !life.releases.is_empty() {
+        lines.push(("on node", life.releases.join(", ")));
+    }
+    if let Some(isolation) = &life.isolation {
+        lines.push(("limits", limits(isolation, style)));
+    }
+    if !life.log.is_empty() {
+        lines.push(("log", life.log.clone()));
+    }
+    lines
+}
+
+fn limits(isolation: &IsolationView, style: Style) -> String {
+    let mut parts = Vec::new();
+    if isolation.memory_max > 0 {
+        parts.push(format!("memory {}", bytes(isolation.memory_max)));
+    }
+    if isolation.cpu_max_millis > 0 {
+        parts.push(format!("cpu {}m", isolation.cpu_max_millis));
+    }
+    if isolation.pids_max > 0 {
+        parts.push(format!("{} threads", isolation.pids_max));
+    }
+    if !isolation.missing.is_empty() {
+        return style.warn(&[parts, vec![isolation.missing.clone()]].concat().join(", "));
+    }
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
+fn process_table(life: &ProxyLife, style: Style) -> Table {
+    let header = ["GEN", "RELEASE", "VERSION", "PID", "STATE", "ROLE", "FOR", "UPTIME", "LEFT", "WHY"];
+    let mut table = Table::new(&header);
+    for one in &life.generations {
+        table.row(vec![
+            format!("#{}", one.generation),
+            one.target.to_string(),
+            or_dash(&one.version),
+            if one.pid == 0 { or_dash("") } else { one.pid.to_string() },
+            match one.state.as_str() {
+                "accepting" => style.good("accepting"),
+                "killed" => style.bad("killed"),
+                other => style.warn(other),
+            },
+            one.role.clone(),
+            span(one.since_ms),
+            span(one.uptime_ms),
+            one.left_ms.map_or_else(|| or_dash(""), span),
+            or_dash(&one.leaving_text),
+        ]);
+    }
+    table
+}
+
+fn quarantine_table(life: &ProxyLife) -> Table {
+    let mut table = Table::new(&["RELEASE", "CAUSE", "WHY"]);
+    for one in &life.quarantined {
+        let shape = one.shape.as_ref().map(|shape| format!(" ({shape})")).unwrap_or_default();
+        table.row(vec![
+            format!("{} {}{shape}", one.engine, one.release),
+            one.cause.clone(),
+            one.text.clone(),
+        ]);
+    }
+    table
 }
 
 fn traffic_row(name: String, traffic: &TrafficView, style: Style) -> Vec<String> {

@@ -12,6 +12,7 @@ use outrider_intent as intent;
 use serde::Serialize;
 
 use super::Context;
+use super::events::last;
 use crate::args::{GetArgs, Kind};
 use crate::client::Client;
 use crate::exit::{CliError, Outcome, ok};
@@ -259,6 +260,8 @@ fn proxy_table(wanted: &[&InstanceView], style: Style) -> Table {
         "INSTANCE",
         "ENGINE",
         "VERSION",
+        "GEN",
+        "RELEASE",
         "PID",
         "CONFIG",
         "BEHIND",
@@ -267,15 +270,19 @@ fn proxy_table(wanted: &[&InstanceView], style: Style) -> Table {
         "IN",
         "OUT",
         "ERRORS",
+        "LAST",
     ]);
     for instance in wanted {
         let proxy = &instance.proxy;
         let traffic = Totals::of(instance);
+        let (generation, release) = generation_and_release(proxy);
         table.row(vec![
             instance.namespace.clone(),
             instance.name.clone(),
             or_dash(&proxy.engine),
             or_dash(&proxy.version),
+            generation,
+            release,
             if proxy.pid == 0 { "-".to_owned() } else { proxy.pid.to_string() },
             style.state(&proxy.config),
             proxy.behind.len().to_string(),
@@ -284,9 +291,27 @@ fn proxy_table(wanted: &[&InstanceView], style: Style) -> Table {
             count(traffic.inbound),
             count(traffic.outbound),
             if traffic.errors > 0 { style.bad(&count(traffic.errors)) } else { count(0) },
+            last(proxy.last_event.as_ref(), style),
         ]);
     }
     table
+}
+
+/// Which process takes connections now and what it runs, and where it is going.
+pub(crate) fn generation_and_release(proxy: &outrider_api::http::ProxyView) -> (String, String) {
+    let Some(life) = &proxy.life else { return (or_dash(""), or_dash("")) };
+    let serving = life.generations.iter().find(|one| one.generation == life.serving);
+    let generation = if life.serving == 0 { or_dash("") } else { format!("#{}", life.serving) };
+    let release = serving.map(|one| one.target.release.as_str()).unwrap_or_default();
+    let release = match &life.change {
+        // A restart moves to what runs already.
+        Some(change) if change.to.release != release || change.step != "probation" => {
+            format!("{}>{}", or_dash(release), change.to.release)
+        }
+        Some(_) => format!("{release} (probation)"),
+        None => or_dash(release),
+    };
+    (generation, release)
 }
 
 fn node_table(wanted: &[&NodeView], style: Style) -> Table {

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Caller, Newest, caller, refused, stopping};
 use crate::actor::Handle;
+use crate::commands::Commands;
 use crate::incoming::Peer;
 use crate::world::{Admission, FactError, Scope, is_node_name};
 
@@ -34,6 +35,7 @@ pub(crate) struct AgentsService {
     pub(crate) store: Arc<Store>,
     pub(crate) sessions: AtomicU64,
     pub(crate) streams: Newest,
+    pub(crate) commands: Commands,
     pub(crate) refusals: Throttle,
     pub(crate) stop: CancellationToken,
 }
@@ -256,12 +258,13 @@ impl wire::Agents for AgentsService {
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
         let (instructions, out) = mpsc::channel(4);
         let (world, stop, facts) = (self.world.clone(), self.stop.clone(), request.into_inner());
+        let commands = self.commands.clone();
         tokio::spawn(async move {
             let end = tokio::select! {
                 () = stop.cancelled() => Err(Status::unavailable("the server is stopping")),
                 () = instructions.closed() => Ok(()),
                 status = turn.over() => Err(status),
-                end = listen(&world, &node, session, facts, &instructions, welcome) => end,
+                end = listen(&world, &commands, &node, session, facts, &instructions, welcome) => end,
             };
             world.closed(&node, session);
             tracing::info!(node, session, ?end, "session ended");
@@ -293,6 +296,7 @@ fn service_of(id: &SpiffeId, trust_domain: &str) -> Option<ServiceRef> {
 /// Takes facts until the stream ends or one shows that the session does not count.
 async fn listen(
     world: &Handle,
+    commands: &Commands,
     node: &str,
     session: u64,
     mut facts: Streaming<wire::Fact>,
@@ -315,6 +319,7 @@ async fn listen(
     if instructions.send(Ok(welcome)).await.is_err() {
         return Ok(());
     }
+    let _open = commands.open(node, session, instructions.clone());
     // What the agent was told of instances that do not count.
     let mut said = wire::Refused::default();
     while let Some(fact) = facts.message().await? {
@@ -323,8 +328,20 @@ async fn listen(
         if matches!(kind, wire::FactKind::Hello(_)) {
             return Err(Status::failed_precondition("Hello comes once"));
         }
+        let answer = match &kind {
+            wire::FactKind::Answer(answer) => Some(answer.clone()),
+            _ => None,
+        };
         // Waiting for each answer keeps one host from filling the queue.
-        match world.fact(node, session, kind).await.map_err(stopping)? {
+        let taken = world.fact(node, session, kind).await.map_err(stopping)?;
+        // After its status is known, so that whoever asked finds it.
+        if let Some(answer) = answer {
+            let (id, accepted) = (answer.id, answer.accepted);
+            if !commands.answered(node, session, *answer) {
+                tracing::warn!(node, id, accepted, "an answer for which nobody waits");
+            }
+        }
+        match taken {
             Ok(Some(refused)) if refused != said => {
                 said.clone_from(&refused);
                 let kind = Some(wire::InstructionKind::Refused(refused));

@@ -96,7 +96,7 @@ pub(crate) async fn describe(
 ) -> Result<Json<DescribeView>, Problem> {
     let key = key(path)?;
     let text = format!("{key} is not declared");
-    let found = api.world.read(move |world, _| world.describe(&key)).await?;
+    let found = api.world.read(move |world, now| world.describe(&key, now)).await?;
     found.map(Json).ok_or_else(|| Problem::not_found(text))
 }
 
@@ -119,8 +119,8 @@ pub(crate) async fn instances(
     State(api): State<Api>,
     Params(filter): Params<InstanceFilter>,
 ) -> Result<Json<Vec<InstanceView>>, Problem> {
-    let read = move |world: &crate::world::World, _| {
-        world.instances(filter.namespace.as_deref(), filter.service.as_deref())
+    let read = move |world: &crate::world::World, now| {
+        world.lives(filter.namespace.as_deref(), filter.service.as_deref(), now)
     };
     Ok(Json(api.world.read(read).await?))
 }

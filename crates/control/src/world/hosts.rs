@@ -505,7 +505,7 @@ impl Hosts {
 }
 
 /// Text of an agent, for people: not too long, and without characters that steer a terminal.
-pub(super) fn printable(text: &str, most: usize) -> String {
+pub(crate) fn printable(text: &str, most: usize) -> String {
     let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().take(most).map(|c| if steers(c) { ' ' } else { c }).collect()
 }
@@ -562,7 +562,7 @@ fn read(reported: &wire::Instance, host: Option<IpAddr>) -> Result<Instance, Ref
 }
 
 /// An RFC 1123 label. Instance names may be longer than one by their suffix.
-pub(super) fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let inner = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
     (1..=80).contains(&bytes.len())

@@ -86,7 +86,7 @@ impl World {
     }
 
     /// An object with everything that follows from it.
-    pub(crate) fn describe(&self, key: &Key) -> Option<DescribeView> {
+    pub(crate) fn describe(&self, key: &Key, now: Millis) -> Option<DescribeView> {
         let object = self.find_object(key)?;
         let documents: Vec<Document> =
             self.declared.documents.values().map(|(_, document)| document.clone()).collect();
@@ -113,7 +113,7 @@ impl World {
                 .filter(|service| service.calls.contains(&id))
                 .map(|service| service.id.to_string())
                 .collect();
-            instances = self.instances(Some(&key.namespace), Some(&key.name));
+            instances = self.lives(Some(&key.namespace), Some(&key.name), now);
         }
         Some(DescribeView { object, values, calls, called_by, instances })
     }
@@ -209,6 +209,37 @@ impl World {
         views.into_values().collect()
     }
 
+    /// Instances with where their proxies are in their lives at `now`, and what happened to them last.
+    pub(crate) fn lives(
+        &self,
+        namespace: Option<&str>,
+        service: Option<&str>,
+        now: Millis,
+    ) -> Vec<InstanceView> {
+        let mut views = self.instances(namespace, service);
+        views.iter_mut().for_each(|view| self.add_life(view, now));
+        views
+    }
+
+    fn add_life(&self, view: &mut InstanceView, now: Millis) {
+        // Of one that does not count, or is gone, nothing is known.
+        if matches!(view.state.as_str(), "refused" | "held") {
+            return;
+        }
+        let proxy = format!("{}/{}", view.namespace, view.name);
+        view.proxy.life = self.lives.view(&proxy, now);
+        let service = ServiceRef::new(&view.namespace, &view.service);
+        view.proxy.last_event = self.events.last(&service, &proxy).cloned();
+    }
+
+    /// The instance of a proxy (`NS/INSTANCE`), with its proxy's life.
+    pub(crate) fn proxy(&self, proxy: &str, now: Millis) -> Option<InstanceView> {
+        let (node, host, instance) = self.hosts.find(proxy)?;
+        let mut view = self.instance(node, host, proxy, instance);
+        self.add_life(&mut view, now);
+        Some(view)
+    }
+
     fn instance(&self, node: &str, host: &Host, proxy: &str, instance: &Instance) -> InstanceView {
         let (state, reason) = match instance.state {
             _ if host.lost => ("lost", "nothing is heard of its host".to_owned()),
@@ -246,6 +277,8 @@ impl World {
                 resident_bytes: traffic.resident_bytes,
                 inbound: traffic.inbound,
                 outbound: traffic.outbound,
+                life: None,
+                last_event: None,
             },
         }
     }

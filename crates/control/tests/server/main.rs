@@ -7,4 +7,5 @@ mod api;
 mod crash;
 mod limits;
 mod nodes;
+mod proxies;
 mod support;

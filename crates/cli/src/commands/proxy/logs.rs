@@ -1,0 +1,132 @@
+//! `proxy logs`: the end of a proxy's log, which is a file on its node.
+//!
+//! Holds: through the local agent if the proxy runs here, without a control plane; else says where the file is.
+
+use std::path::Path;
+use std::time::Duration;
+
+use outrider_agent::local::{self, LocalError};
+use outrider_api::http::InstanceView;
+
+use super::pair;
+use crate::args::ProxyLogsArgs;
+use crate::exit::{CliError, Outcome, ok};
+use crate::output::{harmless, show};
+use crate::paths;
+
+/// For the agent, which reads a file.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Why there is no log here.
+#[derive(Debug, thiserror::Error)]
+enum LogsError {
+    /// No agent to ask.
+    #[error("no agent answers at {socket}: {cause}")]
+    NoAgent { socket: String, cause: String },
+    /// It does not run here, or its log cannot be read.
+    #[error("the agent here says: {0}")]
+    Refused(String),
+}
+
+/// `proxy logs`.
+pub(crate) async fn logs(args: ProxyLogsArgs) -> Outcome {
+    let (namespace, name) = pair(&args.proxy)?;
+    let socket = args.agent.unwrap_or_else(|| paths::runtime().join("agent.sock"));
+    paths::trust_agent(&socket)?;
+    let here = match tokio::time::timeout(ANSWER, ask(&socket, &args.proxy, args.lines)).await {
+        Ok(here) => here,
+        Err(_) => Err(no_agent(&socket, &format!("no answer within {} s", ANSWER.as_secs()))),
+    };
+    let lines = match here {
+        Ok(lines) => lines,
+        Err(error) => {
+            // Whoever runs it knows; the local agent's words if nobody does.
+            let client = super::super::client(args.remote.connection)?;
+            let path = format!("/v1/proxies/{namespace}/{name}");
+            let elsewhere: Result<InstanceView, _> = client.get(&path, Duration::ZERO).await;
+            return Err(CliError::Failed(match elsewhere {
+                Ok(view) => place(&view, &error),
+                Err(why) => format!("{error}; and where it runs is not known: {why}"),
+            }));
+        }
+    };
+    show(args.remote.output.output, &lines, || {
+        harmless(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+    })?;
+    ok()
+}
+
+fn no_agent(socket: &Path, cause: &str) -> LogsError {
+    LogsError::NoAgent { socket: socket.display().to_string(), cause: cause.to_owned() }
+}
+
+async fn ask(socket: &Path, instance: &str, lines: usize) -> Result<Vec<String>, LogsError> {
+    local::logs(socket, instance, lines).await.map_err(|error| match error {
+        LocalError::Refused(reason) => LogsError::Refused(reason),
+        other => no_agent(socket, &other.to_string()),
+    })
+}
+
+/// Where the log of a proxy is that does not run here.
+fn place(view: &InstanceView, here: &LogsError) -> String {
+    let log = view.proxy.life.as_ref().map(|life| life.log.as_str()).unwrap_or_default();
+    let file = match log {
+        "" => "where its log is, its agent has not said".to_owned(),
+        log => format!("its log is {log} there"),
+    };
+    format!("{}/{} runs on node {}: {file} ({here})", view.namespace, view.name, view.node)
+}
+
+#[cfg(test)]
+mod tests {
+    use outrider_api::http::{ProxyLife, ProxyView};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_agent_is_asked_as_it_understands_and_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent.sock");
+        assert!(matches!(ask(&socket, "shop/web-1", 2).await, Err(LogsError::NoAgent { .. })));
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let agent = async {
+            for answer in [r#"{"done":["one","two"]}"#, r#"{"refused":"no such instance"}"#] {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut stream = BufReader::new(stream);
+                let mut request = String::new();
+                stream.read_line(&mut request).await.unwrap();
+                assert_eq!(request, "{\"type\":\"logs\",\"instance\":\"shop/web-1\",\"lines\":2}\n");
+                stream.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+            }
+        };
+        let asking = async {
+            assert_eq!(ask(&socket, "shop/web-1", 2).await.unwrap(), ["one", "two"]);
+            let refused = ask(&socket, "shop/web-1", 2).await.unwrap_err();
+            assert_eq!(refused.to_string(), "the agent here says: no such instance");
+        };
+        tokio::join!(agent, asking);
+    }
+
+    #[test]
+    fn a_log_elsewhere_is_named_with_its_node() {
+        let life = ProxyLife { log: "/state/agent/log/web-1.log".into(), ..Default::default() };
+        let mut view = InstanceView {
+            namespace: "shop".into(),
+            service: "web".into(),
+            name: "web-1".into(),
+            node: "host-b".into(),
+            state: "ready".into(),
+            reason: String::new(),
+            endpoints: Default::default(),
+            proxy: ProxyView { life: Some(life), ..Default::default() },
+        };
+        let here = LogsError::Refused("no such instance".into());
+        assert_eq!(
+            place(&view, &here),
+            "shop/web-1 runs on node host-b: its log is /state/agent/log/web-1.log there (the agent here says: no such instance)"
+        );
+        view.proxy.life = None;
+        assert!(place(&view, &here).contains("its agent has not said"));
+    }
+}
