@@ -28,8 +28,10 @@ use crate::shell::Shell;
 use crate::wait::{LONG, until};
 use crate::{peers, ports};
 
+mod agent;
 mod control;
 
+pub use agent::Local;
 pub use control::Applied;
 
 /// The binaries of the product.

@@ -131,6 +131,7 @@ impl Connection {
     /// One message; opens the connection first if there is none.
     async fn send(&mut self, class: Class, due: Instant) {
         let id = self.shared.book.borrow_mut().begin(class, due);
+        let begun = Instant::now();
         let limit = self.shared.plan.timeout;
         if self.link.is_none() {
             let opened = tokio::time::timeout(limit, self.open()).await;
@@ -139,7 +140,7 @@ impl Connection {
                     let waiting = VecDeque::new();
                     self.link = Some(Link { wire, opened: Instant::now(), waiting, pushes: 0 });
                 }
-                Err(outcome) => return self.shared.book.borrow_mut().end(id, due, outcome),
+                Err(outcome) => return self.shared.book.borrow_mut().end(id, due, begun, outcome),
             }
         }
         let Some(link) = &mut self.link else { return };
@@ -243,7 +244,7 @@ impl Connection {
             };
             Outcome::Wrong(story)
         };
-        book.end(first.id, first.due, outcome);
+        book.end(first.id, first.due, first.sent, outcome);
     }
 
     /// The other side has ended the connection.
@@ -259,14 +260,15 @@ impl Connection {
             (End::Broken(story), _) => story,
         };
         for lost in &link.waiting {
-            book.end(lost.id, lost.due, Outcome::Incomplete(format!("the connection ended {story}")));
+            // Whenever it was sent, it went where the connection led when that was opened.
+            book.end(lost.id, lost.due, link.opened, Outcome::Incomplete(format!("the connection ended {story}")));
         }
         let orderly = matches!((&end, self.kind), (End::Frame, _) | (End::Bytes, Kind::Tcp));
         if orderly && allowed {
             book.links(self.kind).drained += 1;
         } else {
             let story = if self.kind == Kind::Tcp && orderly { "" } else { story };
-            book.closed_early(self.kind, format!("after {:.1} s {story}", age.as_secs_f64()));
+            book.closed_early(self.kind, link.opened, format!("after {:.1} s {story}", age.as_secs_f64()));
         }
     }
 
@@ -276,7 +278,7 @@ impl Connection {
         let story = format!("no echo within {:?}", self.shared.plan.timeout);
         let mut book = self.shared.book.borrow_mut();
         for lost in link.waiting {
-            book.end(lost.id, lost.due, Outcome::Unanswered(story.clone()));
+            book.end(lost.id, lost.due, lost.sent, Outcome::Unanswered(story.clone()));
         }
     }
 

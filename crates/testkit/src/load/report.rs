@@ -48,6 +48,9 @@ pub struct Line {
     pub unexpected_status: u64,
     /// A whole answer with another body, or to another request.
     pub wrong_body: u64,
+    /// Of those lost: in flight in a process that was killed, see [`super::Plan::kills`].
+    #[serde(default)]
+    pub in_flight: u64,
     /// Due, but the run was over before its connection was free. Not among those sent.
     pub unsent: u64,
     /// Begun more than 10 ms after they were due. No loss: latency has it.
@@ -96,6 +99,7 @@ impl Line {
             upstream_5xx: tally.upstream_5xx,
             unexpected_status: tally.unexpected,
             wrong_body: tally.wrong,
+            in_flight: tally.in_flight,
             unsent: tally.unsent,
             late: tally.late,
             seen_twice: None,
@@ -181,6 +185,17 @@ impl Report {
     pub fn losses(&self) -> u64 {
         let lines: u64 = self.classes.values().map(Line::losses).sum();
         lines + self.links.values().map(|links| links.closed_early).sum::<u64>()
+    }
+
+    /// Losses that no kill excuses, see [`super::Plan::kills`]: all, where nothing was killed.
+    pub fn unexcused(&self) -> u64 {
+        self.losses().saturating_sub(self.in_flight())
+    }
+
+    /// Requests and connections that were in flight in processes that were killed.
+    pub fn in_flight(&self) -> u64 {
+        let requests: u64 = self.classes.values().map(|line| line.in_flight).sum();
+        requests + self.links.values().map(|links| links.in_flight).sum::<u64>()
     }
 
     /// Whether nothing was lost, and that is certain.
@@ -319,6 +334,9 @@ impl fmt::Display for Report {
                 )?,
                 _ => writeln!(f, ", {} drained, {} closed early", links.drained, links.closed_early)?,
             }
+        }
+        if self.in_flight() > 0 {
+            writeln!(f, "in flight in processes that were killed: {} of the losses", self.in_flight())?;
         }
         let mut reasons = BTreeMap::<&str, u64>::new();
         for (reason, number) in self.classes.values().flat_map(|line| &line.made_by_proxy) {
