@@ -121,9 +121,17 @@ pub struct Options {
     user: Option<User>,
     hosts: Option<Hosts>,
     proxy: Option<PathBuf>,
+    policy: Option<String>,
 }
 
 impl Options {
+    /// Agents bound the lives of proxies like this, where it differs from the defaults: JSON, times in milliseconds.
+    #[must_use]
+    pub fn policy(mut self, policy: &serde_json::Value) -> Self {
+        self.policy = Some(policy.to_string());
+        self
+    }
+
     /// Agents start this native proxy instead of the built one, like one of [`crate::builds`].
     #[must_use]
     pub fn proxy(mut self, proxy: PathBuf) -> Self {
@@ -338,6 +346,9 @@ impl Mesh {
         if let Some(envoy) = peers::find_envoy() {
             command.arg("--envoy").arg(envoy);
         }
+        if let Some(policy) = &self.options.policy {
+            command.args(["--policy", policy]);
+        }
         let agent = Proc::start(&format!("agent-{node}"), command, &self.log(&format!("agent-{node}")))?;
         self.agents.insert(node.to_owned(), agent.clone());
         until(&format!("agent {node} to be connected"), LONG, || {
@@ -358,6 +369,14 @@ impl Mesh {
     /// SIGKILL to an agent.
     pub fn kill_agent(&mut self, node: &str) -> Result<()> {
         self.agents.remove(node).with_context(|| format!("no agent runs on {node}"))?.kill()
+    }
+
+    /// Ends an agent as its owner would, to start its next version: it leaves the proxies running.
+    pub fn end_agent(&mut self, node: &str) -> Result<()> {
+        let agent = self.agents.remove(node).with_context(|| format!("no agent runs on {node}"))?;
+        agent.signal(Signal::TERM)?;
+        agent.wait(LONG)?;
+        Ok(())
     }
 
     /// Folder of an agent's sockets.

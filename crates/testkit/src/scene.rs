@@ -13,18 +13,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::http::Connection;
 use crate::load::ids::Class;
 use crate::load::tally::Kind;
 use crate::load::upstream::{self, Upstream};
-use crate::load::{self, Kills, Plan, Report, Running, Target};
+use crate::load::{self, Drains, Kills, Plan, Report, Running, Target};
 use crate::mesh::{App, Mesh, Options};
 use crate::prober::{Probe, Prober};
 use crate::process::{end_and_wait, is_running};
 use crate::shell::Shell;
 use crate::wait::{LONG, until};
-use crate::{Pair, intent, ports};
+use crate::{Pair, builds, intent, ports};
 
 /// The only node.
 pub const NODE: &str = "node1";
@@ -122,7 +123,12 @@ impl Scene {
 
     /// Load until it is stopped: `r1k` at this scale.
     pub fn load(&self, scale: f64) -> Result<Load> {
-        let kills = Kills::default();
+        self.load_with(scale, FOR_EVER)
+    }
+
+    /// The same; long-lived connections may be ended so long after a drain was announced.
+    pub fn load_with(&self, scale: f64, drain: Duration) -> Result<Load> {
+        let (kills, drains) = (Kills::default(), Drains::default());
         let http = Target::url(&format!("http://{}/load", self.web))?;
         let plan = Plan {
             http: Some(http.clone()),
@@ -130,11 +136,13 @@ impl Scene {
             tcp: Some(Target::address(&self.db.to_string())?),
             reports: vec![self.upstream.report_url()],
             time: FOR_EVER,
+            drain,
+            drains: drains.clone(),
             kills: kills.clone(),
             ..Plan::r1k(scale)
         };
         let running = load::start(plan).context("no load")?;
-        let load = Load { running, kills };
+        let load = Load { running, kills, drains };
         load.wait_more(20)?;
         Ok(load)
     }
@@ -161,6 +169,22 @@ impl Scene {
         Ok((pid, begun, Instant::now()))
     }
 
+    /// Puts stamped copies of the built proxy among the releases.
+    pub fn stamp_releases(&self, versions: &[&str]) -> Result<()> {
+        let folder = self.mesh.scratch()?;
+        for version in versions {
+            self.mesh.install_release(NODE, version, &builds::stamped(&folder, version)?)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a change of a proxy, like `json!({"type": "upgrade", "release": "1.2.3"})`, and waits until it is over.
+    pub fn change(&self, side: Side, action: &Value, load: &Load, limit: Duration) -> Result<Value> {
+        load.announce_drain();
+        self.mesh.proxy(NODE, side.service(), action)?;
+        self.mesh.wait_unchanging(NODE, side.service(), limit)
+    }
+
     /// The applications are those of the beginning.
     pub fn check_applications(&self) -> Result<()> {
         for app in self.apps.iter().chain([&self.shell.app]) {
@@ -182,14 +206,31 @@ impl Scene {
     }
 }
 
+/// The process that serves and the version it says it is, in what [`Mesh::describe_proxy`] shows.
+pub fn serving(shown: &Value) -> Result<(u32, String)> {
+    let generation = &shown["status"]["serving"];
+    let processes = shown["processes"].as_array().context("no processes")?;
+    let process = processes.iter().find(|process| process["generation"] == *generation);
+    let process = process.with_context(|| format!("nobody serves: {shown}"))?;
+    let pid = process["pid"].as_u64().and_then(|pid| pid.try_into().ok()).context("no process id")?;
+    Ok((pid, process["version"].as_str().unwrap_or_default().to_owned()))
+}
+
 /// Load under way.
 #[derive(Debug)]
 pub struct Load {
     running: Running,
     kills: Kills,
+    drains: Drains,
 }
 
 impl Load {
+    /// What replaces a process now drains the one before.
+    pub fn announce_drain(&self) {
+        self.drains.announce();
+    }
+
+
     /// Where kills are told.
     pub fn kills(&self) -> &Kills {
         &self.kills
