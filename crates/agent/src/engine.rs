@@ -1,28 +1,30 @@
-//! Driving the process of one proxy, whatever kind it is.
+//! Driving the processes of one proxy, whatever kind it is.
 //!
-//! A driver starts one generation of a proxy and reports about it; whether to start another one is decided in
-//! `lifecycle`. Holds: exactly one [`Event::Ended`] follows every successful [`start`], as the last event; a
-//! process that does not answer any more is killed and reported as ended; what is not needed any more is not
-//! left running. Does not: bind sockets, or make configuration.
+//! A driver starts one generation of a proxy, or takes up one that is there already, and reports about it; what is to
+//! be done is decided by the supervisor. Holds: exactly one [`Event::Ended`] follows every successful [`start`] and
+//! [`adopt`], as the last event; a process that does not answer any more is reported. A process outlives its driver:
+//! who wants it gone says so. Does not: bind sockets, or make configuration.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrider_handover::Stats;
-use tokio::sync::{mpsc, oneshot};
+use outrider_handover::{Connections, Stats};
+use outrider_os::process::{Process, ProcessId};
+use outrider_supervise::{Blame, Exit};
+use tokio::sync::mpsc;
 
+use crate::control::Connection;
 use crate::sockets;
 
 pub mod envoy;
 pub mod native;
+mod process;
 
 /// The kinds of proxy that can be managed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,11 @@ impl Engine {
         }
     }
 
+    /// Whether a next process can take over from one that serves. Envoy binds by itself and cannot be held.
+    pub fn takes_over(self) -> bool {
+        self == Self::Native
+    }
+
     /// How its sockets are prepared.
     pub fn sockets(self) -> sockets::Mode {
         match self {
@@ -67,12 +74,18 @@ pub struct Spec {
     pub proxy: String,
     /// `NS/SERVICE`.
     pub service: String,
+    /// Number of the process in the proxy's life.
+    pub generation: u64,
+    /// Whether it waits for [`Command::Accept`] once it is ready.
+    pub held: bool,
     /// The program.
     pub binary: PathBuf,
     /// Folder of the instance, for sockets and files of the process.
     pub folder: PathBuf,
     /// Its xDS socket.
     pub xds: PathBuf,
+    /// Where it finds an agent again.
+    pub control: PathBuf,
     /// Where standard output and error go.
     pub log: PathBuf,
 }
@@ -84,32 +97,83 @@ pub enum Command {
     Listener(String, SocketAddr, Arc<OwnedFd>),
     /// The listener of this name is closed.
     RemoveListener(String),
-    /// Finish what is open within this time and exit.
-    End(Duration),
-    /// Answer with numbers.
-    Stats(oneshot::Sender<Stats>),
+    /// Take connections.
+    Accept,
+    /// Take no new connections and keep everything else.
+    Pause,
+    /// Finish what is open.
+    Drain {
+        /// At the latest then.
+        within: Duration,
+        /// Only what callers opened; the process stays.
+        inbound_only: bool,
+    },
+    /// SIGKILL.
+    Kill,
+    /// Answer with [`Event::Stats`].
+    Stats,
+    /// It has come to the agent's control socket.
+    Connected(Box<Connection>),
 }
 
 /// Process → agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Event {
     /// It runs this version.
     Version(String),
-    /// It serves its first configuration.
-    Ready,
-    /// It has ended, and why.
-    Ended(String),
+    /// Its configuration is in use, and it could serve, or does.
+    Ready {
+        /// The version of the configuration; empty if it does not say.
+        configuration: String,
+        /// Its SPIFFE ID.
+        identity: Option<String>,
+    },
+    /// It takes connections, as it was told to.
+    Accepting,
+    /// It takes none any more, as it was told to.
+    Paused,
+    /// Sockets it has from an earlier agent.
+    Listener(String, SocketAddr, Vec<OwnedFd>),
+    /// It came to the agent, does this, and has given all its sockets.
+    Returned(outrider_handover::State),
+    /// Nothing is open any more of what it was told to finish.
+    Drained {
+        /// What had to be cut.
+        cut: Connections,
+        /// See [`Command::Drain`].
+        inbound_only: bool,
+    },
+    /// Numbers.
+    Stats(Box<Stats>),
+    /// It does not answer any more.
+    Hung,
+    /// It has ended.
+    Ended(Exit),
 }
 
-/// A process that was started.
+/// Where a driver reports to, with the number of its generation.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    /// Whose reports these are.
+    pub generation: u64,
+    /// Where they go.
+    pub sender: mpsc::UnboundedSender<(u64, Event)>,
+}
+
+impl Reports {
+    fn send(&self, event: Event) {
+        // Nobody listens: then nobody wants to know.
+        let _ = self.sender.send((self.generation, event));
+    }
+}
+
+/// A process that was started or found.
 #[derive(Debug)]
 pub struct Running {
-    /// Its id.
-    pub pid: u32,
-    /// For commands.
+    /// Which; `None` if it ended too fast to be seen.
+    pub id: Option<ProcessId>,
+    /// For commands. The process lives on without it.
     pub commands: mpsc::UnboundedSender<Command>,
-    /// Its events.
-    pub events: mpsc::UnboundedReceiver<Event>,
 }
 
 /// Why no process was started.
@@ -140,14 +204,40 @@ fn place(binary: &Path) -> String {
     format!("{}{searched}", binary.display())
 }
 
+impl StartError {
+    /// Whose fault it is: of the binary, or of the host.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Spawn { source, .. } if of_the_binary(source) => Blame::Release,
+            _ => Blame::Host,
+        }
+    }
+}
+
+fn of_the_binary(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().unwrap_or_default();
+    [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC, Errno::ISDIR, Errno::NOTDIR, Errno::LIBBAD]
+        .iter()
+        .any(|of_binary| of_binary.raw_os_error() == errno)
+}
+
 /// Starts one process.
 ///
 /// # Errors
 /// See [`StartError`]. Nothing is left running then.
-pub fn start(engine: Engine, spec: &Spec) -> Result<Running, StartError> {
+pub fn start(engine: Engine, spec: &Spec, reports: Reports) -> Result<Running, StartError> {
     match engine {
-        Engine::Native => native::start(spec),
-        Engine::Envoy => envoy::start(spec),
+        Engine::Native => native::start(spec, reports),
+        Engine::Envoy => envoy::start(spec, reports),
+    }
+}
+
+/// Takes up a process that an earlier agent started.
+pub fn adopt(engine: Engine, spec: &Spec, process: Process, reports: Reports) -> Running {
+    match engine {
+        Engine::Native => native::adopt(spec, process, reports),
+        Engine::Envoy => envoy::adopt(spec, process, reports),
     }
 }
 
@@ -176,14 +266,30 @@ pub fn bound_log(path: &Path) {
     }
 }
 
-/// The cause of an exit in words.
-fn describe(status: ExitStatus) -> String {
-    match (status.signal(), status.code()) {
-        (Some(9), _) => "killed (signal 9), by somebody or for lack of memory".to_owned(),
-        (Some(signal), _) => format!("ended by signal {signal}"),
-        (None, Some(code)) => format!("exit code {code}"),
-        (None, None) => status.to_string(),
-    }
+/// How much of a log is looked at for the words of a panic.
+const PANIC_TAIL: u64 = 64 << 10;
+
+fn length(log: &Path) -> u64 {
+    std::fs::metadata(log).map_or(0, |metadata| metadata.len())
+}
+
+/// What a process said in `log` after `from` when it panicked: place and message.
+fn panic_in(log: &Path, from: u64) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let end = file.seek(SeekFrom::End(0)).ok()?;
+    // A log that was cut meanwhile is looked at as a whole.
+    let from = if from > end { 0 } else { from };
+    file.seek(SeekFrom::Start(from.max(end.saturating_sub(PANIC_TAIL)))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(PANIC_TAIL).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (_, last) = text.rsplit_once(" panicked at ")?;
+    let mut lines = last.lines();
+    let place = lines.next()?.trim_end_matches(':');
+    Some(match lines.next() {
+        Some(message) => format!("{place}: {message}"),
+        None => place.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -216,21 +322,41 @@ mod tests {
             let spec = Spec {
                 proxy: "shop/a-1".into(),
                 service: "shop/a".into(),
+                generation: 1,
+                held: false,
                 binary: binary.into(),
                 folder: dir.path().to_owned(),
                 xds: path("xds.sock"),
+                control: path("control.sock"),
                 log: path("log"),
             };
-            let text = start(engine, &spec).unwrap_err().to_string();
-            assert!(text.contains(wanted), "{text}");
+            let reports = Reports { generation: 1, sender: mpsc::unbounded_channel().0 };
+            let error = start(engine, &spec, reports).unwrap_err();
+            assert!(error.to_string().contains(wanted), "{error}");
+            assert_eq!(error.blame(), Blame::Release);
         }
     }
 
     #[test]
-    fn exits_are_described() {
-        for (raw, text) in [(0, "exit code 0"), (256 * 3, "exit code 3"), (11, "ended by signal 11")] {
-            assert_eq!(describe(ExitStatus::from_raw(raw)), text);
-        }
+    fn the_words_of_a_panic_are_found_in_what_this_process_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("x.log");
+        let panic =
+            |place: &str| format!("{{}}\nthread 'worker' (7) panicked at {place}:\nit broke\nnote: run\n");
+        std::fs::write(&log, panic("src/a.rs:1:2")).unwrap();
+        let from = length(&log);
+        assert_eq!(panic_in(&log, 0).unwrap(), "src/a.rs:1:2: it broke");
+        assert_eq!(panic_in(&log, from), None, "of an earlier process");
+        let both = panic("src/a.rs:1:2") + &"x".repeat(100) + &panic("src/b.rs:3:4");
+        std::fs::write(&log, both).unwrap();
+        assert_eq!(panic_in(&log, from).unwrap(), "src/b.rs:3:4: it broke");
+        std::fs::write(&log, "short\n").unwrap();
+        assert_eq!(panic_in(&log, from), None, "the log was cut");
+        assert_eq!(panic_in(&dir.path().join("none"), 0), None);
+    }
+
+    #[test]
+    fn engines_have_names() {
         assert_eq!(
             [Engine::parse("native"), Engine::parse("envoy"), Engine::parse("x")],
             [Some(Engine::Native), Some(Engine::Envoy), None]

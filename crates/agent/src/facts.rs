@@ -3,21 +3,19 @@
 //! Holds: the state is complete at any time, so a new session gets everything again and nothing depends on
 //! what an earlier one got; a burst of changes to one key is one fact. Does not: send.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use outrider_api::agent::{Applied, Fact, FactKind, Instances, ResourceVersion, Traffic};
-use outrider_xds::server::{Seen, Versioned};
+use outrider_api::agent::{Applied, Fact, FactKind, Instances, Occurred, ResourceVersion, Traffic};
 use outrider_xds_types::type_url;
 
-use crate::scope::RETIRED;
+use crate::inuse::{Change, Status};
 
 /// Listeners of one proxy that got no socket: name → (version, why).
 pub type Unbound = BTreeMap<String, (String, String)>;
 
 #[derive(Debug, Default)]
-struct InUse {
-    acked: BTreeMap<String, String>,
-    refused: BTreeMap<String, (String, String)>,
+struct OfType {
+    known: BTreeMap<String, Status>,
     changed: BTreeSet<String>,
     /// Everything is to be sent, and what was known before is to be forgotten.
     reset: bool,
@@ -28,11 +26,17 @@ struct InUse {
 pub struct Facts {
     instances: Instances,
     instances_changed: bool,
-    applied: BTreeMap<(String, String), InUse>,
+    applied: BTreeMap<(String, String), OfType>,
     unbound: BTreeMap<String, Unbound>,
     traffic: BTreeMap<String, Traffic>,
     traffic_changed: BTreeSet<String>,
+    occurred: VecDeque<Occurred>,
+    /// How many of the last of them were not sent.
+    occurred_unsent: usize,
 }
+
+/// Occurrences that a new session gets again.
+const MAX_OCCURRED: usize = 256;
 
 impl Facts {
     /// All instances of the host.
@@ -43,66 +47,16 @@ impl Facts {
         }
     }
 
-    /// What `proxy` (`NS/INSTANCE`) said about resources. Secrets are made here and not reported.
-    pub fn seen(&mut self, proxy: &str, seen: &Seen) {
-        let (Seen::Claimed { type_url, .. }
-        | Seen::Acked { type_url, .. }
-        | Seen::Refused { type_url, .. }
-        | Seen::Unsubscribed { type_url, .. }) = seen
-        else {
-            return;
-        };
-        if &**type_url == type_url::SECRET {
-            return;
-        }
-        let in_use = self.applied.entry((proxy.to_owned(), type_url.to_string())).or_default();
-        match seen {
-            Seen::Claimed { resources, .. } => {
-                *in_use = InUse { reset: true, ..InUse::default() };
-                for (name, version) in resources.iter().filter(|(_, version)| &**version != RETIRED) {
-                    in_use.acked.insert(name.to_string(), version.to_string());
-                }
+    /// What has changed in `proxy` (`NS/INSTANCE`).
+    pub fn apply(&mut self, proxy: &str, changes: Vec<Change>) {
+        for Change { type_url, name, status } in changes {
+            let of_type = self.applied.entry((proxy.to_owned(), type_url.to_string())).or_default();
+            if status == Status::default() {
+                of_type.known.remove(&*name);
+            } else {
+                of_type.known.insert(name.to_string(), status);
             }
-            Seen::Acked { resources, removed, .. } => {
-                let retired = |(_, version): &&Versioned| &**version == RETIRED;
-                for (name, version) in resources.iter().filter(|one| !retired(one)) {
-                    in_use.refused.remove(&**name);
-                    in_use.acked.insert(name.to_string(), version.to_string());
-                    in_use.changed.insert(name.to_string());
-                }
-                // What stands in for a resource that has gone is ours alone.
-                let stand_ins = resources.iter().filter(retired).map(|(name, _)| name);
-                for name in removed.iter().chain(stand_ins) {
-                    in_use.refused.remove(&**name);
-                    in_use.acked.remove(&**name);
-                    in_use.changed.insert(name.to_string());
-                }
-            }
-            Seen::Refused { resources, error, .. } => {
-                for (name, version) in resources {
-                    in_use.refused.insert(name.to_string(), (version.to_string(), error.clone()));
-                    in_use.changed.insert(name.to_string());
-                }
-            }
-            // A proxy that drops what referred to routes or endpoints does not wait to hear that they are gone
-            // too: it ends its interest, and there is nothing left for it to acknowledge. Names only ever
-            // stand for themselves here; listeners and clusters are subscribed to as a whole.
-            Seen::Unsubscribed { names, .. } => {
-                for name in names {
-                    let known = in_use.acked.remove(&**name).is_some();
-                    if in_use.refused.remove(&**name).is_some() || known {
-                        in_use.changed.insert(name.to_string());
-                    }
-                }
-            }
-            Seen::Subscribed { .. } => {}
-        }
-    }
-
-    /// A new process of `proxy` has nothing in use yet.
-    pub fn proxy_began(&mut self, proxy: &str) {
-        for (_, in_use) in self.applied.iter_mut().filter(|((owner, _), _)| owner == proxy) {
-            *in_use = InUse { reset: true, ..InUse::default() };
+            of_type.changed.insert(name.to_string());
         }
     }
 
@@ -137,6 +91,15 @@ impl Facts {
         &self.traffic
     }
 
+    /// Something happened to a proxy.
+    pub fn occurred(&mut self, occurred: Occurred) {
+        if self.occurred.len() >= MAX_OCCURRED {
+            self.occurred.pop_front();
+        }
+        self.occurred.push_back(occurred);
+        self.occurred_unsent = (self.occurred_unsent + 1).min(self.occurred.len());
+    }
+
     /// A session begins: everything is to be sent.
     pub fn resend(&mut self) {
         self.instances_changed = true;
@@ -144,6 +107,7 @@ impl Facts {
             in_use.reset = true;
         }
         self.traffic_changed = self.traffic.keys().cloned().collect();
+        self.occurred_unsent = self.occurred.len();
     }
 
     /// What is to be sent now. Instances first: the rest is about them.
@@ -158,29 +122,38 @@ impl Facts {
             if !reset && changed.is_empty() {
                 continue;
             }
-            let mut refused: BTreeMap<_, _> = in_use.refused.iter().collect();
+            let refusal = |(name, status): (&String, &Status)| {
+                let (version, error) = status.refused.as_ref()?;
+                Some((name.clone(), (version.to_string(), error.to_string())))
+            };
+            let mut refused: Unbound = in_use.known.iter().filter_map(refusal).collect();
             if type_url == type_url::LISTENER {
-                refused.extend(self.unbound.get(proxy).into_iter().flatten());
+                refused.extend(
+                    self.unbound.get(proxy).into_iter().flatten().map(|(n, r)| (n.clone(), r.clone())),
+                );
             }
             let concerned = |name: &&String| reset || changed.contains(*name);
-            let version = |(name, version): (&String, &String)| ResourceVersion {
-                name: name.clone(),
-                version: version.clone(),
+            let acked = |(name, status): (&String, &Status)| {
+                let version = status.acked.as_ref()?.to_string();
+                concerned(&name).then(|| ResourceVersion { name: name.clone(), version })
             };
             let mut applied = Applied {
                 proxy: proxy.clone(),
                 type_url: type_url.clone(),
                 reset,
-                acked: in_use.acked.iter().filter(|(name, _)| concerned(name)).map(version).collect(),
+                acked: in_use.known.iter().filter_map(acked).collect(),
                 ..Applied::default()
             };
             if !reset {
-                let gone = |name: &&String| !in_use.acked.contains_key(*name) && !refused.contains_key(*name);
+                let gone = |name: &&String| {
+                    let acked = in_use.known.get(*name).is_some_and(|status| status.acked.is_some());
+                    !acked && !refused.contains_key(*name)
+                };
                 applied.removed = changed.iter().filter(gone).cloned().collect();
             }
             // One fact carries one error text, so refusals with different words travel apart.
             let mut more = Vec::new();
-            let refused = refused.into_iter().filter(|(name, _)| concerned(name));
+            let refused = refused.iter().filter(|(name, _)| concerned(name));
             for (at, (name, (version, error))) in refused.enumerate() {
                 let one = ResourceVersion { name: name.clone(), version: version.clone() };
                 if at == 0 || applied.error == *error {
@@ -202,6 +175,8 @@ impl Facts {
         for proxy in std::mem::take(&mut self.traffic_changed) {
             facts.extend(self.traffic.get(&proxy).cloned().map(FactKind::Traffic));
         }
+        let unsent = self.occurred.len() - std::mem::take(&mut self.occurred_unsent);
+        facts.extend(self.occurred.iter().skip(unsent).cloned().map(FactKind::Occurred));
         facts.into_iter().map(|kind| Fact { kind: Some(kind) }).collect()
     }
 }
@@ -212,21 +187,15 @@ mod tests {
 
     use super::*;
 
-    fn acked(names: &[(&str, &str)], removed: &[&str]) -> Seen {
-        Seen::Acked {
-            type_url: type_url::CLUSTER.into(),
-            resources: names.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
-            removed: removed.iter().map(|n| (*n).into()).collect(),
-        }
+    fn change(type_url: &str, name: &str, acked: &str, refused: &str) -> Change {
+        let some = |version: &str| (!version.is_empty()).then(|| version.into());
+        let status =
+            Status { acked: some(acked), refused: some(refused).map(|v| (v, format!("bad {name}").into())) };
+        Change { type_url: type_url.into(), name: name.into(), status }
     }
 
-    fn refused(name: &str, version: &str, error: &str) -> Seen {
-        Seen::Refused {
-            type_url: type_url::CLUSTER.into(),
-            resources: vec![(name.into(), version.into())],
-            removed: Vec::new(),
-            error: error.into(),
-        }
+    fn cluster(name: &str, acked: &str, refused: &str) -> Change {
+        change(type_url::CLUSTER, name, acked, refused)
     }
 
     /// What a server that replays facts comes to believe: (acked, refused).
@@ -250,27 +219,22 @@ mod tests {
         }
     }
 
-    fn unsubscribed(names: &[&str]) -> Seen {
-        let names = names.iter().map(|name| (*name).into()).collect();
-        Seen::Unsubscribed { type_url: type_url::CLUSTER.into(), names }
-    }
-
     #[test]
     fn increments_and_a_full_resend_lead_to_the_same_belief() {
         let mut facts = Facts::default();
         let mut followed = Default::default();
         let steps = [
-            acked(&[("a", "1"), ("b", "1")], &[]),
-            refused("a", "2", "bad a"),
-            refused("c", "1", "bad c"),
-            acked(&[("b", "2")], &[]),
-            acked(&[], &["b"]),
-            acked(&[("c", "2"), ("d", "1"), ("e", "1")], &[]),
-            refused("e", "2", "bad e"),
-            unsubscribed(&["d", "e", "never seen"]),
+            vec![cluster("a", "1", ""), cluster("b", "1", "")],
+            vec![cluster("a", "1", "2")],
+            vec![cluster("c", "", "1")],
+            vec![cluster("b", "2", "")],
+            vec![cluster("b", "", "")],
+            vec![cluster("c", "2", ""), cluster("d", "1", ""), cluster("e", "1", "")],
+            vec![cluster("e", "1", "2")],
+            vec![cluster("d", "", ""), cluster("e", "", ""), cluster("never seen", "", "")],
         ];
         for step in steps {
-            facts.seen("shop/x-1", &step);
+            facts.apply("shop/x-1", step);
             believe(&facts.take(), &mut followed);
             let mut fresh = Default::default();
             facts.resend();
@@ -280,24 +244,15 @@ mod tests {
         assert_eq!(followed.0, BTreeMap::from([("a".into(), "1".into()), ("c".into(), "2".into())]));
         assert_eq!(followed.1, BTreeMap::from([("a".into(), "bad a".into())]));
         assert_eq!(facts.take(), []);
-
-        facts.proxy_began("shop/x-1");
-        believe(&facts.take(), &mut followed);
-        assert_eq!(followed, Default::default(), "a new process has nothing in use");
     }
 
     #[test]
-    fn what_stands_in_is_told_as_gone_and_what_got_no_socket_as_refused() {
-        let listeners = |seen: Seen| match seen {
-            Seen::Acked { resources, removed, .. } => {
-                Seen::Acked { type_url: type_url::LISTENER.into(), resources, removed }
-            }
-            other => other,
-        };
+    fn what_got_no_socket_is_told_as_refused_whatever_the_proxy_says() {
+        let listener = |name: &str, acked: &str| change(type_url::LISTENER, name, acked, "");
         let mut facts = Facts::default();
         let mut belief = Default::default();
-        facts.seen("shop/x-1", &listeners(acked(&[("a", "1"), ("b", "1")], &[])));
-        facts.seen("shop/x-1", &listeners(acked(&[("a", RETIRED)], &[])));
+        facts.apply("shop/x-1", vec![listener("a", "1"), listener("b", "1")]);
+        facts.apply("shop/x-1", vec![listener("a", "")]);
         let unbound = Unbound::from([("web".to_owned(), ("v1".to_owned(), "port 80 is taken".to_owned()))]);
         facts.set_unbound("shop/x-1", &unbound);
         believe(&facts.take(), &mut belief);
@@ -307,14 +262,39 @@ mod tests {
         facts.set_unbound("shop/x-1", &unbound);
         assert_eq!(facts.take(), [], "nothing new");
 
-        facts.proxy_began("shop/x-1");
+        facts.apply("shop/x-1", vec![listener("b", "")]);
         believe(&facts.take(), &mut belief);
-        assert_eq!(belief, (BTreeMap::new(), refused_now), "of no process, so not forgotten with it");
-        let claimed = vec![("a".into(), RETIRED.into()), ("b".into(), "1".into())];
-        facts.seen("shop/x-1", &Seen::Claimed { type_url: type_url::LISTENER.into(), resources: claimed });
+        assert_eq!(belief, (BTreeMap::new(), refused_now), "of no process, so not forgotten with one");
+        facts.apply("shop/x-1", vec![listener("b", "1")]);
         facts.set_unbound("shop/x-1", &Unbound::new());
         believe(&facts.take(), &mut belief);
         assert_eq!(belief, (acked_now, BTreeMap::new()));
+    }
+
+    #[test]
+    fn occurrences_are_sent_once_in_a_session_and_the_latest_again_in_the_next() {
+        let mut facts = Facts::default();
+        let numbers = |facts: &mut Facts| {
+            let number = |fact: Fact| match fact.kind {
+                Some(FactKind::Occurred(occurred)) => Some(occurred.number),
+                _ => None,
+            };
+            facts.take().into_iter().filter_map(number).collect::<Vec<_>>()
+        };
+        for number in [1, 2] {
+            facts.occurred(Occurred { number, ..Occurred::default() });
+        }
+        assert_eq!(numbers(&mut facts), [1, 2]);
+        facts.occurred(Occurred { number: 3, ..Occurred::default() });
+        assert_eq!(numbers(&mut facts), [3]);
+        assert_eq!(numbers(&mut facts), [0; 0]);
+        facts.resend();
+        assert_eq!(numbers(&mut facts), [1, 2, 3]);
+        for number in 4..=500 {
+            facts.occurred(Occurred { number, ..Occurred::default() });
+        }
+        let last: Vec<u64> = (500 - MAX_OCCURRED as u64 + 1..=500).collect();
+        assert_eq!(numbers(&mut facts), last);
     }
 
     #[test]

@@ -1,20 +1,20 @@
-//! One instance: the shell around its `lifecycle`.
+//! One instance: the shell around its `lifecycle` and its proxy's supervisor.
 //!
 //! A task of its own that carries out effects and feeds back what happened. Holds: sockets live as long as the
 //! instance, whatever happens to its proxy; a change is relayed only when it is whole (until then the proxy
-//! keeps what it has); the connection of `run` stands for the application. Does not: know other instances.
+//! keeps what it has); the connection of `run` stands for the application; what a next agent needs is on disk before
+//! things depend on it. Does not: know other instances.
 
-use std::collections::BTreeMap;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use outrider_handover::Stats;
 use outrider_os::process::ProcessId;
+use outrider_supervise as supervise;
 use outrider_xds::ResourceSet;
-use outrider_xds::server::Seen;
 use outrider_xds_types::names;
 use outrider_xds_types::type_url;
 use outrider_xds_types::workload::Workload;
@@ -22,29 +22,44 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::Credential;
-use crate::engine::{self, Command, Engine, Running};
+use crate::engine::{self, Command, Engine};
 use crate::hosts::HostsFile;
 use crate::lifecycle::{Effect, Event, Lifecycle, Phase};
-use crate::local::{InstanceOverview, LineReader, LineWriter, Said, Told};
+use crate::local::{InstanceOverview, LineReader, LineWriter, ProxyAction, ProxyOverview, Said, Told};
 use crate::probe::{self, Targets};
-use crate::random;
-use crate::relay::{self, Relay};
-use crate::server::Host;
+use crate::server::{Host, OnStop};
 use crate::upstream::Subscription;
 
+mod adopt;
+mod commands;
+mod good;
 mod knowledge;
 mod orphans;
 mod places;
+mod proxy;
 mod report;
+pub(crate) mod saved;
 mod targets;
+mod totals;
 
+pub(crate) use adopt::{adopt, announce, belongs_to_somebody};
+use good::Candidate;
 use places::Places;
-use report::{traffic, wire_instance};
+use proxy::{Heard, Proxy};
+use report::wire_instance;
+use saved::Saved;
+use totals::Totals;
 
-const STATS_EVERY: Duration = Duration::from_secs(2);
+/// Between two questions for numbers.
+const LOOK: Duration = Duration::from_secs(1);
+/// The same while inbound is drained.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
+/// Every so many looks while nothing changes.
+const CALM: u32 = 2;
 /// For a local peer that does not read.
 const TELL: Duration = Duration::from_secs(1);
+/// For processes to end after they were told to, with an agent that ends everything.
+const END: Duration = Duration::from_secs(5);
 
 /// Who an instance is.
 #[derive(Clone, Debug)]
@@ -79,11 +94,38 @@ struct Svid {
     current: watch::Receiver<Option<Arc<Credential>>>,
 }
 
+/// What is asked of an instance from outside.
+pub(crate) enum Ask {
+    /// Its `run` has come back.
+    Attach(Box<Attachment>),
+    /// Something about its proxy.
+    Proxy(ProxyAction, oneshot::Sender<Result<ProxyOverview, String>>),
+}
+
+/// A connection of `run`.
+pub(crate) struct Attachment {
+    /// The process of `run`.
+    pub(crate) holder: Option<ProcessId>,
+    pub(crate) reader: LineReader,
+    pub(crate) writer: LineWriter,
+}
+
 /// What the loop waits for; kept apart so that it can be borrowed beside the rest.
 struct Sources {
     reader: Option<LineReader>,
-    seen: mpsc::UnboundedReceiver<Seen>,
+    heard: Heard,
     internal: mpsc::UnboundedReceiver<Event>,
+    asks: mpsc::UnboundedReceiver<Ask>,
+    /// Ends when `run` will not come back, while it is awaited.
+    returning: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+/// What is to be handled next by one of the two state machines.
+enum Work {
+    Life(Event),
+    Proxy(supervise::Event),
+    /// After the proxy knows that inbound is drained.
+    CloseInbound,
 }
 
 struct Instance {
@@ -91,334 +133,285 @@ struct Instance {
     who: Identity,
     /// The process of `run`.
     holder: Option<ProcessId>,
+    /// The application.
+    app: Option<ProcessId>,
     /// The application's process group, if nobody else is in it.
     app_group: Option<u32>,
     life: Lifecycle,
-    writer: LineWriter,
+    proxy: Proxy,
+    queue: VecDeque<Work>,
+    /// Processes that have ended and are still known here.
+    gone: Vec<u64>,
+    writer: Option<LineWriter>,
     engine: Option<Engine>,
-    running: Option<Running>,
-    version: String,
-    app_pid: u32,
     workload: Option<Workload>,
     /// Ports of the application.
     targets: watch::Sender<Targets>,
     svid: Option<Svid>,
     places: Places,
     inbound_closed: bool,
-    local: watch::Sender<ResourceSet>,
+    /// What the proxy is served; `None` until it is whole for the first time.
+    local: watch::Sender<Option<ResourceSet>>,
+    /// What is good once the proxy has all of it in use.
+    candidate: Option<Candidate>,
+    /// Since when what is in use is the last good from disk.
+    last_good: Option<SystemTime>,
     endpoints: BTreeMap<String, Subscription>,
-    listeners_acked: bool,
-    engine_ready: bool,
     refusal: Option<String>,
     stats: Option<Stats>,
-    asking: Option<oneshot::Receiver<Stats>>,
     said: String,
-    /// Why no proxy could be started, as logged.
-    no_proxy: String,
+    /// Its application was told that it may start, or started under an earlier agent.
+    told_ready: bool,
+    /// As it was written last.
+    saved: Option<Saved>,
+    /// Why it could not be written.
+    unsaved: Option<String>,
+    looks: u32,
     to_self: mpsc::UnboundedSender<Event>,
     over: bool,
-    _relay: Relay,
-    to_seen: mpsc::UnboundedSender<Seen>,
     _subscriptions: Vec<Subscription>,
 }
 
-/// Runs an instance until it is over, or until `stop`: then its proxy is ended and its folder stays, so that the
-/// application can come back to it.
-pub(crate) async fn run(
-    host: Arc<Host>,
-    who: Identity,
-    holder: Option<ProcessId>,
-    reader: LineReader,
-    mut writer: LineWriter,
-    stop: CancellationToken,
-) {
-    let (seen_sender, seen) = mpsc::unbounded_channel();
-    let (to_self, internal) = mpsc::unbounded_channel();
-    let (local, local_receiver) = watch::channel(ResourceSet::new());
-    let prepared = HostsFile::open(&who.folder.join("hosts"), &host.options.hosts_base).and_then(|hosts| {
-        Ok((hosts, relay::serve(&who.folder.join("xds.sock"), local_receiver, seen_sender.clone())?))
-    });
-    let (hosts, relay) = match prepared {
-        Ok(prepared) => prepared,
+/// Runs a new instance until it is over, or until `stop`.
+pub(crate) async fn run(host: Arc<Host>, who: Identity, attachment: Attachment, stop: CancellationToken) {
+    let Attachment { holder, reader, mut writer } = attachment;
+    let hosts = match HostsFile::open(&who.folder.join("hosts"), &host.options.hosts_base) {
+        Ok(hosts) => hosts,
         Err(error) => {
             let reason = format!("{}: {error}", who.folder.display());
             let _ = writer.send(&Told::Refused { reason }).await;
             return;
         }
     };
-    let proxy = who.proxy();
-    let scoped = [type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER];
+    let saved = Saved::new(&who.namespace, &who.service, &who.name);
     // The control plane learns of the instance before it is asked for its resources.
-    host.publish(&proxy, Some((wire_instance(&who), InstanceOverview::default())));
-    let mut subscriptions: Vec<_> =
-        scoped.iter().map(|t| host.upstream.subscribe(t, &names::scope_glob(t, &proxy))).collect();
-    subscriptions.push(host.upstream.subscribe(type_url::WORKLOAD, &who.service_ref()));
-
-    let places = Places::new(host.clone(), hosts);
-    let mut instance = Instance {
-        life: Lifecycle::new(host.options.times.clone()),
-        host,
-        who,
-        holder,
-        app_group: None,
-        writer,
-        engine: None,
-        running: None,
-        version: String::new(),
-        app_pid: 0,
-        workload: None,
-        targets: watch::channel(Targets::default()).0,
-        svid: None,
-        places,
-        inbound_closed: false,
-        local,
-        endpoints: BTreeMap::new(),
-        listeners_acked: false,
-        engine_ready: false,
-        refusal: None,
-        stats: None,
-        asking: None,
-        said: String::new(),
-        no_proxy: String::new(),
-        to_self,
-        over: false,
-        _relay: relay,
-        to_seen: seen_sender,
-        _subscriptions: subscriptions,
-    };
+    host.publish(&who.proxy(), Some((wire_instance(&who), InstanceOverview::default())));
+    let (mut instance, mut sources) = Instance::new(host, who, hosts, &saved);
+    instance.holder = holder;
+    instance.writer = Some(writer);
+    sources.reader = Some(reader);
     instance.tell(Told::Attached { instance: instance.who.name.clone() }).await;
-    let mut sources = Sources { reader: Some(reader), seen, internal };
-    instance.serve(&mut sources, &stop).await;
-    instance.finish(stop.is_cancelled()).await;
+    instance.live(sources, stop).await;
 }
 
 impl Instance {
+    fn new(host: Arc<Host>, who: Identity, hosts: HostsFile, saved: &Saved) -> (Self, Sources) {
+        let (to_self, internal) = mpsc::unbounded_channel();
+        let totals = Totals::resume(saved.before.clone());
+        let policy = host.options.policy.clone();
+        let (mut proxy, heard) = Proxy::new(policy, saved.memory.clone(), saved.release.clone(), totals);
+        proxy.restarts = saved.restarts;
+        let name = who.proxy();
+        let scoped = [type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER];
+        let mut subscriptions: Vec<_> =
+            scoped.iter().map(|t| host.upstream.subscribe(t, &names::scope_glob(t, &name))).collect();
+        subscriptions.push(host.upstream.subscribe(type_url::WORKLOAD, &who.service_ref()));
+        let asks = host.reachable(&name);
+        let instance = Self {
+            life: Lifecycle::new(host.options.times.clone()),
+            places: Places::new(host.clone(), hosts),
+            host,
+            who,
+            holder: None,
+            app: None,
+            app_group: None,
+            proxy,
+            queue: VecDeque::new(),
+            gone: Vec::new(),
+            writer: None,
+            engine: None,
+            workload: None,
+            targets: watch::channel(Targets::default()).0,
+            svid: None,
+            inbound_closed: false,
+            local: watch::channel(None).0,
+            candidate: None,
+            last_good: None,
+            endpoints: BTreeMap::new(),
+            refusal: None,
+            stats: None,
+            said: String::new(),
+            told_ready: false,
+            saved: None,
+            unsaved: None,
+            looks: 0,
+            to_self,
+            over: false,
+            _subscriptions: subscriptions,
+        };
+        (instance, Sources { reader: None, heard, internal, asks, returning: None })
+    }
+
+    /// From here on to its end, or to the agent's.
+    async fn live(mut self, mut sources: Sources, stop: CancellationToken) {
+        self.serve(&mut sources, &stop).await;
+        let has_application = !self.over && self.life.phase() != Phase::Ending;
+        match self.host.options.on_stop {
+            // One that waits for its proxy gets a new one from the next agent.
+            OnStop::HandOver if has_application && self.told_ready => self.hand_over(),
+            _ => self.finish(&mut sources, has_application).await,
+        }
+    }
+
     async fn serve(&mut self, sources: &mut Sources, stop: &CancellationToken) {
         let mut changes = self.host.upstream.changes();
-        let mut numbers = tokio::time::interval(STATS_EVERY);
-        numbers.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.refresh().await;
         while !self.over {
             self.report().await;
             let draining = self.life.phase() == Phase::Draining;
+            let ticks = [self.life.next_tick(), self.proxy.supervisor.next_tick()];
             tokio::select! {
                 () = stop.cancelled() => return,
-                said = hear(&mut sources.reader) => {
-                    let event = match said {
-                        Ok(Some(Said::AppStarted { pid })) => {
-                            self.app_pid = pid;
-                            self.app_group = orphans::group_of(pid, self.holder);
-                            Event::AppStarted
-                        }
-                        Ok(Some(Said::Stop)) => Event::Stop,
-                        Ok(Some(Said::AppEnded)) => {
-                            sources.reader = None;
-                            self.app_pid = 0;
-                            Event::AppEnded
-                        }
-                        lost => {
-                            tracing::warn!(instance = %self.who.name, reason = ?lost.err(), "lost the application");
-                            sources.reader = None;
-                            // Its proxy stays until it has ended.
-                            let (to_self, app) = (self.to_self.clone(), self.app_group);
-                            tokio::spawn(orphans::end(self.holder, app, move || {
-                                let _ = to_self.send(Event::AppEnded);
-                            }));
-                            continue;
-                        }
-                    };
-                    self.handle(event).await;
-                }
+                said = hear(&mut sources.reader) => self.heard(said, sources).await,
                 _ = changes.changed() => self.refresh().await,
                 () = renewed(&mut self.svid) => self.refresh().await,
-                Some(seen) = sources.seen.recv() => self.seen(seen).await,
-                Some(event) = sources.internal.recv() => self.handle(event).await,
-                event = next_event(&mut self.running) => self.engine_event(event).await,
-                stats = answer(&mut self.asking) => self.numbers(stats).await,
-                _ = numbers.tick() => {
-                    self.ask_numbers();
-                    engine::bound_log(&self.log());
-                    // A port may have become free, or allowed.
-                    if !self.places.unbound().is_empty() || self.life.phase() == Phase::Waiting {
-                        self.refresh().await;
-                    }
+                Some((generation, seen)) = sources.heard.seen.recv() => {
+                    self.seen(generation, &seen);
+                    self.work().await;
                 }
-                () = tokio::time::sleep(DRAIN_LOOK), if draining && self.asking.is_none() => self.ask_numbers(),
-                () = until(self.life.next_tick()) => self.handle(Event::Tick).await,
+                Some((generation, event)) = sources.heard.reports.recv() => {
+                    self.reported(generation, event);
+                    self.work().await;
+                }
+                Some(connection) = sources.heard.connections.recv() => self.connected(connection),
+                Some(event) = sources.internal.recv() => self.handle(event).await,
+                Some(ask) = sources.asks.recv() => self.asked(ask, sources).await,
+                () = gone(&mut sources.returning) => {
+                    sources.returning = None;
+                    self.lost_application();
+                }
+                _ = looks.tick() => self.look().await,
+                () = tokio::time::sleep(DRAIN_LOOK), if draining => self.proxy.ask_numbers(),
+                () = until(ticks.into_iter().flatten().min()) => self.tick().await,
             }
         }
     }
 
-    async fn handle(&mut self, event: Event) {
-        for effect in self.life.handle(Instant::now(), event) {
-            match effect {
-                Effect::StartProxy => self.start_proxy(),
-                Effect::TellReady => {
-                    let told = Told::Ready { hosts: self.who.folder.join("hosts"), env: self.environment() };
-                    self.tell(told).await;
-                }
-                Effect::ProbeApp => {
-                    tokio::spawn(probe::follow(self.targets.subscribe(), self.to_self.clone()));
-                }
-                Effect::DrainInbound => {
-                    self.close_inbound();
-                    self.ask_numbers();
-                }
-                Effect::TellDrained => self.tell(Told::Drained).await,
-                Effect::EndProxy(drain) => {
-                    if let Some(running) = &self.running {
-                        let _ = running.commands.send(Command::End(drain));
-                    }
-                }
-                Effect::Over => self.over = true,
+    async fn look(&mut self) {
+        self.looks = self.looks.wrapping_add(1);
+        // While processes are compared, or about to go, numbers are asked for more often.
+        if self.proxy.live.len() > 1 || self.looks.is_multiple_of(CALM) {
+            self.proxy.ask_numbers();
+        }
+        if self.looks.is_multiple_of(CALM) {
+            engine::bound_log(&self.log());
+            // A port may have become free, or allowed.
+            if !self.places.unbound().is_empty() || self.life.phase() == Phase::Waiting {
+                self.refresh().await;
             }
         }
+    }
+
+    async fn tick(&mut self) {
+        self.queue.push_back(Work::Life(Event::Tick));
+        self.queue.push_back(Work::Proxy(supervise::Event::Tick));
+        self.work().await;
+    }
+
+    /// What `run` said, or that it is gone.
+    async fn heard(&mut self, said: Result<Option<Said>, crate::local::LocalError>, sources: &mut Sources) {
+        let event = match said {
+            Ok(Some(Said::AppStarted { pid })) => {
+                self.app = ProcessId::of(pid);
+                self.app_group = orphans::group_of(pid, self.holder);
+                self.save();
+                Event::AppStarted
+            }
+            Ok(Some(Said::Stop { drain_ms })) => Event::Stop { within: drain_ms.map(Duration::from_millis) },
+            Ok(Some(Said::AppEnded)) => {
+                sources.reader = None;
+                self.app = None;
+                Event::AppEnded
+            }
+            lost => {
+                tracing::warn!(instance = %self.who.name, reason = ?lost.err(), "lost the application");
+                sources.reader = None;
+                return self.lost_application();
+            }
+        };
+        self.handle(event).await;
+    }
+
+    /// Nobody holds the application any more. Its proxy stays until it has ended.
+    fn lost_application(&self) {
+        let (to_self, app) = (self.to_self.clone(), self.app_group);
+        tokio::spawn(orphans::end(self.holder, app, move || {
+            let _ = to_self.send(Event::AppEnded);
+        }));
+    }
+
+    async fn handle(&mut self, event: Event) {
+        self.queue.push_back(Work::Life(event));
+        self.work().await;
+    }
+
+    /// Works the queue off.
+    async fn work(&mut self) {
+        while let Some(work) = self.queue.pop_front() {
+            let now = Instant::now();
+            match work {
+                Work::Life(event) => {
+                    for effect in self.life.handle(now, event) {
+                        self.carry_out_life(effect).await;
+                    }
+                }
+                Work::CloseInbound => self.close_inbound(),
+                Work::Proxy(event) => {
+                    for effect in self.proxy.supervisor.handle(now, event) {
+                        self.carry_out(effect);
+                    }
+                }
+            }
+        }
+        if !self.gone.is_empty() {
+            for number in std::mem::take(&mut self.gone) {
+                self.proxy.live.remove(&number);
+            }
+            self.save();
+        }
+    }
+
+    async fn carry_out_life(&mut self, effect: Effect) {
+        match effect {
+            Effect::StartProxy => {
+                let engine = self.engine.unwrap_or(Engine::Native);
+                let target = supervise::Target::new(engine.name(), &self.proxy.release);
+                self.queue.push_back(Work::Proxy(supervise::Event::Start { target }));
+            }
+            Effect::TellReady => {
+                self.told_ready = true;
+                self.save();
+                self.tell_ready().await;
+            }
+            Effect::ProbeApp => {
+                tokio::spawn(probe::follow(self.targets.subscribe(), self.to_self.clone()));
+            }
+            Effect::DrainInbound(within) => {
+                // The proxy first, so that it ends what is open in order; then nobody can come any more.
+                self.queue.push_back(Work::Proxy(supervise::Event::DrainInbound { within }));
+                self.queue.push_back(Work::CloseInbound);
+                self.proxy.live.values_mut().for_each(|live| live.idle = false);
+                if self.proxy.live.is_empty() {
+                    self.queue.push_back(Work::Life(Event::InboundIdle));
+                }
+            }
+            Effect::TellDrained => self.tell(Told::Drained).await,
+            Effect::StopProxy(within) => {
+                self.queue.push_back(Work::Proxy(supervise::Event::Stop { within }));
+            }
+            Effect::Over => self.over = true,
+        }
+    }
+
+    async fn tell_ready(&mut self) {
+        let told = Told::Ready { hosts: self.who.folder.join("hosts"), env: self.environment() };
+        self.tell(told).await;
     }
 
     fn log(&self) -> PathBuf {
         self.host.log_folder().join(format!("{}.log", self.who.name))
-    }
-
-    fn start_proxy(&mut self) {
-        let engine = self.engine.unwrap_or(Engine::Native);
-        self.listeners_acked = false;
-        self.engine_ready = false;
-        self.version.clear();
-        self.stats = None;
-        self.host.upstream.facts(|facts| facts.proxy_began(&self.who.proxy()));
-        let spec = engine::Spec {
-            proxy: self.who.proxy(),
-            service: self.who.service_ref(),
-            binary: self.host.binary(engine),
-            folder: self.who.folder.clone(),
-            xds: self.who.folder.join("xds.sock"),
-            log: self.log(),
-        };
-        let started = self.mend_folder(&spec.xds).and_then(|()| engine::start(engine, &spec));
-        match started {
-            Ok(running) => {
-                tracing::info!(instance = %self.who.name, engine = engine.name(), pid = running.pid, "proxy started");
-                self.record(running.pid);
-                for (name, bound) in self.places.sockets() {
-                    let command = Command::Listener(name.clone(), bound.address, bound.fd.clone());
-                    let _ = running.commands.send(command);
-                }
-                self.running = Some(running);
-            }
-            Err(error) => {
-                let cause = error.to_string();
-                // Once, however often it is tried.
-                if self.no_proxy != cause {
-                    tracing::error!(instance = %self.who.name, error = %cause, "no proxy; it is tried again");
-                    self.no_proxy.clone_from(&cause);
-                }
-                let event = Event::ProxyEnded { cause, jitter: random::fraction() };
-                let _ = self.to_self.send(event);
-            }
-        }
-    }
-
-    /// Makes the folder and the xDS socket again if somebody removed them. The application keeps its names: its
-    /// mount and the agent hold the file.
-    fn mend_folder(&mut self, xds: &Path) -> Result<(), engine::StartError> {
-        if xds.exists() {
-            return Ok(());
-        }
-        tracing::warn!(instance = %self.who.name, folder = %self.who.folder.display(), "the folder is made again");
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.who.folder);
-        let relay = made.and_then(|()| relay::serve(xds, self.local.subscribe(), self.to_seen.clone()));
-        self._relay = relay.map_err(|source| engine::StartError::Prepare {
-            what: "its folder was removed and cannot be made again",
-            source,
-        })?;
-        Ok(())
-    }
-
-    /// So that an agent that is started after this one was killed can end what it left behind.
-    fn record(&self, pid: u32) {
-        let file = self.who.folder.join("proxy.json");
-        let written = ProcessId::of(pid)
-            .and_then(|id| serde_json::to_vec(&id).ok())
-            .map(|content| outrider_identity::write_private(&file, &content));
-        if let Some(Err(error)) = written {
-            tracing::warn!(%error, "the proxy's process is not recorded");
-        }
-    }
-
-    async fn engine_event(&mut self, event: engine::Event) {
-        match event {
-            engine::Event::Version(version) => self.version = version,
-            engine::Event::Ready => {
-                self.engine_ready = true;
-                self.no_proxy.clear();
-                self.maybe_ready().await;
-            }
-            engine::Event::Ended(cause) => {
-                self.running = None;
-                if !self.life.leaving() {
-                    tracing::warn!(instance = %self.who.name, %cause, "proxy ended");
-                }
-                self.handle(Event::ProxyEnded { cause, jitter: random::fraction() }).await;
-            }
-        }
-    }
-
-    /// Envoy calls itself ready also after it refused every listener.
-    async fn maybe_ready(&mut self) {
-        let nothing_to_ack = self.local.borrow().of_type(type_url::LISTENER).next().is_none();
-        let acked = self.engine == Some(Engine::Native) || self.listeners_acked || nothing_to_ack;
-        if self.engine_ready && acked {
-            self.handle(Event::ProxyReady).await;
-        }
-    }
-
-    async fn seen(&mut self, seen: Seen) {
-        match &seen {
-            Seen::Refused { type_url, error, .. } => {
-                tracing::warn!(instance = %self.who.name, %type_url, %error, "the proxy refused a resource");
-                self.refusal = Some(error.clone());
-            }
-            Seen::Acked { type_url, resources, .. }
-                if &**type_url == type_url::LISTENER && !resources.is_empty() =>
-            {
-                self.refusal = None;
-                self.listeners_acked = true;
-                self.maybe_ready().await;
-            }
-            _ => {}
-        }
-        self.host.upstream.facts(|facts| facts.seen(&self.who.proxy(), &seen));
-    }
-
-    fn ask_numbers(&mut self) {
-        let Some(running) = &self.running else { return };
-        let (sender, receiver) = oneshot::channel();
-        if running.commands.send(Command::Stats(sender)).is_ok() {
-            self.asking = Some(receiver);
-        }
-    }
-
-    async fn numbers(&mut self, stats: Option<Stats>) {
-        self.asking = None;
-        let Some(stats) = stats else { return };
-        let traffic = traffic(&self.who.proxy(), &stats);
-        let busy = self.inbound_busy(&stats);
-        self.stats = Some(stats);
-        self.host.upstream.facts(|facts| facts.set_traffic(traffic));
-        if !busy && self.life.phase() == Phase::Draining {
-            self.handle(Event::InboundIdle).await;
-        }
-    }
-
-    fn inbound_busy(&self, stats: &Stats) -> bool {
-        let ports = self.workload.iter().flat_map(|w| &w.ports);
-        ports.into_iter().any(|port| {
-            let listener = stats.listeners.get(&names::inbound(&port.name));
-            // A connection without a request is nothing to wait for; of TCP nobody knows.
-            listener.is_some_and(|l| {
-                l.active_requests > 0 || (port.protocol == "tcp" && l.active_connections > 0)
-            })
-        })
     }
 
     /// Whatever is known of the rest just now.
@@ -427,12 +420,15 @@ impl Instance {
         for command in self.places.close_inbound() {
             if let Command::RemoveListener(name) = &command {
                 self.local.send_modify(|local| {
-                    local.remove(type_url::LISTENER, name);
+                    if let Some(local) = local {
+                        local.remove(type_url::LISTENER, name);
+                    }
                 });
             }
-            self.command(command);
+            self.command(&command);
         }
         let _ = self.take_knowledge();
+        self.save();
     }
 
     /// Brings everything local in line with what is known.
@@ -444,25 +440,81 @@ impl Instance {
         self.handle(Event::Missing(missing)).await;
     }
 
-    fn command(&self, command: Command) {
-        if let Some(running) = &self.running {
-            let _ = running.commands.send(command);
+    /// Tells every process.
+    fn command(&self, command: &Command) {
+        for live in self.proxy.live.values() {
+            let command = match command {
+                Command::Listener(name, address, fd) => Command::Listener(name.clone(), *address, fd.clone()),
+                Command::RemoveListener(name) => Command::RemoveListener(name.clone()),
+                _ => return,
+            };
+            let _ = live.commands.send(command);
         }
+    }
+
+    /// Writes down what a next agent needs, if it has changed.
+    fn save(&mut self) {
+        let mut saved = Saved::new(&self.who.namespace, &self.who.service, &self.who.name);
+        saved.adopts = self.who.adopts;
+        saved.holder = self.holder;
+        saved.app = self.app;
+        saved.app_group = self.app_group;
+        saved.told_ready = self.told_ready;
+        saved.answers = self.life.in_endpoint_set();
+        saved.engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();
+        saved.release = if self.told_ready { self.release() } else { self.proxy.release.clone() };
+        saved.memory = self.proxy.supervisor.memory().clone();
+        saved.generations = self.proxy.saved();
+        saved.restarts = self.proxy.restarts;
+        saved.before = self.proxy.totals.before().clone();
+        self.places.save(&mut saved);
+        if self.saved.as_ref() == Some(&saved) {
+            return;
+        }
+        let written = saved
+            .write(&self.who.folder)
+            .and_then(|()| saved::write_retired(&self.who.folder, self.places.retired()));
+        self.unsaved = match written {
+            Ok(()) => None,
+            Err(error) => Some(format!("what a next agent needs cannot be written: {error}")),
+        };
+        // Tried again with the next change.
+        self.saved = Some(saved);
     }
 
     async fn tell(&mut self, told: Told) {
         // A `run` that does not read has gone, or will be found gone by reading.
-        let _ = tokio::time::timeout(TELL, self.writer.send(&told)).await;
+        if let Some(writer) = &mut self.writer {
+            let _ = tokio::time::timeout(TELL, writer.send(&told)).await;
+        }
+    }
+
+    /// Leaves everything to the next agent.
+    fn hand_over(mut self) {
+        self.save();
+        tracing::info!(instance = %self.who.name, "left to the next agent");
     }
 
     /// Leaves nothing behind; with `stays`, only what the application needs to come back.
-    async fn finish(mut self, stays: bool) {
-        if let Some(mut running) = self.running.take() {
-            let _ = running.commands.send(Command::End(self.host.options.times.end));
-            while let Some(event) = running.events.recv().await {
-                if matches!(event, engine::Event::Ended(_)) {
-                    break;
+    async fn finish(mut self, sources: &mut Sources, stays: bool) {
+        self.host.unreachable(&self.who.proxy());
+        if !self.proxy.live.is_empty() {
+            let within = self.host.options.times.end;
+            self.queue.push_back(Work::Proxy(supervise::Event::Stop { within }));
+            self.work().await;
+            let ended = tokio::time::timeout(END, async {
+                while !self.proxy.live.is_empty() {
+                    tokio::select! {
+                        Some((generation, event)) = sources.heard.reports.recv() => {
+                            self.reported(generation, event);
+                            self.work().await;
+                        }
+                        () = until(self.proxy.supervisor.next_tick()) => self.tick().await,
+                    }
                 }
+            });
+            if ended.await.is_err() {
+                tracing::error!(instance = %self.who.name, "its proxy cannot be ended");
             }
         }
         if let Some(svid) = self.svid.take() {
@@ -473,8 +525,12 @@ impl Instance {
         let proxy = self.who.proxy();
         self.host.publish(&proxy, None);
         self.host.upstream.facts(|facts| facts.proxy_gone(&proxy));
-        let _ = std::fs::remove_file(self.who.folder.join("proxy.json"));
-        if !stays && let Err(error) = std::fs::remove_dir_all(&self.who.folder) {
+        self.proxy.control = None;
+        if stays {
+            for file in ["instance.json", "retired", "control.sock"] {
+                let _ = std::fs::remove_file(self.who.folder.join(file));
+            }
+        } else if let Err(error) = std::fs::remove_dir_all(&self.who.folder) {
             tracing::warn!(%error, folder = %self.who.folder.display(), "not removed");
         }
     }
@@ -496,19 +552,9 @@ async fn renewed(svid: &mut Option<Svid>) {
     std::future::pending().await
 }
 
-async fn next_event(running: &mut Option<Running>) -> engine::Event {
-    match running {
-        Some(running) => match running.events.recv().await {
-            Some(event) => event,
-            None => engine::Event::Ended("its driver ended".to_owned()),
-        },
-        None => std::future::pending().await,
-    }
-}
-
-async fn answer(asking: &mut Option<oneshot::Receiver<Stats>>) -> Option<Stats> {
-    match asking {
-        Some(asking) => asking.await.ok(),
+async fn gone(returning: &mut Option<Pin<Box<dyn Future<Output = ()> + Send>>>) {
+    match returning {
+        Some(returning) => returning.await,
         None => std::future::pending().await,
     }
 }

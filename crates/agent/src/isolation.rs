@@ -11,7 +11,7 @@
 //! owner, so agents of one host never meet; N tells the generations of one proxy apart.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -152,6 +152,14 @@ pub(crate) fn enter(command: &mut Command, engine: Engine, folder: &Path, proxy:
     }
 }
 
+/// The cell of a process that an earlier agent started. `folder` is that of its instance.
+pub(crate) fn find(folder: &Path, pid: u32) -> Cell {
+    let parent = parent();
+    let groups = parent.list(&prefix(folder)).into_iter().filter_map(|name| parent.open(&name));
+    let mut its = groups.filter(|group| group.processes().is_ok_and(|all| all.contains(&pid)));
+    Cell { group: its.next().map(|group| (group.clone(), group.usage())) }
+}
+
 /// Says with `true` that proxies are confined; the proxy knows it too.
 const CONFINE: &str = "OUTRIDER_PROXY_CONFINE";
 
@@ -190,7 +198,8 @@ fn found(binary: &Path) -> PathBuf {
 impl Cell {
     /// Call it when the process has ended: why, if it was for want of memory. Has the group removed; nobody waits for
     /// that, least of all the next generation. Needs a tokio runtime.
-    pub(crate) fn left(mut self, status: &io::Result<ExitStatus>) -> Option<String> {
+    /// Without a status nobody could ask how it ended; then the group alone is asked.
+    pub(crate) fn left(mut self, status: Option<&ExitStatus>) -> Option<String> {
         let (group, before) = self.group.take()?;
         let after = group.usage();
         group.directories().for_each(|directory| drop(std::fs::remove_dir(directory)));
@@ -205,7 +214,10 @@ impl Cell {
         if stays {
             tokio::spawn(removal);
         }
-        let signal = status.as_ref().ok().and_then(std::os::unix::process::ExitStatusExt::signal);
+        let signal = match status {
+            Some(status) => status.signal(),
+            None => Some(rustix::process::Signal::KILL.as_raw()),
+        };
         let mib = |bytes: Option<u64>| bytes.unwrap_or_default() >> 20;
         oom::cause(&before, &after, signal).map(|cause| match cause {
             OutOfMemory::OwnLimit => {
@@ -271,10 +283,10 @@ mod tests {
         }
         first.kill().unwrap();
         let status = first.wait();
-        assert_eq!(first_cell.left(&status), None, "killed by somebody");
+        assert_eq!(first_cell.left(status.as_ref().ok()), None, "killed by somebody");
         second.kill().unwrap();
         let status = second.wait();
-        second_cell.left(&status);
+        second_cell.left(status.as_ref().ok());
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         while !parent().list(&prefix(&folder)).is_empty() {
             assert!(tokio::time::Instant::now() < deadline);
@@ -292,7 +304,7 @@ mod tests {
         let mut command = Command::new("/no/such/program");
         let cell = enter(&mut command, Engine::Envoy, &folder, "shop/a-1");
         assert_eq!(parent().list(&prefix(&folder)).len(), 1);
-        assert_eq!(command.spawn().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(command.spawn().unwrap_err().kind(), std::io::ErrorKind::NotFound);
         drop(cell);
         // The kernel may still be letting go of the child.
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
@@ -312,7 +324,7 @@ mod tests {
         command.args(["-n", "1", "/dev/zero"]).stdout(std::process::Stdio::null());
         let cell = enter(&mut command, Engine::Native, &folder(&runtime), "shop/a-1");
         let status = command.spawn().unwrap().wait();
-        let cause = cell.left(&status);
+        let cause = cell.left(status.as_ref().ok());
         assert_eq!(cause.as_deref(), Some("out of memory: killed at its limit of 64 MiB"));
     }
 

@@ -2,27 +2,35 @@
 //!
 //! ```text
 //!  control plane ◄── link ──► upstream ──► scope ──► instance ──► relay ──► proxy
-//!                             (last good    (pure)    (lifecycle,  (xDS on a
-//!                              on disk)                sockets,     Unix socket)
-//!            run ◄── local API ── server ──────────►   hosts, engine)
+//!                             (facts up)    (pure)    (lifecycle,  (xDS on a
+//!                                                      sockets,     Unix socket)
+//!            run ◄── local API ── server ──────────►   hosts,
+//!                                                      supervisor)──► engine ──► processes
+//!                                                       │    │
+//!                                                lastgood    journal  (on disk)
 //! ```
 //!
 //! Holds: everything here goes on without the control plane; listening sockets outlive proxies; keys do not
-//! leave the host. Does not: carry bytes of applications, or decide what is configured.
+//! leave the host; an agent that ends leaves the proxies to the next one. Does not: carry bytes of applications, or decide what is configured.
 
 mod claims;
+pub mod control;
 pub mod credentials;
 pub mod engine;
 pub mod facts;
 pub mod hosts;
 mod instance;
+pub mod inuse;
 mod isolation;
+pub mod journal;
+pub mod lastgood;
 pub mod lifecycle;
 pub mod link;
 pub mod local;
 mod probe;
 mod random;
 pub mod relay;
+pub mod releases;
 pub mod run;
 pub mod scope;
 pub mod server;
@@ -30,5 +38,6 @@ pub mod sockets;
 pub mod svids;
 pub mod upstream;
 
-pub use run::{Hooks, RunError, RunOptions, run, run_with};
-pub use server::{AgentError, AgentOptions, serve};
+pub use outrider_supervise::Policy;
+pub use run::{Hooks, RunError, RunOptions, STOP_TIMEOUT, run, run_with};
+pub use server::{AgentError, AgentOptions, OnStop, serve};

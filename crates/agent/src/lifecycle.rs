@@ -1,14 +1,14 @@
 //! The life of one instance as a state machine: pure.
 //!
 //! Events and the time in, effects out; the shell (`instance`) carries the effects out and reports what
-//! happened as the next event. Holds:
+//! happened as the next event. The life of its proxy is another machine's (`outrider-supervise`): here it is told to
+//! begin and to end, and heard of as serving or not. Holds:
 //! - the application is told to start only after its proxy was ready;
-//! - while the application lives its proxy is started again whatever ended it, never giving up;
 //! - endpoints leave before inbound is drained, inbound before the application is told to end, and the proxy
 //!   last; there is one deadline for all of it.
 //!
 //! ```text
-//! Waiting ──configuration whole──► Starting ──proxy ready──► Serving ──stop──► Settling ──► Draining ──► Stopping
+//! Waiting ──configuration whole──► Starting ──proxy serves──► Serving ──stop──► Settling ──► Draining ──► Stopping
 //!    └────────────────────────────────┴───────── application gone ──────┴──────────┴────────────┴──► Ending ──► Over
 //! ```
 
@@ -23,12 +23,8 @@ pub struct Times {
     pub drain: Duration,
     /// The proxy's own last drain after the application has gone.
     pub end: Duration,
-    /// Longest pause before a crashed proxy is started again.
-    pub max_pause: Duration,
-    /// Without a proxy that serves for so long, endpoints leave the set. The first crash is repaired within it.
+    /// Without a proxy that serves for so long, endpoints leave the set. A crash is repaired within it.
     pub absent: Duration,
-    /// A proxy that ran this long starts with a clean record.
-    pub forgive: Duration,
 }
 
 impl Default for Times {
@@ -37,9 +33,7 @@ impl Default for Times {
             settle: Duration::from_millis(1000),
             drain: Duration::from_secs(20),
             end: Duration::from_millis(500),
-            max_pause: Duration::from_secs(5),
             absent: Duration::from_millis(1000),
-            forgive: Duration::from_secs(60),
         }
     }
 }
@@ -49,15 +43,19 @@ impl Default for Times {
 pub enum Event {
     /// What is missing before the proxy can be started; `None` if nothing is.
     Missing(Option<String>),
-    /// The proxy serves its first configuration.
-    ProxyReady,
-    /// The proxy ended, or could not be started. `jitter` is 0–1.
+    /// The proxy takes connections.
+    ProxyServes,
+    /// No process of the proxy takes connections any more.
+    ProxyAbsent,
+    /// A process ended, or could not be started, in words.
     ProxyEnded {
-        /// In words.
+        /// Why.
         cause: String,
-        /// Spreads restarts.
-        jitter: f64,
+        /// Whether it ever took connections.
+        served: bool,
     },
+    /// Nothing is left of the proxy.
+    ProxyStopped,
     /// The application runs.
     AppStarted,
     /// The application answers on all its ports.
@@ -67,8 +65,12 @@ pub enum Event {
         /// In words.
         reason: String,
     },
-    /// The application is to be stopped. A second time: at once.
-    Stop,
+    /// The application is to be stopped, and told so at the latest after `within` (or [`Times::drain`] if that is
+    /// shorter). A second time: at once.
+    Stop {
+        /// The bound of who stops it.
+        within: Option<Duration>,
+    },
     /// Nothing is open on inbound listeners.
     InboundIdle,
     /// The application has ended, or whoever held it has gone.
@@ -80,18 +82,19 @@ pub enum Event {
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Start a proxy process.
+    /// Begin the proxy's life.
     StartProxy,
     /// Tell `run` that the application may start.
     TellReady,
     /// Begin asking the application's ports, and go on as long as it runs.
     ProbeApp,
-    /// Stop taking inbound connections and watch for [`Event::InboundIdle`].
-    DrainInbound,
+    /// Stop taking inbound connections, finish those that are open within this time, and watch for
+    /// [`Event::InboundIdle`].
+    DrainInbound(Duration),
     /// Tell `run` that the application may be ended.
     TellDrained,
-    /// End the proxy: drain for so long, then kill.
-    EndProxy(Duration),
+    /// End the proxy's life: drain for so long at most. Leads to [`Event::ProxyStopped`].
+    StopProxy(Duration),
     /// All is done; forget the instance.
     Over,
 }
@@ -117,11 +120,13 @@ pub enum Phase {
     Over,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proxy {
+    /// Not begun.
     None,
-    Running { since: Instant, ready: bool },
-    Pause { until: Instant },
+    Absent,
+    Serves,
+    Stopped,
 }
 
 /// Whether there is a proxy to send callers to.
@@ -145,8 +150,6 @@ pub struct Lifecycle {
     /// Why it does not answer any more.
     app_silent: Option<String>,
     missing: Option<String>,
-    failures: u32,
-    restarts: u32,
     last_end: Option<String>,
     /// When the phase ends by itself.
     until: Option<Instant>,
@@ -167,11 +170,23 @@ impl Lifecycle {
             app_answers: false,
             app_silent: None,
             missing: Some("waiting for the control plane".to_owned()),
-            failures: 0,
-            restarts: 0,
             last_end: None,
             until: None,
             drain_until: None,
+        }
+    }
+
+    /// An instance that was here before this agent, with its application, which was ready or not.
+    pub fn resumed(times: Times, answers: bool, now: Instant) -> Self {
+        let absent = now + times.absent;
+        Self {
+            phase: Phase::Serving,
+            proxy: Proxy::Absent,
+            reachable: Reachable::Until(Some(absent)),
+            app_runs: true,
+            app_answers: answers,
+            missing: None,
+            ..Self::new(times)
         }
     }
 
@@ -183,11 +198,6 @@ impl Lifecycle {
     /// The phase.
     pub fn phase(&self) -> Phase {
         self.phase
-    }
-
-    /// Times the proxy was started again.
-    pub fn restarts(&self) -> u32 {
-        self.restarts
     }
 
     /// Whether its endpoints belong into the endpoint set.
@@ -205,15 +215,12 @@ impl Lifecycle {
 
     /// Why it is where it is, for people; empty if there is nothing to say.
     pub fn reason(&self) -> String {
-        let crashed = || self.last_end.as_ref().map(|cause| format!("; the last one ended: {cause}"));
+        let last = || self.last_end.as_ref().map(|cause| format!("; the last one ended: {cause}"));
         match (self.phase, &self.proxy) {
             (Phase::Waiting, _) => self.missing.clone().unwrap_or_default(),
-            (Phase::Starting | Phase::Serving, Proxy::Pause { .. }) => {
-                format!("the proxy ended: {}", self.last_end.as_deref().unwrap_or("unknown cause"))
-            }
-            (Phase::Starting, _) => format!("the proxy is starting{}", crashed().unwrap_or_default()),
-            (Phase::Serving, Proxy::Running { ready: false, .. }) => {
-                format!("the proxy is starting again{}", crashed().unwrap_or_default())
+            (Phase::Starting, _) => format!("the proxy is starting{}", last().unwrap_or_default()),
+            (Phase::Serving, Proxy::Absent) => {
+                format!("the proxy is starting again{}", last().unwrap_or_default())
             }
             (Phase::Serving, _) if self.app_runs && !self.app_answers && self.serves => {
                 let yet = || "the application does not answer on its ports yet".to_owned();
@@ -222,7 +229,7 @@ impl Lifecycle {
             (Phase::Serving, _) if !self.app_runs => "the application has not started yet".to_owned(),
             (Phase::Settling, _) => "leaving: callers are told".to_owned(),
             (Phase::Draining, _) => "leaving: open requests are finished".to_owned(),
-            (Phase::Stopping, _) => "leaving: the application is ending".to_owned(),
+            (Phase::Stopping, _) => "leaving: nothing reaches the application any more".to_owned(),
             (Phase::Ending | Phase::Over, _) => "the application has ended".to_owned(),
             _ => String::new(),
         }
@@ -230,15 +237,11 @@ impl Lifecycle {
 
     /// When [`Event::Tick`] is due, if at all.
     pub fn next_tick(&self) -> Option<Instant> {
-        let pause = match self.proxy {
-            Proxy::Pause { until } if self.phase != Phase::Ending => Some(until),
-            _ => None,
-        };
         let absent = match self.reachable {
             Reachable::Until(until) if self.phase == Phase::Serving => until,
             _ => None,
         };
-        [self.until, pause, absent].into_iter().flatten().min()
+        [self.until, absent].into_iter().flatten().min()
     }
 
     /// Takes an event in.
@@ -250,20 +253,38 @@ impl Lifecycle {
                 self.missing = missing;
                 if whole && self.phase == Phase::Waiting {
                     self.phase = Phase::Starting;
-                    self.start(now, &mut effects);
+                    self.proxy = Proxy::Absent;
+                    effects.push(Effect::StartProxy);
                 }
             }
-            Event::ProxyReady => {
-                if let Proxy::Running { ready, .. } = &mut self.proxy {
-                    *ready = true;
-                    self.reachable = Reachable::Until(None);
-                }
+            Event::ProxyServes => {
+                self.proxy = Proxy::Serves;
+                self.reachable = Reachable::Until(None);
                 if self.phase == Phase::Starting {
                     self.phase = Phase::Serving;
                     effects.push(Effect::TellReady);
                 }
             }
-            Event::ProxyEnded { cause, jitter } => self.proxy_ended(now, cause, jitter, &mut effects),
+            Event::ProxyAbsent => {
+                // A crash that is repaired soon is nothing callers need to know of: they wait in the socket's queue.
+                if self.proxy == Proxy::Serves {
+                    self.proxy = Proxy::Absent;
+                    self.reachable = Reachable::Until(Some(now + self.times.absent));
+                }
+            }
+            Event::ProxyEnded { cause, served } => {
+                self.last_end = Some(cause);
+                // One that ends before it was ready is not coming back soon.
+                if self.proxy == Proxy::Absent && !served {
+                    self.reachable = Reachable::No;
+                }
+            }
+            Event::ProxyStopped => {
+                self.proxy = Proxy::Stopped;
+                if self.phase == Phase::Ending {
+                    self.over(&mut effects);
+                }
+            }
             Event::AppStarted => {
                 self.app_runs = true;
                 self.app_answers |= !self.serves;
@@ -280,7 +301,7 @@ impl Lifecycle {
                 self.app_answers = false;
                 self.app_silent = Some(reason);
             }
-            Event::Stop => self.stop(now, &mut effects),
+            Event::Stop { within } => self.stop(now, within, &mut effects),
             Event::InboundIdle => {
                 if self.phase == Phase::Draining {
                     self.app_may_end(&mut effects);
@@ -293,51 +314,20 @@ impl Lifecycle {
         effects
     }
 
-    fn start(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        self.proxy = Proxy::Running { since: now, ready: false };
-        effects.push(Effect::StartProxy);
-    }
-
-    fn proxy_ended(&mut self, now: Instant, cause: String, jitter: f64, effects: &mut Vec<Effect>) {
-        let Proxy::Running { since, .. } = self.proxy else { return };
-        self.last_end = Some(cause);
-        if self.phase == Phase::Ending {
-            self.proxy = Proxy::None;
-            self.over(effects);
-            return;
-        }
-        if now.duration_since(since) >= self.times.forgive {
-            self.failures = 0;
-        }
-        self.failures = self.failures.saturating_add(1);
-        self.restarts = self.restarts.saturating_add(1);
-        // The first crash is repaired at once: connections wait in the kernel's queue meanwhile.
-        let pause = match self.failures {
-            1 => Duration::ZERO,
-            n => Duration::from_millis(100).saturating_mul(1 << (n - 2).min(10)).min(self.times.max_pause),
-        };
-        let pause = pause.mul_f64(1.0 - 0.25 * jitter.clamp(0.0, 1.0));
-        // A crash that is repaired soon is nothing callers need to know of: they wait in the socket's queue.
-        self.reachable = match self.reachable {
-            Reachable::Until(None) if pause < self.times.absent => {
-                Reachable::Until(Some(now + self.times.absent))
-            }
-            _ => Reachable::No,
-        };
-        self.proxy = Proxy::Pause { until: now + pause };
-    }
-
-    fn stop(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+    fn stop(&mut self, now: Instant, within: Option<Duration>, effects: &mut Vec<Effect>) {
         match self.phase {
             Phase::Waiting | Phase::Starting => self.app_may_end(effects),
             Phase::Serving if self.serves && self.app_answers => {
                 self.phase = Phase::Settling;
-                let deadline = now + self.times.drain;
+                let drain = within.map_or(self.times.drain, |within| within.min(self.times.drain));
+                let deadline = now + drain;
                 self.drain_until = Some(deadline);
                 self.until = Some((now + self.times.settle).min(deadline));
             }
             Phase::Serving | Phase::Settling | Phase::Draining => self.app_may_end(effects),
-            Phase::Stopping | Phase::Ending | Phase::Over => {}
+            // Drained by request before.
+            Phase::Stopping => effects.push(Effect::TellDrained),
+            Phase::Ending | Phase::Over => {}
         }
     }
 
@@ -355,24 +345,17 @@ impl Lifecycle {
         self.phase = Phase::Ending;
         self.until = None;
         match self.proxy {
-            Proxy::Running { .. } => effects.push(Effect::EndProxy(self.times.end)),
-            _ => self.over(effects),
+            Proxy::Absent | Proxy::Serves => effects.push(Effect::StopProxy(self.times.end)),
+            Proxy::None | Proxy::Stopped => self.over(effects),
         }
     }
 
     fn over(&mut self, effects: &mut Vec<Effect>) {
-        self.proxy = Proxy::None;
         self.phase = Phase::Over;
         effects.push(Effect::Over);
     }
 
     fn pass_time(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        if let Proxy::Pause { until } = self.proxy
-            && until <= now
-            && !matches!(self.phase, Phase::Ending | Phase::Over)
-        {
-            self.start(now, effects);
-        }
         if matches!(self.reachable, Reachable::Until(Some(until)) if until <= now) {
             self.reachable = Reachable::No;
         }
@@ -381,7 +364,9 @@ impl Lifecycle {
                 Phase::Settling => {
                     self.phase = Phase::Draining;
                     self.until = self.drain_until;
-                    effects.push(Effect::DrainInbound);
+                    let left =
+                        self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+                    effects.push(Effect::DrainInbound(left));
                     if self.until.is_some_and(|until| until <= now) {
                         self.app_may_end(effects);
                     }

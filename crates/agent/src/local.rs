@@ -1,17 +1,21 @@
 //! The agent's local API: newline-delimited JSON on `RUNTIME/agent.sock` (mode 0600).
 //!
-//! A connection begins with one [`Request`]. `list` is answered with one [`Overview`] and closed. `attach` makes
+//! A connection begins with one [`Request`], which is answered with one line; then it is closed. Only `attach` makes
 //! the connection stand for an application: [`Told`] lines come down, [`Said`] lines go up, and when it breaks,
 //! the instance ends. Every line is at most [`MAX_LINE`] bytes.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+pub use crate::journal::Occurrence;
+pub use outrider_supervise::Status;
 
 /// Longest line, in bytes.
 pub const MAX_LINE: u64 = 1 << 20;
@@ -33,6 +37,104 @@ pub enum Request {
     },
     /// What runs here?
     List,
+    /// Something about the proxy of an instance; answered with one [`Answer`] of a [`ProxyOverview`].
+    Proxy {
+        /// `NS/INSTANCE`, or the instance's name if no other namespace has it.
+        instance: String,
+        /// What.
+        action: ProxyAction,
+    },
+    /// What happened to proxies; answered with one [`Answer`] of a list of [`Occurrence`], oldest first.
+    Events {
+        /// `NS/INSTANCE` or `NS/SERVICE`; of the host if absent.
+        #[serde(default)]
+        of: Option<String>,
+        /// At most so many, the newest.
+        limit: usize,
+    },
+    /// The end of a proxy's log; answered with one [`Answer`] of a list of lines.
+    Logs {
+        /// As in [`Request::Proxy`].
+        instance: String,
+        /// At most so many.
+        lines: usize,
+    },
+}
+
+/// What is asked of a proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ProxyAction {
+    /// Show everything about it.
+    Describe,
+    /// Move to this release. Queued while another change is under way.
+    Upgrade {
+        /// `builtin`, or a folder of the agent's releases.
+        release: String,
+    },
+    /// A new process of the same release.
+    Restart,
+    /// Back to the release before.
+    Rollback,
+    /// Take this release out of quarantine.
+    Pardon {
+        /// Which.
+        release: String,
+    },
+    /// Withdraw the instance's endpoints and finish what callers opened. The application runs on, and its calls.
+    Drain {
+        /// Milliseconds; the agent's own bound if absent or longer.
+        #[serde(default)]
+        within_ms: Option<u64>,
+    },
+}
+
+/// The outcome of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer<T> {
+    /// What was asked for.
+    Done(T),
+    /// One sentence on why not.
+    Refused(String),
+}
+
+/// The proxy of one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyOverview {
+    /// `NS/SERVICE`.
+    pub service: String,
+    /// The instance.
+    pub name: String,
+    /// `native` or `envoy`.
+    pub engine: String,
+    /// Releases that are here.
+    pub releases: Vec<String>,
+    /// Its processes, the oldest first.
+    pub processes: Vec<ProcessOverview>,
+    /// Crashes and hangs that were repaired.
+    pub restarts: u32,
+    /// Its log.
+    pub log: PathBuf,
+    /// Where in its life it is.
+    pub status: Status,
+}
+
+/// One process of a proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessOverview {
+    /// Its number in the proxy's life.
+    pub generation: u64,
+    /// Its process id; 0 if it ended at once.
+    pub pid: u32,
+    /// The version it says it is; empty before it said so.
+    pub version: String,
+    /// The release it was started as.
+    pub release: String,
+    /// When, in seconds since 1970.
+    pub started: u64,
+    /// Its own numbers.
+    pub stats: Option<outrider_handover::Stats>,
 }
 
 /// Agent → `run`.
@@ -75,7 +177,11 @@ pub enum Said {
         pid: u32,
     },
     /// It is to be stopped. A second time: without waiting.
-    Stop,
+    Stop {
+        /// Milliseconds until it is told to end, whatever is open then; the agent's own bound if absent or longer.
+        #[serde(default)]
+        drain_ms: Option<u64>,
+    },
     /// It has ended.
     AppEnded,
 }
@@ -87,6 +193,9 @@ pub struct Overview {
     pub node: String,
     /// Empty if the control plane is connected, else why it is not.
     pub away: String,
+    /// What does not work on this host beside the instances, in words.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// Every instance.
     pub instances: Vec<InstanceOverview>,
 }
@@ -106,6 +215,12 @@ pub struct InstanceOverview {
     pub engine: String,
     /// Version of the engine as running; empty before it said so.
     pub engine_version: String,
+    /// Release of the process that serves; empty while none runs.
+    #[serde(default)]
+    pub release: String,
+    /// Number of that process in the proxy's life; 0 while none runs.
+    #[serde(default)]
+    pub generation: u64,
     /// Process of the proxy, 0 while none runs.
     pub proxy_pid: u32,
     /// Process of the application, 0 while none runs.
@@ -116,6 +231,14 @@ pub struct InstanceOverview {
     pub listeners: BTreeMap<String, String>,
     /// Last numbers of the proxy.
     pub stats: Option<outrider_handover::Stats>,
+    /// When the last good configuration of its service was written, in seconds since 1970.
+    #[serde(default)]
+    pub last_good: Option<u64>,
+}
+
+/// Seconds since 1970.
+pub(crate) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Talking on a local connection failed.
@@ -130,6 +253,9 @@ pub enum LocalError {
     /// Longer than [`MAX_LINE`].
     #[error("local connection: a line of more than {MAX_LINE} bytes")]
     TooLong,
+    /// The agent says no, and why.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// The receiving half. Keeps what it has of an unfinished line, so `recv` may be dropped and called again.
@@ -181,10 +307,46 @@ impl LineWriter {
 ///
 /// # Errors
 /// Nobody listens there, or the answer cannot be read.
-pub async fn list(socket: &std::path::Path) -> Result<Overview, LocalError> {
+pub async fn list(socket: &Path) -> Result<Overview, LocalError> {
     let (mut reader, mut writer) = lines(UnixStream::connect(socket).await?);
     writer.send(&Request::List).await?;
     reader.recv().await?.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())
+}
+
+async fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T, LocalError> {
+    let (mut reader, mut writer) = lines(UnixStream::connect(socket).await?);
+    writer.send(request).await?;
+    match reader.recv().await? {
+        Some(Answer::Done(answer)) => Ok(answer),
+        Some(Answer::Refused(reason)) => Err(LocalError::Refused(reason)),
+        None => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+    }
+}
+
+/// Asks the agent on `socket` something of the proxy of `instance` (`NS/INSTANCE`, or its name). Returns when it is
+/// under way.
+///
+/// # Errors
+/// [`LocalError::Refused`] with the reason if it is not done; else as [`list`].
+pub async fn proxy(socket: &Path, instance: &str, action: ProxyAction) -> Result<ProxyOverview, LocalError> {
+    ask(socket, &Request::Proxy { instance: instance.to_owned(), action }).await
+}
+
+/// The newest `limit` occurrences that the agent on `socket` knows, oldest first: of an instance or a service
+/// (`NS/NAME`), or of the host.
+///
+/// # Errors
+/// As [`list`].
+pub async fn events(socket: &Path, of: Option<&str>, limit: usize) -> Result<Vec<Occurrence>, LocalError> {
+    ask(socket, &Request::Events { of: of.map(str::to_owned), limit }).await
+}
+
+/// The last `lines` lines of the log of the proxy of `instance`.
+///
+/// # Errors
+/// As [`proxy`].
+pub async fn logs(socket: &Path, instance: &str, lines: usize) -> Result<Vec<String>, LocalError> {
+    ask(socket, &Request::Logs { instance: instance.to_owned(), lines }).await
 }
 
 #[cfg(test)]

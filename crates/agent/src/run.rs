@@ -3,9 +3,9 @@
 //! Holds: the application starts only after its proxy carries traffic; its exit code is ours (128 + n after
 //! signal n); on SIGTERM the agent withdraws it and drains inbound before the application hears of it; when the
 //! agent goes away the application runs on and is attached again when the agent is back; what the application
-//! started and left behind is ended with it, while its proxy is still there. Should this process be killed, the
-//! application gets a SIGTERM and the agent sees to the rest. Does not: restart the application, or end one that
-//! does not heed SIGTERM (whoever supervises this process does).
+//! started and left behind is ended with it, while its proxy is still there; one deadline bounds a stop, and an
+//! application that has not heeded SIGTERM by then is killed. Should this process be killed, the application gets a
+//! SIGTERM and the agent sees to the rest. Does not: restart the application.
 //!
 //! # What the application sees
 //! Its `/etc/hosts` names the services it may call. In its environment, unless already set:
@@ -38,8 +38,9 @@ use crate::local::{LineReader, LineWriter, LocalError, Request, Said, Told, line
 const QUIET: Duration = Duration::from_secs(1);
 /// Between attempts to find an agent that went away.
 const AGAIN: Duration = Duration::from_millis(300);
-/// The application is told to end after this even if the agent says nothing.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A stop in order as a whole, unless told otherwise: 20 s to drain, as managed sidecars elsewhere have, and a third
+/// of the whole for the application itself.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the application left behind is killed after this.
 pub(crate) const LEFT_BEHIND: Duration = Duration::from_secs(5);
 
@@ -62,6 +63,9 @@ pub struct RunOptions {
     pub timeout: Option<Duration>,
     /// The service's ports may be served already, by what this command does not start: do not hold it for them.
     pub adopts: bool,
+    /// How long a stop in order may take, from the request to the application's end: after two thirds of it the
+    /// application is told to end, whatever is open then, and at its end it is killed. See [`STOP_TIMEOUT`].
+    pub stop_timeout: Duration,
 }
 
 /// How a run is connected to who runs it.
@@ -195,20 +199,38 @@ fn process_signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
 pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunError> {
     let no_agent = |source| no_agent(&options.socket, source);
     let stream = UnixStream::connect(&options.socket).await.map_err(no_agent)?;
-    let (mut reader, mut writer) = lines(stream);
+    let (reader, mut writer) = lines(stream);
     let request =
         Request::Attach { service: options.service.clone(), instance: None, adopts: options.adopts };
     writer.send(&request).await.map_err(lost)?;
 
+    let mut session = Session {
+        agent: Some((reader, writer)),
+        instance: String::new(),
+        options: &options,
+        pid: 0,
+        stopping: false,
+        tell_at: None,
+        kill_at: None,
+        away_said: false,
+    };
     let mut wait = Wait::new(options.timeout);
     let (hosts, env) = loop {
         tokio::select! {
-            told = reader.recv::<Told>() => match told.map_err(lost)? {
+            told = session.hear() => match told {
                 Some(Told::Ready { hosts, env }) => break (hosts, env),
                 Some(Told::Waiting { reason }) => wait.reason = reason,
-                Some(Told::Attached { instance }) => wait.instance = instance,
+                Some(Told::Attached { instance }) => session.instance = instance,
                 Some(Told::Drained) => {}
+                // The agent came back and does not know yet that our connection to the one before has ended.
+                Some(Told::Refused { .. }) if session.away_said => session.agent = None,
                 Some(Told::Refused { reason }) => return Err(RunError::Refused(reason)),
+                // It is replaced, or is started again: its next one goes on where this one was.
+                None if !session.instance.is_empty() => {
+                    session.agent = None;
+                    session.away_said = true;
+                    wait.reason = "waiting for the agent, which has gone".to_owned();
+                }
                 None => return Err(RunError::Lost("it closed the connection".to_owned())),
             },
             Some(signal) = hooks.signals.recv() => {
@@ -219,6 +241,7 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
             () = wait.due() => wait.tell(&mut hooks.progress)?,
         }
     };
+    session.away_said = false;
     let mut command = prepare(&options, &hosts, env, &mut hooks.progress);
     // A group of its own makes what it leaves behind known. Not where a terminal controls this one, and not needed
     // where this process leads one for the application alone.
@@ -232,19 +255,11 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
     drop(command);
     (hooks.started)(&mut child);
     let pid = child.id().unwrap_or_default();
-    let mut session = Session {
-        agent: Some((reader, writer)),
-        instance: wait.instance,
-        options: &options,
-        pid,
-        stopping: false,
-        deadline: None,
-        away_said: false,
-    };
+    session.pid = pid;
     session.say(Said::AppStarted { pid }).await;
     let group = Group { number: if own_group { pid } else { 0 } };
     loop {
-        let deadline = session.deadline;
+        let (tell_at, kill_at) = (session.tell_at, session.kill_at);
         tokio::select! {
             status = child.wait() => {
                 process::end_all(|| group.members(), LEFT_BEHIND).await;
@@ -253,7 +268,13 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
             }
             Some(signal) = hooks.signals.recv() => session.signal(signal).await,
             told = session.hear() => session.told(told, &mut hooks.progress).await,
-            () = at(deadline) => session.end_app(),
+            () = at(tell_at) => session.end_app(),
+            () = at(kill_at) => {
+                session.kill_at = None;
+                let after = options.stop_timeout.as_secs_f64();
+                (hooks.progress)(&format!("the application has not ended within {after} s of the stop; it is killed"));
+                group.kill(pid);
+            }
         }
     }
 }
@@ -281,6 +302,17 @@ struct Group {
 }
 
 impl Group {
+    /// Kills all of it, and what descends from process `pid`, at once.
+    fn kill(&self, pid: u32) {
+        let mut all = process::descendants(&process::table(), pid);
+        all.extend(self.members());
+        // The first one first: it would start others.
+        send(pid, Signal::KILL);
+        for one in all {
+            send(one.pid, Signal::KILL);
+        }
+    }
+
     fn members(&self) -> Vec<process::ProcessId> {
         if self.number == 0 {
             return Vec::new();
@@ -344,13 +376,12 @@ struct Wait {
     timeout: Option<Duration>,
     reason: String,
     said: String,
-    instance: String,
 }
 
 impl Wait {
     fn new(timeout: Option<Duration>) -> Self {
         let reason = "waiting for the agent".to_owned();
-        Self { since: Instant::now(), timeout, reason, said: String::new(), instance: String::new() }
+        Self { since: Instant::now(), timeout, reason, said: String::new() }
     }
 
     async fn due(&self) {
@@ -376,7 +407,9 @@ struct Session<'a> {
     pid: u32,
     /// SIGTERM came, and the application has not been told yet.
     stopping: bool,
-    deadline: Option<Instant>,
+    /// When it is told in any case, and when it is killed: both of the one deadline of the stop.
+    tell_at: Option<Instant>,
+    kill_at: Option<Instant>,
     away_said: bool,
 }
 
@@ -394,16 +427,21 @@ impl Session<'_> {
             send(self.pid, signal);
             return;
         }
+        let drain = self.options.stop_timeout * 2 / 3;
+        if self.kill_at.is_none() {
+            let now = Instant::now();
+            self.kill_at = Some(now + self.options.stop_timeout);
+            self.tell_at = Some(now + drain);
+        }
         self.stopping = true;
-        self.deadline.get_or_insert(Instant::now() + PATIENCE);
-        self.say(Said::Stop).await;
+        self.say(Said::Stop { drain_ms: u64::try_from(drain.as_millis()).ok() }).await;
         if self.agent.is_none() {
             self.end_app();
         }
     }
 
     fn end_app(&mut self) {
-        self.deadline = None;
+        self.tell_at = None;
         self.stopping = false;
         send(self.pid, Signal::TERM);
     }
@@ -484,6 +522,7 @@ mod tests {
             folder: None,
             timeout: None,
             adopts: false,
+            stop_timeout: STOP_TIMEOUT,
         };
         let said = |names: &[&str]| {
             let env = names.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect();

@@ -32,6 +32,7 @@ use outrider_xds_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
 use outrider_xds_types::workload::Workload;
+use serde::{Deserialize, Serialize};
 
 const HTTP_CONNECTION_MANAGER: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -46,7 +47,7 @@ pub struct Scope {
 }
 
 /// The socket a listener needs.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Wanted {
     /// Name of the listener.
     pub listener: String,
@@ -140,6 +141,20 @@ impl Scope {
         Some(format!("endpoints of {unknown} have not come from the control plane yet"))
     }
 
+    /// Everything under unscoped names as it came, with the endpoints found in `set`.
+    pub fn unscoped(&self, set: &ResourceSet) -> ResourceSet {
+        let mut all = ResourceSet::new();
+        for (name, resource) in self.listeners.iter().chain(&self.routes).chain(&self.clusters) {
+            all.insert(resource.renamed(name.as_str()));
+        }
+        for name in self.endpoints() {
+            if let Some(resource) = set.get(type_url::ENDPOINT, &name) {
+                all.insert(resource.clone());
+            }
+        }
+        all
+    }
+
     /// What the proxy is to be served: everything, with the addresses of `bound` (by listener name) in its
     /// listeners, and the endpoints found in `set`.
     pub fn localise(&self, bound: &BTreeMap<String, SocketAddr>, set: &ResourceSet) -> ResourceSet {
@@ -163,6 +178,23 @@ impl Scope {
         }
         local
     }
+}
+
+/// What of `local` a proxy has to have in use before it can be said that all of it works: without what nothing leads
+/// to, what stands in for services that have gone, and secrets.
+pub fn needed(local: &ResourceSet) -> ResourceSet {
+    let mut needed = ResourceSet::new();
+    let current = |resource: &&Arc<Resource>| &*resource.version != RETIRED;
+    for url in [type_url::CLUSTER, type_url::ENDPOINT, type_url::LISTENER] {
+        for resource in local.of_type(url).filter(current) {
+            needed.insert(resource.clone());
+        }
+    }
+    let routes: Vec<String> = local.of_type(type_url::LISTENER).flat_map(|one| routes_of(one)).collect();
+    for resource in routes.iter().filter_map(|name| local.get(type_url::ROUTE, name)).filter(current) {
+        needed.insert(resource.clone());
+    }
+    needed
 }
 
 /// The version of what [`retire`] makes. The control plane knows nothing of it: to it these resources are gone.

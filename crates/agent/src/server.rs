@@ -1,11 +1,12 @@
 //! The agent process: options, start-up, the local API, and what its instances share.
 //!
-//! Holds: one agent per runtime folder; proxies left behind by an agent that was killed are ended at start;
-//! the local API works before and without the control plane. Does not: decide about instances.
+//! Holds: one agent per runtime folder; instances of an agent before it are taken over with their proxies, and what
+//! belongs to no application any more is ended; the local API works before and without the control plane. Does not:
+//! decide about instances.
 
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
-use std::io;
+use std::io::{self, Read, Seek};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -16,31 +17,40 @@ use std::time::{Duration, SystemTime};
 use outrider_api::agent as wire;
 use outrider_identity::{FolderError, private_folder};
 use outrider_os::process::ProcessId;
+use outrider_supervise::Policy;
 use rustix::fs::{FlockOperation, OFlags};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::claims::Claims;
 use crate::credentials::{Credential, CredentialError};
-use crate::engine::Engine;
-use crate::instance::{self, Identity};
+use crate::instance::saved::Saved;
+use crate::instance::{self, Ask, Attachment, Identity};
+use crate::journal::Journal;
+use crate::lastgood::LastGood;
 use crate::lifecycle::Times;
 use crate::link::{self, LinkError, LinkOptions};
-use crate::local::{InstanceOverview, Overview, Request, Told, lines};
+use crate::local::{Answer, InstanceOverview, LineWriter, Overview, ProxyAction, Request, Told, lines};
 use crate::random;
+use crate::releases::Releases;
 use crate::sockets::{Addresses, route_to};
 use crate::svids::{Svids, node_file};
 use crate::upstream::{LinkState, Upstream};
 
 /// Longest path of a Unix socket.
 const MAX_SOCKET_PATH: usize = 107;
+/// The longest name of a socket in the folder of an instance: the millionth process still has one.
+const LONGEST_SOCKET: &str = "/xds-999999.sock";
 /// Letters and digits that tell instances of a service apart.
 const SUFFIX: usize = 5;
 /// How long the folder of an instance waits for its application to come back to a new agent.
 const COME_BACK: Duration = Duration::from_secs(60);
 /// For the first line of a local connection.
 const FIRST_LINE: Duration = Duration::from_secs(5);
+/// Most bytes of a log that are shown.
+const MAX_TAIL: u64 = 512 << 10;
 
 /// How to run an agent.
 #[derive(Clone, Debug)]
@@ -61,14 +71,30 @@ pub struct AgentOptions {
     pub inbound_ports: Option<RangeInclusive<u16>>,
     /// `outrider-proxy`; default: beside the running program.
     pub proxy_binary: Option<PathBuf>,
+    /// Folder of releases of the native proxy, `RELEASE/outrider-proxy` each; default: `STATE/agent/releases`.
+    pub releases: Option<PathBuf>,
     /// Envoy; default: `envoy` beside the running program, else looked up in `PATH`.
     pub envoy_binary: Option<PathBuf>,
     /// The file an application's names are added to.
     pub hosts_base: PathBuf,
     /// Times of instances.
     pub times: Times,
+    /// Bounds of the life of proxies.
+    pub policy: Policy,
+    /// What becomes of proxies when the agent ends.
+    pub on_stop: OnStop,
     /// How long subscriptions may stay without any answer before the connection is made anew.
     pub patience: Duration,
+}
+
+/// What becomes of proxies when an agent is told to end. One that is killed leaves them in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStop {
+    /// They are ended: the agent is part of something that ends as a whole.
+    #[default]
+    EndAll,
+    /// They carry on, and the next agent takes them over: an agent is replaced underneath its applications.
+    HandOver,
 }
 
 impl AgentOptions {
@@ -83,9 +109,12 @@ impl AgentOptions {
             advertise: None,
             inbound_ports: None,
             proxy_binary: None,
+            releases: None,
             envoy_binary: None,
             hosts_base: "/etc/hosts".into(),
             times: Times::default(),
+            policy: Policy::default(),
+            on_stop: OnStop::default(),
             patience: Duration::from_secs(20),
         }
     }
@@ -151,6 +180,11 @@ pub(crate) struct Host {
     pub(crate) options: Resolved,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) svids: Arc<Svids>,
+    pub(crate) last_good: Arc<LastGood>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) releases: Releases,
+    /// Where instances are asked.
+    asks: Mutex<BTreeMap<String, mpsc::UnboundedSender<Ask>>>,
     addresses: Mutex<Addresses>,
     claims: Mutex<Claims>,
     instances: Mutex<BTreeMap<String, (wire::Instance, InstanceOverview)>>,
@@ -164,10 +198,10 @@ pub(crate) struct Resolved {
     pub(crate) node: String,
     pub(crate) advertise: IpAddr,
     pub(crate) inbound_ports: Option<RangeInclusive<u16>>,
-    pub(crate) proxy_binary: PathBuf,
-    pub(crate) envoy_binary: PathBuf,
     pub(crate) hosts_base: PathBuf,
     pub(crate) times: Times,
+    pub(crate) policy: Policy,
+    pub(crate) on_stop: OnStop,
 }
 
 impl Host {
@@ -179,10 +213,41 @@ impl Host {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn binary(&self, engine: Engine) -> PathBuf {
-        match engine {
-            Engine::Native => self.options.proxy_binary.clone(),
-            Engine::Envoy => self.options.envoy_binary.clone(),
+    /// What is asked of `proxy` (`NS/INSTANCE`) from now on.
+    pub(crate) fn reachable(&self, proxy: &str) -> mpsc::UnboundedReceiver<Ask> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner).insert(proxy.to_owned(), sender);
+        receiver
+    }
+
+    /// Nothing is asked of `proxy` any more.
+    pub(crate) fn unreachable(&self, proxy: &str) {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner).remove(proxy);
+    }
+
+    fn has_instance_in(&self, folder: &Path) -> bool {
+        let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        asks.keys()
+            .filter_map(|proxy| proxy.split_once('/'))
+            .any(|(_, name)| instance_folder(self, name) == folder)
+    }
+
+    /// Where `instance` is asked: `NS/INSTANCE`, or a name that only one has; and its own name.
+    fn find(&self, instance: &str) -> Result<(String, mpsc::UnboundedSender<Ask>), String> {
+        let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        let meant = |(proxy, _): &(&String, &mpsc::UnboundedSender<Ask>)| {
+            *proxy == instance || proxy.split_once('/').is_some_and(|(_, name)| name == instance)
+        };
+        let mut found = asks.iter().filter(meant);
+        match (found.next(), found.next()) {
+            (Some((proxy, ask)), None) => {
+                let name = proxy.split_once('/').map_or(proxy.as_str(), |(_, name)| name);
+                Ok((name.to_owned(), ask.clone()))
+            }
+            (None, _) => Err(format!("no instance {instance} runs on this host")),
+            (Some(_), Some(_)) => {
+                Err(format!("several instances are called {instance}: write NAMESPACE/NAME"))
+            }
         }
     }
 
@@ -219,6 +284,7 @@ impl Host {
                 LinkState::Connected => String::new(),
                 LinkState::Away(why) => why,
             },
+            problems: self.last_good.trouble().into_iter().chain(self.journal.trouble()).collect(),
             instances: instances.values().map(|(_, overview)| overview.clone()).collect(),
         }
     }
@@ -238,7 +304,7 @@ fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// Runs an agent until `shutdown`; then its proxies are ended and its sockets removed.
+/// Runs an agent until `shutdown`; then its proxies are ended, or left to the next one: see [`OnStop`].
 ///
 /// # Errors
 /// See [`AgentError`]. An unreachable control plane is none: the agent goes on trying.
@@ -251,7 +317,7 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     if options.node.len() > 63 || !options.node.split('.').all(is_label) {
         return Err(AgentError::Node(options.node));
     }
-    let longest = MAX_SOCKET_PATH - "/p//admin.sock".len() - SUFFIX;
+    let longest = MAX_SOCKET_PATH - "/p/".len() - LONGEST_SOCKET.len() - SUFFIX;
     if options.runtime.as_os_str().len() > longest {
         return Err(AgentError::LongPath(options.runtime, longest));
     }
@@ -261,7 +327,6 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
         private_folder(path)?;
     }
     let _lock = lock(&options.runtime)?;
-    end_orphans(&options.runtime.join("p")).await;
 
     let credential = Credential::load(&node_file(&identity))?;
     let credential =
@@ -281,21 +346,32 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
         None => find_address(&options.server).await?,
     };
     let envoy = || Some(beside_us("envoy")).filter(|path| path.exists()).unwrap_or_else(|| "envoy".into());
-    let upstream = Upstream::new(&options.node, options.state.join("agent/last-good"));
+    let upstream = Upstream::new(&options.node);
+    let journal = Journal::open(state.join("events"), SystemTime::now());
+    let releases = Releases {
+        folder: options.releases.clone().unwrap_or_else(|| state.join("releases")),
+        native: options.proxy_binary.clone().unwrap_or_else(|| beside_us("outrider-proxy")),
+        envoy: options.envoy_binary.clone().unwrap_or_else(envoy),
+    };
+    let last_good = LastGood::new(options.state.join("agent/last-good"));
     let host = Arc::new(Host {
         options: Resolved {
             advertise,
             inbound_ports: options.inbound_ports.clone(),
-            proxy_binary: options.proxy_binary.clone().unwrap_or_else(|| beside_us("outrider-proxy")),
-            envoy_binary: options.envoy_binary.clone().unwrap_or_else(envoy),
             state: options.state.clone(),
             runtime: options.runtime.clone(),
             node: options.node.clone(),
             hosts_base: options.hosts_base.clone(),
             times: options.times.clone(),
+            policy: options.policy.clone(),
+            on_stop: options.on_stop,
         },
         upstream: upstream.clone(),
         svids: Arc::default(),
+        last_good: last_good.clone(),
+        journal: journal.clone(),
+        releases,
+        asks: Mutex::default(),
         addresses: Mutex::new(Addresses::new(random::bits())),
         claims: Mutex::default(),
         instances: Mutex::default(),
@@ -321,21 +397,22 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     };
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
+    // Before the control plane hears of this host, and before anybody comes back.
+    take_over(&host, &tasks, &stop).await;
     let connect = keep_connected(link_options, options.join_token.clone(), credential, host.clone());
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         refused = connect => Err(refused),
-        () = upstream.clone().keep() => Ok(()),
+        () = last_good.clone().run() => Ok(()),
+        () = journal.clone().run() => Ok(()),
         () = accept(listener, &host, &tasks, &stop) => Ok(()),
         () = forget_the_lost(&host) => Ok(()),
     };
-    // Before the instances end: with them their subscriptions end, and what they knew is forgotten.
-    if let Err(error) = upstream.save(&upstream.resources()) {
-        tracing::warn!(%error, "the last good resources cannot be kept");
-    }
     stop.cancel();
     tasks.close();
     tasks.wait().await;
+    last_good.flush(SystemTime::now());
+    journal.flush();
     let _ = std::fs::remove_file(&socket);
     outcome
 }
@@ -408,36 +485,55 @@ fn lock(runtime: &Path) -> Result<std::fs::File, AgentError> {
     }
 }
 
-/// Ends proxies whose agent was killed: their control channel is gone, so nobody can manage them any more.
-async fn end_orphans(folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let file = entry.path().join("proxy.json");
-        let Ok(content) = std::fs::read(&file) else { continue };
-        if let Ok(id) = serde_json::from_slice::<ProcessId>(&content)
-            && let Ok(Some(process)) = id.open()
-        {
-            tracing::warn!(pid = id.pid, folder = %entry.path().display(), "ending a proxy left behind");
-            if let Err(error) = process.end(Duration::from_millis(500)).await {
-                tracing::warn!(pid = id.pid, %error, "it cannot be ended");
-            }
+/// Takes over the instances of an earlier agent, and ends what belongs to none of them any more.
+async fn take_over(host: &Arc<Host>, tasks: &TaskTracker, stop: &CancellationToken) {
+    for entry in std::fs::read_dir(host.options.runtime.join("p")).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        let Some(saved) = Saved::read(&folder) else { continue };
+        if instance::belongs_to_somebody(&saved) {
+            let who = Identity {
+                namespace: saved.namespace.clone(),
+                service: saved.service.clone(),
+                name: saved.name.clone(),
+                folder,
+                adopts: saved.adopts,
+                returns: true,
+            };
+            instance::announce(host, &who, &saved);
+            tasks.spawn(instance::adopt(host.clone(), who, saved, stop.clone()));
+            continue;
         }
-        let _ = std::fs::remove_file(file);
+        tasks.spawn(end_left_over(folder, saved));
     }
 }
 
-/// Removes folders whose application did not come back, and what only it needed, once.
+/// Ends the processes of an instance whose application has gone.
+async fn end_left_over(folder: PathBuf, saved: Saved) {
+    // A `run` that waits for its proxy comes back to the names it has, and gets new processes.
+    for file in ["instance.json", "retired", "control.sock"] {
+        let _ = std::fs::remove_file(folder.join(file));
+    }
+    for generation in &saved.generations {
+        let Ok(Some(process)) = generation.process.open() else { continue };
+        let pid = generation.process.pid;
+        tracing::warn!(pid, folder = %folder.display(), "ending a proxy whose application has gone");
+        if let Err(error) = process.end(Duration::from_millis(500)).await {
+            tracing::warn!(pid, %error, "it cannot be ended");
+        }
+    }
+}
+
+/// Removes folders whose application did not come back, once.
 async fn forget_the_lost(host: &Arc<Host>) {
     let folder = host.options.runtime.join("p");
     let before: Vec<_> =
         std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     tokio::time::sleep(COME_BACK).await;
     for path in before {
-        // Whoever came back has its socket served.
-        if UnixStream::connect(path.join("xds.sock")).await.is_err() {
+        if !host.has_instance_in(&path) {
             let _ = std::fs::remove_dir_all(path);
         }
     }
-    host.upstream.forget_unwanted();
     std::future::pending().await
 }
 
@@ -471,11 +567,36 @@ async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken
         }
         Ok(Ok(Some(Request::Attach { service, instance, adopts }))) => {
             match identify(&host, &service, instance, adopts) {
-                Ok(who) => instance::run(host, who, holder, reader, writer, stop).await,
+                Ok(who) => {
+                    let attachment = Attachment { holder, reader, writer };
+                    match host.find(&who.proxy()) {
+                        Ok((_, ask)) => drop(ask.send(Ask::Attach(Box::new(attachment)))),
+                        Err(_) => instance::run(host, who, attachment, stop).await,
+                    }
+                }
                 Err(reason) => {
                     let _ = writer.send(&Told::Refused { reason }).await;
                 }
             }
+        }
+        Ok(Ok(Some(Request::Proxy { instance, action }))) => {
+            answer(&mut writer, ask(&host, &instance, action).await).await;
+        }
+        Ok(Ok(Some(Request::Events { of, limit }))) => {
+            // As many as fit into a line.
+            let mut events = host.journal.last(of.as_deref(), limit);
+            while serde_json::to_vec(&events).map_or(0, |line| line.len()) as u64 > crate::local::MAX_LINE / 2
+            {
+                events.drain(..events.len().div_ceil(2));
+            }
+            answer(&mut writer, Ok(events)).await;
+        }
+        Ok(Ok(Some(Request::Logs { instance, lines }))) => {
+            let log = host.find(&instance).and_then(|(name, _)| {
+                let path = host.log_folder().join(format!("{name}.log"));
+                tail(&path, lines).map_err(|error| format!("{}: {error}", path.display()))
+            });
+            answer(&mut writer, log).await;
         }
         Ok(Ok(None)) => {}
         Ok(Err(error)) => {
@@ -483,6 +604,39 @@ async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken
         }
         Err(_) => {}
     }
+}
+
+async fn answer<T: serde::Serialize>(writer: &mut LineWriter, outcome: Result<T, String>) {
+    let answer = match outcome {
+        Ok(done) => Answer::Done(done),
+        Err(reason) => Answer::Refused(reason),
+    };
+    let _ = writer.send(&answer).await;
+}
+
+async fn ask(
+    host: &Host,
+    instance: &str,
+    action: ProxyAction,
+) -> Result<crate::local::ProxyOverview, String> {
+    let (name, asks) = host.find(instance)?;
+    let (sender, receiver) = oneshot::channel();
+    let gone = || format!("instance {name} has ended");
+    asks.send(Ask::Proxy(action, sender)).map_err(|_| gone())?;
+    receiver.await.map_err(|_| gone())?
+}
+
+/// The last lines of a file.
+fn tail(path: &Path, lines: usize) -> io::Result<Vec<String>> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(io::SeekFrom::Start(length.saturating_sub(MAX_TAIL)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TAIL).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut last: Vec<String> = text.lines().rev().take(lines).map(str::to_owned).collect();
+    last.reverse();
+    Ok(last)
 }
 
 fn identify(host: &Host, service: &str, instance: Option<String>, adopts: bool) -> Result<Identity, String> {
@@ -504,11 +658,6 @@ fn identify(host: &Host, service: &str, instance: Option<String>, adopts: bool) 
         if !suffix.is_some_and(|suffix| suffix.len() == SUFFIX && is_label(suffix)) {
             return Err(format!("`{instance}` is no instance of {service}"));
         }
-        let proxy = format!("{namespace}/{instance}");
-        let instances = host.instances.lock().unwrap_or_else(PoisonError::into_inner);
-        if instances.contains_key(&proxy) {
-            return Err(format!("instance {instance} is attached already"));
-        }
         let folder = instance_folder(host, &instance);
         private_folder(&folder).map_err(|error| error.to_string())?;
         return Ok(identity(instance, folder));
@@ -528,7 +677,7 @@ fn identify(host: &Host, service: &str, instance: Option<String>, adopts: bool) 
 /// `RUNTIME/p/INSTANCE`, or only the instance's suffix where that would be too long for a Unix socket.
 fn instance_folder(host: &Host, instance: &str) -> PathBuf {
     let folder = host.options.runtime.join("p").join(instance);
-    if folder.as_os_str().len() + "/admin.sock".len() <= MAX_SOCKET_PATH {
+    if folder.as_os_str().len() + LONGEST_SOCKET.len() <= MAX_SOCKET_PATH {
         return folder;
     }
     host.options.runtime.join("p").join(&instance[instance.len() - SUFFIX..])

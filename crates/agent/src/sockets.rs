@@ -47,11 +47,26 @@ pub fn bind(address: SocketAddr, mode: Mode) -> io::Result<(OwnedFd, SocketAddr)
     plain.bind(&address.into())?;
     let bound = local(&plain)?;
     drop(plain);
+    Ok((reserve(bound)?, bound))
+}
+
+fn reserve(address: SocketAddr) -> io::Result<OwnedFd> {
     let reserved = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     reserved.set_reuse_address(true)?;
     reserved.set_reuse_port(true)?;
-    reserved.bind(&bound.into())?;
-    Ok((reserved.into(), bound))
+    reserved.bind(&address.into())?;
+    Ok(reserved.into())
+}
+
+/// Binds what an earlier agent had bound; an engine that binds by itself may serve there.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_again(address: SocketAddr, mode: Mode) -> io::Result<OwnedFd> {
+    match mode {
+        Mode::Listen => bind(address, mode).map(|(fd, _)| fd),
+        Mode::Reserve => reserve(address),
+    }
 }
 
 /// Binds the first free port of `range`, looking from its `seed`-th on.
@@ -128,6 +143,11 @@ impl Addresses {
             }
         }
         None
+    }
+
+    /// Takes an address that was given by an earlier agent.
+    pub fn take(&mut self, address: Ipv4Addr) {
+        self.used.insert(address);
     }
 
     /// Gives an address back.

@@ -1,28 +1,20 @@
 //! What this host knows from the control plane, shared by everything local.
 //!
 //! Holds: subscriptions are counted, so what two instances need is asked for once and kept until neither needs
-//! it; the last good resources are on disk and are there again after a restart; everything here works without a
-//! control plane, only nothing new comes. Does not: connect (`link` does).
-//!
-//! # On disk
-//! `STATE/agent/last-good`: 32 bytes of SHA-256 of the rest, then a `DeltaDiscoveryResponse` with all resources.
+//! it; everything here works without a control plane, only nothing new comes. Does not: connect (`link` does), or
+//! keep anything on disk (`lastgood` does).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outrider_xds::client::{Client, Limits, Update};
 use outrider_xds::{Interest, Resource, ResourceSet};
+use outrider_xds_types::names;
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
-use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
-use outrider_xds_types::prost::Message;
-use sha2::{Digest, Sha256};
+use outrider_xds_types::type_url;
 use tokio::sync::{Notify, watch};
 
 use crate::facts::Facts;
-
-/// Bytes of the last good resources on disk.
-const MAX_LAST_GOOD: u64 = 64 << 20;
 
 /// The state of the connection, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +33,6 @@ pub struct Upstream {
     link: watch::Sender<LinkState>,
     /// Something is to be sent up.
     pub(crate) outgoing: Notify,
-    file: PathBuf,
 }
 
 #[derive(Debug)]
@@ -76,15 +67,14 @@ pub enum Known {
 }
 
 impl Upstream {
-    /// Starts with what is on disk in `file`, if it is whole; a damaged file is as good as none.
-    pub fn new(node: &str, file: PathBuf) -> Arc<Self> {
+    /// Starts knowing nothing.
+    pub fn new(node: &str) -> Arc<Self> {
         let node = Node { id: node.to_owned(), ..Node::default() };
-        let set = load(&file).unwrap_or_default();
         Arc::new(Self {
             state: Mutex::new(State {
                 client: Client::new(node, Limits::default()),
                 facts: Facts::default(),
-                set,
+                set: ResourceSet::new(),
                 absent: BTreeSet::new(),
                 wanted: BTreeMap::new(),
                 refused: BTreeMap::new(),
@@ -93,7 +83,6 @@ impl Upstream {
             changed: watch::channel(0).0,
             link: watch::channel(LinkState::Away("not connected yet".to_owned())).0,
             outgoing: Notify::new(),
-            file,
         })
     }
 
@@ -196,74 +185,39 @@ impl Upstream {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// Forgets what nobody wants: what was on disk and is no longer asked for.
-    pub(crate) fn forget_unwanted(&self) {
-        {
+    /// Takes the last good configuration of a proxy (`NS/INSTANCE`) for what is known of it, as far as nothing newer
+    /// is: without a control plane there is nothing else. When the next stream begins the control plane is told of
+    /// it, so that it says what has changed and what is gone. Returns whether anything was taken.
+    pub(crate) fn seed(&self, proxy: &str, last_good: &ResourceSet) -> bool {
+        let taken = {
             let mut state = self.lock();
-            let unwanted = |resource: &&Arc<Resource>| {
-                let interest = state.client.interest(&resource.type_url);
-                !interest.is_some_and(|interest| interest.covers(&resource.name))
-            };
-            let unwanted: Vec<_> = state.set.iter().filter(unwanted).cloned().collect();
-            for resource in unwanted {
-                state.set.remove(&resource.type_url, &resource.name);
+            if state.online {
+                return false;
             }
-        }
-        self.look_again();
-    }
-
-    /// Writes changes to disk as they come, at most every 200 ms. Runs until dropped.
-    pub async fn keep(self: Arc<Self>) {
-        let mut changes = self.changes();
-        let mut last = self.resources();
-        while changes.changed().await.is_ok() {
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-            changes.mark_unchanged();
-            let set = self.resources();
-            if set != last
-                && let Err(error) = self.save(&set)
-            {
-                tracing::warn!(%error, "the last good resources cannot be kept");
-            }
-            last = set;
-        }
-    }
-
-    /// Writes what is known now to disk.
-    ///
-    /// # Errors
-    /// What the file system says; the earlier file stays.
-    pub fn save(&self, set: &ResourceSet) -> Result<(), outrider_identity::FileError> {
-        let all = DeltaDiscoveryResponse {
-            resources: set.iter().map(|resource| resource.to_wire()).collect(),
-            ..DeltaDiscoveryResponse::default()
+            last_good.iter().filter(|resource| state.seed(proxy, resource)).count()
         };
-        let body = all.encode_to_vec();
-        let mut content = Sha256::digest(&body).to_vec();
-        content.extend(body);
-        outrider_identity::write_private_within(&self.file, &content, MAX_LAST_GOOD)
+        if taken > 0 {
+            self.look_again();
+        }
+        taken > 0
     }
-}
-
-fn load(file: &std::path::Path) -> Option<ResourceSet> {
-    let content = outrider_identity::read_optional_within(file, MAX_LAST_GOOD)
-        .inspect_err(|error| tracing::warn!(%error, "the last good resources are not used"))
-        .ok()??;
-    let (sum, body) = content.split_at_checked(32)?;
-    if Sha256::digest(body)[..] != *sum {
-        tracing::warn!(file = %file.display(), "the last good resources are damaged and not used");
-        return None;
-    }
-    let all = DeltaDiscoveryResponse::decode(body).ok()?;
-    let mut set = ResourceSet::new();
-    for resource in all.resources {
-        let any = resource.resource?;
-        set.insert(Resource::new(any.type_url, resource.name, resource.version, any.value));
-    }
-    Some(set)
 }
 
 impl State {
+    fn seed(&mut self, proxy: &str, resource: &Resource) -> bool {
+        let scoped = [type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER].contains(&&*resource.type_url);
+        let name = match scoped {
+            true => names::scoped(&resource.type_url, proxy, &resource.name),
+            false => resource.name.to_string(),
+        };
+        let key = (resource.type_url.to_string(), name);
+        if self.set.get(&key.0, &key.1).is_some() || self.absent.contains(&key) {
+            return false;
+        }
+        self.client.claim(&key.0, &key.1, &resource.version);
+        self.set.insert(resource.renamed(key.1))
+    }
+
     /// What is known already of a new subscription is told to the server when the next stream begins, so that
     /// it says what is gone. On a stream that is up the answer is fresh anyway, and old knowledge would linger.
     fn claim(&mut self, type_url: &str, name: &str) {
@@ -314,6 +268,7 @@ impl Drop for Subscription {
 
 #[cfg(test)]
 mod tests {
+    use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
     use outrider_xds_types::type_url::{ENDPOINT, WORKLOAD};
 
     use super::*;
@@ -339,8 +294,7 @@ mod tests {
 
     #[test]
     fn shared_subscriptions_last_as_long_as_the_last_holder() {
-        let dir = tempfile::tempdir().unwrap();
-        let upstream = Upstream::new("n1", dir.path().join("last-good"));
+        let upstream = Upstream::new("n1");
         let one = upstream.subscribe(ENDPOINT, "shop/a/http");
         let two = upstream.subscribe(ENDPOINT, "shop/a/http");
         assert_eq!(upstream.known(ENDPOINT, "shop/a/http"), Known::NotYet);
@@ -355,8 +309,7 @@ mod tests {
 
     #[test]
     fn absence_is_known_and_ends_with_the_resource() {
-        let dir = tempfile::tempdir().unwrap();
-        let upstream = Upstream::new("n1", dir.path().join("last-good"));
+        let upstream = Upstream::new("n1");
         let _one = upstream.subscribe(WORKLOAD, "shop/a");
         update(&upstream, WORKLOAD, &[], &["shop/a"]);
         assert_eq!(upstream.known(WORKLOAD, "shop/a"), Known::No);
@@ -365,40 +318,38 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_knows_what_was_known_and_a_damaged_file_is_as_good_as_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("last-good");
-        let upstream = Upstream::new("n1", file.clone());
-        let _one = upstream.subscribe(WORKLOAD, "shop/a");
-        let _two = upstream.subscribe(ENDPOINT, "shop/b/http");
+    fn the_last_good_is_used_while_nothing_newer_is_known_and_told_to_the_next_stream() {
+        let proxy = "shop/a-x7k2p";
+        let glob = names::scope_glob(type_url::CLUSTER, proxy);
+        let scoped = names::scoped(type_url::CLUSTER, proxy, "inbound/http");
+        let mut last_good = ResourceSet::new();
+        last_good.insert(Resource::new(type_url::CLUSTER, "inbound/http", "v1", vec![1]));
+        last_good.insert(Resource::new(WORKLOAD, "shop/a", "v1", vec![1]));
+        last_good.insert(Resource::new(ENDPOINT, "shop/b/http", "v1", vec![1]));
+        let upstream = Upstream::new("n1");
+        let _globs = upstream.subscribe(type_url::CLUSTER, &glob);
+        let _workload = upstream.subscribe(WORKLOAD, "shop/a");
         update(&upstream, WORKLOAD, &["shop/a"], &[]);
-        update(&upstream, ENDPOINT, &["shop/b/http"], &[]);
-        upstream.save(&upstream.resources()).unwrap();
+        upstream.lock().set.insert(Resource::new(WORKLOAD, "shop/a", "v2", vec![2]));
+        assert!(upstream.seed(proxy, &last_good));
+        assert!(!upstream.seed(proxy, &last_good), "once");
+        let version = |type_url: &str, name: &str| match upstream.known(type_url, name) {
+            Known::Yes(resource) => resource.version.to_string(),
+            other => panic!("{name}: {other:?}"),
+        };
+        assert_eq!(version(type_url::CLUSTER, &scoped), "v1");
+        assert_eq!(version(WORKLOAD, "shop/a"), "v2", "what is newer stays");
+        let _endpoints = upstream.subscribe(ENDPOINT, "shop/b/http");
+        upstream.lock().client.disconnected();
+        let first = upstream.lock().client.connect();
+        let claimed: BTreeMap<_, _> =
+            first.iter().flat_map(|request| request.initial_resource_versions.clone()).collect();
+        assert_eq!(claimed.get(&scoped).map(String::as_str), Some("v1"));
+        assert_eq!(claimed.get("shop/b/http").map(String::as_str), Some("v1"));
 
-        let again = Upstream::new("n1", file.clone());
-        assert!(matches!(again.known(WORKLOAD, "shop/a"), Known::Yes(_)));
-        let _sub = again.subscribe(WORKLOAD, "shop/a");
-        let first = again.lock().client.connect();
-        assert_eq!(first[0].initial_resource_versions.get("shop/a").map(String::as_str), Some("v1"));
-
-        // Of a large mesh too.
-        upstream.lock().set.insert(Resource::new(WORKLOAD, "shop/large", "v1", vec![7; 3 << 20]));
-        upstream.save(&upstream.resources()).unwrap();
-        assert!(matches!(Upstream::new("n1", file.clone()).known(WORKLOAD, "shop/large"), Known::Yes(_)));
-
-        assert!(matches!(again.known(ENDPOINT, "shop/b/http"), Known::Yes(_)));
-        again.forget_unwanted();
-        assert!(matches!(again.known(WORKLOAD, "shop/a"), Known::Yes(_)), "wanted");
-        assert_eq!(again.known(ENDPOINT, "shop/b/http"), Known::NotYet, "nobody asked for it");
-
-        let mut bytes = std::fs::read(&file).unwrap();
-        for cut in [0, 10, 40, bytes.len() - 1] {
-            std::fs::write(&file, &bytes[..cut]).unwrap();
-            assert_eq!(Upstream::new("n1", file.clone()).known(WORKLOAD, "shop/a"), Known::NotYet);
-        }
-        let last = bytes.len() - 1;
-        bytes[last] ^= 1;
-        std::fs::write(&file, &bytes).unwrap();
-        assert_eq!(Upstream::new("n1", file).known(WORKLOAD, "shop/a"), Known::NotYet);
+        upstream.set_link(LinkState::Connected);
+        let other = names::scoped(type_url::CLUSTER, "shop/a-other", "inbound/http");
+        assert!(!upstream.seed("shop/a-other", &last_good), "the control plane is asked instead");
+        assert_eq!(upstream.known(type_url::CLUSTER, &other), Known::NotYet);
     }
 }

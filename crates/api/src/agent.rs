@@ -74,7 +74,7 @@ pub struct SignResponse {
 /// Agent → control plane.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Fact {
-    #[prost(oneof = "FactKind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "FactKind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: Option<FactKind>,
 }
 
@@ -94,6 +94,55 @@ pub enum FactKind {
     /// Sent every [`Welcome::heartbeat_ms`]; without one for three intervals the host's endpoints are gone.
     #[prost(message, tag = "5")]
     Heartbeat(Heartbeat),
+    /// Something happened to a proxy. A new session sends the latest ones again: a number that was seen is no news.
+    #[prost(message, tag = "6")]
+    Occurred(Occurred),
+}
+
+/// Something that moved or ended a process of a proxy.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Occurred {
+    /// `NS/INSTANCE`.
+    #[prost(string, tag = "1")]
+    pub proxy: String,
+    /// `NS/SERVICE`.
+    #[prost(string, tag = "2")]
+    pub service: String,
+    /// Unique on its node; later ones have larger ones.
+    #[prost(uint64, tag = "3")]
+    pub number: u64,
+    /// When, by the node's clock, in milliseconds since 1970.
+    #[prost(uint64, tag = "4")]
+    pub time_ms: u64,
+    /// Which process in the proxy's life.
+    #[prost(uint64, tag = "5")]
+    pub generation: u64,
+    #[prost(string, tag = "6")]
+    pub engine: String,
+    #[prost(string, tag = "7")]
+    pub release: String,
+    /// `took_over`, `passed`, `put_back` or `ended`.
+    #[prost(string, tag = "8")]
+    pub happened: String,
+    /// One word: `signal`, `panic`, `out_of_memory`, `hung`, `upgrade`, `probation` and so on.
+    #[prost(string, tag = "9")]
+    pub cause: String,
+    /// One sentence for people.
+    #[prost(string, tag = "10")]
+    pub text: String,
+    /// Version of the configuration it had in use; empty if none.
+    #[prost(string, tag = "11")]
+    pub configuration: String,
+    #[prost(uint64, tag = "12")]
+    pub uptime_ms: u64,
+    /// Resident memory when it was last seen, in bytes; 0 if never.
+    #[prost(uint64, tag = "13")]
+    pub resident_bytes: u64,
+    /// What was open and was cut, as far as is known.
+    #[prost(uint64, tag = "14")]
+    pub lost_connections: u64,
+    #[prost(uint64, tag = "15")]
+    pub lost_requests: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

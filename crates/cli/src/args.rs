@@ -190,6 +190,9 @@ pub(crate) struct RunArgs {
     /// Limit of the wait for the proxy.
     #[command(flatten)]
     pub(crate) limit: Wait,
+    /// Longest stop after SIGTERM: the command is told after two thirds of it at the latest, and killed at its end
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) stop_timeout: Duration,
     /// The service's ports are served by what this command does not start, perhaps already (a container, a socket of systemd)
     #[arg(long)]
     pub(crate) adopt: bool,
@@ -453,6 +456,9 @@ pub(crate) struct AgentArgs {
     /// Engine binaries.
     #[command(flatten)]
     pub(crate) engines: Engines,
+    /// Folder of releases of the native proxy, RELEASE/outrider-proxy each [default: STATE/agent/releases]
+    #[arg(long, value_name = "DIR", env = "OUTRIDER_RELEASES")]
+    pub(crate) releases: Option<PathBuf>,
     /// Logs.
     #[command(flatten)]
     pub(crate) log: LogArgs,

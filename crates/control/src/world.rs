@@ -267,7 +267,7 @@ impl World {
         let changed = self.hosts.heard(node, now);
         self.changed(changed, Cause::Report, now);
         match fact {
-            wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) => {}
+            wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) | wire::FactKind::Occurred(_) => {}
             wire::FactKind::Instances(report) => {
                 let scope = self.admissions.get(node).map(|admission| admission.scope.clone());
                 let (changed, refused) = self.hosts.instances(node, report, &scope.unwrap_or_default())?;

@@ -29,6 +29,8 @@ pub struct ListenerStats {
     pub bytes_in: u64,
     /// Bytes written to the caller.
     pub bytes_out: u64,
+    /// Microseconds spent waiting for endpoints, from the end of a request to the first byte of its response.
+    pub upstream_us: u64,
     /// Microseconds from request head to response end.
     pub latency: Histogram,
 }
@@ -44,6 +46,7 @@ impl Default for ListenerStats {
             reasons: [0; Reason::COUNT],
             bytes_in: 0,
             bytes_out: 0,
+            upstream_us: 0,
             latency: Histogram::default(),
         }
     }
@@ -82,6 +85,7 @@ impl ListenerStats {
         add(&mut self.reasons, &other.reasons);
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
+        self.upstream_us += other.upstream_us;
         self.latency.merge(&other.latency);
     }
 }

@@ -49,8 +49,8 @@ pub async fn drive(path: PathBuf, events: mpsc::Sender<Event>) {
     }
 }
 
-/// Between a half and one.
-fn jitter() -> f64 {
+/// A random factor between a half and one, so that many do not try at the same moment.
+pub fn jitter() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     let random = RandomState::new().hash_one(0_u8) >> 11;
     0.5 + 0.5 * (random as f64 / (1_u64 << 53) as f64)

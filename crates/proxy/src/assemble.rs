@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use outrider_handover::configuration_version;
 use outrider_proxy_core::route::RouteTable;
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
 use rustls::ServerConfig;
@@ -26,14 +27,27 @@ use crate::tls::{self, Bundle, Identity};
 /// Counts resources as they arrive; a later one has a larger number.
 type Serial = u64;
 
+/// A resource as it arrives.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// Resource name.
+    pub name: &'a str,
+    /// As the server says.
+    pub version: &'a str,
+    /// The encoded message.
+    pub body: &'a [u8],
+}
+
 /// Something parsed, and when it came.
 struct Latest<T> {
     serial: Serial,
+    version: Arc<str>,
     value: T,
 }
 
 struct ActiveCluster {
     cluster: Serial,
+    version: Arc<str>,
     endpoints: Serial,
     secrets: (Serial, Serial),
     value: Arc<Cluster>,
@@ -41,12 +55,14 @@ struct ActiveCluster {
 
 struct ActiveRoutes {
     serial: Serial,
+    version: Arc<str>,
     table: Arc<RouteTable>,
     clusters: Vec<u32>,
 }
 
 struct ActiveListener {
     listener: Serial,
+    version: Arc<str>,
     routes: Vec<Serial>,
     secrets: (Serial, Serial),
     /// Slots it leads to.
@@ -102,24 +118,19 @@ impl Assembler {
     pub fn ingest<'a>(
         &mut self,
         type_url: &Arc<str>,
-        added: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+        added: impl IntoIterator<Item = Arrival<'a>>,
         removed: &[String],
     ) -> Ingested {
         let mut ingested = Ingested::default();
         self.seen_listeners |= **type_url == *type_url::LISTENER;
         self.seen_clusters |= **type_url == *type_url::CLUSTER;
-        for (name, body) in added {
+        for arrival in added {
             self.next += 1;
             let serial = self.next;
-            match self.take(type_url, name, body, serial) {
-                Ok(()) => {
-                    ingested.items.push(Item {
-                        type_url: Arc::clone(type_url),
-                        name: name.to_owned(),
-                        serial,
-                    });
-                }
-                Err(refusal) => ingested.refused.push((name.to_owned(), refusal)),
+            let name = arrival.name.to_owned();
+            match self.take(type_url, arrival, serial) {
+                Ok(()) => ingested.items.push(Item { type_url: Arc::clone(type_url), name, serial }),
+                Err(refusal) => ingested.refused.push((name, refusal)),
             }
         }
         for name in removed {
@@ -130,7 +141,7 @@ impl Assembler {
                 type_url::CLUSTER => drop(self.clusters.remove(name.as_str())),
                 // Discovery says that there are none, which is an answer.
                 type_url::ENDPOINT => {
-                    let none = Latest { serial: self.next, value: Arc::from([]) };
+                    let none = Latest { serial: self.next, version: Arc::default(), value: Arc::from([]) };
                     self.endpoints.insert(name.clone(), none);
                 }
                 // A withdrawn secret is no reason to end what works.
@@ -140,7 +151,9 @@ impl Assembler {
         ingested
     }
 
-    fn take(&mut self, type_url: &str, name: &str, body: &[u8], serial: Serial) -> Result<(), Refusal> {
+    fn take(&mut self, type_url: &str, arrival: Arrival<'_>, serial: Serial) -> Result<(), Refusal> {
+        let Arrival { name, body, .. } = arrival;
+        let version: Arc<str> = arrival.version.into();
         let misnamed =
             |actual: &str| Refusal::new("name", format!("is `{actual}`, the resource was sent as `{name}`"));
         match type_url {
@@ -150,11 +163,11 @@ impl Assembler {
                     return Err(misnamed(&value.name));
                 }
                 self.broken.remove(&(type_url::LISTENER, name.into()));
-                self.listeners.insert(name.into(), Latest { serial, value });
+                self.listeners.insert(name.into(), Latest { serial, version, value });
             }
             type_url::ROUTE => {
                 let value = route::parse(body, &mut self.slots)?;
-                self.routes.insert(name.into(), Latest { serial, value });
+                self.routes.insert(name.into(), Latest { serial, version, value });
             }
             type_url::CLUSTER => {
                 let value = cluster::parse(body)?;
@@ -163,17 +176,19 @@ impl Assembler {
                 }
                 self.broken.remove(&(type_url::CLUSTER, name.into()));
                 self.slots.of(name);
-                self.clusters.insert(name.into(), Latest { serial, value });
+                self.clusters.insert(name.into(), Latest { serial, version, value });
             }
             type_url::ENDPOINT => {
                 let value = cluster::parse_endpoints(body)?;
-                self.endpoints.insert(name.to_owned(), Latest { serial, value });
+                self.endpoints.insert(name.to_owned(), Latest { serial, version, value });
             }
             type_url::SECRET => match (name, secret::parse(body)?) {
                 (SECRET_SVID, ParsedSecret::Identity(value)) => {
-                    self.identity = Some(Latest { serial, value })
+                    self.identity = Some(Latest { serial, version, value })
                 }
-                (SECRET_BUNDLE, ParsedSecret::Bundle(value)) => self.bundle = Some(Latest { serial, value }),
+                (SECRET_BUNDLE, ParsedSecret::Bundle(value)) => {
+                    self.bundle = Some(Latest { serial, version, value })
+                }
                 _ => return Err(Refusal::new("type", "this name stands for another kind of secret")),
             },
             other => return Err(Refusal::new("", format!("resources of type `{other}` are not used"))),
@@ -309,6 +324,7 @@ impl Assembler {
             });
             let active = ActiveCluster {
                 cluster: latest.serial,
+                version: Arc::clone(&latest.version),
                 endpoints: endpoints_serial,
                 secrets: serials,
                 value,
@@ -336,6 +352,7 @@ impl Assembler {
             if !known && self.are_active(clusters) {
                 let active = ActiveRoutes {
                     serial: latest.serial,
+                    version: Arc::clone(&latest.version),
                     table: Arc::clone(table),
                     clusters: clusters.clone(),
                 };
@@ -373,8 +390,14 @@ impl Assembler {
             match self.listener(&latest.value, kept) {
                 Ok(value) => {
                     let value = Arc::new(value);
-                    let active =
-                        ActiveListener { listener: latest.serial, routes, secrets: serials, clusters, value };
+                    let active = ActiveListener {
+                        listener: latest.serial,
+                        version: Arc::clone(&latest.version),
+                        routes,
+                        secrets: serials,
+                        clusters,
+                        value,
+                    };
                     fresh.push((Arc::clone(name), Ok(active)));
                 }
                 Err(error) => fresh.push((Arc::clone(name), Err(error))),
@@ -461,6 +484,7 @@ impl Assembler {
         Ok(Listener {
             name: Arc::clone(&parsed.name),
             address: parsed.address,
+            inbound: parsed.inbound,
             tls,
             plain: parsed.plain.as_ref().map(service),
             detect: parsed.detect,
@@ -528,6 +552,32 @@ impl Assembler {
                 self.active_listeners.get(name).is_some_and(|active| active.listener == latest.serial)
             })
             && self.clusters.keys().all(|name| self.active_clusters.contains_key(name))
+    }
+
+    /// What is in use, as one string.
+    pub fn configuration(&self) -> String {
+        let [_, endpoints, secrets] = self.interest();
+        let listeners =
+            self.active_listeners.iter().map(|(name, a)| [type_url::LISTENER, &**name, &*a.version]);
+        let routes = self.active_routes.iter().map(|(name, a)| [type_url::ROUTE, &**name, &*a.version]);
+        let clusters = self.active_clusters.iter().map(|(name, a)| [type_url::CLUSTER, &**name, &*a.version]);
+        let known = self.endpoints.iter().filter(|(name, _)| endpoints.1.contains(*name));
+        let endpoints = known.map(|(name, latest)| [type_url::ENDPOINT, name.as_str(), &*latest.version]);
+        let identity = self.identity.as_ref().map(|l| [type_url::SECRET, SECRET_SVID, &*l.version]);
+        let bundle = self.bundle.as_ref().map(|l| [type_url::SECRET, SECRET_BUNDLE, &*l.version]);
+        let secrets = identity.into_iter().chain(bundle).filter(|[_, name, _]| secrets.1.contains(*name));
+        configuration_version(listeners.chain(routes).chain(clusters).chain(endpoints).chain(secrets))
+    }
+
+    /// Who we are, if anything needs that.
+    pub fn identity(&self) -> Option<&Identity> {
+        let needed = self.interest()[2].1.contains(SECRET_SVID);
+        self.identity.as_ref().filter(|_| needed).map(|latest| &latest.value)
+    }
+
+    /// Listeners through which others call this service.
+    pub fn is_inbound(&self, name: &str) -> bool {
+        self.listeners.get(name).is_some_and(|latest| latest.value.inbound)
     }
 
     /// What an item waits for, in a sentence.

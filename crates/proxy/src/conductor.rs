@@ -5,15 +5,14 @@
 //! control socket or of the ADS stream changes nothing for traffic. Does not: decide what is warm
 //! (see [`crate::assemble`]).
 
-use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrider_handover::{Channel, ClusterStats, FromProxy, ListenerStats, Receiver, Sender, Stats, ToProxy};
+use outrider_handover::{
+    Connections, DrainStats, FromProxy, MAX_DESCRIPTORS, PROTOCOL, State, Stats, ToProxy,
+};
 use outrider_xds::WILDCARD;
 use outrider_xds::client::{Client, Limits, Token};
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
@@ -21,25 +20,27 @@ use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryReques
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::ads::{self, Event};
-use crate::assemble::{Assembler, Item};
+use crate::assemble::{Arrival, Assembler, Item};
+use crate::control::{self, Letter, Outbox};
+use crate::crew::Crew;
+use crate::drain::Drain;
 use crate::log::Log;
 use crate::stream;
-use crate::worker::{self, Command, Report};
+use crate::worker::{Scope, Stage};
 
 /// How long an update may wait for what it needs before the server is told.
 pub const WARMING: Duration = Duration::from_secs(15);
-/// Drain on SIGTERM, in milliseconds.
-const DRAIN_ON_SIGTERM: u64 = 20_000;
-/// Longest that idle connections are kept during a drain, for requests on their way.
-const IDLE_GRACE: Duration = Duration::from_secs(5);
-/// How often the end of a drain is looked for.
-const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// Drain on SIGTERM.
+const DRAIN_ON_SIGTERM: Duration = Duration::from_secs(20);
+/// A paused proxy whose agent stays away for so long accepts again: nobody else may be there, and two that accept
+/// the same connections harm nobody.
+pub const ALONE: Duration = Duration::from_secs(10);
 
 /// How to run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Socket of the xDS server.
     pub xds: Option<PathBuf>,
@@ -51,6 +52,30 @@ pub struct Options {
     pub standalone: bool,
     /// Resources to begin with.
     pub snapshot: Option<PathBuf>,
+    /// Accept nothing before the agent says so.
+    pub hold: bool,
+    /// Which process in the life of this proxy it is.
+    pub generation: u64,
+    /// Where an agent is found once the inherited socket has ended.
+    pub control: Option<PathBuf>,
+    /// See [`ALONE`].
+    pub alone: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            xds: None,
+            node: String::new(),
+            workers: 1,
+            standalone: false,
+            snapshot: None,
+            hold: false,
+            generation: 0,
+            control: None,
+            alone: ALONE,
+        }
+    }
 }
 
 /// Why the proxy cannot run.
@@ -87,25 +112,10 @@ pub fn run(options: Options, control: Option<OwnedFd>) -> Result<(), RunError> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io("main runtime"))?;
     runtime.block_on(async move {
         let log = Log::start().map_err(io("log thread"))?;
-        let mut workers = Vec::new();
-        let share = worker::share(raise_descriptors(), options.workers.max(1));
-        for n in 0..options.workers.max(1) {
-            let (commands, receiver) = mpsc::unbounded_channel();
-            let log = log.clone();
-            let body = move || {
-                if let Err(error) = worker::run(receiver, log, share) {
-                    tracing::error!(%error, "a worker cannot run");
-                    std::process::exit(1);
-                }
-            };
-            std::thread::Builder::new()
-                .name(format!("worker-{n}"))
-                .spawn(body)
-                .map_err(io("worker thread"))?;
-            workers.push(commands);
-        }
-        let conductor = Conductor::new(&options, workers);
-        conductor.run(options, control).await
+        let mut crew = Crew::new(log, raise_descriptors(), !options.hold);
+        crew.resize(options.workers).map_err(io("worker thread"))?;
+        let (inner_in, inner) = mpsc::unbounded_channel();
+        Conductor::new(&options, crew, inner_in).run(options, control, inner).await
     })
 }
 
@@ -118,29 +128,49 @@ struct Open {
 }
 
 struct Conductor {
-    workers: Vec<mpsc::UnboundedSender<Command>>,
+    crew: Crew,
     assembler: Assembler,
     client: Client,
     to_server: Option<mpsc::UnboundedSender<DeltaDiscoveryRequest>>,
-    to_agent: Option<Sender>,
+    to_agent: Option<Outbox>,
     open: Vec<Open>,
     /// Snapshots sent to the workers and not confirmed by all.
     applying: usize,
-    ready_sent: bool,
+    inner: mpsc::UnboundedSender<Inner>,
+    /// The first configuration is in use.
+    ready: bool,
+    state: State,
+    /// The agent waits for [`FromProxy::Accepting`].
+    accept_asked: bool,
+    /// Since when there is no agent.
+    alone: Option<Instant>,
+    alone_for: Duration,
+    drain: Option<Drain>,
+    /// What was still open when it came to cutting.
+    cut: Connections,
     standalone: bool,
+    generation: u64,
     started: Instant,
 }
 
-enum Next {
-    Agent(Option<(ToProxy, Vec<OwnedFd>)>),
-    Server(Event),
+/// What workers have answered.
+enum Inner {
+    /// A snapshot is in use.
     Applied,
+    /// Nothing is open any more of what is drained.
+    Emptied(Scope),
+}
+
+enum Next {
+    Agent(control::Event),
+    Server(Event),
+    Inner(Inner),
     Terminated,
     Tick,
 }
 
 impl Conductor {
-    fn new(options: &Options, workers: Vec<mpsc::UnboundedSender<Command>>) -> Self {
+    fn new(options: &Options, crew: Crew, inner: mpsc::UnboundedSender<Inner>) -> Self {
         let node = Node {
             id: options.node.clone(),
             cluster: options.node.split('/').next().unwrap_or_default().to_owned(),
@@ -151,88 +181,109 @@ impl Conductor {
         client.subscribe(type_url::LISTENER, [WILDCARD]);
         client.subscribe(type_url::CLUSTER, [WILDCARD]);
         Self {
-            workers,
+            crew,
             assembler: Assembler::default(),
             client,
             to_server: None,
             to_agent: None,
             open: Vec::new(),
             applying: 0,
-            ready_sent: false,
+            inner,
+            ready: false,
+            state: if options.hold { State::Held } else { State::Accepting },
+            accept_asked: false,
+            alone: None,
+            alone_for: options.alone,
+            drain: None,
+            cut: Connections::default(),
             standalone: options.standalone,
+            generation: options.generation,
             started: Instant::now(),
         }
     }
 
-    async fn run(mut self, options: Options, control: Option<OwnedFd>) -> Result<(), RunError> {
-        let mut from_agent = None;
-        if let Some(fd) = control {
-            let (sender, receiver) = Channel::from_fd(fd).map_err(io("control socket"))?.split();
-            self.to_agent = Some(sender);
-            from_agent = Some(receiver);
-            let hello =
-                FromProxy::Hello { version: crate::stamp::version().to_owned(), pid: std::process::id() };
-            self.tell(&hello).await;
-        }
+    async fn run(
+        mut self,
+        options: Options,
+        control: Option<OwnedFd>,
+        mut inner: mpsc::UnboundedReceiver<Inner>,
+    ) -> Result<(), RunError> {
+        // Whoever keeps a sender keeps the branch of the loop alive.
+        let (agent_in, mut agent) = mpsc::channel(16);
+        tokio::spawn(control::drive(control, options.control.clone(), agent_in.clone()));
         let (events_in, mut events) = mpsc::channel(16);
         if let Some(path) = options.xds.clone() {
             tokio::spawn(ads::drive(path, events_in.clone()));
         }
-        let (applied_in, mut applied) = mpsc::unbounded_channel();
         let mut terminate = signal(SignalKind::terminate()).map_err(io("SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(io("SIGINT"))?;
         if let Some(path) = &options.snapshot {
             self.load(path)?;
-            self.assemble(&applied_in);
+            self.assemble();
         }
         loop {
+            let look = self.look_at();
             let next = tokio::select! {
-                message = receive(&mut from_agent) => Next::Agent(message),
+                Some(event) = agent.recv() => Next::Agent(event),
                 Some(event) = events.recv() => Next::Server(event),
-                Some(()) = applied.recv() => Next::Applied,
+                Some(event) = inner.recv() => Next::Inner(event),
                 _ = terminate.recv() => Next::Terminated,
                 _ = interrupt.recv() => Next::Terminated,
-                () = tokio::time::sleep(Duration::from_secs(1)), if !self.open.is_empty() => Next::Tick,
+                () = at(look) => Next::Tick,
             };
-            match next {
-                Next::Agent(Some((message, fds))) => {
-                    if let Some(drain_ms) = self.on_agent(message, fds).await {
-                        self.drain(drain_ms, &mut from_agent).await;
-                        return Ok(());
-                    }
+            let emptied = match next {
+                Next::Agent(event) => {
+                    self.on_agent(event).await;
+                    None
                 }
-                Next::Agent(None) => {
-                    tracing::warn!("the agent is gone; traffic goes on");
-                    from_agent = None;
-                    self.to_agent = None;
+                Next::Server(event) => {
+                    self.on_server(event);
+                    None
                 }
-                Next::Server(event) => self.on_server(event),
-                Next::Applied => self.applying = self.applying.saturating_sub(1),
+                Next::Inner(Inner::Applied) => {
+                    self.applying = self.applying.saturating_sub(1);
+                    None
+                }
+                Next::Inner(Inner::Emptied(scope)) => Some(scope),
+                // The second one ends the drain that the first began.
+                Next::Terminated if self.state == State::Draining => {
+                    self.drain(Scope::All, Duration::ZERO).await;
+                    None
+                }
                 Next::Terminated => {
-                    self.drain(DRAIN_ON_SIGTERM, &mut from_agent).await;
-                    return Ok(());
+                    self.drain(Scope::All, DRAIN_ON_SIGTERM).await;
+                    None
                 }
-                Next::Tick => {}
+                Next::Tick => None,
+            };
+            if self.go_on_draining(emptied).await {
+                return Ok(());
             }
-            self.assemble(&applied_in);
+            self.assemble();
             self.answer();
-            #[cfg(feature = "faults")]
-            if !crate::stamp::faults::may_be_ready() {
-                continue;
-            }
-            if !self.ready_sent && self.applying == 0 && self.assembler.is_complete() {
-                self.ready_sent = true;
-                tracing::info!("ready");
-                self.tell(&FromProxy::Ready).await;
-            }
+            self.become_ready().await;
+            self.end_loneliness().await;
         }
     }
 
-    async fn tell(&mut self, message: &FromProxy) {
-        if let Some(agent) = &mut self.to_agent
-            && let Err(error) = agent.send(message, &[]).await
+    /// When something is to be done although nothing happens.
+    fn look_at(&self) -> Option<Instant> {
+        let warming = (!self.open.is_empty()).then(|| Instant::now() + Duration::from_secs(1));
+        let drain = self.drain.as_ref().map(Drain::next);
+        let lonely = self.alone.filter(|_| self.state == State::Paused).map(|since| since + self.alone_for);
+        [warming, drain, lonely].into_iter().flatten().min()
+    }
+
+    fn tell(&mut self, message: FromProxy) {
+        self.send_letter(vec![(message, Vec::new())]);
+    }
+
+    fn send_letter(&mut self, letter: Letter) {
+        if let Some(agent) = &self.to_agent
+            && !agent.send(letter)
         {
-            tracing::warn!(%error, "the agent cannot be told");
+            tracing::warn!("the agent cannot be told");
+            // Which ends the connection, too.
             self.to_agent = None;
         }
     }
@@ -247,7 +298,8 @@ impl Conductor {
                 .map_err(|e| fail(e.to_string()))?;
             let type_url = response.type_url.as_str().into();
             let resources = response.resources.iter().filter_map(|resource| {
-                Some((resource.name.as_str(), resource.resource.as_ref()?.value.as_slice()))
+                let body = resource.resource.as_ref()?.value.as_slice();
+                Some(Arrival { name: &resource.name, version: &resource.version, body })
             });
             let ingested = self.assembler.ingest(&type_url, resources, &[]);
             if let Some((name, refusal)) = ingested.refused.first() {
@@ -273,8 +325,11 @@ impl Conductor {
             }
             Event::Response(response) => match self.client.on_response(*response) {
                 Ok(update) => {
-                    let added =
-                        update.added.iter().map(|resource| (&*resource.name, resource.body.as_slice()));
+                    let added = update.added.iter().map(|resource| Arrival {
+                        name: &resource.name,
+                        version: &resource.version,
+                        body: &resource.body,
+                    });
                     let ingested = self.assembler.ingest(&update.type_url, added, &update.removed);
                     let refused = (!ingested.refused.is_empty()).then(|| {
                         let list = ingested.refused.iter();
@@ -303,7 +358,7 @@ impl Conductor {
         }
     }
 
-    fn assemble(&mut self, applied: &mpsc::UnboundedSender<()>) {
+    fn assemble(&mut self) {
         if self.standalone {
             self.bind();
         }
@@ -313,19 +368,12 @@ impl Conductor {
                 listeners = snapshot.listeners.len(),
                 "new configuration"
             );
-            let mut replies = Vec::new();
-            for worker in &self.workers {
-                let (reply, done) = oneshot::channel();
-                let _ = worker.send(Command::Apply(Arc::clone(&snapshot), reply));
-                replies.push(done);
-            }
+            let answers = self.crew.apply(&snapshot);
             self.applying += 1;
-            let applied = applied.clone();
+            let inner = self.inner.clone();
             tokio::spawn(async move {
-                for reply in replies {
-                    let _ = reply.await;
-                }
-                let _ = applied.send(());
+                answers.all().await;
+                let _ = inner.send(Inner::Applied);
             });
         }
         self.subscribe();
@@ -378,142 +426,249 @@ impl Conductor {
         }
     }
 
-    /// Returns how long to drain, if that is what the agent wants.
-    async fn on_agent(&mut self, message: ToProxy, fds: Vec<OwnedFd>) -> Option<u64> {
+    async fn on_agent(&mut self, event: control::Event) {
+        match event {
+            control::Event::Connected { outbox, inherited } => {
+                self.to_agent = Some(outbox);
+                self.alone = None;
+                self.introduce(inherited);
+            }
+            control::Event::Message(message, fds) => self.obey(message, fds).await,
+            control::Event::Lost => {
+                self.to_agent = None;
+                self.accept_asked = false;
+                self.alone = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Says to a new connection who this is, and to one that did not start it what it has.
+    fn introduce(&mut self, inherited: bool) {
+        let mut letter = vec![(self.hello(), Vec::new())];
+        if self.ready {
+            letter.push((self.ready_message(), Vec::new()));
+        }
+        self.send_letter(letter);
+        if !inherited {
+            self.return_sockets();
+        }
+    }
+
+    fn hello(&self) -> FromProxy {
+        FromProxy::Hello {
+            version: crate::stamp::version().to_owned(),
+            pid: std::process::id(),
+            generation: self.generation,
+            state: self.state,
+            protocol: PROTOCOL,
+        }
+    }
+
+    fn ready_message(&self) -> FromProxy {
+        let identity = self.assembler.identity();
+        FromProxy::Ready {
+            configuration: self.assembler.configuration(),
+            identity: identity.map(|identity| identity.id.to_string()),
+            not_after: identity.map(|identity| identity.not_after),
+        }
+    }
+
+    fn return_sockets(&mut self) {
+        let sockets = self.crew.sockets().map(|(name, address, list)| {
+            let kept = list.iter().take(MAX_DESCRIPTORS).cloned().collect();
+            (FromProxy::Listener { name: name.to_owned(), address }, kept)
+        });
+        let mut letter: Letter = sockets.collect();
+        let listeners = letter.len() as u64;
+        letter.push((FromProxy::Returned { listeners }, Vec::new()));
+        self.send_letter(letter);
+    }
+
+    async fn obey(&mut self, message: ToProxy, fds: Vec<OwnedFd>) {
         match message {
+            // A socket that comes now would never be listened on.
+            ToProxy::Listener { .. } if self.state == State::Draining => {}
+            ToProxy::Listener { name, .. } if fds.is_empty() => {
+                tracing::error!(listener = name, "the agent sent no socket");
+            }
             ToProxy::Listener { name, address } => {
-                if fds.is_empty() {
-                    tracing::error!(listener = name, "the agent sent no socket");
-                    return None;
-                }
                 let sockets = fds.into_iter().map(TcpListener::from).collect();
-                self.give_sockets(&name, address, sockets);
+                self.crew.give_sockets(&name, address, sockets);
+                self.assembler.add_sockets(&name, address);
             }
             ToProxy::RemoveListener { name } => {
                 self.assembler.remove_sockets(&name);
-                for worker in &self.workers {
-                    let _ = worker.send(Command::RemoveSockets(name.as_str().into()));
-                }
+                self.crew.remove_sockets(&name);
             }
-            ToProxy::Drain { drain_ms } => return Some(drain_ms),
+            ToProxy::Accept if self.state == State::Draining => {}
+            ToProxy::Accept => {
+                self.accept_asked = true;
+                self.accept().await;
+            }
+            ToProxy::Pause if self.state == State::Draining => {}
+            ToProxy::Pause => {
+                self.state = State::Paused;
+                self.accept_asked = false;
+                self.crew.accept(false).await;
+                tracing::info!("paused");
+                self.tell(FromProxy::Paused);
+            }
+            ToProxy::Drain { drain_ms, inbound_only } => {
+                let scope = if inbound_only { Scope::Inbound } else { Scope::All };
+                self.drain(scope, Duration::from_millis(drain_ms)).await;
+            }
+            ToProxy::Return => self.return_sockets(),
             ToProxy::Stats { id } => {
                 let stats = self.stats().await;
-                self.tell(&FromProxy::Stats { id, stats }).await;
+                self.tell(FromProxy::Stats { id, stats });
             }
             ToProxy::Ping { id } => {
-                let mut alive = true;
-                for worker in &self.workers {
-                    let (reply, pong) = oneshot::channel();
-                    alive &= worker.send(Command::Ping(reply)).is_ok() && pong.await.is_ok();
-                }
-                if alive {
-                    self.tell(&FromProxy::Pong { id }).await;
+                if self.crew.is_alive().await {
+                    self.tell(FromProxy::Pong { id });
                 }
             }
+            ToProxy::Unknown => tracing::debug!("the agent says something of a later version"),
         }
-        None
     }
 
-    /// Spreads sockets over the workers; every socket is served, and every worker has one.
-    fn give_sockets(&mut self, name: &str, address: SocketAddr, sockets: Vec<TcpListener>) {
-        let count = self.workers.len();
-        let mut shares: Vec<Vec<TcpListener>> = (0..count).map(|_| Vec::new()).collect();
-        for n in sockets.len()..count {
-            match sockets[n % sockets.len()].try_clone() {
-                Ok(socket) => shares[n].push(socket),
-                Err(error) => tracing::warn!(listener = name, %error, "a worker has no socket of its own"),
-            }
+    /// Takes connections, each listener as soon as it is warm.
+    async fn accept(&mut self) {
+        if self.state != State::Accepting {
+            tracing::info!(from = ?self.state, "accepting");
+            self.state = State::Accepting;
+            self.crew.accept(true).await;
         }
-        for (n, socket) in sockets.into_iter().enumerate() {
-            shares[n % count].push(socket);
+        if self.ready && std::mem::take(&mut self.accept_asked) {
+            self.tell(FromProxy::Accepting);
         }
-        for (worker, share) in self.workers.iter().zip(shares) {
-            let _ = worker.send(Command::Sockets(name.into(), share));
+    }
+
+    async fn become_ready(&mut self) {
+        if self.ready || self.applying > 0 || !self.assembler.is_complete() {
+            return;
         }
-        self.assembler.add_sockets(name, address);
+        #[cfg(feature = "faults")]
+        if !crate::stamp::faults::may_be_ready() {
+            return;
+        }
+        self.ready = true;
+        tracing::info!(after = ?self.started.elapsed(), state = ?self.state, "ready");
+        let message = self.ready_message();
+        self.tell(message);
+        if self.accept_asked {
+            self.accept().await;
+        }
+    }
+
+    async fn end_loneliness(&mut self) {
+        if self.state == State::Paused && self.alone.is_some_and(|since| since.elapsed() >= self.alone_for) {
+            tracing::warn!("accepting again: there is no agent, and maybe nobody else");
+            self.accept_asked = true;
+            self.accept().await;
+        }
     }
 
     fn bind(&mut self) {
         for (name, address) in self.assembler.wanted_sockets() {
-            let sockets =
-                (0..self.workers.len()).map(|_| stream::bind(address)).collect::<Result<Vec<_>, _>>();
+            let sockets = (0..self.crew.size()).map(|_| stream::bind(address)).collect::<Result<Vec<_>, _>>();
             match sockets {
-                Ok(sockets) => self.give_sockets(&name, address, sockets),
+                Ok(sockets) => {
+                    self.crew.give_sockets(&name, address, sockets);
+                    self.assembler.add_sockets(&name, address);
+                }
                 Err(error) => tracing::error!(listener = &*name, %address, %error, "cannot bind"),
             }
         }
     }
 
-    async fn reports(&self) -> Vec<Report> {
-        let mut reports = Vec::new();
-        for worker in &self.workers {
-            let (reply, report) = oneshot::channel();
-            if worker.send(Command::Stats(reply)).is_ok()
-                && let Ok(report) = report.await
-            {
-                reports.push(report);
-            }
-        }
-        reports
-    }
-
-    async fn stats(&self) -> Stats {
-        let mut stats = Stats {
+    async fn stats(&mut self) -> Stats {
+        let numbers = self.crew.numbers().await;
+        let drain = match self.drain {
+            Some(drain) => Some(DrainStats {
+                left_ms: u64::try_from(drain.left(Instant::now()).as_millis()).unwrap_or(u64::MAX),
+                inbound_only: drain.scope == Scope::Inbound,
+                open: self.crew.count(drain.scope).await,
+            }),
+            None => None,
+        };
+        let identity = self.assembler.identity();
+        Stats {
+            state: self.state,
+            configuration: self.assembler.configuration(),
+            identity: identity.map(|identity| identity.id.to_string()),
+            not_after: identity.map(|identity| identity.not_after),
+            workers: self.crew.size() as u64,
+            drain,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             resident_bytes: resident_bytes(),
-            ..Stats::default()
-        };
-        for report in self.reports().await {
-            for (name, one) in report.listeners {
-                add_listener(stats.listeners.entry(name.to_string()).or_default(), &one);
-            }
-            for (name, (one, endpoints)) in report.clusters {
-                let into: &mut ClusterStats = stats.clusters.entry(name.to_string()).or_default();
-                into.endpoints = endpoints as u64;
-                into.connections += one.connections;
-                into.active_connections += one.active_connections;
-                into.connect_failures += one.connect_failures;
-                into.requests += one.requests;
-            }
+            ..numbers
         }
-        stats
     }
 
-    /// Stops accepting, waits for what is open, and returns when the process may exit. The agent may still ask,
-    /// and may bring the end forward.
-    async fn drain(&mut self, drain_ms: u64, from_agent: &mut Option<Receiver>) {
-        let limit = Duration::from_millis(drain_ms);
-        let grace = IDLE_GRACE.min(limit / 4);
-        tracing::info!(limit_ms = drain_ms, "draining");
-        let mut deadline = Instant::now() + limit;
-        for worker in &self.workers {
-            let _ = worker.send(Command::Drain { grace });
+    /// Begins a drain, or brings the end of one forward.
+    async fn drain(&mut self, scope: Scope, limit: Duration) {
+        let now = Instant::now();
+        if scope == Scope::All && self.state != State::Draining {
+            self.state = State::Draining;
+            self.accept_asked = false;
+            self.crew.accept(false).await;
         }
-        let cut = loop {
-            let open: usize = self.reports().await.iter().map(|report| report.connections).sum();
-            if open == 0 || Instant::now() >= deadline {
-                break open as u64;
+        match &mut self.drain {
+            Some(drain) if drain.scope == scope => return drain.shorten(now, limit),
+            // The whole is drained already, which says more.
+            Some(drain) if drain.scope == Scope::All => return,
+            _ => {}
+        }
+        tracing::info!(?limit, inbound_only = scope == Scope::Inbound, "draining");
+        self.drain = Some(Drain::new(scope, now, limit));
+        let answers = self.crew.drain(scope);
+        let inner = self.inner.clone();
+        tokio::spawn(async move {
+            answers.all().await;
+            let _ = inner.send(Inner::Emptied(scope));
+        });
+    }
+
+    /// Does what the drain's clock says, and tells its end. Returns whether the process has nothing left to do.
+    async fn go_on_draining(&mut self, emptied: Option<Scope>) -> bool {
+        let Some(drain) = &mut self.drain else { return false };
+        let (scope, now) = (drain.scope, Instant::now());
+        let empty = emptied == Some(scope);
+        if let Some(stage) = drain.advance(now).filter(|_| !empty) {
+            if stage == Stage::Cut {
+                self.cut = self.crew.count(scope).await;
+                // Nothing is lost with these.
+                self.cut.greeting = 0;
+                self.cut.ending = 0;
             }
-            let message = tokio::select! {
-                message = receive(from_agent) => message,
-                () = tokio::time::sleep(DRAIN_POLL) => continue,
-            };
-            match message {
-                // A socket that comes now would never be listened on.
-                Some((ToProxy::Listener { .. }, _)) => {}
-                Some((message, fds)) => {
-                    if let Some(sooner) = self.on_agent(message, fds).await {
-                        deadline = deadline.min(Instant::now() + Duration::from_millis(sooner));
-                    }
-                }
-                None => {
-                    *from_agent = None;
-                    self.to_agent = None;
-                }
-            }
-        };
-        tracing::info!(cut, "drained");
-        self.tell(&FromProxy::Drained { cut }).await;
+            self.crew.advance(scope, stage);
+        }
+        if !empty && !drain.is_over(now) {
+            return false;
+        }
+        let by_kind = std::mem::take(&mut self.cut);
+        tracing::info!(?by_kind, "drained");
+        self.drain = None;
+        if scope == Scope::Inbound {
+            let assembler = &self.assembler;
+            self.crew.forget_sockets(|name| assembler.is_inbound(name));
+        }
+        let inbound_only = scope == Scope::Inbound;
+        self.tell(FromProxy::Drained { cut: by_kind.sum(), by_kind, inbound_only });
+        if inbound_only {
+            return false;
+        }
+        if let Some(agent) = &self.to_agent {
+            agent.flush().await;
+        }
+        true
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -529,35 +684,6 @@ fn raise_descriptors() -> u64 {
         return current.unwrap_or(u64::MAX);
     }
     maximum.unwrap_or(u64::MAX)
-}
-
-async fn receive(agent: &mut Option<Receiver>) -> Option<(ToProxy, Vec<OwnedFd>)> {
-    let Some(receiver) = agent else { return std::future::pending().await };
-    let mut receiving = Box::pin(receiver.recv());
-    match Pin::new(&mut receiving).await {
-        Ok(message) => message,
-        Err(error) => {
-            tracing::error!(%error, "the control socket is broken");
-            None
-        }
-    }
-}
-
-fn add_listener(into: &mut ListenerStats, one: &outrider_proxy_core::stats::ListenerStats) {
-    into.connections += one.connections;
-    into.active_connections += one.active_connections;
-    into.requests += one.requests;
-    into.active_requests += one.active_requests;
-    for (sum, count) in into.responses.iter_mut().zip(one.responses) {
-        *sum += count;
-    }
-    let reasons: &mut BTreeMap<String, u64> = &mut into.reasons;
-    for (reason, count) in one.reasons() {
-        *reasons.entry(reason.as_str().to_owned()).or_default() += count;
-    }
-    into.bytes_in += one.bytes_in;
-    into.bytes_out += one.bytes_out;
-    into.latency_us_sum += one.latency.sum();
 }
 
 /// From `/proc/self/statm`; 0 where there is none.

@@ -80,6 +80,8 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Where callers connect. The descriptors come from the agent.
     pub address: SocketAddr,
+    /// Whether others call this service through it, and not this service others.
+    pub inbound: bool,
     /// Connections that begin with a TLS handshake. `None`: they are treated like any other bytes.
     pub tls: Option<(Arc<ServerConfig>, Service)>,
     /// Connections that do not. `None`: TLS is required.

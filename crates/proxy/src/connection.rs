@@ -3,26 +3,26 @@
 //! Holds: a caller without TLS where TLS is required is told so in HTTP, or hung up on in TCP; what a listener
 //! serves is asked anew for every request, so a change reaches open connections. Does not: serve.
 
+use std::future::poll_fn;
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use outrider_proxy_core::access::Peer;
 use outrider_proxy_core::http1::reply::Reply;
 use outrider_proxy_core::reason::{ProxyError, Reason, Side};
 use rustls::ServerConfig;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::buffers::Buffers;
 use crate::config::{HttpService, Service};
 use crate::log::Context;
 use crate::secured::ReadAhead;
 use crate::stream::Stream;
 use crate::timers::Alarm;
-use crate::worker::{Serving, Worker};
+use crate::worker::{Kind, Open, Serving, Stage};
 use crate::{http, tcp, tls};
 
 /// First byte of a TLS record that carries a handshake.
@@ -92,8 +92,9 @@ pub async fn revoked(serving: &Serving, peer: Option<&str>) -> ProxyError {
     }
 }
 
-/// Serves one connection from accept to close. `known` is called once it is clear who is there, or nobody.
-pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream, known: impl FnOnce()) {
+/// Serves one connection from accept to close. `number` is its number among those that are not known yet.
+pub async fn serve(open: Open, tcp: TcpStream, number: Option<u64>) {
+    let Open { worker, serving, .. } = &open;
     let alarm = worker.timers.alarm();
     let config = serving.config();
     let greeted = match &config.tls {
@@ -103,11 +104,13 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream, k
             let detect = config.detect.filter(|_| plain);
             let settings = Arc::clone(settings);
             let http = matches!(secure, Service::Http(_));
-            greet(&worker.buffers, &alarm, tcp, settings, plain, detect, http).await
+            greet(&open, &alarm, tcp, settings, plain, detect, http).await
         }
     };
     drop(config);
-    known();
+    if let Some(number) = number {
+        worker.known(number);
+    }
     let (stream, peer) = match greeted {
         Ok(greeted) => greeted,
         Err(None) => return,
@@ -121,8 +124,14 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream, k
     let secure = peer.is_some();
     let downstream = Downstream { stream, peer, alarm };
     match service(serving, secure) {
-        Some(Service::Http(_)) => http::serve(worker, serving, downstream).await,
-        Some(Service::Tcp(service)) => tcp::serve(worker, serving, downstream, &service).await,
+        Some(Service::Http(_)) => {
+            open.becomes(Kind::Http);
+            http::serve(&open, downstream).await;
+        }
+        Some(Service::Tcp(service)) => {
+            open.becomes(Kind::Tcp);
+            tcp::serve(&open, downstream, &service).await;
+        }
         None => {}
     }
 }
@@ -131,7 +140,7 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream, k
 type Farewell = Option<(ProxyError, Option<u16>)>;
 
 async fn greet(
-    buffers: &Rc<Buffers>,
+    open: &Open,
     alarm: &Alarm,
     mut tcp: TcpStream,
     settings: Arc<ServerConfig>,
@@ -142,7 +151,15 @@ async fn greet(
     let failed = |error: ProxyError| Some((error, None));
     let mut first = [0; 1];
     alarm.set(Some(detect.unwrap_or(GREETING)));
-    match alarm.within(tcp.peek(&mut first)).await {
+    let spoke = poll_fn(|cx| {
+        match tcp.poll_peek(cx, &mut ReadBuf::new(&mut first)) {
+            // Who has said nothing until now has nothing to lose.
+            Poll::Pending if open.stage() >= Stage::Closing => Poll::Ready(Some(Ok(0))),
+            Poll::Pending => alarm.poll_rung(cx).map(|()| None),
+            Poll::Ready(read) => Poll::Ready(Some(read)),
+        }
+    });
+    match spoke.await {
         Some(Ok(0) | Err(_)) => return Err(None),
         // Nobody spoke. The caller may be waiting for the server to speak first.
         None if detect.is_some() => return Ok((Stream::Plain(tcp), None)),
@@ -163,10 +180,10 @@ async fn greet(
         let mut bytes = Vec::with_capacity(512);
         reply.write(&mut bytes);
         let sent = alarm.within(tcp.write_all(&bytes)).await;
-        http::linger(&mut Stream::Plain(tcp), alarm).await;
+        http::linger(&open.worker.buffers, &mut Stream::Plain(tcp), alarm).await;
         return Err(Some((error, sent.and_then(Result::ok).map(|()| reply.status()))));
     }
-    let handshake = Box::pin(TlsAcceptor::from(settings).accept(ReadAhead::new(tcp, buffers)));
+    let handshake = Box::pin(TlsAcceptor::from(settings).accept(ReadAhead::new(tcp, &open.worker.buffers)));
     let handshake_failed = |error: io::Error| {
         failed(ProxyError::new(Side::Downstream, Reason::TlsHandshakeFailed).with_source(error))
     };

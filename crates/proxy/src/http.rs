@@ -20,17 +20,18 @@ use outrider_proxy_core::http1::reply::Reply;
 use outrider_proxy_core::http1::{HeadError, Parsed, Version};
 use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
 use outrider_proxy_core::route::{Destination, Route};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use crate::buffers::{Filled, Inbox};
+use crate::buffers::{Buffers, Filled, Inbox};
 use crate::config::HttpService;
 use crate::connection::{Downstream, http_service, revoked};
 use crate::log::Context;
-use crate::stream::Stream;
+use crate::stream::{ResetWatch, Stream};
 use crate::tcp::{Flow, Tunnel};
 use crate::timers::Alarm;
 use crate::upstream::{Connection, Picked, Upstream};
-use crate::worker::{Heads, Serving, Worker};
+use crate::websocket::Frames;
+use crate::worker::{Heads, Kind, Open, Stage, Worker};
 
 mod exchange;
 
@@ -60,21 +61,27 @@ enum After {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, downstream: Downstream) {
+pub async fn serve(open: &Open, downstream: Downstream) {
+    let Open { worker, serving, .. } = open;
     let secure = downstream.peer.is_some();
     let mut xfcc = Vec::new();
     if let Some(peer) = &downstream.peer {
         xfcc.extend_from_slice(b"URI=");
         xfcc.extend_from_slice(peer.as_bytes());
     }
-    let mut client = Client { downstream, inbox: Inbox::default(), half_closed: false, xfcc };
-    let mut served = 0_u64;
+    let mut client = Client {
+        downstream,
+        inbox: Inbox::default(),
+        half_closed: false,
+        reset: ResetWatch::default(),
+        xfcc,
+    };
     let after = loop {
-        if !client.wait(worker, serving, secure, served).await {
-            break After::Close;
+        if !client.wait(open, secure).await {
+            break After::Linger;
         }
         let Some(service) = http_service(serving, secure) else {
-            break refuse(worker, serving, &mut client, Reason::MtlsRequired).await;
+            break refuse(open, &mut client, Reason::MtlsRequired).await;
         };
         let mut heads = worker.take_heads();
         let (began, began_ms) = (Instant::now(), worker.timers.now());
@@ -82,9 +89,9 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, downstream: Downs
         // A head may take its time, and what was allowed at its first byte may not be at its last.
         let Some(service) = http_service(serving, secure) else {
             worker.give_heads(heads);
-            break refuse(worker, serving, &mut client, Reason::MtlsRequired).await;
+            break refuse(open, &mut client, Reason::MtlsRequired).await;
         };
-        let request = Request { worker, serving, client: &mut client, service: &service, began, began_ms };
+        let request = Request { open, client: &mut client, service: &service, began, began_ms };
         let after = match head {
             Ok(true) if serving.is_removed() => {
                 request.refuse(ProxyError::new(Side::Local, Reason::UnknownService), "").await
@@ -94,48 +101,56 @@ pub async fn serve(worker: &Rc<Worker>, serving: &Rc<Serving>, downstream: Downs
             Err((error, detail)) => request.refuse(error, &detail).await,
         };
         worker.give_heads(heads);
-        served += 1;
         if after != After::Keep {
             break after;
         }
     };
     client.inbox.clear(&worker.buffers);
+    open.becomes(Kind::Ending);
     match after {
         After::Keep | After::Close => {
             client.downstream.alarm.set(Some(LINGER));
             let _ = client.downstream.alarm.within(client.downstream.stream.shutdown()).await;
         }
-        After::Linger => linger(&mut client.downstream.stream, &client.downstream.alarm).await,
+        After::Linger => {
+            linger(&worker.buffers, &mut client.downstream.stream, &client.downstream.alarm).await;
+        }
         After::Abort => client.downstream.stream.reset_on_close(),
     }
 }
 
-/// Closes our half and reads what still comes, for a bounded time and amount.
-pub async fn linger(stream: &mut Stream, alarm: &Alarm) {
+/// Closes our half and reads what still comes, for a bounded time and amount: bytes that nobody reads would make
+/// the kernel send a reset, which takes the last response away from a caller that has not read it yet.
+pub async fn linger(buffers: &Buffers, stream: &mut Stream, alarm: &Alarm) {
     alarm.set(Some(LINGER));
-    let rest = async {
-        stream.shutdown().await?;
-        let mut space = [0; 4096];
-        let mut left = LINGER_BYTES;
+    if !matches!(alarm.within(stream.shutdown()).await, Some(Ok(()))) {
+        return;
+    }
+    let mut inbox = Inbox::default();
+    let mut left = LINGER_BYTES;
+    let rest = poll_fn(|cx| {
         loop {
-            let n = stream.read(&mut space).await?;
-            if n == 0 || n > left {
-                return std::io::Result::Ok(());
+            match ready!(inbox.poll_fill(cx, stream, buffers, 0)) {
+                Ok(Filled::Bytes(n)) if n <= left => {
+                    left -= n;
+                    inbox.consume(n);
+                }
+                _ => return Poll::Ready(()),
             }
-            left -= n;
         }
-    };
+    });
     let _ = alarm.within(rest).await;
+    inbox.clear(buffers);
 }
 
-async fn refuse(worker: &Rc<Worker>, serving: &Rc<Serving>, client: &mut Client, reason: Reason) -> After {
+async fn refuse(open: &Open, client: &mut Client, reason: Reason) -> After {
     let reply = Reply { close: true, ..Reply::new(reason) };
-    let mut out = worker.buffers.take_scratch();
+    let mut out = open.worker.buffers.take_scratch();
     reply.write(&mut out);
     client.downstream.alarm.set(Some(LINGER));
     let _ = client.downstream.alarm.within(client.downstream.stream.write_all(&out)).await;
-    worker.buffers.give_scratch(out);
-    serving.stats.borrow_mut().reason(reason);
+    open.worker.buffers.give_scratch(out);
+    open.serving.stats.borrow_mut().reason(reason);
     After::Linger
 }
 
@@ -145,28 +160,33 @@ struct Client {
     inbox: Inbox,
     /// It has ended its sending; it may still want the answer.
     half_closed: bool,
+    /// For after that.
+    reset: ResetWatch,
     /// Value of `x-forwarded-client-cert`.
     xfcc: Vec<u8>,
 }
 
 impl Client {
     /// Waits for the first byte of a request, holding no memory. `false`: the connection is over.
-    async fn wait(&mut self, worker: &Worker, serving: &Serving, secure: bool, served: u64) -> bool {
+    ///
+    /// A drain does not end it before its deadline is near: a request may be on its way, and would be lost. It is
+    /// the next response that ends it.
+    async fn wait(&mut self, open: &Open, secure: bool) -> bool {
         if !self.inbox.is_empty() {
             return true;
         }
-        if self.half_closed || (served > 0 && worker.is_draining()) {
+        if self.half_closed {
             return false;
         }
-        let idle = http_service(serving, secure).map_or(PARKED, |service| service.connection_idle);
+        let idle = http_service(&open.serving, secure).map_or(PARKED, |service| service.connection_idle);
         let Downstream { stream, alarm, .. } = &mut self.downstream;
         alarm.set(Some(idle));
         let inbox = &mut self.inbox;
         poll_fn(|cx| {
-            if let Poll::Ready(read) = inbox.poll_fill(cx, stream, &worker.buffers, 0) {
+            if let Poll::Ready(read) = inbox.poll_fill(cx, stream, &open.worker.buffers, 0) {
                 return Poll::Ready(matches!(read, Ok(Filled::Bytes(_))));
             }
-            if worker.closes_idle() {
+            if open.stage() >= Stage::Closing {
                 return Poll::Ready(false);
             }
             alarm.poll_rung(cx).map(|()| false)
@@ -222,8 +242,7 @@ impl Client {
 
 /// One request, from its whole head to the end of its response.
 struct Request<'a> {
-    worker: &'a Rc<Worker>,
-    serving: &'a Rc<Serving>,
+    open: &'a Open,
     client: &'a mut Client,
     service: &'a Arc<HttpService>,
     /// For the numbers.
@@ -262,7 +281,7 @@ impl From<ProxyError> for Failure {
 impl Request<'_> {
     async fn serve(mut self, heads: &mut Heads) -> After {
         {
-            let mut stats = self.serving.stats.borrow_mut();
+            let mut stats = self.open.serving.stats.borrow_mut();
             stats.requests += 1;
             stats.active_requests += 1;
         }
@@ -286,7 +305,7 @@ impl Request<'_> {
             Ok(after) => after,
             Err(failure) => self.fail(&failure, &asking, started).await,
         };
-        let mut stats = self.serving.stats.borrow_mut();
+        let mut stats = self.open.serving.stats.borrow_mut();
         stats.active_requests -= 1;
         stats.latency.record(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX));
         after
@@ -300,7 +319,7 @@ impl Request<'_> {
         started: &mut bool,
     ) -> Result<After, Failure> {
         let service = Arc::clone(self.service);
-        let worker = Rc::clone(self.worker);
+        let worker = Rc::clone(&self.open.worker);
         let local = |reason| Failure::from(ProxyError::new(Side::Local, reason));
 
         #[cfg(feature = "faults")]
@@ -368,19 +387,19 @@ impl Request<'_> {
         upstream: &Rc<Upstream>,
         out: &mut Vec<u8>,
     ) -> Result<After, Failure> {
-        let worker = Rc::clone(self.worker);
+        let worker = Rc::clone(&self.open.worker);
         let mut fresh_only = false;
         loop {
             let (picked, connection) = self.connection(upstream, fresh_only).await?;
             upstream.stats.borrow_mut().requests += 1;
             let reused = connection.reused;
             let mut exchange =
-                Exchange::new(&worker, self.client, connection, asking, route, self.service, self.began_ms);
+                Exchange::new(self.open, self.client, connection, asking, route, self.service, self.began_ms);
             let outcome = exchange.run(heads, out).await;
             *started |= exchange.response_started();
             let replayable = exchange.is_replayable();
             {
-                let mut stats = self.serving.stats.borrow_mut();
+                let mut stats = self.open.serving.stats.borrow_mut();
                 exchange.count(&mut stats);
             }
             let (connection, told) = exchange.into_connection();
@@ -394,7 +413,7 @@ impl Request<'_> {
                 Ok(Outcome::Tunnel) => {
                     // They are the first bytes of the tunnel.
                     asking.accepted = 0;
-                    return Ok(self.tunnel(connection, asking).await);
+                    return Ok(self.tunnel(connection).await);
                 }
                 Err(error) => {
                     let again = reused
@@ -428,16 +447,16 @@ impl Request<'_> {
         let mut avoid = None;
         let mut attempt = 1;
         loop {
-            let picked = upstream.pick(self.worker.random(), avoid).map_err(|error| Failure {
+            let picked = upstream.pick(self.open.worker.random(), avoid).map_err(|error| Failure {
                 error,
                 detail: upstream.census(),
                 upstream: Some(Rc::clone(upstream)),
                 endpoint: None,
             })?;
-            if !fresh_only && let Some(kept) = upstream.take_idle(&picked, self.worker.timers.now()) {
+            if !fresh_only && let Some(kept) = upstream.take_idle(&picked, self.open.worker.timers.now()) {
                 return Ok((picked, kept));
             }
-            match upstream.connect(&picked, &self.client.downstream.alarm, &self.worker.buffers).await {
+            match upstream.connect(&picked, &self.client.downstream.alarm, &self.open.worker.buffers).await {
                 Ok(connection) => return Ok((picked, connection)),
                 Err(error) if error.retry == Retry::Safe && attempt < CONNECT_ATTEMPTS => {
                     attempt += 1;
@@ -457,9 +476,13 @@ impl Request<'_> {
     }
 
     /// After a 101: bytes both ways, those already read first.
-    async fn tunnel(&mut self, mut connection: Connection, _asking: &Asking) -> After {
+    async fn tunnel(&mut self, mut connection: Connection) -> After {
+        self.open.becomes(Kind::WebSocket);
         let client = &mut *self.client;
+        let mut frames = Frames::default();
         let mut tunnel = Tunnel {
+            open: self.open,
+            frames: Some(&mut frames),
             downstream: &mut client.downstream.stream,
             downstream_in: &mut client.inbox,
             upstream: &mut connection.stream,
@@ -468,11 +491,11 @@ impl Request<'_> {
             down: Flow::default(),
         };
         let outcome = tokio::select! {
-            outcome = tunnel.run(&self.worker.buffers, &client.downstream.alarm, self.service.idle) => outcome,
-            error = revoked(self.serving, client.downstream.peer.as_deref()) => Err(error),
+            outcome = tunnel.run(&client.downstream.alarm, self.service.idle) => outcome,
+            error = revoked(&self.open.serving, client.downstream.peer.as_deref()) => Err(error),
         };
         let (up, down) = (tunnel.up.moved, tunnel.down.moved);
-        let mut stats = self.serving.stats.borrow_mut();
+        let mut stats = self.open.serving.stats.borrow_mut();
         stats.bytes_in += up;
         stats.bytes_out += down;
         match outcome {
@@ -496,7 +519,7 @@ impl Request<'_> {
             unused: 0,
             accepted: 0,
         };
-        self.serving.stats.borrow_mut().requests += 1;
+        self.open.serving.stats.borrow_mut().requests += 1;
         let failure = Failure { detail: detail.to_owned(), ..Failure::from(error) };
         let after = self.fail(&failure, &asking, false).await;
         if after == After::Keep { After::Linger } else { after }
@@ -510,18 +533,18 @@ impl Request<'_> {
         {
             let cluster = failure.upstream.as_ref().map(|upstream| upstream.config());
             let context = Context {
-                listener: &self.serving.name,
+                listener: &self.open.serving.name,
                 status: answerable.then(|| reply.status()),
                 caller: self.client.downstream.peer.as_deref(),
                 cluster: cluster.as_ref().map(|cluster| &*cluster.name),
                 endpoint: failure.endpoint,
             };
-            self.worker.log.event(&failure.error, context);
+            self.open.worker.log.event(&failure.error, context);
         }
         if answerable {
             return self.answer(reply, asking).await;
         }
-        self.serving.stats.borrow_mut().reason(reason);
+        self.open.serving.stats.borrow_mut().reason(reason);
         After::Abort
     }
 
@@ -530,9 +553,9 @@ impl Request<'_> {
         // Without a body, the next request begins where this head ended; otherwise its place is unknown.
         self.client.inbox.consume(asking.unused);
         let clean = asking.body.is_done();
-        let keep = clean && asking.persistent && !self.worker.is_draining();
+        let keep = clean && asking.persistent && self.open.stage() == Stage::Open;
         let reply = Reply { close: !keep, head: asking.asked.head, client: asking.version, ..reply };
-        let mut out = self.worker.buffers.take_scratch();
+        let mut out = self.open.worker.buffers.take_scratch();
         reply.write(&mut out);
         let Downstream { stream, alarm, .. } = &mut self.client.downstream;
         alarm.set(Some(self.service.idle.unwrap_or(PARKED)));
@@ -555,12 +578,12 @@ impl Request<'_> {
         })
         .await;
         {
-            let mut stats = self.serving.stats.borrow_mut();
+            let mut stats = self.open.serving.stats.borrow_mut();
             stats.reason(reply.reason);
             stats.response(reply.status());
             stats.bytes_out += written as u64;
         }
-        self.worker.buffers.give_scratch(out);
+        self.open.worker.buffers.give_scratch(out);
         match (sent, keep) {
             (false, _) => After::Abort,
             (true, true) => After::Keep,

@@ -25,6 +25,15 @@ struct Arguments {
     /// Number of the inherited descriptor of the agent's control socket.
     #[arg(long)]
     control_fd: Option<i32>,
+    /// Where an agent is found once that socket has ended, or if there was none: a Unix socket.
+    #[arg(long)]
+    control: Option<PathBuf>,
+    /// Get everything ready, but take no connection before the agent says so.
+    #[arg(long)]
+    hold: bool,
+    /// Which process in the life of this proxy it is; the agent counts.
+    #[arg(long, default_value_t = 0)]
+    generation: u64,
     /// Worker threads.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: u16,
@@ -79,6 +88,10 @@ pub(crate) fn main() -> ExitCode {
         workers: usize::from(arguments.workers),
         standalone: arguments.standalone,
         snapshot: arguments.snapshot,
+        hold: arguments.hold,
+        generation: arguments.generation,
+        control: arguments.control,
+        ..Options::default()
     };
     match conductor::run(options, control) {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::secured::ReadAhead;
@@ -79,6 +80,35 @@ impl AsyncRead for Stream {
             Stream::Client(tls) => read_records(Pin::new(tls), cx, space),
         }
     }
+}
+
+/// Notices the reset of a connection whose other side had ended its sending: reading tells of the end for ever.
+#[derive(Default)]
+pub struct ResetWatch(Option<Pin<Box<dyn Future<Output = ()>>>>);
+
+impl ResetWatch {
+    /// Ready once `stream`, the same in every call, was reset. Costs a descriptor from the first call on.
+    pub fn poll(&mut self, cx: &mut Context<'_>, stream: &Stream) -> Poll<()> {
+        let watch = match &mut self.0 {
+            Some(watch) => watch,
+            // Without another descriptor it stays unnoticed until something is written.
+            none => match second(stream.tcp()) {
+                Ok(tcp) => none.insert(Box::pin(async move {
+                    if tcp.ready(Interest::ERROR).await.is_err() {
+                        std::future::pending().await
+                    }
+                })),
+                Err(_) => return Poll::Pending,
+            },
+        };
+        watch.as_mut().poll(cx)
+    }
+}
+
+/// The same socket, waited for by itself.
+fn second(tcp: &TcpStream) -> io::Result<TcpStream> {
+    let fd = tcp.as_fd().try_clone_to_owned()?;
+    TcpStream::from_std(fd.into())
 }
 
 /// Reads record after record while they are here and there is space: the library gives one at a time.

@@ -20,24 +20,21 @@ use crate::config::TcpService;
 use crate::connection::{Downstream, revoked};
 use crate::log::Context;
 use crate::pipes::Pipe;
-use crate::stream::Stream;
+use crate::stream::{ResetWatch, Stream};
 use crate::timers::Alarm;
 use crate::upstream::Upstream;
-use crate::worker::{Serving, Worker};
+use crate::websocket::{Frames, Next};
+use crate::worker::{Open, Stage};
 
 /// Size class at which bytes between plain sockets go through a pipe.
 const BULK: usize = 1;
 
 /// Serves one connection of a TCP listener.
-pub async fn serve(
-    worker: &Rc<Worker>,
-    serving: &Rc<Serving>,
-    mut downstream: Downstream,
-    service: &TcpService,
-) {
+pub async fn serve(open: &Open, mut downstream: Downstream, service: &TcpService) {
+    let Open { worker, serving, .. } = open;
     let mut cluster = None;
     let mut endpoint = None;
-    let outcome = forward(worker, serving, &mut downstream, service, &mut cluster, &mut endpoint).await;
+    let outcome = forward(open, &mut downstream, service, &mut cluster, &mut endpoint).await;
     if let Err(error) = outcome {
         serving.stats.borrow_mut().reason(error.reason);
         let name = cluster.map(|upstream| upstream.config());
@@ -54,13 +51,13 @@ pub async fn serve(
 }
 
 async fn forward(
-    worker: &Rc<Worker>,
-    serving: &Rc<Serving>,
+    open: &Open,
     downstream: &mut Downstream,
     service: &TcpService,
     cluster: &mut Option<Rc<Upstream>>,
     endpoint: &mut Option<std::net::SocketAddr>,
 ) -> Result<(), ProxyError> {
+    let Open { worker, serving, .. } = open;
     service.access.decide(downstream.peer()).map_err(|reason| ProxyError::new(Side::Local, reason))?;
     let upstream = worker
         .upstream(service.cluster)
@@ -85,6 +82,8 @@ async fn forward(
 
     let mut inbox = Inbox::default();
     let mut tunnel = Tunnel {
+        open,
+        frames: None,
         downstream: &mut downstream.stream,
         downstream_in: &mut inbox,
         upstream: &mut connection.stream,
@@ -93,7 +92,7 @@ async fn forward(
         down: Flow::default(),
     };
     let outcome = tokio::select! {
-        outcome = tunnel.run(&worker.buffers, &downstream.alarm, service.idle) => outcome,
+        outcome = tunnel.run(&downstream.alarm, service.idle) => outcome,
         error = revoked(serving, downstream.peer.as_deref()) => Err(error),
     };
     let (up, down) = (tunnel.up.moved, tunnel.down.moved);
@@ -116,6 +115,8 @@ pub struct Flow {
     pipe: Option<Pipe>,
     ended: bool,
     over: bool,
+    /// Of the side it came from, once it is over.
+    reset: ResetWatch,
 }
 
 impl Flow {
@@ -140,6 +141,10 @@ impl Flow {
 
 /// Two streams tied together.
 pub struct Tunnel<'a> {
+    /// Whose it is.
+    pub open: &'a Open,
+    /// Of what goes to the caller, if that is a WebSocket.
+    pub frames: Option<&'a mut Frames>,
     /// The caller.
     pub downstream: &'a mut Stream,
     /// Read from it.
@@ -159,22 +164,40 @@ impl Tunnel<'_> {
     ///
     /// # Errors
     /// A side broke, or nothing moved for `idle`.
-    pub async fn run(
-        &mut self,
-        buffers: &Buffers,
-        alarm: &Alarm,
-        idle: Option<Duration>,
-    ) -> Result<(), ProxyError> {
+    pub async fn run(&mut self, alarm: &Alarm, idle: Option<Duration>) -> Result<(), ProxyError> {
+        let buffers = &*self.open.worker.buffers;
         let idle_ms = idle.map_or(u64::MAX, |idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
         let mut moved = u64::MAX;
         poll_fn(|cx| {
-            let up = flow(cx, self.downstream, self.downstream_in, self.upstream, &mut self.up, buffers);
-            let down = flow(cx, self.upstream, self.upstream_in, self.downstream, &mut self.down, buffers);
+            let stage = self.open.stage();
+            if stage == Stage::Cut {
+                return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::Draining)));
+            }
+            let up =
+                flow(cx, self.downstream, self.downstream_in, self.upstream, &mut self.up, None, buffers);
+            let mut frames = self.frames.as_deref_mut();
+            if stage >= Stage::Closing
+                && let Some(frames) = &mut frames
+            {
+                frames.say_goodbye();
+            }
+            let (inbox, flow_down) = (&mut *self.upstream_in, &mut self.down);
+            let down = flow(cx, self.upstream, inbox, self.downstream, flow_down, frames, buffers);
             match (up, down) {
                 (Poll::Ready(Err(e)), _) => return Poll::Ready(Err(broken(e, Side::Downstream))),
                 (_, Poll::Ready(Err(e))) => return Poll::Ready(Err(broken(e, Side::Upstream))),
                 (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
                 _ => {}
+            }
+            // Whoever has ended its sending may still be lost.
+            for (flow, from, side) in [
+                (&mut self.up, &*self.downstream, Side::Downstream),
+                (&mut self.down, &*self.upstream, Side::Upstream),
+            ] {
+                if flow.over && flow.reset.poll(cx, from).is_ready() {
+                    let error = io::Error::from(io::ErrorKind::ConnectionReset);
+                    return Poll::Ready(Err(broken(Broken::Reading(error), side)));
+                }
             }
             let total = self.up.moved + self.down.moved;
             if total != moved {
@@ -211,20 +234,14 @@ fn flow(
     inbox: &mut Inbox,
     to: &mut Stream,
     flow: &mut Flow,
+    mut frames: Option<&mut Frames>,
     buffers: &Buffers,
 ) -> Poll<Result<(), Broken>> {
     if flow.over {
         return Poll::Ready(Ok(()));
     }
     loop {
-        while !inbox.is_empty() {
-            let n = ready!(Pin::new(&mut *to).poll_write(cx, inbox.bytes())).map_err(Broken::Writing)?;
-            if n == 0 {
-                return Poll::Ready(Err(Broken::Writing(io::ErrorKind::WriteZero.into())));
-            }
-            inbox.consume(n);
-            flow.moved += n as u64;
-        }
+        ready!(poll_write_inbox(cx, inbox, to, flow, frames.as_deref_mut())).map_err(Broken::Writing)?;
         while let (Some(pipe), Some(to)) = (&mut flow.pipe, to.plain())
             && !pipe.is_empty()
         {
@@ -245,6 +262,7 @@ fn flow(
             return Poll::Ready(Ok(()));
         }
         if flow.class == BULK
+            && frames.is_none()
             && let (Some(from), Some(_)) = (from.plain(), to.plain())
             && let Some(pipe) = flow.pipe(buffers)
         {
@@ -277,5 +295,45 @@ fn flow(
                 return Poll::Pending;
             }
         }
+    }
+}
+
+/// Writes what was read, and between two frames what we have to say ourselves.
+fn poll_write_inbox(
+    cx: &mut Task<'_>,
+    inbox: &mut Inbox,
+    to: &mut Stream,
+    flow: &mut Flow,
+    mut frames: Option<&mut Frames>,
+) -> Poll<io::Result<()>> {
+    loop {
+        let theirs = inbox.bytes();
+        let next = match &frames {
+            Some(frames) => frames.next(theirs),
+            None => (!theirs.is_empty()).then_some(Next::Theirs(theirs.len())),
+        };
+        let bytes = match next {
+            None => return Poll::Ready(Ok(())),
+            Some(Next::Ours(bytes)) => bytes,
+            Some(Next::Theirs(n)) => &theirs[..n],
+            Some(Next::Discard) => {
+                inbox.consume(theirs.len());
+                continue;
+            }
+        };
+        let n = ready!(Pin::new(&mut *to).poll_write(cx, bytes))?;
+        if n == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        match (&mut frames, next) {
+            (Some(frames), Some(Next::Ours(_))) => frames.wrote_ours(n),
+            (frames, _) => {
+                if let Some(frames) = frames {
+                    frames.wrote_theirs(&theirs[..n]);
+                }
+                inbox.consume(n);
+            }
+        }
+        flow.moved += n as u64;
     }
 }

@@ -118,6 +118,8 @@ pub struct Identity {
     pub id: Arc<str>,
     /// Its trust domain.
     pub trust_domain: Arc<str>,
+    /// When its certificate ends, in seconds of Unix time.
+    pub not_after: u64,
     certified: Arc<CertifiedKey>,
 }
 
@@ -137,11 +139,12 @@ impl Identity {
         let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|source| TlsError::Pem { what: "private key", source })?;
         let leaf = chain.first().ok_or(TlsError::Empty("certificate chain"))?;
-        let (id, _) = spiffe_id(leaf)?;
+        let (id, not_after) = spiffe_id(leaf)?;
+        let not_after = u64::try_from(not_after).unwrap_or(0);
         let domain = trust_domain(&id).unwrap_or_default().into();
         let certified = CertifiedKey::from_der(chain, key, &provider())
             .map_err(|source| TlsError::Refused { what: "certificate and key", source })?;
-        Ok(Self { id: id.into(), trust_domain: domain, certified: Arc::new(certified) })
+        Ok(Self { id: id.into(), trust_domain: domain, not_after, certified: Arc::new(certified) })
     }
 }
 

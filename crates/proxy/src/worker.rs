@@ -1,8 +1,9 @@
 //! A worker: one thread that owns its connections, pools, balancing, timers and numbers, and shares nothing.
 //!
 //! Commands come over a channel; configuration comes as a snapshot. Holds: sockets handed over are listened on
-//! only while the configuration has their listener, and connections wait in the kernel meanwhile; applying a
-//! snapshot closes no connection; strangers cannot use up the descriptors that callers and endpoints need. Does not: decide which snapshot is fit to be applied.
+//! only while the configuration has their listener and the process accepts, and connections wait in the kernel
+//! meanwhile; applying a snapshot closes no connection. Does not: decide which snapshot is fit to be applied, or
+//! when to drain.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -11,20 +12,23 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrider_handover::Connections;
 use outrider_proxy_core::http1::{RequestHead, ResponseHead};
-use outrider_proxy_core::reason::{ProxyError, Reason, Side};
 use outrider_proxy_core::stats::{ClusterStats, ListenerStats};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::AbortHandle;
 
 use crate::buffers::Buffers;
-use crate::config::{Listener, Snapshot};
-use crate::log::{Context, Log, WorkerLog};
+use crate::config::Snapshot;
+use crate::log::{Log, WorkerLog};
 use crate::timers::Timers;
 use crate::upstream::{Kept, Upstream};
-use crate::{connection, stream};
+
+mod accept;
+mod serving;
+
+use accept::Ear;
+pub use serving::{Kind, Open, Scope, Serving, Stage};
 
 /// Most connections one worker serves at once.
 pub const MAX_CONNECTIONS: usize = 16_384;
@@ -34,8 +38,6 @@ pub const MAX_CONNECTIONS: usize = 16_384;
 const MAX_UNKNOWN: usize = 4096;
 /// Descriptors for everything but connections.
 const RESERVE: u64 = 64;
-/// Pause after the kernel refused another descriptor.
-const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
 /// How often kept upstream connections are looked at, at least and at most; never while there are none.
 const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// Parsed heads kept for reuse.
@@ -61,13 +63,21 @@ pub enum Command {
     RemoveSockets(Arc<str>),
     /// New configuration; answered once it is in use.
     Apply(Arc<Snapshot>, oneshot::Sender<()>),
-    /// Stop accepting; idle connections may stay for `grace` more, in which requests are still answered.
-    Drain {
-        /// For connections that are idle.
-        grace: Duration,
-    },
+    /// Whether to accept; answered once it is so.
+    Accept(bool, oneshot::Sender<()>),
+    /// The most connections to accept, see [`share`].
+    Share(usize),
+    /// Let what is open of these listeners come to its end; answered once there is none left, and then accept
+    /// no more.
+    Drain(Scope, oneshot::Sender<()>),
+    /// The drain of these listeners comes to this stage.
+    Advance(Scope, Stage),
+    /// Accept no more, let everything come to its end, answer with the last numbers and end.
+    Retire(oneshot::Sender<Report>),
     /// Numbers.
     Stats(oneshot::Sender<Report>),
+    /// What is open of these listeners.
+    Count(Scope, oneshot::Sender<Connections>),
     /// Sign of life.
     Ping(oneshot::Sender<()>),
 }
@@ -79,43 +89,6 @@ pub struct Report {
     pub listeners: BTreeMap<Arc<str>, ListenerStats>,
     /// By name; with the number of endpoints.
     pub clusters: BTreeMap<Arc<str>, (ClusterStats, usize)>,
-    /// Open now.
-    pub connections: usize,
-}
-
-/// A listener on this worker. Outlives its configuration, because its numbers do.
-pub struct Serving {
-    /// Resource name.
-    pub name: Arc<str>,
-    config: RefCell<Arc<Listener>>,
-    /// Numbers.
-    pub stats: RefCell<ListenerStats>,
-    acceptors: RefCell<Vec<JoinHandle<()>>>,
-    removed: Cell<bool>,
-    changed: Notify,
-}
-
-impl Serving {
-    /// The configuration of now.
-    pub fn config(&self) -> Arc<Listener> {
-        Arc::clone(&self.config.borrow())
-    }
-
-    /// Ready after the next change of the configuration.
-    pub fn changed(&self) -> Notified<'_> {
-        self.changed.notified()
-    }
-
-    /// Whether its resource is gone: what is under way ends as it began, but nothing new is served.
-    pub fn is_removed(&self) -> bool {
-        self.removed.get()
-    }
-
-    fn stop_accepting(&self) {
-        for acceptor in self.acceptors.take() {
-            acceptor.abort();
-        }
-    }
 }
 
 /// Heads parsed in place, lent to a connection for one request.
@@ -137,25 +110,26 @@ pub struct Worker {
     pub log: WorkerLog,
     clusters: RefCell<Vec<Option<Rc<Upstream>>>>,
     servings: RefCell<BTreeMap<Arc<str>, Rc<Serving>>>,
-    sockets: RefCell<BTreeMap<Arc<str>, Vec<Rc<TcpListener>>>>,
+    sockets: RefCell<BTreeMap<Arc<str>, Vec<Rc<Ear>>>>,
     active: RefCell<Arc<Snapshot>>,
     #[allow(clippy::vec_box, reason = "lent out as boxes, so that a connection's task stays small")]
     heads: RefCell<Vec<Box<Heads>>>,
     connections: Cell<usize>,
     /// Most of them; more wait in the kernel.
-    share: usize,
+    share: Cell<usize>,
     closed: Notify,
     /// Connections that have not said who they are, the oldest first.
     unknown: RefCell<BTreeMap<u64, (AbortHandle, Rc<Serving>)>>,
     next_unknown: Cell<u64>,
-    draining: Cell<bool>,
-    close_idle: Cell<bool>,
+    accepting: Cell<bool>,
+    /// Of inbound listeners, and of the others.
+    stages: Cell<[Stage; 2]>,
     kept: Rc<Kept>,
     random: Cell<u64>,
 }
 
 impl Worker {
-    fn new(log: Log, share: usize) -> Rc<Self> {
+    fn new(log: Log, share: usize, accepting: bool) -> Rc<Self> {
         use std::hash::{BuildHasher, RandomState};
         Rc::new(Self {
             buffers: Rc::default(),
@@ -167,12 +141,12 @@ impl Worker {
             active: RefCell::default(),
             heads: RefCell::default(),
             connections: Cell::new(0),
-            share,
+            share: Cell::new(share),
             closed: Notify::new(),
             unknown: RefCell::default(),
             next_unknown: Cell::new(0),
-            draining: Cell::new(false),
-            close_idle: Cell::new(false),
+            accepting: Cell::new(accepting),
+            stages: Cell::default(),
             kept: Rc::default(),
             random: Cell::new(RandomState::new().hash_one(0_u8) | 1),
         })
@@ -191,39 +165,6 @@ impl Worker {
     /// The cluster of a slot.
     pub fn upstream(&self, slot: u32) -> Option<Rc<Upstream>> {
         self.clusters.borrow().get(slot as usize)?.clone()
-    }
-
-    /// Whether connections should end after what they are doing.
-    pub fn is_draining(&self) -> bool {
-        self.draining.get()
-    }
-
-    /// Whether connections that do nothing should end now.
-    pub fn closes_idle(&self) -> bool {
-        self.close_idle.get()
-    }
-
-    /// Counts a connection among those that have not said who they are, and ends the oldest of too many.
-    fn unknown(&self, task: AbortHandle, serving: &Rc<Serving>, number: u64) {
-        let mut unknown = self.unknown.borrow_mut();
-        unknown.insert(number, (task, Rc::clone(serving)));
-        let oldest = if unknown.len() > share_of_unknown(self.share) { unknown.pop_first() } else { None };
-        drop(unknown);
-        if let Some((_, (task, serving))) = oldest {
-            task.abort();
-            self.overload(&serving);
-        }
-    }
-
-    /// The connection of this number is known, or over.
-    fn known(&self, number: u64) {
-        self.unknown.borrow_mut().remove(&number);
-    }
-
-    fn overload(&self, serving: &Serving) {
-        serving.stats.borrow_mut().reason(Reason::OverloadConnections);
-        let error = ProxyError::new(Side::Local, Reason::OverloadConnections);
-        self.log.event(&error, Context { listener: &serving.name, ..Context::default() });
     }
 
     /// Heads to parse into.
@@ -261,65 +202,88 @@ impl Worker {
         for (name, listener) in &snapshot.listeners {
             let known = self.servings.borrow().get(name).cloned();
             match known {
-                Some(serving) => {
-                    let former = serving.config.replace(Arc::clone(listener));
-                    if !Arc::ptr_eq(&former, listener) {
-                        serving.changed.notify_waiters();
-                    }
-                }
+                Some(serving) => serving.configure(listener),
                 None => {
-                    let serving = Rc::new(Serving {
-                        name: Arc::clone(name),
-                        config: RefCell::new(Arc::clone(listener)),
-                        stats: RefCell::default(),
-                        acceptors: RefCell::default(),
-                        removed: Cell::new(false),
-                        changed: Notify::new(),
-                    });
+                    let serving = Serving::new(listener, self.stage(listener.inbound));
                     self.servings.borrow_mut().insert(Arc::clone(name), serving);
                 }
             }
         }
         for (name, serving) in &*self.servings.borrow() {
-            serving.removed.set(!snapshot.listeners.contains_key(name));
+            serving.set_removed(!snapshot.listeners.contains_key(name));
         }
         *self.active.borrow_mut() = Arc::clone(snapshot);
         self.accept_as_configured();
     }
 
-    /// Starts and stops accepting so that it fits sockets, configuration and drain.
+    fn stage(&self, inbound: bool) -> Stage {
+        self.stages.get()[usize::from(!inbound)]
+    }
+
+    /// Starts and stops accepting so that it fits sockets, configuration and what the agent wants.
     fn accept_as_configured(self: &Rc<Self>) {
         let active = Arc::clone(&self.active.borrow());
         for (name, serving) in &*self.servings.borrow() {
             let sockets = self.sockets.borrow().get(name).cloned().unwrap_or_default();
-            let wanted = active.listeners.contains_key(name) && !self.draining.get();
+            let wanted = active.listeners.contains_key(name) && self.accepting.get();
             if !wanted || sockets.is_empty() {
-                serving.stop_accepting();
+                self.rest(serving, &sockets);
             } else if serving.acceptors.borrow().is_empty() {
+                let watched = sockets.into_iter().filter(|ear| match ear.watch() {
+                    Ok(()) => true,
+                    Err(error) => {
+                        tracing::error!(listener = &**name, %error, "a socket cannot be watched");
+                        false
+                    }
+                });
                 let start =
-                    |socket| tokio::task::spawn_local(accept(Rc::clone(self), Rc::clone(serving), socket));
-                *serving.acceptors.borrow_mut() = sockets.into_iter().map(start).collect();
+                    |ear| tokio::task::spawn_local(accept::accept(Rc::clone(self), Rc::clone(serving), ear));
+                *serving.acceptors.borrow_mut() = watched.map(start).collect();
+            }
+        }
+    }
+
+    /// Leaves new connections to the kernel. When this returns, no more are accepted here.
+    fn rest(&self, serving: &Serving, sockets: &[Rc<Ear>]) {
+        serving.stop_accepting();
+        for ear in sockets {
+            if let Err(error) = ear.rest() {
+                tracing::error!(listener = &*serving.name, %error, "a socket is lost");
             }
         }
     }
 
     fn take_sockets(self: &Rc<Self>, name: Arc<str>, sockets: Vec<std::net::TcpListener>) {
+        self.drop_sockets(&name);
         let mut taken = Vec::new();
         for socket in sockets {
-            match socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)) {
-                Ok(socket) => taken.push(Rc::new(socket)),
+            match Ear::new(socket) {
+                Ok(ear) => taken.push(ear),
                 Err(error) => tracing::error!(listener = &*name, %error, "a socket cannot be used"),
             }
-        }
-        if let Some(serving) = self.servings.borrow().get(&name) {
-            serving.stop_accepting();
         }
         self.sockets.borrow_mut().insert(name, taken);
         self.accept_as_configured();
     }
 
+    fn drop_sockets(&self, name: &str) {
+        let sockets = self.sockets.borrow_mut().remove(name).unwrap_or_default();
+        if let Some(serving) = self.servings.borrow().get(name) {
+            self.rest(serving, &sockets);
+        }
+    }
+
+    fn drop_sockets_of(&self, scope: Scope) {
+        let inbound = |name: &Arc<str>| self.servings.borrow().get(name).is_some_and(|s| s.is_inbound());
+        let names: Vec<_> =
+            self.sockets.borrow().keys().filter(|name| scope.has(inbound(name))).cloned().collect();
+        for name in names {
+            self.drop_sockets(&name);
+        }
+    }
+
     fn report(&self) -> Report {
-        let mut report = Report { connections: self.connections.get(), ..Report::default() };
+        let mut report = Report::default();
         for (name, serving) in &*self.servings.borrow() {
             report.listeners.insert(Arc::clone(name), serving.stats.borrow().clone());
         }
@@ -330,16 +294,35 @@ impl Worker {
         report
     }
 
-    fn drain(self: &Rc<Self>, grace: Duration) {
-        self.draining.set(true);
-        self.accept_as_configured();
-        self.sockets.borrow_mut().clear();
-        let worker = Rc::clone(self);
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(grace).await;
-            worker.close_idle.set(true);
-            worker.timers.wake_all();
-        });
+    /// What is open of these listeners.
+    fn open(&self, scope: Scope) -> Connections {
+        let mut sum = Connections::default();
+        for serving in self.servings.borrow().values().filter(|serving| scope.has(serving.is_inbound())) {
+            sum += serving.open();
+        }
+        sum
+    }
+
+    fn advance(&self, scope: Scope, stage: Stage) {
+        let mut stages = self.stages.get();
+        for (place, inbound) in stages.iter_mut().zip([true, false]) {
+            if scope.has(inbound) {
+                *place = stage.max(*place);
+            }
+        }
+        self.stages.set(stages);
+        for serving in self.servings.borrow().values().filter(|serving| scope.has(serving.is_inbound())) {
+            serving.advance(stage);
+        }
+        self.timers.wake_all();
+    }
+
+    /// Ready once nothing is open of these listeners. Accepts none of theirs from then on.
+    async fn emptied(self: Rc<Self>, scope: Scope) {
+        while self.open(scope).sum() > 0 {
+            self.closed.notified().await;
+        }
+        self.drop_sockets_of(scope);
     }
 
     async fn sweep(self: Rc<Self>) {
@@ -357,119 +340,95 @@ impl Worker {
             }
         }
     }
-}
 
-/// Counts a connection of a worker and its listener while it lives.
-pub struct Open {
-    worker: Rc<Worker>,
-    serving: Rc<Serving>,
-}
-
-impl Open {
-    fn new(worker: &Rc<Worker>, serving: &Rc<Serving>) -> Self {
-        worker.connections.set(worker.connections.get() + 1);
-        let mut stats = serving.stats.borrow_mut();
-        stats.connections += 1;
-        stats.active_connections += 1;
-        Self { worker: Rc::clone(worker), serving: Rc::clone(serving) }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.worker.connections.set(self.worker.connections.get().saturating_sub(1));
-        self.worker.closed.notify_waiters();
-        let mut stats = self.serving.stats.borrow_mut();
-        stats.active_connections = stats.active_connections.saturating_sub(1);
-    }
-}
-
-async fn accept(worker: Rc<Worker>, serving: Rc<Serving>, socket: Rc<TcpListener>) {
-    loop {
-        if worker.connections.get() >= worker.share {
-            tracing::warn!(listener = &*serving.name, limit = worker.share, "accepting pauses");
-            while worker.connections.get() >= worker.share {
-                worker.closed.notified().await;
+    /// Does what is asked; `Some` if it is to come to an end.
+    fn obey(self: &Rc<Self>, command: Command) -> Option<oneshot::Sender<Report>> {
+        // Whoever asked may not want the answer any more.
+        match command {
+            Command::Sockets(name, sockets) => self.take_sockets(name, sockets),
+            Command::RemoveSockets(name) => self.drop_sockets(&name),
+            Command::Apply(snapshot, done) => {
+                self.apply(&snapshot);
+                let _ = done.send(());
+            }
+            Command::Accept(accepting, done) => {
+                self.accepting.set(accepting);
+                self.accept_as_configured();
+                let _ = done.send(());
+            }
+            Command::Share(share) => {
+                self.share.set(share);
+                self.closed.notify_waiters();
+            }
+            Command::Drain(scope, done) => {
+                self.advance(scope, Stage::Draining);
+                let emptied = Rc::clone(self).emptied(scope);
+                tokio::task::spawn_local(async move {
+                    emptied.await;
+                    let _ = done.send(());
+                });
+            }
+            Command::Advance(scope, stage) => self.advance(scope, stage),
+            Command::Retire(last) => {
+                self.accepting.set(false);
+                self.accept_as_configured();
+                self.advance(Scope::All, Stage::Draining);
+                self.drop_sockets_of(Scope::All);
+                return Some(last);
+            }
+            Command::Stats(reply) => {
+                let _ = reply.send(self.report());
+            }
+            Command::Count(scope, reply) => {
+                let _ = reply.send(self.open(scope));
+            }
+            Command::Ping(reply) => {
+                let _ = reply.send(());
             }
         }
-        match socket.accept().await {
-            Ok((tcp, _from)) => begin(&worker, &serving, tcp),
-            Err(error) if is_of_one_connection(&error) => {}
-            Err(error) => {
-                tracing::warn!(listener = &*serving.name, %error, "accepting pauses");
-                tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
-            }
-        }
+        None
     }
 }
 
-/// Errors that accept(2) reports of a connection that is gone already, not of the listening socket.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+/// How a worker begins.
+pub struct Start {
+    /// Where lines go.
+    pub log: Log,
+    /// See [`share`].
+    pub share: usize,
+    /// Whether it accepts.
+    pub accepting: bool,
 }
 
-fn begin(worker: &Rc<Worker>, serving: &Rc<Serving>, tcp: TcpStream) {
-    stream::prepare_accepted(&tcp);
-    if worker.connections.get() >= MAX_CONNECTIONS {
-        worker.overload(serving);
-        return;
-    }
-    let open = Open::new(worker, serving);
-    let greets = serving.config().tls.is_some();
-    let number = worker.next_unknown.get();
-    let task = tokio::task::spawn_local({
-        let (worker, serving) = (Rc::clone(worker), Rc::clone(serving));
-        async move {
-            let _open = open;
-            connection::serve(&worker, &serving, tcp, || {
-                if greets {
-                    worker.known(number)
-                }
-            })
-            .await;
-        }
-    });
-    if greets {
-        worker.next_unknown.set(number + 1);
-        worker.unknown(task.abort_handle(), serving, number);
-    }
-}
-
-/// Runs a worker on this thread until the command channel closes. It accepts at most `share` connections.
+/// Runs a worker on this thread until the command channel closes, or it has retired.
 ///
 /// # Errors
 /// The runtime cannot be made.
-pub fn run(mut commands: mpsc::UnboundedReceiver<Command>, log: Log, share: usize) -> io::Result<()> {
+pub fn run(mut commands: mpsc::UnboundedReceiver<Command>, start: Start) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;
     runtime.block_on(async move {
-        let worker = Worker::new(log, share);
+        let worker = Worker::new(start.log, start.share, start.accepting);
         tokio::task::spawn_local(Rc::clone(&worker.timers).drive());
         tokio::task::spawn_local(Rc::clone(&worker).sweep());
-        while let Some(command) = commands.recv().await {
-            match command {
-                Command::Sockets(name, sockets) => worker.take_sockets(name, sockets),
-                Command::RemoveSockets(name) => {
-                    if let Some(serving) = worker.servings.borrow().get(&name) {
-                        serving.stop_accepting();
-                    }
-                    worker.sockets.borrow_mut().remove(&name);
-                }
-                Command::Apply(snapshot, done) => {
-                    worker.apply(&snapshot);
-                    let _ = done.send(());
-                }
-                Command::Drain { grace } => worker.drain(grace),
-                Command::Stats(reply) => {
-                    let _ = reply.send(worker.report());
-                }
-                Command::Ping(reply) => {
-                    let _ = reply.send(());
-                }
+        let last = loop {
+            let Some(command) = commands.recv().await else { return };
+            if let Some(last) = worker.obey(command) {
+                break last;
+            }
+        };
+        let mut emptied = std::pin::pin!(Rc::clone(&worker).emptied(Scope::All));
+        loop {
+            tokio::select! {
+                () = &mut emptied => break,
+                command = commands.recv() => match command {
+                    Some(command) => drop(worker.obey(command)),
+                    None => return,
+                },
             }
         }
+        let _ = last.send(worker.report());
     });
     Ok(())
 }

@@ -15,9 +15,14 @@
 //! Subscriptions are names, the wildcard `*` (or, in the first request of a type, nothing at all), and globs
 //! `xdstp://AUTHORITY/TYPE/…/*`, which cover every name under their last `/`. The wildcard covers names without
 //! the `xdstp:` scheme only.
+//!
+//! # Feature `serve`
+//! The one piece with I/O, [`serve`]: a gRPC server around [`server::Session`]. Off unless asked for.
 
 pub mod client;
 mod interest;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod server;
 pub mod set;
 

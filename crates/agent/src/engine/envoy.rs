@@ -1,6 +1,7 @@
 //! The driver of Envoy: a bootstrap that points at the relay, and its admin interface on a Unix socket.
 //!
-//! Envoy binds by itself (SO_REUSEPORT) what the agent has reserved. Does not: use hot restart.
+//! Envoy binds by itself (SO_REUSEPORT) what the agent has reserved. Does not: use hot restart, or hold and pause a
+//! process, so that one Envoy cannot take over from another.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -9,24 +10,25 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use outrider_handover::{ClusterStats, ListenerStats, Stats};
+use outrider_handover::{ClusterStats, Connections, ListenerStats, State, Stats};
+use outrider_os::process::Process;
+use outrider_supervise::Exit;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Command, Event, Running, Spec, StartError};
+use super::process::{Handle, LastWords};
+use super::{Command, Event, Reports, Running, Spec, StartError};
 use crate::isolation;
 
 /// Between two looks at whether it is ready.
 const POLL: Duration = Duration::from_millis(20);
 /// Between two looks at whether it is alive, once ready.
 const ALIVE: Duration = Duration::from_secs(2);
-/// Without an answer for so long it is taken for hung and killed.
+/// Without an answer for so long it is taken for hung.
 const HUNG: Duration = Duration::from_secs(7);
-/// After SIGTERM, until it is killed.
-const LINGER: Duration = Duration::from_millis(400);
 const ADMIN_ANSWER: Duration = Duration::from_secs(1);
 const MAX_ADMIN_BODY: usize = 16 << 20;
 
@@ -36,7 +38,7 @@ const STATS: &str = "/stats?format=json&filter=%5E(http%7Ctcp%7Ccluster%7Clisten
 /// How the agent is told where the program is.
 const OPTION: &str = "--envoy PATH or OUTRIDER_ENVOY=PATH";
 
-pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
+pub(super) fn start(spec: &Spec, reports: Reports) -> Result<Running, StartError> {
     let prepare = |what| move |source| StartError::Prepare { what, source };
     let admin = spec.folder.join("admin.sock");
     let config = spec.folder.join("envoy.json");
@@ -48,6 +50,7 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
     }
     std::fs::write(&config, bootstrap(spec, &admin)).map_err(prepare("its bootstrap cannot be written"))?;
     let log = super::open_log(&spec.log)?;
+    let words = LastWords::after_now(spec.log.clone());
     let errors = log.try_clone().map_err(prepare("its log cannot be opened"))?;
     let mut command = std::process::Command::new(&spec.binary);
     command
@@ -61,18 +64,19 @@ pub(super) fn start(spec: &Spec) -> Result<Running, StartError> {
         .process_group(0);
     let cell = isolation::enter(&mut command, super::Engine::Envoy, &spec.folder, &spec.proxy);
     let mut command = tokio::process::Command::from(command);
-    command.kill_on_drop(true);
     let child = command.spawn().map_err(|source| StartError::Spawn {
         binary: spec.binary.clone(),
         option: OPTION,
         source,
     })?;
-    let pid = child.id().unwrap_or_default();
-    let (commands, command_queue) = mpsc::unbounded_channel();
-    let (events, event_queue) = mpsc::unbounded_channel();
-    let driver = Driver { child, pid, admin, events, ready: false, answered: Instant::now() };
-    tokio::spawn(driver.run(command_queue, cell));
-    Ok(Running { pid, commands, events: event_queue })
+    Ok(Driver::new(Handle::child(child, cell), words, admin, reports, false).run())
+}
+
+pub(super) fn adopt(spec: &Spec, process: Process, reports: Reports) -> Running {
+    let words = LastWords::after_now(spec.log.clone());
+    let admin = spec.folder.join("admin.sock");
+    let cell = isolation::find(&spec.folder, process.id().pid);
+    Driver::new(Handle::found(process, cell), words, admin, reports, true).run()
 }
 
 fn bootstrap(spec: &Spec, admin: &Path) -> String {
@@ -113,89 +117,138 @@ fn bootstrap(spec: &Spec, admin: &Path) -> String {
 }
 
 struct Driver {
-    child: tokio::process::Child,
+    process: Handle,
+    words: LastWords,
     pid: u32,
     admin: std::path::PathBuf,
-    events: mpsc::UnboundedSender<Event>,
+    reports: Reports,
+    /// It was here before this agent.
+    found: bool,
     ready: bool,
     answered: Instant,
+    hung: bool,
+    /// What it is to finish, at the latest when.
+    drain: Option<(Instant, bool)>,
 }
 
 impl Driver {
-    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, cell: isolation::Cell) {
-        let mut cause = None;
-        let status = loop {
-            let pause = if self.ready { ALIVE } else { POLL };
+    fn new(
+        process: Handle,
+        words: LastWords,
+        admin: std::path::PathBuf,
+        reports: Reports,
+        found: bool,
+    ) -> Self {
+        let pid = process.id().map_or(0, |id| id.pid);
+        let answered = Instant::now();
+        Self { process, words, pid, admin, reports, found, ready: false, answered, hung: false, drain: None }
+    }
+
+    fn run(self) -> Running {
+        let (commands, queue) = mpsc::unbounded_channel();
+        let id = self.process.id();
+        tokio::spawn(self.serve(queue));
+        Running { id, commands }
+    }
+
+    /// Until the process ends, or nobody commands any more; then it lives on.
+    async fn serve(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let exit: Exit = loop {
+            let pause = if self.ready && self.drain.is_none() { ALIVE } else { POLL };
             tokio::select! {
-                status = self.child.wait() => break status,
+                exit = self.process.ended(&self.words) => break exit,
                 command = commands.recv() => match command {
-                    Some(Command::Stats(answer)) => {
-                        if let Some(stats) = read_stats(&self.admin, self.pid).await {
-                            self.answered = Instant::now();
-                            let _ = answer.send(stats);
-                        }
-                    }
-                    Some(Command::End(drain)) => break self.end(drain).await,
-                    // It binds and closes by itself what LDS says.
-                    Some(Command::Listener(..) | Command::RemoveListener(_)) => {}
-                    None => break self.end(Duration::ZERO).await,
+                    Some(command) => self.command(command).await,
+                    None => return,
                 },
-                () = tokio::time::sleep(pause) => {
-                    self.look().await;
-                    if self.answered.elapsed() > HUNG {
-                        cause = Some(format!("hung: no answer for {} s", self.answered.elapsed().as_secs()));
-                        let _ = self.child.start_kill();
-                        break self.child.wait().await;
-                    }
-                }
+                () = tokio::time::sleep(pause) => self.look().await,
             }
         };
-        let memory = cell.left(&status);
-        let ended = match (cause.or(memory), status) {
-            (Some(cause), _) => cause,
-            (None, Ok(status)) => super::describe(status),
-            (None, Err(error)) => error.to_string(),
-        };
-        let _ = self.events.send(Event::Ended(ended));
+        self.reports.send(Event::Ended(exit));
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Stats => {
+                if let Some(stats) = read_stats(&self.admin, self.pid).await {
+                    self.answered = Instant::now();
+                    self.reports.send(Event::Stats(Box::new(stats)));
+                }
+            }
+            Command::Drain { within, inbound_only } => {
+                if !inbound_only {
+                    // Not answering is no reason not to end it.
+                    let _ = ask(&self.admin, "POST", "/drain_listeners?graceful&skip_exit").await;
+                }
+                let deadline = Instant::now() + within;
+                let deadline = self.drain.map_or(deadline, |(earlier, _)| earlier.min(deadline));
+                self.drain = Some((deadline, inbound_only));
+            }
+            Command::Kill => self.process.signal(Signal::KILL),
+            // It accepts from the start, and binds and closes by itself what LDS says.
+            Command::Listener(..)
+            | Command::RemoveListener(_)
+            | Command::Accept
+            | Command::Pause
+            | Command::Connected(_) => {}
+        }
     }
 
     async fn look(&mut self) {
-        let Some((code, _)) = ask(&self.admin, "GET", "/ready").await else { return };
-        self.answered = Instant::now();
-        if code == 200 && !self.ready {
-            if let Some((200, body)) = ask(&self.admin, "GET", "/server_info").await {
-                let _ = self.events.send(Event::Version(version(&body)));
+        if let Some((deadline, inbound_only)) = self.drain {
+            return self.look_at_drain(deadline, inbound_only).await;
+        }
+        match ask(&self.admin, "GET", "/ready").await {
+            Some((code, _)) => {
+                self.answered = Instant::now();
+                self.hung = false;
+                if code == 200 && !self.ready {
+                    self.report_ready().await;
+                }
             }
-            self.ready = true;
-            let _ = self.events.send(Event::Ready);
+            None if self.answered.elapsed() > HUNG && !self.hung => {
+                self.hung = true;
+                self.reports.send(Event::Hung);
+            }
+            None => {}
         }
     }
 
-    async fn end(&mut self, drain: Duration) -> std::io::Result<std::process::ExitStatus> {
-        let deadline = Instant::now() + drain;
-        // Not answering is no reason not to end it.
-        let drained = async {
-            let _ = ask(&self.admin, "POST", "/drain_listeners?graceful&skip_exit").await;
-            loop {
-                match read_stats(&self.admin, self.pid).await {
-                    Some(stats) if stats.listeners.values().any(|l| l.active_requests > 0) => {}
-                    _ => return,
-                }
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        let _ = tokio::time::timeout_at(deadline, drained).await;
-        if let Some(pid) = rustix::process::Pid::from_raw(self.pid.cast_signed())
-            && self.child.id().is_some()
-        {
-            let _ = rustix::process::kill_process(pid, Signal::TERM);
+    async fn report_ready(&mut self) {
+        if let Some((200, body)) = ask(&self.admin, "GET", "/server_info").await {
+            self.reports.send(Event::Version(version(&body)));
         }
-        match tokio::time::timeout(LINGER, self.child.wait()).await {
-            Ok(status) => status,
-            Err(_) => {
-                let _ = self.child.start_kill();
-                self.child.wait().await
+        self.ready = true;
+        self.reports.send(Event::Ready { configuration: String::new(), identity: None });
+        if self.found {
+            self.reports.send(Event::Returned(State::Accepting));
+        }
+    }
+
+    async fn look_at_drain(&mut self, deadline: Instant, inbound_only: bool) {
+        let concerned = |name: &str| !inbound_only || name.starts_with("inbound/");
+        let open = match read_stats(&self.admin, self.pid).await {
+            Some(stats) => {
+                let all = stats.listeners.iter().filter(|(name, _)| concerned(name));
+                all.fold(Connections::default(), |mut open, (_, listener)| {
+                    // One without requests is of TCP, of which nobody knows whether it is idle.
+                    if listener.requests > 0 {
+                        open.http += listener.active_requests;
+                    } else {
+                        open.tcp += listener.active_connections;
+                    }
+                    open
+                })
             }
+            None => Connections::default(),
+        };
+        if open.sum() > 0 && Instant::now() < deadline {
+            return;
+        }
+        self.drain = None;
+        self.reports.send(Event::Drained { cut: open, inbound_only });
+        if !inbound_only {
+            self.process.signal(Signal::TERM);
         }
     }
 }
@@ -241,6 +294,7 @@ async fn read_stats(admin: &Path, pid: u32) -> Option<Stats> {
 fn map_stats(body: &[u8]) -> Option<Stats> {
     let all: serde_json::Value = serde_json::from_slice(body).ok()?;
     let mut stats = Stats::default();
+    let mut mismatches = Vec::new();
     for stat in all["stats"].as_array()? {
         let (Some(name), Some(value)) = (stat["name"].as_str(), stat["value"].as_u64()) else { continue };
         // Names of resources have no dots.
@@ -249,11 +303,20 @@ fn map_stats(body: &[u8]) -> Option<Stats> {
             continue;
         };
         match family {
+            "cluster" if what == "ssl.fail_verify_san" && value > 0 => {
+                mismatches.push((resource.to_owned(), value));
+            }
             "cluster" => count_cluster(stats.clusters.entry(resource.to_owned()).or_default(), what, value),
             "http" | "tcp" | "listener" => {
                 count_listener(stats.listeners.entry(resource.to_owned()).or_default(), family, what, value);
             }
             _ => {}
+        }
+    }
+    // An endpoint that is not who was called: counted where the call came from, as the native proxy does.
+    for (name, refused) in mismatches {
+        if let Some(listener) = stats.listeners.get_mut(&name) {
+            listener.reasons.insert("upstream_identity_mismatch".to_owned(), refused);
         }
     }
     Some(stats)
@@ -279,6 +342,11 @@ fn count_listener(listener: &mut ListenerStats, family: &str, what: &str, value:
         ("http" | "tcp", "downstream_cx_tx_bytes_total") => listener.bytes_out = value,
         ("http", "no_route") => reason("no_route"),
         ("http", "rbac.denied") | ("tcp", "rbac.denied") => reason("caller_not_allowed"),
+        // Callers of a TCP port are told apart by their certificates alone.
+        ("listener", "ssl.fail_verify_san") => reason("caller_not_allowed"),
+        ("listener", "ssl.fail_verify_error" | "ssl.fail_verify_no_cert" | "ssl.connection_error") => {
+            reason("tls_handshake_failed");
+        }
         ("tcp", "downstream_cx_no_route") => reason("no_route"),
         _ => {}
     }
@@ -297,6 +365,8 @@ fn count_cluster(cluster: &mut ClusterStats, what: &str, value: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -305,6 +375,11 @@ mod tests {
             {"name": "http.inbound/http.downstream_rq_total", "value": 7},
             {"name": "http.inbound/http.downstream_rq_5xx", "value": 2},
             {"name": "http.inbound/http.rbac.denied", "value": 1},
+            {"name": "listener.inbound/http.ssl.fail_verify_san", "value": 4},
+            {"name": "listener.inbound/http.ssl.fail_verify_no_cert", "value": 2},
+            {"name": "listener.inbound/http.ssl.connection_error", "value": 3},
+            {"name": "cluster.outbound/shop/db/sql.ssl.fail_verify_san", "value": 6},
+            {"name": "cluster.outbound/shop/other/http.ssl.fail_verify_san", "value": 6},
             {"name": "tcp.outbound/shop/db/sql.downstream_cx_total", "value": 3},
             {"name": "cluster.outbound/shop/db/sql.upstream_cx_connect_fail", "value": 4},
             {"name": "http.admin.downstream_rq_total", "value": 99},
@@ -313,8 +388,12 @@ mod tests {
         let stats = map_stats(body.to_string().as_bytes()).unwrap();
         let inbound = &stats.listeners["inbound/http"];
         assert_eq!((inbound.requests, inbound.responses[4]), (7, 2));
-        assert_eq!(inbound.reasons.get("caller_not_allowed"), Some(&1));
-        assert_eq!(stats.listeners["outbound/shop/db/sql"].connections, 3);
+        assert_eq!(inbound.reasons.get("caller_not_allowed"), Some(&5), "by role and by certificate");
+        assert_eq!(inbound.reasons.get("tls_handshake_failed"), Some(&5));
+        let outbound = &stats.listeners["outbound/shop/db/sql"];
+        assert_eq!(outbound.connections, 3);
+        assert_eq!(outbound.reasons, BTreeMap::from([("upstream_identity_mismatch".to_owned(), 6)]));
+        assert!(!stats.listeners.contains_key("outbound/shop/other/http"), "no listener of ours");
         assert_eq!(stats.clusters["outbound/shop/db/sql"].connect_failures, 4);
         assert_eq!(map_stats(b"nothing"), None);
         assert_eq!(version(br#"{"version": "abc/1.40.0/Clean/RELEASE/BoringSSL"}"#), "1.40.0");

@@ -15,6 +15,13 @@ use crate::upstream::{Known, LinkState};
 impl Instance {
     /// Takes in what is known now. Returns what is missing before the proxy can be started, in words.
     pub(super) fn take_knowledge(&mut self) -> Option<String> {
+        match self.take_what_is_known() {
+            Some(_) if self.fall_back() => self.take_what_is_known(),
+            missing => missing,
+        }
+    }
+
+    fn take_what_is_known(&mut self) -> Option<String> {
         let upstream = self.host.upstream.clone();
         let service = self.who.service_ref();
         let away = match upstream.link() {
@@ -59,21 +66,31 @@ impl Instance {
         }
         let commands = {
             let relayed = self.local.borrow();
-            self.places.update(&scope, engine, !self.inbound_closed, &relayed)
+            self.places.update(&scope, engine, !self.inbound_closed, relayed.as_ref())
         };
-        commands.into_iter().for_each(|command| self.command(command));
+        commands.iter().for_each(|command| self.command(command));
+        if !commands.is_empty() {
+            self.save();
+        }
         upstream.facts(|facts| facts.set_unbound(&self.who.proxy(), self.places.unbound()));
         let mut local = self.places.localise(&scope, &set);
         for secret in credential.secrets() {
             local.insert(secret);
         }
-        self.local.send_if_modified(|current| {
-            let changed = *current != local;
-            if changed {
-                *current = local;
+        if upstream.link() == LinkState::Connected {
+            self.last_good = None;
+        }
+        let changed = self.local.borrow().as_ref() != Some(&local);
+        if changed {
+            if !self.inbound_closed {
+                let mut kept = scope.unscoped(&set);
+                if let Known::Yes(workload) = upstream.known(type_url::WORKLOAD, &service) {
+                    kept.insert(workload);
+                }
+                self.try_out(&local, kept);
             }
-            changed
-        });
+            self.local.send_replace(Some(local));
+        }
         None
     }
 

@@ -3,16 +3,19 @@
 //! Holds: a socket lives as long as its instance wants it, whatever happens to the proxy; a called service keeps
 //! its address for the instance's life; a service that is no longer there keeps its sockets and names, so that a
 //! call is answered with the reason instead of being refused, and is found at the same address should it come
-//! back. What cannot be bound is a problem of that listener alone. Does not: serve, or tell the proxy (its
+//! back. What cannot be bound is a problem of that listener alone. With a new agent sockets come back from the processes
+//! that have them; one that nobody has is bound anew at its address. Does not: serve, or tell the proxy (its
 //! changes come back as commands).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use outrider_xds::{Resource, ResourceSet};
 
+use super::saved::{self, Saved, SavedListener};
 use crate::engine::{Command, Engine};
 use crate::facts::Unbound;
 use crate::hosts::HostsFile;
@@ -42,6 +45,10 @@ pub(super) struct Places {
     unbound: Unbound,
     problems: Vec<String>,
     commands: Vec<Command>,
+    /// Sockets of an earlier agent that have not come back yet.
+    awaited: BTreeMap<String, SavedListener>,
+    /// What stands in for services that had gone under an earlier agent.
+    awaited_retired: ResourceSet,
 }
 
 impl Places {
@@ -54,7 +61,71 @@ impl Places {
             unbound: Unbound::new(),
             problems: Vec::new(),
             commands: Vec::new(),
+            awaited: BTreeMap::new(),
+            awaited_retired: ResourceSet::new(),
         }
+    }
+
+    /// Expects the sockets of an earlier agent, whose instance had `folder`.
+    pub(super) fn resume(&mut self, saved: &Saved, folder: &Path) {
+        for address in saved.addresses.values() {
+            self.host.addresses().take(*address);
+        }
+        self.addresses.clone_from(&saved.addresses);
+        let key = |listener: &SavedListener| (listener.wanted.listener.clone(), listener.clone());
+        self.awaited = saved.listeners.iter().map(key).collect();
+        self.awaited_retired = saved::read_retired(folder).into_iter().collect();
+    }
+
+    /// A process has the sockets of this listener. Of several that have them the first counts: they are the same.
+    pub(super) fn returned(&mut self, name: &str, address: SocketAddr, fds: Vec<OwnedFd>) {
+        let expected = self.awaited.get(name).is_some_and(|saved| saved.address == address);
+        if let (true, Some(fd)) = (expected, fds.into_iter().next())
+            && let Some(saved) = self.awaited.remove(name)
+        {
+            self.take_back(saved, fd);
+        }
+    }
+
+    fn take_back(&mut self, saved: SavedListener, fd: OwnedFd) {
+        let SavedListener { wanted, address, retired } = saved;
+        let name = wanted.listener.clone();
+        let retired = if retired { scope::retire(&self.awaited_retired, &name, &wanted) } else { None };
+        self.bound.insert(name, Bound { fd: Arc::new(fd), address, wanted, retired });
+    }
+
+    /// Binds what has not come back. Returns what processes are to be told.
+    pub(super) fn bind_the_rest(&mut self, engine: Engine) -> Vec<Command> {
+        for (name, saved) in std::mem::take(&mut self.awaited) {
+            match sockets::bind_again(saved.address, engine.sockets()) {
+                Ok(fd) => {
+                    let address = saved.address;
+                    self.take_back(saved, fd);
+                    if let Some(bound) = self.bound.get(&name) {
+                        self.commands.push(Command::Listener(name, address, bound.fd.clone()));
+                    }
+                }
+                Err(error) => tracing::warn!(listener = %name, address = %saved.address, %error, "lost"),
+            }
+        }
+        self.awaited_retired = ResourceSet::new();
+        std::mem::take(&mut self.commands)
+    }
+
+    /// What a next agent needs of this.
+    pub(super) fn save(&self, saved: &mut Saved) {
+        saved.addresses.clone_from(&self.addresses);
+        let listener = |bound: &Bound| SavedListener {
+            wanted: bound.wanted.clone(),
+            address: bound.address,
+            retired: bound.retired.is_some(),
+        };
+        saved.listeners = self.bound.values().map(listener).collect();
+    }
+
+    /// What stands in for services that have gone.
+    pub(super) fn retired(&self) -> impl Iterator<Item = &Resource> {
+        self.bound.values().flat_map(|bound| bound.retired.iter().flatten())
     }
 
     /// Every socket, also those of services that have gone.
@@ -97,7 +168,7 @@ impl Places {
         scope: &Scope,
         engine: Engine,
         inbound_open: bool,
-        relayed: &ResourceSet,
+        relayed: Option<&ResourceSet>,
     ) -> Vec<Command> {
         let (wanted, unreadable) = scope.wanted();
         let wanted: Vec<Wanted> = wanted.into_iter().filter(|w| inbound_open || !w.inbound).collect();
@@ -128,7 +199,7 @@ impl Places {
     }
 
     /// Lets go of sockets that nobody wants and retires those of services that have gone.
-    fn release(&mut self, wanted: &[Wanted], relayed: &ResourceSet) {
+    fn release(&mut self, wanted: &[Wanted], relayed: Option<&ResourceSet>) {
         let retired = self.bound.values().filter(|bound| bound.retired.is_some()).count();
         let mut room = MAX_RETIRED.saturating_sub(retired);
         let mut gone = Vec::new();
@@ -145,7 +216,7 @@ impl Places {
                 }
                 if room > 0 {
                     room -= 1;
-                    bound.retired = scope::retire(relayed, name, &bound.wanted);
+                    bound.retired = relayed.and_then(|relayed| scope::retire(relayed, name, &bound.wanted));
                     if bound.retired.is_some() {
                         tracing::info!(listener = %name, "the called service has gone; calls are told so");
                         continue;

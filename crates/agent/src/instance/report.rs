@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use outrider_api::agent as wire;
 use outrider_handover::Stats;
+use outrider_supervise::Step;
 
 use super::{Identity, Instance};
 use crate::engine::Engine;
@@ -33,10 +34,33 @@ impl Instance {
         let uncounted = self.host.upstream.refusal(&self.who.proxy());
         parts.extend(uncounted.map(|why| format!("the control plane refused this instance: {why}")));
         parts.extend(self.refusal.iter().map(|error| format!("the proxy refused a resource: {error}")));
+        parts.extend(self.change());
+        parts.extend(self.age());
+        parts.extend(self.unsaved.clone());
         parts.extend(self.other_engine());
         parts.extend(self.places.problems());
         parts.retain(|part| !part.is_empty());
         parts.join("; ")
+    }
+
+    /// A change of the proxy that is under way, or what keeps it from being at its target.
+    fn change(&self) -> Option<String> {
+        let status = self.proxy.supervisor.status(std::time::Instant::now());
+        if let Some(change) = status.change {
+            let step = match change.step {
+                Step::Waiting => "is tried again",
+                Step::Preparing => "is being prepared",
+                Step::Probation => "is on probation",
+                Step::PuttingBack => "is taken back",
+            };
+            return Some(format!("{} {step}", change.to));
+        }
+        if status.crashes.looping {
+            return Some("the proxy ends again and again, so starts are paused".to_owned());
+        }
+        let target = status.target?;
+        let held = status.quarantined.iter().find(|one| one.matches(&target))?;
+        Some(format!("{target} is in quarantine: {}", held.reason))
     }
 
     /// What of a change of the declared engine is outstanding.
@@ -53,11 +77,22 @@ impl Instance {
             self.said.clone_from(&reason);
             self.tell(Told::Waiting { reason: reason.clone() }).await;
         }
+        if self.told_ready
+            && self.saved.as_ref().is_some_and(|saved| saved.answers != self.life.in_endpoint_set())
+        {
+            self.save();
+        }
         let state = match (self.life.leaving(), self.life.in_endpoint_set()) {
             (true, _) => wire::InstanceState::Draining,
             (false, true) => wire::InstanceState::Ready,
             (false, false) => wire::InstanceState::Starting,
         };
+        let shown = self.proxy.shown();
+        let generation = shown.map_or(0, |(number, _)| number);
+        let shown = shown.map(|(_, live)| live);
+        let release = shown.map(|live| live.target.release.to_string()).unwrap_or_default();
+        let version = shown.map(|live| live.version.clone()).unwrap_or_default();
+        let app_pid = self.app.map_or(0, |app| app.pid);
         let engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();
         let inbound = self.places.in_use().map(|(_, bound)| bound).filter(|bound| bound.wanted.inbound);
         let instance = wire::Instance {
@@ -70,11 +105,11 @@ impl Instance {
                 })
                 .collect(),
             engine: engine.clone(),
-            engine_version: self.version.clone(),
-            proxy_pid: self.running.as_ref().map_or(0, |running| running.pid),
-            app_pid: self.app_pid,
+            engine_version: version.clone(),
+            proxy_pid: shown.and_then(|live| live.process).map_or(0, |process| process.pid),
+            app_pid,
             reason: reason.clone(),
-            restarts: self.life.restarts(),
+            restarts: self.proxy.restarts,
             ..wire_instance(&self.who)
         };
         let overview = InstanceOverview {
@@ -88,12 +123,15 @@ impl Instance {
             .to_owned(),
             reason,
             engine,
-            engine_version: self.version.clone(),
+            engine_version: version.clone(),
+            release,
+            generation,
             proxy_pid: instance.proxy_pid,
-            app_pid: self.app_pid,
+            app_pid,
             restarts: instance.restarts,
             listeners: self.places.in_use().map(|(name, b)| (name.clone(), b.address.to_string())).collect(),
             stats: self.stats.clone(),
+            last_good: self.host.last_good.written(&self.who.service_ref()).map(crate::local::seconds),
         };
         self.host.publish(&self.who.proxy(), Some((instance, overview)));
     }

@@ -14,17 +14,11 @@ use outrider_compile::{Compiler, Endpoint};
 use outrider_identity::{Authority, CertificateSlot, JoinToken, PrivateKey, SpiffeId, server_config};
 use outrider_intent::model::{Intent, ServiceRef};
 use outrider_xds::ResourceSet;
-use outrider_xds::server::{Options, Session};
-use outrider_xds_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use outrider_xds_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
+use outrider_xds::serve::{DeltaServer, Responses};
+use outrider_xds::server::Options;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -41,13 +35,12 @@ pub struct Shared {
     authority: Authority,
     token: JoinToken,
     state: Mutex<State>,
-    pub set: watch::Sender<ResourceSet>,
+    /// What is served; `None` while subscriptions are taken and nothing is said.
+    pub set: watch::Sender<Option<ResourceSet>>,
     /// How long every certificate takes.
     pub slow: Mutex<Duration>,
     /// How old every certificate is when it is issued.
     pub age: Mutex<Duration>,
-    /// Takes subscriptions and says nothing.
-    pub mute: AtomicBool,
     /// Certificates issued for services.
     pub signed: AtomicU32,
     /// Service whose instances do not count, and why.
@@ -63,8 +56,10 @@ struct State {
     applied: BTreeMap<(String, String), BTreeMap<String, String>>,
     /// (proxy, type, name) → why it was refused.
     refused: BTreeMap<(String, String, String), String>,
+    occurred: BTreeMap<u64, Occurred>,
     joined: u32,
     sessions: u32,
+    mute: bool,
 }
 
 pub fn intent(yaml: &str) -> Intent {
@@ -82,10 +77,9 @@ impl ControlPlane {
             authority,
             token,
             state: Mutex::default(),
-            set: watch::channel(ResourceSet::new()).0,
+            set: watch::channel(None).0,
             slow: Mutex::default(),
             age: Mutex::default(),
-            mute: AtomicBool::default(),
             signed: AtomicU32::default(),
             uncounted: Mutex::default(),
             put_out: AtomicBool::default(),
@@ -123,10 +117,11 @@ impl ControlPlane {
                 });
             }
         }));
+        let ads = DeltaServer::new(shared.set.subscribe(), Options::for_agent(), stop.clone());
         let service = Service { shared: shared.clone(), stop: stop.clone() };
         let server = tonic::transport::Server::builder()
-            .add_service(AgentsServer::new(service.clone()))
-            .add_service(AggregatedDiscoveryServiceServer::new(service))
+            .add_service(AgentsServer::new(service))
+            .add_service(ads.into_service())
             .serve_with_incoming(ReceiverStream::new(receiver));
         tokio::spawn(token.run_until_cancelled_owned(server));
         Self { shared, address, stop }
@@ -163,6 +158,12 @@ impl Drop for ControlPlane {
 impl Shared {
     pub fn apply(&self, yaml: &str) {
         self.state.lock().unwrap().intent = intent(yaml);
+        self.compile();
+    }
+
+    /// Takes subscriptions and says nothing, or not any more.
+    pub fn mute(&self, mute: bool) {
+        self.state.lock().unwrap().mute = mute;
         self.compile();
     }
 
@@ -225,7 +226,7 @@ impl Shared {
             }
         }
         // Under the lock: two of these at once must not leave the older one.
-        self.set.send_replace(set);
+        self.set.send_replace((!state.mute).then_some(set));
         drop(state);
     }
 
@@ -253,8 +254,16 @@ impl Shared {
                     known.remove(&name);
                 }
             }
+            Some(FactKind::Occurred(occurred)) => {
+                self.state.lock().unwrap().occurred.insert(occurred.number, occurred);
+            }
             _ => {}
         }
+    }
+
+    /// What happened to proxies, by number.
+    pub fn occurred(&self) -> Vec<Occurred> {
+        self.state.lock().unwrap().occurred.values().cloned().collect()
     }
 }
 
@@ -263,8 +272,6 @@ struct Service {
     shared: Arc<Shared>,
     stop: CancellationToken,
 }
-
-type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn der(chain: Vec<outrider_identity::CertificateDer<'static>>) -> Vec<Vec<u8>> {
     chain.into_iter().map(|c| c.to_vec()).collect()
@@ -296,7 +303,7 @@ impl Agents for Service {
         Ok(Response::new(SignResponse { chain: der(chain), bundle: der(self.shared.authority.bundle()) }))
     }
 
-    type SessionStream = Boxed<Instruction>;
+    type SessionStream = Responses<Instruction>;
 
     async fn session(
         &self,
@@ -320,54 +327,6 @@ impl Agents for Service {
                 if report {
                     let kind = Some(InstructionKind::Refused(shared.uncounted()));
                     let _ = sender.send(Ok(Instruction { kind })).await;
-                }
-            }
-        }));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-}
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Service {
-    type StreamAggregatedResourcesStream = Boxed<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Boxed<DeltaDiscoveryResponse>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        _request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("delta only"))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let (sender, receiver) = mpsc::channel(16);
-        let (mut set, mut requests) = (self.shared.set.subscribe(), request.into_inner());
-        let shared = self.shared.clone();
-        tokio::spawn(self.stop.clone().run_until_cancelled_owned(async move {
-            let mut session = Session::new(Options::for_agent());
-            loop {
-                tokio::select! {
-                    request = requests.message() => {
-                        let Ok(Some(request)) = request else { return };
-                        session.on_request(&request).unwrap();
-                    }
-                    changed = set.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
-                    }
-                }
-                let now = set.borrow_and_update().clone();
-                if shared.mute.load(Ordering::Relaxed) {
-                    continue;
-                }
-                for response in session.poll(&now) {
-                    if sender.send(Ok(response)).await.is_err() {
-                        return;
-                    }
                 }
             }
         }));

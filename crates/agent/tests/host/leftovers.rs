@@ -21,6 +21,7 @@ fn run_process() {
         folder: None,
         timeout: None,
         adopts: false,
+        stop_timeout: outrider_agent::STOP_TIMEOUT,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     std::process::exit(runtime.block_on(outrider_agent::run(options)).unwrap().into());

@@ -6,9 +6,11 @@
 
 mod control_plane;
 mod fake_proxy;
+mod generations;
 mod leftovers;
 mod ports;
 mod real;
+mod takeover;
 mod targets;
 
 use std::io::Read;
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use control_plane::ControlPlane;
 use outrider_agent::local::{InstanceOverview, Overview, list};
-use outrider_agent::{AgentError, AgentOptions, Hooks, RunError, RunOptions, run_with};
+use outrider_agent::{AgentError, AgentOptions, Hooks, OnStop, Policy, RunError, RunOptions, run_with};
 use outrider_xds_types::type_url;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc;
@@ -61,6 +63,27 @@ struct Mesh {
     agent: Option<(JoinHandle<Result<(), AgentError>>, CancellationToken)>,
     proxy: PathBuf,
     patience: Duration,
+    on_stop: OnStop,
+    policy: Policy,
+}
+
+/// Proxies outlive an agent, so a test that fails must not leave them behind.
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(self.path().join("run/p")).into_iter().flatten().flatten() {
+            let Ok(saved) = std::fs::read(entry.path().join("instance.json")) else { continue };
+            let saved: serde_json::Value = serde_json::from_slice(&saved).unwrap_or_default();
+            for process in saved["generations"].as_array().into_iter().flatten() {
+                let id =
+                    serde_json::from_value::<outrider_os::process::ProcessId>(process["process"].clone());
+                if let Ok(id) = id
+                    && id.exists()
+                {
+                    kill(id.pid, Signal::KILL);
+                }
+            }
+        }
+    }
 }
 
 impl Mesh {
@@ -69,17 +92,35 @@ impl Mesh {
     }
 
     async fn start_with(yaml: &str, proxy: Option<PathBuf>) -> Self {
+        let mut mesh = Self::prepare(yaml).await;
+        if let Some(proxy) = proxy {
+            mesh.proxy = proxy;
+        }
+        mesh.start_agent(true).await;
+        mesh
+    }
+
+    /// Without an agent yet.
+    async fn prepare(yaml: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("or").tempdir_in("/tmp").unwrap();
         let control = ControlPlane::start(&folder.path().join("ca"), yaml).await;
-        let proxy = proxy.unwrap_or_else(|| fake_proxy::program(folder.path()));
-        let mut mesh = Self { folder, control: Some(control), agent: None, proxy, patience: DEADLINE };
-        mesh.start_agent(true).await;
+        let proxy = fake_proxy::program(folder.path());
+        let mut mesh = Self::of(folder, control);
+        mesh.proxy = proxy;
         mesh
     }
 
     /// With an agent that runs elsewhere.
     fn of(folder: tempfile::TempDir, control: ControlPlane) -> Self {
-        Self { folder, control: Some(control), agent: None, proxy: PathBuf::new(), patience: DEADLINE }
+        Self {
+            folder,
+            control: Some(control),
+            agent: None,
+            proxy: PathBuf::new(),
+            patience: DEADLINE,
+            on_stop: OnStop::EndAll,
+            policy: Policy::default(),
+        }
     }
 
     fn control(&self) -> &ControlPlane {
@@ -102,6 +143,8 @@ impl Mesh {
         options.proxy_binary = Some(self.proxy.clone());
         options.envoy_binary = std::env::var_os("OUTRIDER_ENVOY").map(Into::into);
         options.patience = self.patience;
+        options.on_stop = self.on_stop;
+        options.policy = self.policy.clone();
         options.times.settle = Duration::from_millis(50);
         options
     }
@@ -151,7 +194,11 @@ impl Mesh {
     }
 
     fn run_as(&self, service: &str, script: &str, adopts: bool) -> App {
-        let options = RunOptions {
+        self.run_with(service, script, |options| options.adopts = adopts)
+    }
+
+    fn run_with(&self, service: &str, script: &str, change: impl FnOnce(&mut RunOptions)) -> App {
+        let mut options = RunOptions {
             socket: self.socket(),
             service: service.into(),
             command: "/bin/sh".into(),
@@ -159,8 +206,10 @@ impl Mesh {
             env: Vec::new(),
             folder: Some(self.path().to_owned()),
             timeout: Some(DEADLINE),
-            adopts,
+            adopts: true,
+            stop_timeout: outrider_agent::STOP_TIMEOUT,
         };
+        change(&mut options);
         let (signals, receiver) = mpsc::unbounded_channel();
         let (told, progress) = mpsc::unbounded_channel();
         let hooks = Hooks {
@@ -382,6 +431,68 @@ async fn a_server_is_an_endpoint_while_it_answers_and_leaves_before_it_is_stoppe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_ignores_the_stop_is_killed_with_its_group_and_it_is_said() {
+    let mesh = Mesh::start(&shop("native", 9)).await;
+    let script = "trap '' TERM; sleep 600 & echo $! > pid; while :; do sleep 0.02; done";
+    let mut app = mesh.run_with("shop/checkout", script, |o| o.stop_timeout = Duration::from_millis(300));
+    let child = eventually("it runs", || async {
+        std::fs::read_to_string(mesh.path().join("pid")).ok()?.trim().parse::<u32>().ok()
+    })
+    .await;
+    app.signals.send(Signal::TERM).unwrap();
+    let said = app.progress.recv().await.unwrap();
+    assert_eq!(said, "the application has not ended within 0.3 s of the stop; it is killed");
+    assert_eq!(app.end().await, 128 + 9);
+    let gone = || async { outrider_os::process::Entry::of(child).is_none_or(|e| e.zombie).then_some(()) };
+    eventually("what it started has ended", gone).await;
+}
+
+/// The application of one instance has ended; another one of the same service comes while nobody says anything new.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_instance_of_a_known_service_starts_without_the_control_plane() {
+    let mut mesh = Mesh::start(&shop("native", 9)).await;
+    let kept = mesh.path().join("state/agent/last-good/shop.checkout");
+    let first = mesh.run("shop/checkout", "exec sleep 600");
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready" && i.last_good.is_some()).await;
+    first.signals.send(Signal::TERM).unwrap();
+    first.end().await;
+    mesh.control().stop();
+    eventually("the agent notices", || async { (!mesh.overview().await.away.is_empty()).then_some(()) })
+        .await;
+    let second = mesh.run("shop/checkout", "exec sleep 600");
+    let instance = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    assert_ne!(instance.name, before.name);
+    assert_eq!(ask(address(&instance, OUT)).await, instance.proxy_pid.to_string());
+    assert!(instance.reason.contains("on the last good configuration, "), "{}", instance.reason);
+    second.signals.send(Signal::TERM).unwrap();
+    second.end().await;
+
+    // A new agent as well, and although the newest file is damaged: then it is the one before.
+    mesh.stop_agent().await;
+    let mut files: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let whole = std::fs::read(files.last().unwrap()).unwrap();
+    std::fs::write(kept.join("0000000900"), &whole[..whole.len() / 2]).unwrap();
+    mesh.start_agent(false).await;
+    let third = mesh.run("shop/checkout", "exec sleep 600");
+    let mut unknown = mesh.run("shop/inventory", "true");
+    mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let held = unknown.progress.recv().await.unwrap();
+    assert!(held.contains("service shop/inventory is not known here yet; no connection"), "{held}");
+
+    // Back again, it is followed.
+    let control = mesh.control.take().unwrap().restart().await;
+    mesh.control = Some(control);
+    mesh.instance("shop/checkout", |i| i.state == "ready" && i.reason.is_empty()).await;
+    mesh.control().shared.apply(&shop("native", 9).replace("8081", "8091"));
+    mesh.instance("shop/checkout", |i| i.listeners.get(OUT).is_some_and(|a| a.ends_with(":8091"))).await;
+    for app in [third, unknown] {
+        app.signals.send(Signal::TERM).unwrap();
+        app.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refusals_say_what_to_do() {
     let mut mesh = Mesh::start(&shop("native", 9)).await;
     let second = outrider_agent::serve(mesh.options(), CancellationToken::new()).await;
@@ -479,14 +590,14 @@ async fn a_server_that_answers_no_subscription_is_left() {
     mesh.stop_agent().await;
     mesh.patience = Duration::from_millis(500);
     mesh.start_agent(true).await;
-    mesh.control().shared.mute.store(true, std::sync::atomic::Ordering::Relaxed);
+    mesh.control().shared.mute(true);
     let app = mesh.run("shop/checkout", "exec sleep 600");
     let before = mesh.control().shared.counts().1;
     eventually("the agent comes anew", || async {
         (mesh.control().shared.counts().1 > before).then_some(())
     })
     .await;
-    mesh.control().shared.mute.store(false, std::sync::atomic::Ordering::Relaxed);
+    mesh.control().shared.mute(false);
     mesh.instance("shop/checkout", |i| i.state == "ready").await;
     app.signals.send(Signal::TERM).unwrap();
     assert_eq!(app.end().await, 128 + 15);

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::{App, Mesh, OUT, address, eventually, kill, shop};
 
 /// The proxy of an engine, or `None` (and the reason printed) where there is none.
-fn engine(name: &str) -> Option<Option<PathBuf>> {
+pub fn engine(name: &str) -> Option<Option<PathBuf>> {
     if name == "envoy" {
         let given = std::env::var_os("OUTRIDER_ENVOY").is_some();
         if !given {
@@ -29,7 +29,7 @@ fn engine(name: &str) -> Option<Option<PathBuf>> {
 }
 
 /// Answers everything with 200, or with an echo where `echo`.
-async fn origin(echo: bool) -> u16 {
+pub async fn origin(echo: bool) -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -48,15 +48,15 @@ async fn origin(echo: bool) -> u16 {
 }
 
 /// A connection of an application.
-struct Caller(tokio::net::TcpStream);
+pub struct Caller(tokio::net::TcpStream);
 
 impl Caller {
-    async fn connect(address: SocketAddr) -> Option<Self> {
+    pub async fn connect(address: SocketAddr) -> Option<Self> {
         tokio::net::TcpStream::connect(address).await.ok().map(Self)
     }
 
     /// Sends `bytes` and returns what comes next: an answer, or nothing if the connection was closed.
-    async fn say(&mut self, bytes: &[u8]) -> String {
+    pub async fn say(&mut self, bytes: &[u8]) -> String {
         let _ = self.0.write_all(bytes).await;
         let mut buffer = vec![0; 4096];
         let read = tokio::time::timeout(Duration::from_secs(20), self.0.read(&mut buffer)).await;
@@ -64,12 +64,12 @@ impl Caller {
         String::from_utf8_lossy(&buffer[..n]).into_owned()
     }
 
-    async fn get(&mut self) -> String {
+    pub async fn get(&mut self) -> String {
         self.say(b"GET / HTTP/1.1\r\nhost: inventory\r\n\r\n").await
     }
 }
 
-async fn get(address: SocketAddr) -> String {
+pub async fn get(address: SocketAddr) -> String {
     match Caller::connect(address).await {
         Some(mut caller) => caller.get().await,
         None => "refused".to_owned(),
@@ -111,7 +111,7 @@ pair! {
     connections_to_a_tcp_service_that_was_deleted_are_closed_until_it_is_back => deleted_tcp_service;
 }
 
-fn has_gone(answer: &str) -> bool {
+pub fn has_gone(answer: &str) -> bool {
     let lower = answer.to_ascii_lowercase();
     answer.starts_with("HTTP/1.1 503")
         && lower.contains("\r\nx-outrider-reason: unknown_service\r\n")

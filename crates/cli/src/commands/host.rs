@@ -1,11 +1,11 @@
 //! The long-running commands: `server`, `agent`, and `run`.
 //!
-//! Holds: SIGTERM and SIGINT end each of them in order, a second one at once; where they can be reached is said on
+//! Holds: SIGTERM and SIGINT end each of them in order, a second one at once (an agent leaves its proxies to the next one); where they can be reached is said on
 //! standard error once they can.
 
 use std::process::ExitCode;
 
-use outrider_agent::{AgentOptions, RunOptions};
+use outrider_agent::{AgentOptions, OnStop, RunOptions};
 use outrider_control as control;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -53,6 +53,9 @@ pub(crate) async fn agent(args: AgentArgs) -> Outcome {
     options.inbound_ports = args.inbound_ports;
     options.proxy_binary = args.engines.proxy;
     options.envoy_binary = args.engines.envoy;
+    options.releases = args.releases;
+    // Applications run on without an agent, so their proxies do: the next agent takes them over.
+    options.on_stop = OnStop::HandOver;
     note(&format!("agent of node {} at {}", options.node, options.socket().display()));
     let stop = stop_signal()?;
     let shutdown = CancellationToken::new();
@@ -90,6 +93,7 @@ pub(crate) async fn run(args: RunArgs) -> Outcome {
         folder: None,
         timeout: Some(args.limit.timeout),
         adopts: args.adopt,
+        stop_timeout: args.stop_timeout,
     };
     match outrider_agent::run(options).await {
         Ok(code) => Ok(ExitCode::from(code)),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use outrider_agent::AgentOptions;
+use outrider_agent::{AgentOptions, OnStop};
 use outrider_api::http::{TokenRequest, TokenResponse};
 use outrider_control as control;
 use outrider_identity::private_folder;
@@ -181,6 +181,7 @@ impl Stack {
         options.advertise = Some(IpAddr::from([127, 0, 0, 1]));
         options.proxy_binary = engines.proxy;
         options.envoy_binary = engines.envoy;
+        options.on_stop = OnStop::EndAll;
         self.agent_socket = options.socket();
         self.agent = Some(Tier::start("the agent", |stop| outrider_agent::serve(options, stop)));
         let listening = async {

@@ -8,7 +8,7 @@ use outrider_proxy_core::access::AccessPolicy;
 use outrider_proxy_core::http1::Limits;
 use outrider_proxy_core::route::RouteTable;
 use outrider_xds_types::names::ListenerMetadata;
-use outrider_xds_types::pb::envoy::config::core::v3::Metadata;
+use outrider_xds_types::pb::envoy::config::core::v3::{Metadata, TrafficDirection};
 use outrider_xds_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
@@ -53,6 +53,8 @@ pub struct ParsedListener {
     pub name: Arc<str>,
     /// Where callers connect.
     pub address: SocketAddr,
+    /// Whether others call this service through it.
+    pub inbound: bool,
     /// Connections that begin with TLS, and the ALPN names offered.
     pub tls: Option<(Vec<Vec<u8>>, ParsedService)>,
     /// Others.
@@ -135,8 +137,10 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
     for (n, filter) in std::mem::take(&mut listener.listener_filters).into_iter().enumerate() {
         listener_filter(filter, &format!("listener_filters[{n}]"))?;
     }
+    let inbound = std::mem::take(&mut listener.traffic_direction) == TrafficDirection::Inbound as i32;
     let default_host = listener.metadata.take().map(|metadata| default_host(&metadata)).unwrap_or_default();
-    let mut parsed = ParsedListener { name, address, tls: None, plain: None, detect: None, default_host };
+    let mut parsed =
+        ParsedListener { name, address, inbound, tls: None, plain: None, detect: None, default_host };
     let chains = std::mem::take(&mut listener.filter_chains);
     if chains.is_empty() {
         return Err(Refusal::new("filter_chains", "at least one is required"));
@@ -146,7 +150,6 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
         filter_chain(chain, only, &format!("filter_chains[{n}]"), &mut parsed, slots)?;
     }
     // What follows says what this proxy does anyway, or is for others.
-    listener.traffic_direction = 0;
     listener.stat_prefix.clear();
     // The agent binds; how is its affair.
     listener.enable_reuse_port = None;

@@ -12,6 +12,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context as Task, Poll, ready};
+use std::time::{Duration, Instant};
 
 use outrider_proxy_core::http1::body::{BodyError, BodyFraming, BodyScanner};
 use outrider_proxy_core::http1::encode::{self, Delivery, ResponseEncoding};
@@ -26,7 +27,7 @@ use crate::buffers::{Filled, SIZES};
 use crate::config::HttpService;
 use crate::stream::Stream;
 use crate::upstream::Connection;
-use crate::worker::{Heads, Worker};
+use crate::worker::{Heads, Open, Stage, Worker};
 
 /// Body bytes up to this many are copied behind a head, which saves a system call.
 const JOIN: usize = SIZES[0];
@@ -59,6 +60,7 @@ struct Response {
 
 /// See the module.
 pub(super) struct Exchange<'a> {
+    open: &'a Open,
     worker: &'a Worker,
     client: &'a mut Client,
     connection: Connection,
@@ -84,6 +86,9 @@ pub(super) struct Exchange<'a> {
     written: usize,
     ready_down: usize,
     heard: bool,
+    /// When the request was with the endpoint, and how long it was silent then.
+    asked_at: Option<Instant>,
+    waited: Duration,
     interim: u32,
     switched: bool,
     response: Option<Response>,
@@ -100,14 +105,14 @@ pub(super) struct Exchange<'a> {
     armed: u64,
 }
 
-fn millis(limit: Option<std::time::Duration>) -> u64 {
+fn millis(limit: Option<Duration>) -> u64 {
     limit.map_or(NEVER, |limit| u64::try_from(limit.as_millis()).unwrap_or(NEVER))
 }
 
 impl<'a> Exchange<'a> {
     /// `began` is when the request did, on the worker's clock.
     pub(super) fn new(
-        worker: &'a Worker,
+        open: &'a Open,
         client: &'a mut Client,
         connection: Connection,
         asking: &'a mut Asking,
@@ -115,10 +120,12 @@ impl<'a> Exchange<'a> {
         service: &HttpService,
         began: u64,
     ) -> Self {
+        let worker = &*open.worker;
         let now = worker.timers.now();
         let limits = route.timeouts;
         let ready_up = std::mem::take(&mut asking.accepted);
         Self {
+            open,
             worker,
             client,
             connection,
@@ -136,6 +143,8 @@ impl<'a> Exchange<'a> {
             written: 0,
             ready_down: 0,
             heard: false,
+            asked_at: None,
+            waited: Duration::ZERO,
             interim: 0,
             switched: false,
             response: None,
@@ -175,6 +184,7 @@ impl<'a> Exchange<'a> {
     pub(super) fn count(&self, stats: &mut ListenerStats) {
         stats.bytes_in += self.bytes_in;
         stats.bytes_out += self.bytes_out;
+        stats.upstream_us += u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX);
         if let Some(response) = &self.response {
             stats.response(response.status);
         } else if self.switched {
@@ -217,10 +227,14 @@ impl<'a> Exchange<'a> {
         out: &[u8],
     ) -> Poll<Result<Outcome, ProxyError>> {
         loop {
+            if self.open.stage() == Stage::Cut {
+                return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::Draining)));
+            }
             if !self.request_done && !self.refused {
                 match self.poll_request(cx, out) {
                     Poll::Ready(Ok(())) => {
                         self.request_done = true;
+                        self.asked_at.get_or_insert_with(Instant::now);
                         self.head_at = self.worker.timers.now().saturating_add(self.head_ms);
                     }
                     Poll::Ready(Err(error)) if error.side == Side::Upstream => self.refused = true,
@@ -374,7 +388,10 @@ impl<'a> Exchange<'a> {
             }
             match ready!(inbox.poll_fill(cx, stream, &self.worker.buffers, 0)) {
                 Ok(Filled::Bytes(n)) => {
-                    self.heard = true;
+                    if !self.heard {
+                        self.heard = true;
+                        self.waited = self.asked_at.map_or(Duration::ZERO, |at| at.elapsed());
+                    }
                     self.progress += n as u64;
                 }
                 Ok(Filled::End) => return Poll::Ready(Err(self.closed(None))),
@@ -423,7 +440,7 @@ impl<'a> Exchange<'a> {
             .framing(&self.asking.asked)
             .map_err(|e| ProxyError::new(Side::Upstream, e.upstream_reason()).with_source(e))?;
         // The rest of a request that is answered early will not be read, so nothing can follow it.
-        let keep = self.asking.persistent && self.request_done && !self.worker.is_draining();
+        let keep = self.asking.persistent && self.request_done && self.open.stage() == Stage::Open;
         let delivery = Delivery::of(head, framing, client, keep);
         let how = ResponseEncoding { delivery, edits: Some(&self.route.response_headers), append: b"" };
         encode::response(head, bytes, &how, &mut self.to_client);
@@ -479,9 +496,10 @@ impl<'a> Exchange<'a> {
             After::Linger
         } else if !response.delivery.close && self.asking.persistent {
             After::Keep
-        } else if self.client.inbox.is_empty() {
+        } else if self.client.inbox.is_empty() && !self.asking.persistent {
             After::Close
         } else {
+            // The caller may have sent another request before it learned that there will be no other response.
             After::Linger
         };
         let reuse = whole && response.reusable && !response.ended && self.connection.inbox.is_empty();
@@ -490,16 +508,18 @@ impl<'a> Exchange<'a> {
 
     /// Notices a caller that is gone while we wait for the endpoint; reads ahead at most one block.
     fn watch_client(&mut self, cx: &mut Task<'_>) -> Poll<Result<(), ProxyError>> {
-        let Client { downstream, inbox, half_closed, .. } = &mut *self.client;
-        while !*half_closed && !inbox.is_full() {
+        let Client { downstream, inbox, half_closed, reset, .. } = &mut *self.client;
+        let gone = || ProxyError::new(Side::Downstream, Reason::ClientGone);
+        while !inbox.is_full() {
+            if *half_closed {
+                ready!(reset.poll(cx, &downstream.stream));
+                return Poll::Ready(Err(gone().with_source(io::Error::from(io::ErrorKind::ConnectionReset))));
+            }
             match ready!(inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, 0)) {
                 Ok(Filled::Bytes(_)) => {}
                 // It may have only ended its sending, and still wants the answer.
                 Ok(Filled::End) => *half_closed = true,
-                Err(e) => {
-                    let error = ProxyError::new(Side::Downstream, Reason::ClientGone).with_source(e);
-                    return Poll::Ready(Err(error));
-                }
+                Err(e) => return Poll::Ready(Err(gone().with_source(e))),
             }
         }
         Poll::Ready(Ok(()))

@@ -222,7 +222,11 @@ async fn a_draining_proxy_still_answers_its_agent() {
     busy.send(GET).await;
     let mut server = origin.accept().await;
     server.head().await;
-    proxy.agent.send(&outrider_handover::ToProxy::Drain { drain_ms: 60_000 }, &[]).await.unwrap();
+    proxy
+        .agent
+        .send(&outrider_handover::ToProxy::Drain { drain_ms: 60_000, inbound_only: false }, &[])
+        .await
+        .unwrap();
     assert_eq!(proxy.stats().await.listeners[OUTBOUND].active_connections, 1);
     proxy.ping(9).await;
     // A later drain may bring the end forward.

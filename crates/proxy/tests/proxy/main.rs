@@ -5,6 +5,8 @@
 
 mod binary;
 mod changes;
+mod drains;
+mod generations;
 mod http;
 mod limits;
 mod mesh;

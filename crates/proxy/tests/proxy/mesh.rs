@@ -212,3 +212,125 @@ async fn new_certificates_serve_new_handshakes_and_end_no_connection() {
     behind.send(OK).await;
     app.expect(OK).await;
 }
+
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+const SWITCHED: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+#[tokio::test]
+async fn a_tunnel_ends_when_its_caller_may_call_no_more() {
+    let (origin, authority) = (Origin::bind().await, Authority::new());
+    let mut server = servers("http", "required", &origin, &authority).await;
+    let client = clients("http", &server, &authority, "shop/web").await;
+    let mut app = client.connect(OUTBOUND).await;
+    app.send(UPGRADE).await;
+    let mut behind = origin.accept().await;
+    behind.head().await;
+    behind.send(SWITCHED).await;
+    app.head().await;
+    app.send("hello").await;
+    behind.expect("hello").await;
+
+    let nobody = pair("http", "required", origin.port(), "").replace("calls: [api]", "calls: []");
+    let mut set = compiled(&nobody, "shop/api");
+    for secret in authority.secrets("shop/api") {
+        set.insert(secret);
+    }
+    server.configure(set).await;
+    assert_eq!(behind.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(app.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    server.counted("reason", |s| s.listeners[INBOUND].reasons.get("caller_not_allowed") == Some(&1)).await;
+}
+
+#[tokio::test]
+async fn material_that_cannot_be_used_is_refused_at_once_and_changes_nothing() {
+    use outrider_xds::server::Seen;
+    use outrider_xds_types::pb::envoy::config::core::v3::data_source::Specifier;
+    use outrider_xds_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
+    use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID};
+    let (origin, authority) = (Origin::bind().await, Authority::new());
+    let mut server = servers("http", "required", &origin, &authority).await;
+    let client = clients("http", &server, &authority, "shop/web").await;
+    let other = authority.issue("spiffe://outrider.internal/ns/shop/svc/api");
+    let text = |text: String| Some(Specifier::InlineString(text));
+    type Breakage<'a> = &'a dyn Fn(&mut Secret);
+    let breakages: [(&str, Breakage<'_>); 3] = [
+        (SECRET_SVID, &|secret| {
+            let Some(secret::Type::TlsCertificate(own)) = &mut secret.r#type else { panic!("{secret:?}") };
+            own.private_key.as_mut().unwrap().specifier = text(other.1.clone());
+        }),
+        (SECRET_SVID, &|secret| {
+            let Some(secret::Type::TlsCertificate(own)) = &mut secret.r#type else { panic!("{secret:?}") };
+            own.certificate_chain.as_mut().unwrap().specifier = text("no PEM".to_owned());
+        }),
+        (SECRET_BUNDLE, &|secret| {
+            let Some(secret::Type::ValidationContext(roots)) = &mut secret.r#type else {
+                panic!("{secret:?}")
+            };
+            roots.trusted_ca.as_mut().unwrap().specifier = text(String::new());
+        }),
+    ];
+    for (name, breakage) in breakages {
+        let mut set = compiled(&pair("http", "required", origin.port(), ""), "shop/api");
+        for secret in authority.secrets("shop/api") {
+            set.insert(secret);
+        }
+        edit(&mut set, type_url::SECRET, name, breakage);
+        server.configure(set).await;
+        // Before anything could have been waited for: warming takes longer than a test may.
+        let seen = server.saw("refusal", |seen| matches!(seen, Seen::Refused { .. })).await;
+        assert!(format!("{seen:?}").contains(name), "{seen:?}");
+        let mut app = client.connect(OUTBOUND).await;
+        app.send(GET).await;
+        let mut behind = origin.accept().await;
+        behind.head().await;
+        behind.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
+        assert_eq!(app.response().await.1, "ok");
+    }
+}
+
+/// A caller of `server` in a test's hand, with the identity of `shop/web`.
+async fn caller(
+    server: &Proxy,
+    authority: &Authority,
+) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+    let (chain, key) = authority.issue("spiffe://outrider.internal/ns/shop/svc/web");
+    let identity = outrider_proxy::tls::Identity::from_pem(chain.as_bytes(), key.as_bytes()).unwrap();
+    let bundle = outrider_proxy::tls::Bundle::from_pem(authority.root().as_bytes()).unwrap();
+    let api = ["spiffe://outrider.internal/ns/shop/svc/api".into()];
+    let settings = outrider_proxy::tls::client_config(&identity, &bundle, &api, &[]).unwrap();
+    let tcp = tokio::net::TcpStream::connect(server.address(INBOUND)).await.unwrap();
+    let name = "api".try_into().unwrap();
+    soon("handshake", tokio_rustls::TlsConnector::from(settings).connect(name, tcp)).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_caller_that_resets_after_its_end_cancels_its_request() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (origin, authority) = (Origin::bind().await, Authority::new());
+    let mut server = servers("http", "required", &origin, &authority).await;
+    let request = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
+
+    // It ends its sending, and gets its answer.
+    let mut app = caller(&server, &authority).await;
+    app.write_all(request.as_bytes()).await.unwrap();
+    app.shutdown().await.unwrap();
+    let mut behind = origin.accept().await;
+    behind.head().await;
+    server.ping(1).await;
+    behind.send(OK).await;
+    let mut answer = Vec::new();
+    soon("the answer", app.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(String::from_utf8(answer).unwrap(), OK);
+
+    // It ends its sending and then resets.
+    let mut app = caller(&server, &authority).await;
+    app.write_all(request.as_bytes()).await.unwrap();
+    app.shutdown().await.unwrap();
+    behind.head().await;
+    server.ping(2).await;
+    socket2::SockRef::from(app.get_ref().0).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(app);
+    assert_eq!(behind.rest().await.unwrap(), b"", "the endpoint learns of it");
+    server.counted("reason", |s| s.listeners[INBOUND].reasons.get("client_gone") == Some(&1)).await;
+}

@@ -1,6 +1,6 @@
 //! An agent and xDS server for one proxy, callers and origins with raw sockets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use outrider_compile::{Compiler, Endpoint, ProxyResources, endpoints};
-use outrider_handover::{Channel, FromProxy, Stats, ToProxy};
+use outrider_handover::{Channel, Connections, FromProxy, PROTOCOL, State, Stats, ToProxy};
 use outrider_intent::model::ServiceRef;
 use outrider_intent::{ResolveOptions, Source, parse, resolve};
 use outrider_proxy::conductor::{self, Options};
@@ -92,6 +92,11 @@ impl Authority {
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let root = parameters.self_signed(&key).unwrap().pem();
         Self { issuer: rcgen::Issuer::new(parameters, key), root }
+    }
+
+    /// Its own certificate, as PEM.
+    pub fn root(&self) -> &str {
+        &self.root
     }
 
     /// Certificate and key, as PEM.
@@ -186,13 +191,17 @@ pub struct Proxy {
     pub agent: Channel,
     pub seen: mpsc::UnboundedReceiver<Seen>,
     set: watch::Sender<Arc<ResourceSet>>,
-    sockets: BTreeMap<String, SocketAddr>,
+    pub sockets: Sockets,
+    given: BTreeSet<String>,
     thread: Option<std::thread::JoinHandle<()>>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     socket: PathBuf,
     server: tokio::task::JoinHandle<()>,
     next_id: u64,
 }
+
+/// Listening sockets by name. Several proxies may have the same.
+pub type Sockets = BTreeMap<String, Arc<std::net::TcpListener>>;
 
 impl Proxy {
     /// Starts it with this configuration, and waits until it is ready.
@@ -207,6 +216,15 @@ impl Proxy {
     }
 
     pub async fn start_with(set: ResourceSet, workers: usize) -> Self {
+        Self::start_as(set, Sockets::new(), Options { workers, ..Options::default() }).await
+    }
+
+    /// The next generation of `former`, not waiting until it is ready.
+    pub async fn start_next(former: &Self, set: ResourceSet, options: Options) -> Self {
+        Self::start_as(set, former.sockets.clone(), options).await
+    }
+
+    pub async fn start_as(set: ResourceSet, sockets: Sockets, options: Options) -> Self {
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("xds.sock");
@@ -214,27 +232,56 @@ impl Proxy {
         let (seen_in, seen) = mpsc::unbounded_channel();
         let server = serve_xds(&socket, set_out, seen_in);
         let (agent, theirs) = Channel::pair().unwrap();
+        let (held, generation) = (options.hold, options.generation);
         let options = Options {
             xds: Some(socket.clone()),
             node: "shop/test".to_owned(),
-            workers,
-            ..Options::default()
+            control: Some(directory.path().join("control.sock")),
+            ..options
         };
         let thread = std::thread::spawn(move || conductor::run(options, Some(theirs)).unwrap());
         let mut proxy = Self {
             agent,
             seen,
             set: set_in,
-            sockets: BTreeMap::new(),
+            sockets,
+            given: BTreeSet::new(),
             thread: Some(thread),
-            _directory: directory,
+            directory,
             socket,
             server,
             next_id: 0,
         };
-        assert!(matches!(proxy.message().await, FromProxy::Hello { .. }));
+        let expected = FromProxy::Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            generation,
+            state: if held { State::Held } else { State::Accepting },
+            protocol: PROTOCOL,
+        };
+        assert_eq!(proxy.message().await, expected);
         proxy.configure(set).await;
         proxy
+    }
+
+    /// Ends the connection to the agent, and is the next agent at the place where the proxy looks for one.
+    pub async fn restart_agent(&mut self) {
+        let path = self.directory.path().join("control.sock");
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(path).unwrap();
+        self.agent = Channel::pair().unwrap().0;
+        let (stream, _) = soon("the proxy comes back", listener.accept()).await.unwrap();
+        self.agent = Channel::from_fd(stream.into_std().unwrap().into()).unwrap();
+    }
+
+    pub async fn tell(&mut self, message: ToProxy) {
+        self.agent.send(&message, &[]).await.unwrap();
+    }
+
+    /// Tells it something that has an answer, and waits for that.
+    pub async fn asks(&mut self, message: ToProxy, answer: FromProxy) {
+        self.tell(message).await;
+        while self.message().await != answer {}
     }
 
     pub async fn message(&mut self) -> FromProxy {
@@ -242,7 +289,7 @@ impl Proxy {
     }
 
     pub async fn wait_ready(&mut self) {
-        while self.message().await != FromProxy::Ready {}
+        while !matches!(self.message().await, FromProxy::Ready { .. }) {}
     }
 
     /// Hands over sockets for new listeners, fills in addresses, and publishes.
@@ -250,14 +297,13 @@ impl Proxy {
         let mut localised = set.clone();
         for resource in set.of_type(type_url::LISTENER) {
             let mut listener = Listener::decode(resource.body.as_slice()).unwrap();
-            if !self.sockets.contains_key(&listener.name) {
-                let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-                let address = socket.local_addr().unwrap();
+            let bind = || Arc::new(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+            let socket = Arc::clone(self.sockets.entry(listener.name.clone()).or_insert_with(bind));
+            let address = socket.local_addr().unwrap();
+            if self.given.insert(listener.name.clone()) {
                 let message = ToProxy::Listener { name: listener.name.clone(), address };
                 self.agent.send(&message, &[socket.as_fd()]).await.unwrap();
-                self.sockets.insert(listener.name.clone(), address);
             }
-            let address = self.sockets[&listener.name];
             listener.address = Some(core::Address {
                 address: Some(core::address::Address::SocketAddress(core::SocketAddress {
                     address: address.ip().to_string(),
@@ -280,7 +326,7 @@ impl Proxy {
 
     /// Where a listener is.
     pub fn address(&self, listener: &str) -> SocketAddr {
-        self.sockets[listener]
+        self.sockets[listener].local_addr().unwrap()
     }
 
     pub async fn connect(&self, listener: &str) -> Peer {
@@ -348,10 +394,16 @@ impl Proxy {
     }
 
     pub async fn drain(&mut self, drain_ms: u64) -> u64 {
-        self.agent.send(&ToProxy::Drain { drain_ms }, &[]).await.unwrap();
+        self.tell(ToProxy::Drain { drain_ms, inbound_only: false }).await;
+        self.drained(false).await.sum()
+    }
+
+    /// Waits for the end of a drain; what had to be cut.
+    pub async fn drained(&mut self, inbound: bool) -> Connections {
         loop {
-            if let FromProxy::Drained { cut } = self.message().await {
-                return cut;
+            if let FromProxy::Drained { cut, by_kind, inbound_only } = self.message().await {
+                assert_eq!((cut, inbound_only), (by_kind.sum(), inbound));
+                return by_kind;
             }
         }
     }

@@ -67,3 +67,25 @@ async fn another_endpoint_is_tried_when_one_refuses() {
         server.expect(&format!("{n}")).await;
     }
 }
+
+#[tokio::test]
+async fn a_reset_after_an_end_is_passed_on() {
+    for caller_first in [true, false] {
+        let origin = Origin::bind().await;
+        let mut proxy = client_proxy("tcp", &[origin.address()]).await;
+        let mut client = proxy.connect(OUTBOUND).await;
+        client.send("a").await;
+        let mut server = origin.accept().await;
+        server.expect("a").await;
+        let (mut first, mut other) = if caller_first { (client, server) } else { (server, client) };
+        first.finish().await;
+        assert_eq!(other.rest().await.unwrap(), b"");
+        proxy.ping(1).await;
+        socket2::SockRef::from(&first.tcp).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(first);
+        let reason = if caller_first { "client_gone" } else { "upstream_reset" };
+        proxy.counted(reason, |stats| stats.listeners[OUTBOUND].reasons.get(reason) == Some(&1)).await;
+        // Reading tells of the end for ever.
+        soon("the reset", other.tcp.ready(tokio::io::Interest::ERROR)).await.unwrap();
+    }
+}

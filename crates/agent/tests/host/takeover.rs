@@ -1,0 +1,201 @@
+//! An agent ends, in order or not, and the next one goes on. With the real native proxy.
+
+use std::process::{Command, Stdio};
+
+use outrider_agent::local::ProxyAction;
+use outrider_agent::{AgentOptions, OnStop};
+use rustix::process::Signal;
+use tokio_util::sync::CancellationToken;
+
+use crate::control_plane::ControlPlane;
+use crate::generations::{Load, Pair, folder_of, lives};
+use crate::real::{engine, get, has_gone, origin};
+use crate::{Mesh, OUT, address, eventually, kill, shop};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_agent_takes_over_and_nothing_is_lost() {
+    let Some(mut pair) = Pair::start(OnStop::HandOver).await else { return };
+    pair.release("r2", None);
+    let out = pair.out().await;
+    let load = Load::start(out);
+    let before = pair.mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let serving = pair.mesh.instance("shop/inventory", |i| i.state == "ready").await;
+    for _ in 0..2 {
+        pair.mesh.stop_agent().await;
+        assert!(lives(before.proxy_pid) && lives(serving.proxy_pid) && lives(before.app_pid));
+        load.after(20).await;
+        pair.mesh.start_agent(false).await;
+        let after = pair.mesh.instance("shop/checkout", |i| i.state == "ready" && i.proxy_pid != 0).await;
+        assert_eq!(
+            (after.proxy_pid, after.app_pid, &after.name),
+            (before.proxy_pid, before.app_pid, &before.name)
+        );
+        assert_eq!((after.restarts, address(&after, OUT)), (0, out));
+        let gone = pair.client.progress.recv().await.unwrap();
+        assert_eq!(gone, "the agent has gone; the application runs on");
+        assert_eq!(pair.client.progress.recv().await.unwrap(), "the agent is back");
+        load.after(20).await;
+    }
+    // It is in charge: of the next release, and of the next crash.
+    pair.upgrade("shop/checkout", "r2").await.unwrap();
+    pair.settled("shop/checkout", "r2").await;
+    load.after(20).await;
+    load.ends_whole().await;
+    let upgraded = pair.mesh.instance("shop/checkout", |i| i.proxy_pid != before.proxy_pid).await;
+    kill(upgraded.proxy_pid, Signal::KILL);
+    pair.mesh.instance("shop/checkout", |i| i.restarts == 1 && i.reason.is_empty()).await;
+    eventually("it serves", || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) }).await;
+    assert!(pair.describe("shop/checkout").await.processes[0].generation > 2, "no number is used twice");
+    // An application that ends while no agent is there is found gone, and its proxy ended.
+    pair.mesh.stop_agent().await;
+    let proxy = serving.proxy_pid;
+    pair.server.signals.send(Signal::TERM).unwrap();
+    assert_eq!(pair.server.task.await.unwrap().unwrap(), 128 + 15);
+    assert!(lives(proxy));
+    pair.mesh.start_agent(false).await;
+    eventually("its proxy has ended", || async { (!lives(proxy)).then_some(()) }).await;
+    pair.client.signals.send(Signal::TERM).unwrap();
+    assert_eq!(pair.client.task.await.unwrap().unwrap(), 128 + 15);
+    let left = || async { pair.mesh.overview().await.instances.is_empty().then_some(()) };
+    eventually("nothing is left", left).await;
+    pair.mesh.on_stop = OnStop::EndAll;
+    pair.mesh.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_control_plane_a_new_agent_takes_over_and_crashes_are_repaired() {
+    let Some(mut pair) = Pair::start(OnStop::HandOver).await else { return };
+    let out = pair.out().await;
+    for service in ["shop/checkout", "shop/inventory"] {
+        pair.mesh.instance(service, |i| i.last_good.is_some()).await;
+    }
+    let before = pair.mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    pair.mesh.control().stop();
+    pair.mesh.stop_agent().await;
+    // Also one that ends while nobody watches.
+    kill(before.proxy_pid, Signal::KILL);
+    eventually("it has ended", || async { (!lives(before.proxy_pid)).then_some(()) }).await;
+    pair.mesh.start_agent(false).await;
+    let after = pair.mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0).await;
+    assert_eq!(address(&after, OUT), out, "bound again at the same address");
+    eventually("it serves", || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) }).await;
+    let other = pair.mesh.instance("shop/inventory", |i| i.proxy_pid != 0).await;
+    kill(other.proxy_pid, Signal::KILL);
+    pair.mesh.instance("shop/inventory", |i| i.restarts == 1 && i.proxy_pid != 0).await;
+    eventually("and again", || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) }).await;
+    let told = pair.mesh.instance("shop/inventory", |i| i.reason.contains("last good configuration")).await;
+    assert_eq!(told.state, "ready", "{}", told.reason);
+    let control = pair.mesh.control.take().unwrap().restart().await;
+    pair.mesh.control = Some(control);
+    pair.mesh.instance("shop/inventory", |i| i.reason.is_empty()).await;
+    pair.mesh.on_stop = OnStop::EndAll;
+    pair.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_that_have_gone_are_remembered_by_the_next_agent() {
+    let Some(binary) = engine("native") else { return };
+    let with = shop("native", origin(false).await);
+    let without = "---".to_owned() + with.replace(", calls: [inventory]", "").rsplit("---").next().unwrap();
+    let without = with.split("---").next().unwrap().to_owned() + &without;
+    let mut mesh = Mesh::prepare(&with).await;
+    (mesh.proxy, mesh.on_stop) = (binary.unwrap(), OnStop::HandOver);
+    mesh.start_agent(true).await;
+    let app = mesh.run("shop/checkout", "exec sleep 600");
+    let calling = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let out = address(&calling, OUT);
+    mesh.control().shared.apply(&without);
+    eventually("calls are told", || async { has_gone(&get(out).await).then_some(()) }).await;
+    mesh.stop_agent().await;
+    mesh.start_agent(false).await;
+    mesh.instance("shop/checkout", |i| i.state == "ready" && i.proxy_pid == calling.proxy_pid).await;
+    kill(calling.proxy_pid, Signal::KILL);
+    mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0).await;
+    eventually("a new process of a new agent says so too", || async {
+        has_gone(&get(out).await).then_some(())
+    })
+    .await;
+    let hosts = std::fs::read_to_string(folder_of(&mesh, &calling.name).join("hosts")).unwrap();
+    assert!(hosts.contains(&format!("\n{} inventory", out.ip())), "{hosts}");
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+}
+
+/// The agent that a test kills.
+#[test]
+#[ignore = "not a test: the agent that another test kills"]
+fn killed_agent_process() {
+    let Ok(folder) = std::env::var("OUTRIDER_TEST_FOLDER") else { return };
+    let variable = |name: &str| std::env::var(name).unwrap();
+    let folder = std::path::PathBuf::from(folder);
+    let mut options = AgentOptions::new(
+        folder.join("state"),
+        folder.join("run"),
+        "n1".into(),
+        variable("OUTRIDER_TEST_SERVER"),
+    );
+    options.join_token = Some(variable("OUTRIDER_TEST_TOKEN"));
+    options.proxy_binary = Some(variable("OUTRIDER_TEST_PROXY").into());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(outrider_agent::serve(options, CancellationToken::new())).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_costs_nothing() {
+    let Some(binary) = engine("native") else { return };
+    let folder = tempfile::Builder::new().prefix("or").tempdir_in("/tmp").unwrap();
+    let control = ControlPlane::start(&folder.path().join("ca"), &shop("native", origin(false).await)).await;
+    let mut mesh = Mesh::of(folder, control);
+    let start = |mesh: &Mesh| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "takeover::killed_agent_process", "--nocapture", "--ignored"])
+            .env("OUTRIDER_TEST_FOLDER", mesh.path())
+            .env("OUTRIDER_TEST_SERVER", mesh.control().address.to_string())
+            .env("OUTRIDER_TEST_TOKEN", mesh.control().token())
+            .env("OUTRIDER_TEST_PROXY", binary.as_ref().unwrap())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        outrider_os::child::signal_on_parent_exit(&mut command, Signal::KILL);
+        command.spawn().unwrap()
+    };
+    let mut agent = start(&mesh);
+    let socket = mesh.socket();
+    let answers = || async { outrider_agent::local::list(&socket).await.ok() };
+    eventually("the agent answers", answers).await;
+    let (server, client) =
+        (mesh.run("shop/inventory", "exec sleep 600"), mesh.run("shop/checkout", "exec sleep 600"));
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let out = address(&before, OUT);
+    eventually("a request goes through", || async {
+        get(out).await.starts_with("HTTP/1.1 200").then_some(())
+    })
+    .await;
+    let load = Load::start(out);
+    let endpoints = || mesh.control().shared.instances().iter().filter(|i| i.state == 1).count();
+    eventually("both are endpoints", || async { (endpoints() == 2).then_some(()) }).await;
+    for _ in 0..3 {
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        load.after(20).await;
+        agent = start(&mesh);
+        let after = mesh.instance("shop/checkout", |i| i.state == "ready" && i.proxy_pid != 0).await;
+        assert_eq!((after.proxy_pid, after.app_pid, after.restarts), (before.proxy_pid, before.app_pid, 0));
+        mesh.instance("shop/inventory", |i| i.state == "ready" && i.proxy_pid != 0).await;
+        load.after(20).await;
+    }
+    let described = outrider_agent::local::proxy(&socket, &before.name, ProxyAction::Restart).await.unwrap();
+    assert_eq!(described.processes[0].pid, before.proxy_pid);
+    mesh.instance("shop/checkout", |i| i.proxy_pid != before.proxy_pid && i.reason.is_empty()).await;
+    load.after(20).await;
+    load.ends_whole().await;
+    for app in [client, server] {
+        app.signals.send(Signal::TERM).unwrap();
+        assert_eq!(app.end().await, 128 + 15);
+    }
+    eventually("nothing is left", || async { mesh.overview().await.instances.is_empty().then_some(()) })
+        .await;
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    mesh.agent = None;
+}
