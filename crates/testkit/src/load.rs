@@ -83,6 +83,9 @@ pub struct Plan {
     /// How long a WebSocket or TCP connection must be left open: from its opening, or from the first of `drains`
     /// after it.
     pub drain: Duration,
+    /// How long a WebSocket or TCP connection lives until it is closed from this side and opened again, once nothing is
+    /// under way on it; `None` for as long as the run.
+    pub lifetime: Option<Duration>,
     /// When drains began, for a drain deadline that is exact.
     pub drains: Drains,
     /// Kills on the way, whose losses are counted apart.
@@ -108,6 +111,7 @@ impl Plan {
             time: Duration::from_secs(60),
             timeout: Duration::from_secs(10),
             drain: Duration::from_secs(600),
+            lifetime: None,
             drains: Drains::default(),
             kills: Kills::default(),
             request_bytes: 1024,

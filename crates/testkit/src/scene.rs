@@ -19,7 +19,7 @@ use crate::http::Connection;
 use crate::load::ids::Class;
 use crate::load::tally::Kind;
 use crate::load::upstream::{self, Upstream};
-use crate::load::{self, Drains, Kills, Plan, Report, Running, Target};
+use crate::load::{self, Kills, Plan, Report, Running, Target};
 use crate::mesh::{App, Mesh, Options};
 use crate::prober::{Probe, Prober};
 use crate::process::{end_and_wait, is_running};
@@ -123,12 +123,17 @@ impl Scene {
 
     /// Load until it is stopped: `r1k` at this scale.
     pub fn load(&self, scale: f64) -> Result<Load> {
-        self.load_with(scale, FOR_EVER)
+        self.load_with(scale, None)
     }
 
-    /// The same; long-lived connections may be ended so long after a drain was announced.
-    pub fn load_with(&self, scale: f64, drain: Duration) -> Result<Load> {
-        let (kills, drains) = (Kills::default(), Drains::default());
+    /// The same, but WebSockets and TCP connections are closed by the load after this time, and opened again. So none of
+    /// them is open at the end of a drain that is longer, and none may be ended by anybody else.
+    pub fn load_of_short(&self, scale: f64, lifetime: Duration) -> Result<Load> {
+        self.load_with(scale, Some(lifetime))
+    }
+
+    fn load_with(&self, scale: f64, lifetime: Option<Duration>) -> Result<Load> {
+        let kills = Kills::default();
         let http = Target::url(&format!("http://{}/load", self.web))?;
         let plan = Plan {
             http: Some(http.clone()),
@@ -136,13 +141,12 @@ impl Scene {
             tcp: Some(Target::address(&self.db.to_string())?),
             reports: vec![self.upstream.report_url()],
             time: FOR_EVER,
-            drain,
-            drains: drains.clone(),
+            lifetime,
             kills: kills.clone(),
             ..Plan::r1k(scale)
         };
         let running = load::start(plan).context("no load")?;
-        let load = Load { running, kills, drains };
+        let load = Load { running, kills };
         load.wait_more(20)?;
         Ok(load)
     }
@@ -179,8 +183,7 @@ impl Scene {
     }
 
     /// Asks for a change of a proxy, like `json!({"type": "upgrade", "release": "1.2.3"})`, and waits until it is over.
-    pub fn change(&self, side: Side, action: &Value, load: &Load, limit: Duration) -> Result<Value> {
-        load.announce_drain();
+    pub fn change(&self, side: Side, action: &Value, limit: Duration) -> Result<Value> {
         self.mesh.proxy(NODE, side.service(), action)?;
         self.mesh.wait_unchanging(NODE, side.service(), limit)
     }
@@ -192,7 +195,8 @@ impl Scene {
         }
         for (side, pid) in &self.processes {
             ensure!(is_running(*pid), "the application of {side:?} has gone");
-            let now = self.mesh.wait_local("its application", NODE, side.service(), LONG, |local| local.app != 0);
+            let now =
+                self.mesh.wait_local("its application", NODE, side.service(), LONG, |local| local.app != 0);
             let now = now?.app;
             ensure!(now == *pid, "the application of {side:?} is {now} now, not {pid}");
         }
@@ -221,16 +225,9 @@ pub fn serving(shown: &Value) -> Result<(u32, String)> {
 pub struct Load {
     running: Running,
     kills: Kills,
-    drains: Drains,
 }
 
 impl Load {
-    /// What replaces a process now drains the one before.
-    pub fn announce_drain(&self) {
-        self.drains.announce();
-    }
-
-
     /// Where kills are told.
     pub fn kills(&self) -> &Kills {
         &self.kills
@@ -243,6 +240,11 @@ impl Load {
             let progress = self.running.progress();
             if progress.complete >= before + number { Ok(()) } else { Err(format!("{progress:?}")) }
         })
+    }
+
+    /// Answers so far.
+    pub fn complete(&self) -> u64 {
+        self.running.progress().complete
     }
 
     /// Losses so far, those in flight included.

@@ -5,14 +5,16 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use outrider_testkit::mesh::Options;
+use anyhow::{Result, ensure};
+use outrider_testkit::builds;
+use outrider_testkit::mesh::{self, Options};
 use outrider_testkit::prober::quantiles;
-use outrider_testkit::process::{self, end_and_wait};
-use outrider_testkit::scene::{NODE, check_probes};
+use outrider_testkit::process;
+use outrider_testkit::scene::{NODE, check_probes, serving};
 use outrider_testkit::wait::{LONG, pass};
-use outrider_testkit::{Scene, Side, chosen, promised, report, until};
+use outrider_testkit::{Scene, Side, chosen, peers, promised, report, until};
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
 /// Size of the load beside `r1k`.
 const SCALE: f64 = 0.1;
@@ -38,7 +40,10 @@ fn killed_proxies_are_not_missed() -> Result<()> {
     check_probes(&prober.finish(), &moments)?;
     let result = load.finish_clean()?;
     let [client, web] = times;
-    report(&format!("from the kill of the caller's proxy until a new connection is served: {}", quantiles(client)));
+    report(&format!(
+        "from the kill of the caller's proxy until a new connection is served: {}",
+        quantiles(client)
+    ));
     report(&format!("from the kill of the called one's: {}", quantiles(web)));
     report(&format!("{kills} kills, {} in flight:\n{result}", result.in_flight()));
     scene.finish()
@@ -87,5 +92,86 @@ fn killed_proxies_need_no_control_plane() -> Result<()> {
     report(&format!("without a control plane:\n{result}"));
     scene.mesh.start_server()?;
     scene.mesh.wait_current()?;
+    scene.finish()
+}
+
+/// The record of the end of a generation.
+fn record_of(scene: &Scene, side: Side, generation: &Value) -> Result<Value> {
+    until(&format!("a record of the end of {generation} of {side:?}"), LONG, || {
+        let events = scene.mesh.events(NODE, side.service()).map_err(|error| format!("{error:#}"))?;
+        let ended = |event: &&Value| {
+            event["record"]["happened"] == "ended" && event["record"]["generation"] == *generation
+        };
+        let found = events.iter().find(ended).map(|event| event["record"].clone());
+        found.ok_or_else(|| format!("{:?}", events.last()))
+    })
+}
+
+/// Each signal from 1 to 15 that ends a proxy is in its record, and the next process serves.
+#[test]
+fn every_signal_is_noticed_and_recorded() -> Result<()> {
+    // As many crashes as these are no loop here.
+    let scene = Scene::start(Options::default().policy(&json!({ "crash_limit": 100 })))?;
+    let side = Side::Web;
+    for number in 1..=15 {
+        let shown = scene.mesh.wait_unchanging(NODE, side.service(), LONG)?;
+        let (pid, _) = serving(&shown)?;
+        let signal = Signal::from_named_raw(number).ok_or_else(|| anyhow::anyhow!("no signal {number}"))?;
+        let expected = match signal {
+            // Rust programs ignore it: writing to a closed connection is an error, not the end.
+            Signal::PIPE => {
+                process::send(pid, signal)?;
+                scene.wait_answers()?;
+                ensure!(process::is_running(pid), "{signal:?} ended it");
+                continue;
+            }
+            // It finishes what is open and ends by itself.
+            Signal::TERM | Signal::INT => json!({ "crashed": { "code": 0 } }),
+            _ => json!({ "crashed": { "signal": number } }),
+        };
+        if matches!(signal, Signal::BUS | Signal::SEGV) {
+            // Rust looks first whether it was a stack that overflowed, and takes its hands off if not: an access that is
+            // wrong happens again then, and so must a signal that was sent.
+            until("the end", LONG, || {
+                process::send(pid, signal).map_err(|error| error.to_string())?;
+                if process::is_running(pid) { Err("it runs".to_owned()) } else { Ok(()) }
+            })?;
+        } else {
+            process::end_and_wait(pid, signal)?;
+        }
+        let record = record_of(&scene, side, &shown["status"]["serving"])?;
+        ensure!(record["cause"] == expected, "{signal:?}: {record}");
+        ensure!(record["next"] != "nothing" && !record["configuration"].is_null(), "{signal:?}: {record}");
+        scene.mesh.wait_local("another proxy", NODE, side.service(), LONG, |local| {
+            local.proxy != 0 && local.proxy != pid && process::is_running(local.proxy)
+        })?;
+        scene.wait_answers()?;
+    }
+    scene.finish()
+}
+
+/// A proxy that needs more memory than it is granted ends alone, and the record says why it did.
+#[test]
+fn a_proxy_out_of_memory_is_recorded_as_such() -> Result<()> {
+    if !mesh::binary_folder()?.join("outrider-proxy-faults").is_file() {
+        return peers::skip_or_fail("outrider-proxy-faults is not built");
+    }
+    let folder = tempfile::tempdir()?;
+    let program = builds::bad(folder.path(), "6.6.6", builds::Fault::Leak(16))?;
+    let scene = Scene::start(Options::default().proxy(program))?;
+    let side = Side::Web;
+    let limited = !scene.mesh.agent(NODE)?.output().contains("proxies run without some of their limits");
+    if !limited {
+        peers::skipped("no cgroups with a limit of memory here");
+        return scene.finish();
+    }
+    let record = until("a record of a proxy out of memory", LONG * 2, || {
+        let events = scene.mesh.events(NODE, side.service()).map_err(|error| format!("{error:#}"))?;
+        let found = events.iter().find(|event| event["record"]["cause"]["crashed"] == "out_of_memory");
+        found.map(|event| event["record"].clone()).ok_or_else(|| format!("{events:?}"))
+    })?;
+    report(&record.to_string());
+    ensure!(record["next"] != "nothing", "{record}");
+    scene.wait_answers()?;
     scene.finish()
 }

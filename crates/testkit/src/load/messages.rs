@@ -133,6 +133,7 @@ impl Connection {
         let id = self.shared.book.borrow_mut().begin(class, due);
         let begun = Instant::now();
         let limit = self.shared.plan.timeout;
+        self.close_if_old();
         if self.link.is_none() {
             let opened = tokio::time::timeout(limit, self.open()).await;
             match opened.unwrap_or_else(|_| Err(Outcome::Unanswered("no handshake in time".into()))) {
@@ -261,7 +262,12 @@ impl Connection {
         };
         for lost in &link.waiting {
             // Whenever it was sent, it went where the connection led when that was opened.
-            book.end(lost.id, lost.due, link.opened, Outcome::Incomplete(format!("the connection ended {story}")));
+            book.end(
+                lost.id,
+                lost.due,
+                link.opened,
+                Outcome::Incomplete(format!("the connection ended {story}")),
+            );
         }
         let orderly = matches!((&end, self.kind), (End::Frame, _) | (End::Bytes, Kind::Tcp));
         if orderly && allowed {
@@ -282,10 +288,32 @@ impl Connection {
         }
     }
 
+    /// Ends a connection that has lived as long as it shall, and on which nothing is under way.
+    fn close_if_old(&mut self) {
+        let lifetime = self.shared.plan.lifetime;
+        let old = |link: &Link| {
+            link.waiting.is_empty() && lifetime.is_some_and(|time| link.opened.elapsed() >= time)
+        };
+        if self.link.as_ref().is_some_and(old)
+            && let Some(link) = self.link.take()
+        {
+            // What is due does not wait for the other side's goodbye.
+            tokio::task::spawn_local(link.close(self.kind));
+        }
+    }
+
     /// Ends the connection from this side.
     async fn close(self) {
-        let Some(mut link) = self.link else { return };
-        if self.kind == Kind::WebSocket {
+        if let Some(link) = self.link {
+            link.close(self.kind).await;
+        }
+    }
+}
+
+impl Link {
+    async fn close(self, kind: Kind) {
+        let mut link = self;
+        if kind == Kind::WebSocket {
             let frame = websocket::frame(websocket::CLOSE, &1000_u16.to_be_bytes(), Some(MASK));
             let _ = link.wire.send(&frame).await;
         }

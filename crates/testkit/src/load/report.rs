@@ -57,6 +57,9 @@ pub struct Line {
     pub late: u64,
     /// How often the upstream saw a request that it had seen; `None` if it was not asked.
     pub seen_twice: Option<u64>,
+    /// Of those seen twice: safe to repeat (`GET`), and in flight in a process that was killed.
+    #[serde(default)]
+    pub repeated: u64,
     /// Answered, but not seen by the upstream; `None` if it was not asked.
     pub unseen: Option<u64>,
     /// `None` if none ended well, and for messages of the upstream.
@@ -103,6 +106,7 @@ impl Line {
             unsent: tally.unsent,
             late: tally.late,
             seen_twice: None,
+            repeated: 0,
             unseen: None,
             latency_us: (tally.latency.count() > 0).then(latency),
         }
@@ -187,9 +191,11 @@ impl Report {
         lines + self.links.values().map(|links| links.closed_early).sum::<u64>()
     }
 
-    /// Losses that no kill excuses, see [`super::Plan::kills`]: all, where nothing was killed.
+    /// Losses that no kill excuses, see [`super::Plan::kills`]: all, where nothing was killed. A `GET` that was in
+    /// flight may be sent again by whoever sent it to the process that was killed, and answered after all.
     pub fn unexcused(&self) -> u64 {
-        self.losses().saturating_sub(self.in_flight())
+        let repeated: u64 = self.classes.values().map(|line| line.repeated).sum();
+        self.losses().saturating_sub(self.in_flight() + repeated)
     }
 
     /// Requests and connections that were in flight in processes that were killed.
@@ -233,6 +239,7 @@ fn compare(
     }
     let unseen: Vec<u64> = tally.answered.numbers().filter(|number| !seen.contains(*number)).collect();
     line.seen_twice = Some(seen.again);
+    line.repeated = seen.examples.iter().filter(|number| tally.repeatable.contains(**number)).count() as u64;
     line.unseen = Some(unseen.len() as u64);
     let twice = seen.examples.iter().map(|number| (number, "seen_twice"));
     for (number, loss) in twice.chain(unseen.iter().take(20).map(|number| (number, "unseen"))) {
@@ -337,6 +344,10 @@ impl fmt::Display for Report {
         }
         if self.in_flight() > 0 {
             writeln!(f, "in flight in processes that were killed: {} of the losses", self.in_flight())?;
+        }
+        let repeated: u64 = self.classes.values().map(|line| line.repeated).sum();
+        if repeated > 0 {
+            writeln!(f, "seen twice because they were in flight there and are safe to repeat: {repeated}")?;
         }
         let mut reasons = BTreeMap::<&str, u64>::new();
         for (reason, number) in self.classes.values().flat_map(|line| &line.made_by_proxy) {

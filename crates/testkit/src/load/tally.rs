@@ -86,6 +86,8 @@ pub struct Tally {
     pub(super) unsent: u64,
     pub(super) latency: Histogram,
     pub(super) answered: Seen,
+    /// Answered, safe to repeat, and in flight in a process that was killed.
+    pub(super) repeatable: Seen,
 }
 
 impl Tally {
@@ -176,9 +178,15 @@ impl Book {
 
     /// It has ended. `begun`: when it was sent, or was about to be.
     pub(super) fn end(&mut self, id: Id, due: Instant, begun: Instant, outcome: Outcome) {
-        let in_flight = kills::broken_off(&outcome) && self.kills.took(id.class.kind(), begun, Instant::now());
+        let breaks = kills::broken_off(&outcome);
+        let repeatable = outcome == Outcome::Complete && id.class == Class::Get;
+        let took = (breaks || repeatable) && self.kills.took(id.class.kind(), begun, Instant::now());
+        let in_flight = took && breaks;
         let tally = self.class(id.class);
         tally.in_flight += u64::from(in_flight);
+        if took && repeatable {
+            tally.repeatable.add(id.number);
+        }
         let (loss, story) = match outcome {
             Outcome::Complete => {
                 tally.complete += 1;
