@@ -176,7 +176,8 @@ impl Facts {
             facts.extend(self.traffic.get(&proxy).cloned().map(FactKind::Traffic));
         }
         let unsent = self.occurred.len() - std::mem::take(&mut self.occurred_unsent);
-        facts.extend(self.occurred.iter().skip(unsent).cloned().map(FactKind::Occurred));
+        let unsent = self.occurred.iter().skip(unsent).cloned();
+        facts.extend(unsent.map(|occurred| FactKind::Occurred(Box::new(occurred))));
         facts.into_iter().map(|kind| Fact { kind: Some(kind) }).collect()
     }
 }

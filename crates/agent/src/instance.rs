@@ -406,7 +406,11 @@ impl Instance {
     }
 
     async fn tell_ready(&mut self) {
-        let told = Told::Ready { hosts: self.who.folder.join("hosts"), env: self.environment() };
+        let told = Told::Ready {
+            hosts: self.who.folder.join("hosts"),
+            env: self.environment(),
+            problems: self.places.problems().collect(),
+        };
         self.tell(told).await;
     }
 

@@ -157,6 +157,9 @@ pub enum Told {
         hosts: PathBuf,
         /// Environment for it.
         env: BTreeMap<String, String>,
+        /// What does not work, a sentence each, for people: a port that cannot be listened on, for example.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        problems: Vec<String>,
     },
     /// The application may be told to end: nothing reaches it any more.
     Drained,

@@ -21,6 +21,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use outrider_os::namespace::{self, Replacement};
@@ -153,10 +155,11 @@ pub fn exit_code(status: ExitStatus) -> u8 {
 pub async fn run(options: RunOptions) -> Result<u8, RunError> {
     // Not in `run_with`: whose process that is, and what else it starts, is not known there.
     process::adopt_orphans()?;
+    let runs = Arc::new(AtomicBool::new(false));
     let hooks = Hooks {
         configure: Box::new(|_| {}),
-        started: Box::new(|_| {}),
-        signals: process_signals()?,
+        signals: process_signals(runs.clone())?,
+        started: Box::new(move |_| runs.store(true, Ordering::Relaxed)),
         progress: Box::new(|text| {
             let _ = writeln!(io::stderr(), "outrider: {text}");
         }),
@@ -168,8 +171,8 @@ pub async fn run(options: RunOptions) -> Result<u8, RunError> {
     Ok(code)
 }
 
-/// The signals this process gets that are meant for the application.
-fn process_signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
+/// The signals this process gets that are meant for the application, which `runs` or does not yet.
+fn process_signals(runs: Arc<AtomicBool>) -> io::Result<mpsc::UnboundedReceiver<Signal>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let all =
         [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::WINCH];
@@ -177,10 +180,12 @@ fn process_signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
     let typed = [Signal::INT, Signal::QUIT, Signal::HUP, Signal::WINCH];
     for one in all {
         let mut stream = signal(SignalKind::from_raw(one.as_raw()))?;
-        let sender = sender.clone();
+        let (sender, runs) = (sender.clone(), runs.clone());
         tokio::spawn(async move {
             while stream.recv().await.is_some() {
-                if typed.contains(&one) && process::terminal_signals_us() {
+                // Before it runs, they are for us.
+                let shared = typed.contains(&one) && runs.load(Ordering::Relaxed);
+                if shared && process::terminal_signals_us() {
                     continue;
                 }
                 if sender.send(one).is_err() {
@@ -218,7 +223,10 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
     let (hosts, env) = loop {
         tokio::select! {
             told = session.hear() => match told {
-                Some(Told::Ready { hosts, env }) => break (hosts, env),
+                Some(Told::Ready { hosts, env, problems }) => {
+                    problems.iter().for_each(|problem| (hooks.progress)(problem));
+                    break (hosts, env);
+                }
                 Some(Told::Waiting { reason }) => wait.reason = reason,
                 Some(Told::Attached { instance }) => session.instance = instance,
                 Some(Told::Drained) => {}

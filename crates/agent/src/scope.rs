@@ -229,7 +229,8 @@ pub fn retire(relayed: &ResourceSet, listener: &str, wanted: &Wanted) -> Option<
 /// Routes that answer everything with the reason `unknown_service`.
 fn nobody_there(name: &str, wanted: &Wanted) -> RouteConfiguration {
     let text = format!(
-        "unknown_service: port {} of {} is no longer declared; `outrider apply` it again\n",
+        "unknown_service: no call from here to port {} of {} is declared any more: the service was deleted, or the \
+         call was taken back\n",
         wanted.port_name, wanted.service
     );
     let header = |name: &str, value: &str| HeaderValueOption {

@@ -95,8 +95,8 @@ pub enum FactKind {
     #[prost(message, tag = "5")]
     Heartbeat(Heartbeat),
     /// Something happened to a proxy. A new session sends the latest ones again: a number that was seen is no news.
-    #[prost(message, tag = "6")]
-    Occurred(Occurred),
+    #[prost(message, boxed, tag = "6")]
+    Occurred(Box<Occurred>),
 }
 
 /// Something that moved or ended a process of a proxy.

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Source {
-    /// Shown in diagnostics.
+    /// Shown in diagnostics; at most 4,096 bytes.
     pub name: String,
     /// YAML, one or more documents; at most 4 MiB over all sources.
     pub text: String,

@@ -526,8 +526,8 @@ pub(crate) enum NodeCommand {
 /// `node delete`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Its connections are closed, and its instances are no endpoints any more, also after a restart of the control plane.
-Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can join again
+Its connections are closed, and its instances are no endpoints any more, also after a restart of the control plane. \
+Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can join again \
 with a new token.
 
 Examples:

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::output::{clip, value};
+
 const FRAMES: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
 const BEAT: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -47,7 +49,25 @@ async fn spin(message: watch::Receiver<String>) {
     let mut beat = tokio::time::interval(BEAT);
     for frame in FRAMES.iter().cycle() {
         beat.tick().await;
-        let text = crate::output::clip(&message.borrow(), 100);
-        let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{frame} {text}");
+        let _ = std::io::stderr().lock().write_all(line(frame, &message.borrow()).as_bytes());
+    }
+}
+
+/// Draws over the line of before. Part of the message may be somebody else's words.
+fn line(frame: &str, message: &str) -> String {
+    format!("\r\x1b[2K{frame} {}", clip(&value(message), 100))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_stays_on_its_line() {
+        assert_eq!(line("+", "waiting"), "\r\x1b[2K+ waiting");
+        let drawn = line("+", &format!("\x1b[2J\x1b]0;title\x07\n{}", "x".repeat(200)));
+        let rest = drawn.strip_prefix("\r\x1b[2K").unwrap();
+        assert!(!rest.contains(char::is_control), "{rest:?}");
+        assert_eq!(rest.chars().count(), 102);
     }
 }

@@ -1,7 +1,7 @@
 //! Reading documents named on the command line.
 //!
 //! Holds: as `kubectl` does, a folder means its `*.yaml`, `*.yml` and `*.json` files in the order of their
-//! names, its subfolders only with `-R`, and `-` is standard input. Limits are checked while reading. Does
+//! names (but no `*.schema.json`), its subfolders only with `-R`, and `-` is standard input. Limits are checked while reading. Does
 //! not: look into the documents.
 
 use std::io::Read;
@@ -66,8 +66,9 @@ pub(crate) fn documents(folder: &Path, recursive: bool) -> Result<Vec<PathBuf>, 
         let failed = |source| ReadError::Io { path: folder.clone(), source };
         for entry in std::fs::read_dir(&folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-            if hidden {
+            let name = path.file_name().map(std::ffi::OsStr::as_encoded_bytes).unwrap_or_default();
+            // A schema for editors lies beside what it is for, and is no document.
+            if name.is_empty() || name.starts_with(b".") || name.ends_with(b".schema.json") {
                 continue;
             }
             if path.is_dir() {
@@ -124,7 +125,16 @@ mod tests {
     #[test]
     fn folders_give_their_documents_in_order() {
         let root = tempfile::tempdir().unwrap();
-        for file in ["b.yaml", "a.yml", "c.json", "Procfile", ".hidden.yaml", "sub/d.yaml", ".x/e.yaml"] {
+        for file in [
+            "b.yaml",
+            "a.yml",
+            "c.json",
+            "outrider.schema.json",
+            "Procfile",
+            ".hidden.yaml",
+            "sub/d.yaml",
+            ".x/e.yaml",
+        ] {
             let path = root.path().join(file);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "text").unwrap();

@@ -136,6 +136,16 @@ fn refuse(error: FolderError, context: Context) -> CliError {
     CliError::Failed(error.to_string())
 }
 
+/// A Unix socket below the current folder by its path from there: the whole one is wider than most terminals.
+fn shortest(server: &str) -> String {
+    let relative = || {
+        let here = std::env::current_dir().ok()?;
+        let path = Path::new(server.strip_prefix("unix:")?).strip_prefix(here).ok()?;
+        Some(format!("unix:{}", path.display()))
+    };
+    relative().unwrap_or_else(|| server.to_owned())
+}
+
 struct Session {
     screen: Screen,
     live: bool,
@@ -155,7 +165,10 @@ impl Session {
         let title =
             format!("outrider up {}", dir.file_name().map_or("/".into(), |name| name.to_string_lossy()));
         let server = stack.target();
-        let footer = format!("outrider get proxies -A --server {server}   │   Ctrl-C stops");
+        let footer = format!(
+            "Ctrl-C stops   │   elsewhere: outrider get proxies -A --server {}",
+            shortest(&server.to_string())
+        );
         let mut session = Self {
             screen: Screen::new(context.out, labels.clone(), title, footer),
             live,
@@ -270,7 +283,8 @@ impl Session {
             tokio::select! {
                 () = signals.next() => return self.stopped(),
                 Some(event) = heard.recv(), if self.pending.len() < LINE_QUEUE => self.take(event),
-                Some(text) = said.recv() => self.say(&text),
+                // More wait in their queue, which then takes no more warnings.
+                Some(text) = said.recv(), if self.pending.len() < LINE_QUEUE => self.say(&text),
                 failure = stack.failed() => {
                     self.say(&failure);
                     return Err(CliError::Failed(failure));

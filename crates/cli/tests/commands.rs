@@ -1,5 +1,8 @@
 //! Commands against a real control plane, as a script would use them.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
+
 use anyhow::{Context, Result, ensure};
 use outrider_testkit::mesh::binary;
 use outrider_testkit::origin::Origin;
@@ -189,6 +192,30 @@ fn a_service_that_nothing_declares_is_named_and_waited_for() -> Result<()> {
     let said: Vec<_> =
         ended.stderr.lines().filter(|line| line.contains("shop/none is not declared")).collect();
     assert_eq!(said.len(), 2, "while it waits, and at the end: {}", ended.stderr);
+    mesh.finish()
+}
+
+#[test]
+fn ctrl_c_ends_a_run_that_still_waits() -> Result<()> {
+    let mesh = Mesh::start()?;
+    let agent = mesh.runtime(&mesh.nodes()[0]).join("agent.sock").display().to_string();
+    let outrider = binary("outrider")?.display().to_string();
+    // `script` gives it a terminal, whose line discipline makes a signal of the key.
+    let line = format!("{outrider} run --agent {agent} --service shop/none -- true");
+    let mut terminal = std::process::Command::new("script")
+        .args(["-qfec", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut shown = BufReader::new(terminal.stdout.take().context("no output")?);
+    let mut text = String::new();
+    while !text.contains("is not declared") {
+        ensure!(shown.read_line(&mut text)? > 0, "it ended before it waited: {text}");
+    }
+    terminal.stdin.as_mut().context("no input")?.write_all(b"\x03")?;
+    shown.read_to_string(&mut text)?;
+    assert_eq!(terminal.wait()?.code(), Some(130), "{text}");
+    ensure!(!text.contains("has not become ready"), "{text}");
     mesh.finish()
 }
 

@@ -40,8 +40,17 @@ fn caller<T>(request: &Request<T>, trust_domain: &str) -> Result<Caller, Status>
 }
 
 impl Caller {
-    /// Checks that the certificate is still good for something. Streams begin their turn before, so that a node
-    /// that is deleted at the same time is refused here or has its turn ended.
+    /// Begins a stream of this node. The certificate is checked before, so that one that is good for nothing ends no
+    /// stream of whoever has the name by now, and after, so that a node that is deleted at the same time is refused
+    /// here or has its turn ended.
+    async fn begin(&self, streams: &Newest, world: &Handle) -> Result<Turn, Status> {
+        self.admitted(world).await?;
+        let turn = streams.begin(&self.node);
+        self.admitted(world).await?;
+        Ok(turn)
+    }
+
+    /// Checks that the certificate is still good for something.
     async fn admitted(&self, world: &Handle) -> Result<(), Status> {
         let (node, key) = (self.node.clone(), self.key.clone());
         let checked = world.run(move |world, store, _| {
@@ -95,7 +104,7 @@ pub(crate) struct Turn {
 
 impl Newest {
     /// A stream of this node begins; an earlier one ends.
-    pub(crate) fn begin(&self, node: &str) -> Turn {
+    fn begin(&self, node: &str) -> Turn {
         let over = Arc::new(Over::default());
         let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(earlier) = streams.insert(node.to_owned(), over.clone()) {

@@ -97,7 +97,7 @@ async fn authenticate(State(secret): State<Arc<Secret>>, request: Request, next:
     if request.uri().path() == "/healthz" || presented.is_some_and(|token| secret.matches(token)) {
         next.run(request).await
     } else {
-        Problem::unauthenticated().into_response()
+        Problem::unauthenticated(presented.is_some()).into_response()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Taking TLS connections: a bounded number of handshakes at once, each with a time limit, and a bounded number
 //! of connections after it, so that a silent or hostile peer holds up nobody.
 //!
-//! Holds: peers without a certificate are counted apart from those with one, and may be given a life; one
-//! address has a quarter of the handshakes at most. What is too much is closed at once, never queued.
+//! Holds: peers without a certificate are counted apart from those with one, and may be given a life and a number of
+//! bytes; one address has a quarter of the handshakes at most, and one identity 32 connections. What is too much is
+//! closed at once, never queued.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -24,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Connections at once with certificates of one identity. An agent has one, and more only while it connects again.
+const PER_IDENTITY: usize = 32;
 /// Pause after an accept that failed for want of descriptors or memory.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -43,6 +47,9 @@ pub(crate) struct Connection {
     peer: Peer,
     /// When it ends, whatever it does.
     end: Option<Pin<Box<Sleep>>>,
+    /// Bytes that may still be read from it.
+    left: Option<usize>,
+    _share: Option<Share<SpiffeId>>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -62,8 +69,17 @@ pub(crate) struct TlsLimits {
     pub(crate) known: usize,
     /// Without one.
     pub(crate) strangers: usize,
-    /// How long one without may last.
-    pub(crate) stranger_life: Option<Duration>,
+    /// What one without is given; `None` if as much as one with.
+    pub(crate) stranger: Option<StrangerLimits>,
+}
+
+/// What a connection without a client certificate is given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StrangerLimits {
+    /// How long it may last.
+    pub(crate) life: Duration,
+    /// How many bytes it may send. Whatever it opens on the connection, no more of it is ever kept in memory.
+    pub(crate) bytes: usize,
 }
 
 impl Connected for Connection {
@@ -81,7 +97,15 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.alive(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Some(left) = &mut self.left {
+            match left.checked_sub(buffer.filled().len() - before) {
+                Some(rest) => *left = rest,
+                None => return Poll::Ready(Err(io::Error::other("a stranger sends too much"))),
+            }
+        }
+        outcome
     }
 }
 
@@ -104,26 +128,30 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Handshakes going on, by address.
-#[derive(Clone, Default)]
-struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
+/// How many there are at once, by whose they are.
+#[derive(Clone)]
+struct Shares<K>(Arc<Mutex<HashMap<K, usize>>>);
 
-/// One handshake of an address; dropping it ends it.
-struct SourceSlot(Sources, IpAddr);
+/// One of somebody's; dropping it ends it.
+struct Share<K: Eq + Hash>(Shares<K>, K);
 
-impl Sources {
-    fn take(&self, address: IpAddr, most: usize) -> Option<SourceSlot> {
+impl<K: Eq + Hash + Clone> Shares<K> {
+    fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    fn take(&self, whose: K, most: usize) -> Option<Share<K>> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
+        let count = counts.entry(whose.clone()).or_default();
         if *count >= most {
             return None;
         }
         *count += 1;
-        Some(SourceSlot(self.clone(), address))
+        Some(Share(self.clone(), whose))
     }
 }
 
-impl Drop for SourceSlot {
+impl<K: Eq + Hash> Drop for Share<K> {
     fn drop(&mut self) {
         let mut counts = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.1) {
@@ -147,10 +175,11 @@ pub(crate) fn accept_tls(
         acceptor: TlsAcceptor::from(Arc::new(config)),
         known: Arc::new(Semaphore::new(limits.known)),
         strangers: Arc::new(Semaphore::new(limits.strangers)),
-        stranger_life: limits.stranger_life,
+        stranger: limits.stranger,
+        peers: Shares::new(),
     });
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
-    let (sources, per_source) = (Sources::default(), limits.handshakes.div_ceil(4));
+    let (sources, per_source) = (Shares::<IpAddr>::new(), limits.handshakes.div_ceil(4));
     tokio::spawn(async move {
         loop {
             let (stream, address) = tokio::select! {
@@ -197,7 +226,8 @@ struct Taker {
     acceptor: TlsAcceptor,
     known: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
-    stranger_life: Option<Duration>,
+    stranger: Option<StrangerLimits>,
+    peers: Shares<SpiffeId>,
 }
 
 impl Taker {
@@ -208,12 +238,18 @@ impl Taker {
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let info = leaf.map(|leaf| CertificateInfo::read(leaf)).transpose().map_err(io::Error::other)?;
         let (id, key) = info.map(|info| (info.id, info.key)).unzip();
-        let (slots, life) = match id {
+        let (slots, limits) = match id {
             Some(_) => (&self.known, None),
-            None => (&self.strangers, self.stranger_life),
+            None => (&self.strangers, self.stranger),
         };
         let slot = slots.clone().try_acquire_owned().map_err(|_| io::Error::other("too many connections"))?;
-        let end = life.map(|life| Box::pin(tokio::time::sleep(life)));
-        Ok(Connection { stream, peer: Peer { id, key: key.unwrap_or_default(), address }, end, _slot: slot })
+        let taken = id.clone().map(|id| self.peers.take(id, PER_IDENTITY));
+        if matches!(taken, Some(None)) {
+            return Err(io::Error::other("too many connections with this certificate"));
+        }
+        let end = limits.map(|limits| Box::pin(tokio::time::sleep(limits.life)));
+        let left = limits.map(|limits| limits.bytes);
+        let peer = Peer { id, key: key.unwrap_or_default(), address };
+        Ok(Connection { stream, peer, end, left, _share: taken.flatten(), _slot: slot })
     }
 }

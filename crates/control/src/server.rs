@@ -31,7 +31,7 @@ use crate::grpc::Newest;
 use crate::grpc::ads::Ads;
 use crate::grpc::agents::{AgentsService, Throttle};
 use crate::http::{self, Api};
-use crate::incoming::{TlsLimits, accept_tls};
+use crate::incoming::{StrangerLimits, TlsLimits, accept_tls};
 use crate::limits::{Connections, raise_descriptors};
 use crate::world::{Admission, Declared, HostRecord, Timing};
 
@@ -43,8 +43,9 @@ const PING_ANSWER: Duration = Duration::from_secs(3);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of one message of an agent.
 const MAX_MESSAGE: usize = 16 << 20;
-/// How long a connection to the agents' port may last without a certificate: `Join` is one call.
-const STRANGER_LIFE: Duration = Duration::from_secs(15);
+/// What a connection to the agents' port may do without a certificate: `Join` is one call with a token and a signing
+/// request, of some hundred bytes each.
+const STRANGER: StrangerLimits = StrangerLimits { life: Duration::from_secs(15), bytes: 64 << 10 };
 /// Calls at once on one connection of an agent. It has two streams, and asks for certificates beside them.
 const MAX_CALLS: u32 = 128;
 /// How many seconds a node is shown whose certificates have all ended.
@@ -260,7 +261,7 @@ impl Server {
                     handshakes: most.handshakes,
                     known: most.api,
                     strangers: most.api,
-                    stranger_life: None,
+                    stranger: None,
                 };
                 let connections = accept_tls(listener, config, limits, stop.clone());
                 parts.spawn(http::serve(connections, router, most.api, stop.clone()));
@@ -293,7 +294,7 @@ impl Server {
             handshakes: most.handshakes,
             known: most.agents,
             strangers: most.strangers,
-            stranger_life: Some(STRANGER_LIFE),
+            stranger: Some(STRANGER),
         };
         let incoming = ReceiverStream::new(accept_tls(self.agents, config, limits, stop.clone()))
             .map(Ok::<_, io::Error>);

@@ -210,7 +210,15 @@ impl World {
         self.admissions.get(node)
     }
 
-    /// Takes over an admission that was stored.
+    /// Takes over that a node joined, as it was stored. Another machine may have the name from now on, so nothing that
+    /// was said under it counts any more.
+    pub(crate) fn admit_anew(&mut self, node: &str, admission: Admission, now: Millis) {
+        self.admit(node, admission);
+        let changed = self.hosts.disown(node);
+        self.changed(changed, Cause::Report, now);
+    }
+
+    /// Takes over an admission that was stored, with the keys of before.
     pub(crate) fn admit(&mut self, node: &str, admission: Admission) {
         self.admissions.put(node, admission);
     }

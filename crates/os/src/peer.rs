@@ -50,13 +50,14 @@ fn option<T>(socket: &impl AsFd, name: libc::c_int, mut value: T) -> io::Result<
 pub fn of(socket: &impl AsFd) -> io::Result<Peer> {
     let peer = option(socket, libc::SO_PEERCRED, libc::ucred { pid: 0, uid: 0, gid: 0 })?;
     let pid = u32::try_from(peer.pid).ok().filter(|pid| *pid != 0);
-    let process = match (option(socket, SO_PEERPIDFD, -1), pid) {
-        (Ok(number), Some(pid)) if number >= 0 => {
-            // SAFETY: the kernel has just made it for us.
-            #[allow(unsafe_code)]
-            let fd = unsafe { OwnedFd::from_raw_fd(number) };
-            Process::of_pidfd(pid, fd)?
-        }
+    let pidfd = option(socket, SO_PEERPIDFD, -1).map(|number| {
+        // SAFETY: the kernel has just made it for us. Owned before anything else is asked, so that it is closed.
+        #[allow(unsafe_code)]
+        let owned = (number >= 0).then(|| unsafe { OwnedFd::from_raw_fd(number) });
+        owned
+    });
+    let process = match (pidfd, pid) {
+        (Ok(Some(pidfd)), Some(pid)) => Process::of_pidfd(pid, pidfd)?,
         (Err(error), Some(pid)) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
             ProcessId::of(pid).map(ProcessId::open).transpose()?.flatten()
         }
@@ -114,6 +115,47 @@ mod tests {
         let gone = of(&accepted).unwrap();
         assert_eq!(gone.pid, Some(child.id()), "the kernel still says who it was");
         assert!(gone.process.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_peer_outside_of_our_pid_namespace_has_no_pid_and_costs_no_descriptor() {
+        // This test binary runs itself as the listener, in a namespace of its own.
+        if let Some(path) = std::env::var_os("OUTRIDER_TEST_LISTENER") {
+            let listener = UnixListener::bind(path).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+            let before = open();
+            let peer = of(&accepted).unwrap();
+            assert!(peer.pid.is_none() && peer.process.is_none(), "{peer:?}");
+            assert_eq!(open(), before);
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let inside = ["--user", "--map-root-user", "--pid", "--fork", "--"];
+        if !Command::new("unshare").args(inside).arg("true").status().is_ok_and(|status| status.success()) {
+            println!("skipped: no pid namespace can be made here");
+            return;
+        }
+        let mut child = Command::new("unshare")
+            .args(inside)
+            .arg(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "peer::tests::a_peer_outside_of_our_pid_namespace_has_no_pid_and_costs_no_descriptor",
+            ])
+            .env("OUTRIDER_TEST_LISTENER", &path)
+            .spawn()
+            .unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let _ours = loop {
+            if let Ok(stream) = UnixStream::connect(&path) {
+                break stream;
+            }
+            assert!(std::time::Instant::now() < deadline && child.try_wait().unwrap().is_none());
+            tokio::task::yield_now().await;
+        };
+        assert!(child.wait().unwrap().success());
     }
 
     #[tokio::test]

@@ -124,6 +124,7 @@ reasons! {
     OverloadConnections "overload_connections" 503 Proxy "The limit of open connections is reached.";
     OverloadPending "overload_pending" 503 Proxy "The limit of waiting requests is reached.";
     OverloadRequests "overload_requests" 503 Proxy "The limit of running requests is reached.";
+    OverloadMemory "overload_memory" 503 Proxy "The proxy is near its limit of memory.";
     Draining "draining" 503 Proxy "The proxy is shutting down.";
     InternalError "internal_error" 500 Proxy "The proxy met a state it does not know; this is a defect.";
 }

@@ -3,12 +3,14 @@
 //! Holds: an idle connection owns no block; blocks come in three sizes; what the worker keeps for later is
 //! bounded. Does not: know what the bytes mean.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::Notify;
 
 use crate::pipes::Pipes;
 
@@ -20,26 +22,62 @@ const KEPT: [usize; 3] = [64, 8, 4];
 
 type Block = Box<[u8]>;
 
+/// So much new memory is reason to look how much there is.
+const NUDGE: usize = 4 << 20;
+
 /// A worker's free blocks.
 #[derive(Default)]
 pub struct Buffers {
     free: RefCell<[Vec<Block>; 3]>,
     scratch: RefCell<Vec<Vec<u8>>>,
+    /// Memory is short: small blocks only, and none is kept.
+    saving: Cell<bool>,
+    /// Bytes taken from the system since the last nudge.
+    grown: Cell<usize>,
+    /// Woken when much was taken.
+    nudge: Option<Arc<Notify>>,
     /// For bytes that need not come to us.
     pub pipes: Pipes,
 }
 
 impl Buffers {
+    /// Wakes `nudge` whenever much memory was taken from the system.
+    pub fn new(nudge: Arc<Notify>) -> Self {
+        Self { nudge: Some(nudge), ..Self::default() }
+    }
+
+    /// Whether memory is short. Then what is kept is given up, and bulk gets no larger blocks.
+    pub fn save(&self, saving: bool) {
+        self.saving.set(saving);
+        if saving {
+            self.free.take();
+            self.scratch.take();
+        }
+    }
+
+    /// The size class to read with when `class` would be best.
+    fn class(&self, class: usize) -> usize {
+        if self.saving.get() { 0 } else { class.min(SIZES.len() - 1) }
+    }
+
     fn take(&self, class: usize) -> Block {
-        let class = class.min(SIZES.len() - 1);
-        let kept = self.free.borrow_mut()[class].pop();
-        kept.unwrap_or_else(|| vec![0; SIZES[class]].into_boxed_slice())
+        if let Some(kept) = self.free.borrow_mut()[class].pop() {
+            return kept;
+        }
+        let grown = self.grown.get() + SIZES[class];
+        self.grown.set(grown % NUDGE);
+        if grown >= NUDGE
+            && let Some(nudge) = &self.nudge
+        {
+            nudge.notify_one();
+        }
+        vec![0; SIZES[class]].into_boxed_slice()
     }
 
     fn give(&self, block: Block) {
         if let Some(class) = SIZES.iter().position(|size| *size == block.len()) {
             let free = &mut self.free.borrow_mut()[class];
-            if free.len() < KEPT[class] {
+            if free.len() < KEPT[class] && !self.saving.get() {
                 free.push(block);
             }
         }
@@ -53,7 +91,7 @@ impl Buffers {
     /// Gives back what [`take_scratch`](Self::take_scratch) lent.
     pub fn give_scratch(&self, mut scratch: Vec<u8>) {
         let mut kept = self.scratch.borrow_mut();
-        if kept.len() < KEPT[0] && scratch.capacity() <= SIZES[1] {
+        if kept.len() < KEPT[0] && !self.saving.get() && scratch.capacity() <= SIZES[1] {
             scratch.clear();
             kept.push(scratch);
         }
@@ -162,7 +200,7 @@ impl Inbox {
         buffers: &Buffers,
         class: usize,
     ) -> Poll<io::Result<Filled>> {
-        let block = self.block.get_or_insert_with(|| buffers.take(class));
+        let block = self.block.get_or_insert_with(|| buffers.take(buffers.class(class)));
         if self.end == block.len() {
             if self.start == 0 {
                 return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
@@ -249,6 +287,32 @@ mod tests {
         assert!(inbox.block.is_some());
         inbox.prefer(1, &buffers);
         assert!(inbox.block.is_none());
+        assert_eq!(buffers.free.borrow()[0].len(), 1);
+    }
+
+    #[test]
+    fn short_of_memory_nothing_is_kept_and_blocks_are_small() {
+        let nudge = Arc::new(Notify::new());
+        let buffers = Buffers::new(Arc::clone(&nudge));
+        let nudged = || {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            std::pin::pin!(nudge.notified()).poll(&mut cx).is_ready()
+        };
+        buffers.give(buffers.take(2));
+        buffers.save(true);
+        assert!(buffers.free.borrow().iter().all(Vec::is_empty));
+        let mut inbox = Inbox::default();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let filled = inbox.poll_fill(&mut cx, &mut &[7; 1 << 20][..], &buffers, 2);
+        assert!(matches!(filled, Poll::Ready(Ok(Filled::Bytes(n))) if n == SIZES[0]), "{filled:?}");
+        inbox.clear(&buffers);
+        assert!(buffers.free.borrow().iter().all(Vec::is_empty));
+        assert!(!nudged());
+        let held: Vec<_> = (0..=NUDGE / SIZES[2]).map(|_| buffers.take(2)).collect();
+        assert!(nudged(), "after {} blocks", held.len());
+        assert!(!nudged());
+        buffers.save(false);
+        buffers.give(buffers.take(0));
         assert_eq!(buffers.free.borrow()[0].len(), 1);
     }
 

@@ -1,18 +1,15 @@
 //! The main thread: control socket, ADS stream, and handing snapshots to workers.
 //!
 //! Holds: an update is acknowledged when every worker uses it, refused when it cannot be honoured or is still
-//! not in use after [`WARMING`]; `Ready` is sent once, when the first configuration is in use; the end of the
+//! not in use after [`WARMING`]; `Ready` is sent when the first configuration is in use; the end of the
 //! control socket or of the ADS stream changes nothing for traffic. Does not: decide what is warm
 //! (see [`crate::assemble`]).
 
-use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use outrider_handover::{
-    Connections, DrainStats, FromProxy, MAX_DESCRIPTORS, PROTOCOL, State, Stats, ToProxy,
-};
+use outrider_handover::{Connections, FromProxy, State};
 use outrider_xds::WILDCARD;
 use outrider_xds::client::{Client, Limits, Token};
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
@@ -27,9 +24,16 @@ use crate::assemble::{Arrival, Assembler, Item};
 use crate::control::{self, Letter, Outbox};
 use crate::crew::Crew;
 use crate::drain::Drain;
+use crate::grant::{Meter, System};
 use crate::log::Log;
 use crate::stream;
-use crate::worker::{Scope, Stage};
+use crate::worker::Scope;
+
+mod agent;
+mod ending;
+mod gauge;
+
+use gauge::Gauge;
 
 /// How long an update may wait for what it needs before the server is told.
 pub const WARMING: Duration = Duration::from_secs(15);
@@ -46,8 +50,10 @@ pub struct Options {
     pub xds: Option<PathBuf>,
     /// `NS/INSTANCE`.
     pub node: String,
-    /// Worker threads.
-    pub workers: usize,
+    /// Worker threads; `None` follows the processors that are granted.
+    pub workers: Option<usize>,
+    /// Most memory, in bytes; `None` follows what is granted.
+    pub memory: Option<u64>,
     /// Bind listeners' addresses instead of waiting for the agent's sockets.
     pub standalone: bool,
     /// Resources to begin with.
@@ -67,7 +73,8 @@ impl Default for Options {
         Self {
             xds: None,
             node: String::new(),
-            workers: 1,
+            workers: None,
+            memory: None,
             standalone: false,
             snapshot: None,
             hold: false,
@@ -108,14 +115,28 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> RunError {
 /// # Errors
 /// See [`RunError`]; only at the start.
 pub fn run(options: Options, control: Option<OwnedFd>) -> Result<(), RunError> {
+    let meter = Box::new(System::new(options.workers, options.memory));
+    run_metered(options, control, meter)
+}
+
+/// The same where `meter` says what may be used.
+///
+/// # Errors
+/// See [`RunError`]; only at the start.
+pub fn run_metered(
+    options: Options,
+    control: Option<OwnedFd>,
+    mut meter: Box<dyn Meter>,
+) -> Result<(), RunError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io("main runtime"))?;
     runtime.block_on(async move {
         let log = Log::start().map_err(io("log thread"))?;
         let mut crew = Crew::new(log, raise_descriptors(), !options.hold);
-        crew.resize(options.workers).map_err(io("worker thread"))?;
+        let grant = meter.grant();
+        crew.resize(grant.workers).map_err(io("worker thread"))?;
         let (inner_in, inner) = mpsc::unbounded_channel();
-        Conductor::new(&options, crew, inner_in).run(options, control, inner).await
+        Conductor::new(&options, crew, inner_in, Gauge::new(meter, grant)).run(options, control, inner).await
     })
 }
 
@@ -148,6 +169,7 @@ struct Conductor {
     drain: Option<Drain>,
     /// What was still open when it came to cutting.
     cut: Connections,
+    gauge: Gauge,
     standalone: bool,
     generation: u64,
     started: Instant,
@@ -170,7 +192,7 @@ enum Next {
 }
 
 impl Conductor {
-    fn new(options: &Options, crew: Crew, inner: mpsc::UnboundedSender<Inner>) -> Self {
+    fn new(options: &Options, crew: Crew, inner: mpsc::UnboundedSender<Inner>, gauge: Gauge) -> Self {
         let node = Node {
             id: options.node.clone(),
             cluster: options.node.split('/').next().unwrap_or_default().to_owned(),
@@ -196,6 +218,7 @@ impl Conductor {
             alone_for: options.alone,
             drain: None,
             cut: Connections::default(),
+            gauge,
             standalone: options.standalone,
             generation: options.generation,
             started: Instant::now(),
@@ -221,6 +244,7 @@ impl Conductor {
             self.load(path)?;
             self.assemble();
         }
+        let nudge = self.crew.nudge();
         loop {
             let look = self.look_at();
             let next = tokio::select! {
@@ -229,6 +253,10 @@ impl Conductor {
                 Some(event) = inner.recv() => Next::Inner(event),
                 _ = terminate.recv() => Next::Terminated,
                 _ = interrupt.recv() => Next::Terminated,
+                () = nudge.notified() => {
+                    self.gauge.used_at = Some(Instant::now());
+                    Next::Tick
+                }
                 () = at(look) => Next::Tick,
             };
             let emptied = match next {
@@ -263,6 +291,7 @@ impl Conductor {
             self.answer();
             self.become_ready().await;
             self.end_loneliness().await;
+            self.look_around();
         }
     }
 
@@ -271,7 +300,7 @@ impl Conductor {
         let warming = (!self.open.is_empty()).then(|| Instant::now() + Duration::from_secs(1));
         let drain = self.drain.as_ref().map(Drain::next);
         let lonely = self.alone.filter(|_| self.state == State::Paused).map(|since| since + self.alone_for);
-        [warming, drain, lonely].into_iter().flatten().min()
+        [warming, drain, lonely, Some(self.gauge.grant_at), self.gauge.used_at].into_iter().flatten().min()
     }
 
     fn tell(&mut self, message: FromProxy) {
@@ -426,148 +455,6 @@ impl Conductor {
         }
     }
 
-    async fn on_agent(&mut self, event: control::Event) {
-        match event {
-            control::Event::Connected { outbox, inherited } => {
-                self.to_agent = Some(outbox);
-                self.alone = None;
-                self.introduce(inherited);
-            }
-            control::Event::Message(message, fds) => self.obey(message, fds).await,
-            control::Event::Lost => {
-                self.to_agent = None;
-                self.accept_asked = false;
-                self.alone = Some(Instant::now());
-            }
-        }
-    }
-
-    /// Says to a new connection who this is, and to one that did not start it what it has.
-    fn introduce(&mut self, inherited: bool) {
-        let mut letter = vec![(self.hello(), Vec::new())];
-        if self.ready {
-            letter.push((self.ready_message(), Vec::new()));
-        }
-        self.send_letter(letter);
-        if !inherited {
-            self.return_sockets();
-        }
-    }
-
-    fn hello(&self) -> FromProxy {
-        FromProxy::Hello {
-            version: crate::stamp::version().to_owned(),
-            pid: std::process::id(),
-            generation: self.generation,
-            state: self.state,
-            protocol: PROTOCOL,
-        }
-    }
-
-    fn ready_message(&self) -> FromProxy {
-        let identity = self.assembler.identity();
-        FromProxy::Ready {
-            configuration: self.assembler.configuration(),
-            identity: identity.map(|identity| identity.id.to_string()),
-            not_after: identity.map(|identity| identity.not_after),
-        }
-    }
-
-    fn return_sockets(&mut self) {
-        let sockets = self.crew.sockets().map(|(name, address, list)| {
-            let kept = list.iter().take(MAX_DESCRIPTORS).cloned().collect();
-            (FromProxy::Listener { name: name.to_owned(), address }, kept)
-        });
-        let mut letter: Letter = sockets.collect();
-        let listeners = letter.len() as u64;
-        letter.push((FromProxy::Returned { listeners }, Vec::new()));
-        self.send_letter(letter);
-    }
-
-    async fn obey(&mut self, message: ToProxy, fds: Vec<OwnedFd>) {
-        match message {
-            // A socket that comes now would never be listened on.
-            ToProxy::Listener { .. } if self.state == State::Draining => {}
-            ToProxy::Listener { name, .. } if fds.is_empty() => {
-                tracing::error!(listener = name, "the agent sent no socket");
-            }
-            ToProxy::Listener { name, address } => {
-                let sockets = fds.into_iter().map(TcpListener::from).collect();
-                self.crew.give_sockets(&name, address, sockets);
-                self.assembler.add_sockets(&name, address);
-            }
-            ToProxy::RemoveListener { name } => {
-                self.assembler.remove_sockets(&name);
-                self.crew.remove_sockets(&name);
-            }
-            ToProxy::Accept if self.state == State::Draining => {}
-            ToProxy::Accept => {
-                self.accept_asked = true;
-                self.accept().await;
-            }
-            ToProxy::Pause if self.state == State::Draining => {}
-            ToProxy::Pause => {
-                self.state = State::Paused;
-                self.accept_asked = false;
-                self.crew.accept(false).await;
-                tracing::info!("paused");
-                self.tell(FromProxy::Paused);
-            }
-            ToProxy::Drain { drain_ms, inbound_only } => {
-                let scope = if inbound_only { Scope::Inbound } else { Scope::All };
-                self.drain(scope, Duration::from_millis(drain_ms)).await;
-            }
-            ToProxy::Return => self.return_sockets(),
-            ToProxy::Stats { id } => {
-                let stats = self.stats().await;
-                self.tell(FromProxy::Stats { id, stats });
-            }
-            ToProxy::Ping { id } => {
-                if self.crew.is_alive().await {
-                    self.tell(FromProxy::Pong { id });
-                }
-            }
-            ToProxy::Unknown => tracing::debug!("the agent says something of a later version"),
-        }
-    }
-
-    /// Takes connections, each listener as soon as it is warm.
-    async fn accept(&mut self) {
-        if self.state != State::Accepting {
-            tracing::info!(from = ?self.state, "accepting");
-            self.state = State::Accepting;
-            self.crew.accept(true).await;
-        }
-        if self.ready && std::mem::take(&mut self.accept_asked) {
-            self.tell(FromProxy::Accepting);
-        }
-    }
-
-    async fn become_ready(&mut self) {
-        if self.ready || self.applying > 0 || !self.assembler.is_complete() {
-            return;
-        }
-        #[cfg(feature = "faults")]
-        if !crate::stamp::faults::may_be_ready() {
-            return;
-        }
-        self.ready = true;
-        tracing::info!(after = ?self.started.elapsed(), state = ?self.state, "ready");
-        let message = self.ready_message();
-        self.tell(message);
-        if self.accept_asked {
-            self.accept().await;
-        }
-    }
-
-    async fn end_loneliness(&mut self) {
-        if self.state == State::Paused && self.alone.is_some_and(|since| since.elapsed() >= self.alone_for) {
-            tracing::warn!("accepting again: there is no agent, and maybe nobody else");
-            self.accept_asked = true;
-            self.accept().await;
-        }
-    }
-
     fn bind(&mut self) {
         for (name, address) in self.assembler.wanted_sockets() {
             let sockets = (0..self.crew.size()).map(|_| stream::bind(address)).collect::<Result<Vec<_>, _>>();
@@ -579,89 +466,6 @@ impl Conductor {
                 Err(error) => tracing::error!(listener = &*name, %address, %error, "cannot bind"),
             }
         }
-    }
-
-    async fn stats(&mut self) -> Stats {
-        let numbers = self.crew.numbers().await;
-        let drain = match self.drain {
-            Some(drain) => Some(DrainStats {
-                left_ms: u64::try_from(drain.left(Instant::now()).as_millis()).unwrap_or(u64::MAX),
-                inbound_only: drain.scope == Scope::Inbound,
-                open: self.crew.count(drain.scope).await,
-            }),
-            None => None,
-        };
-        let identity = self.assembler.identity();
-        Stats {
-            state: self.state,
-            configuration: self.assembler.configuration(),
-            identity: identity.map(|identity| identity.id.to_string()),
-            not_after: identity.map(|identity| identity.not_after),
-            workers: self.crew.size() as u64,
-            drain,
-            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            resident_bytes: resident_bytes(),
-            ..numbers
-        }
-    }
-
-    /// Begins a drain, or brings the end of one forward.
-    async fn drain(&mut self, scope: Scope, limit: Duration) {
-        let now = Instant::now();
-        if scope == Scope::All && self.state != State::Draining {
-            self.state = State::Draining;
-            self.accept_asked = false;
-            self.crew.accept(false).await;
-        }
-        match &mut self.drain {
-            Some(drain) if drain.scope == scope => return drain.shorten(now, limit),
-            // The whole is drained already, which says more.
-            Some(drain) if drain.scope == Scope::All => return,
-            _ => {}
-        }
-        tracing::info!(?limit, inbound_only = scope == Scope::Inbound, "draining");
-        self.drain = Some(Drain::new(scope, now, limit));
-        let answers = self.crew.drain(scope);
-        let inner = self.inner.clone();
-        tokio::spawn(async move {
-            answers.all().await;
-            let _ = inner.send(Inner::Emptied(scope));
-        });
-    }
-
-    /// Does what the drain's clock says, and tells its end. Returns whether the process has nothing left to do.
-    async fn go_on_draining(&mut self, emptied: Option<Scope>) -> bool {
-        let Some(drain) = &mut self.drain else { return false };
-        let (scope, now) = (drain.scope, Instant::now());
-        let empty = emptied == Some(scope);
-        if let Some(stage) = drain.advance(now).filter(|_| !empty) {
-            if stage == Stage::Cut {
-                self.cut = self.crew.count(scope).await;
-                // Nothing is lost with these.
-                self.cut.greeting = 0;
-                self.cut.ending = 0;
-            }
-            self.crew.advance(scope, stage);
-        }
-        if !empty && !drain.is_over(now) {
-            return false;
-        }
-        let by_kind = std::mem::take(&mut self.cut);
-        tracing::info!(?by_kind, "drained");
-        self.drain = None;
-        if scope == Scope::Inbound {
-            let assembler = &self.assembler;
-            self.crew.forget_sockets(|name| assembler.is_inbound(name));
-        }
-        let inbound_only = scope == Scope::Inbound;
-        self.tell(FromProxy::Drained { cut: by_kind.sum(), by_kind, inbound_only });
-        if inbound_only {
-            return false;
-        }
-        if let Some(agent) = &self.to_agent {
-            agent.flush().await;
-        }
-        true
     }
 }
 
@@ -684,12 +488,4 @@ fn raise_descriptors() -> u64 {
         return current.unwrap_or(u64::MAX);
     }
     maximum.unwrap_or(u64::MAX)
-}
-
-/// From `/proc/self/statm`; 0 where there is none.
-fn resident_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|text| text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
 }

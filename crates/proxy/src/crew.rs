@@ -9,8 +9,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
-use outrider_handover::{ClusterStats, Connections, ListenerStats, Stats};
-use tokio::sync::{mpsc, oneshot};
+use outrider_handover::{ClusterStats, Connections, ListenerStats, Pressure, Stats};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::config::Snapshot;
 use crate::log::Log;
@@ -34,6 +34,8 @@ pub struct Crew {
     sockets: BTreeMap<String, Sockets>,
     snapshot: Option<Arc<Snapshot>>,
     accepting: bool,
+    pressure: Pressure,
+    nudge: Arc<Notify>,
     started: usize,
 }
 
@@ -54,6 +56,8 @@ impl Crew {
             sockets: BTreeMap::new(),
             snapshot: None,
             accepting,
+            pressure: Pressure::None,
+            nudge: Arc::default(),
             started: 0,
         }
     }
@@ -98,7 +102,13 @@ impl Crew {
 
     fn start(&mut self, share: usize) -> io::Result<mpsc::UnboundedSender<Command>> {
         let (commands, receiver) = mpsc::unbounded_channel();
-        let start = Start { log: self.log.clone(), share, accepting: self.accepting };
+        let start = Start {
+            log: self.log.clone(),
+            share,
+            accepting: self.accepting,
+            pressure: self.pressure,
+            nudge: Arc::clone(&self.nudge),
+        };
         let body = move || {
             if let Err(error) = worker::run(receiver, start) {
                 // Its part of the connections would never be served.
@@ -212,6 +222,19 @@ impl Crew {
             sum += one;
         }
         sum
+    }
+
+    /// Says how short memory is.
+    pub fn feel(&mut self, pressure: Pressure) {
+        self.pressure = pressure;
+        for member in self.everybody() {
+            let _ = member.send(Command::Pressure(pressure));
+        }
+    }
+
+    /// Woken when a worker has taken much memory.
+    pub fn nudge(&self) -> Arc<Notify> {
+        Arc::clone(&self.nudge)
     }
 
     /// Whether every event loop that takes connections turns. Waits for that.

@@ -24,7 +24,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::buffers::{Buffers, Filled, Inbox};
 use crate::config::HttpService;
-use crate::connection::{Downstream, http_service, revoked};
+use crate::connection::{Downstream, http_service};
 use crate::log::Context;
 use crate::stream::{ResetWatch, Stream};
 use crate::tcp::{Flow, Tunnel};
@@ -61,7 +61,7 @@ enum After {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(open: &Open, downstream: Downstream) {
+pub async fn serve(open: &Open, downstream: &mut Downstream) {
     let Open { worker, serving, .. } = open;
     let secure = downstream.peer.is_some();
     let mut xfcc = Vec::new();
@@ -143,7 +143,7 @@ pub async fn linger(buffers: &Buffers, stream: &mut Stream, alarm: &Alarm) {
     inbox.clear(buffers);
 }
 
-async fn refuse(open: &Open, client: &mut Client, reason: Reason) -> After {
+async fn refuse(open: &Open, client: &mut Client<'_>, reason: Reason) -> After {
     let reply = Reply { close: true, ..Reply::new(reason) };
     let mut out = open.worker.buffers.take_scratch();
     reply.write(&mut out);
@@ -155,8 +155,8 @@ async fn refuse(open: &Open, client: &mut Client, reason: Reason) -> After {
 }
 
 /// The caller's side.
-struct Client {
-    downstream: Downstream,
+struct Client<'a> {
+    downstream: &'a mut Downstream,
     inbox: Inbox,
     /// It has ended its sending; it may still want the answer.
     half_closed: bool,
@@ -166,7 +166,7 @@ struct Client {
     xfcc: Vec<u8>,
 }
 
-impl Client {
+impl Client<'_> {
     /// Waits for the first byte of a request, holding no memory. `false`: the connection is over.
     ///
     /// A drain does not end it before its deadline is near: a request may be on its way, and would be lost. It is
@@ -179,7 +179,7 @@ impl Client {
             return false;
         }
         let idle = http_service(&open.serving, secure).map_or(PARKED, |service| service.connection_idle);
-        let Downstream { stream, alarm, .. } = &mut self.downstream;
+        let Downstream { stream, alarm, .. } = &mut *self.downstream;
         alarm.set(Some(idle));
         let inbox = &mut self.inbox;
         poll_fn(|cx| {
@@ -209,7 +209,7 @@ impl Client {
         {
             return Ok(true);
         }
-        let Downstream { stream, alarm, .. } = &mut self.downstream;
+        let Downstream { stream, alarm, .. } = &mut *self.downstream;
         alarm.set(Some(service.head_timeout));
         loop {
             if self.inbox.is_full() && !self.inbox.grow(&worker.buffers) {
@@ -241,9 +241,9 @@ impl Client {
 }
 
 /// One request, from its whole head to the end of its response.
-struct Request<'a> {
+struct Request<'a, 'c> {
     open: &'a Open,
-    client: &'a mut Client,
+    client: &'a mut Client<'c>,
     service: &'a Arc<HttpService>,
     /// For the numbers.
     began: Instant,
@@ -278,7 +278,7 @@ impl From<ProxyError> for Failure {
     }
 }
 
-impl Request<'_> {
+impl Request<'_, '_> {
     async fn serve(mut self, heads: &mut Heads) -> After {
         {
             let mut stats = self.open.serving.stats.borrow_mut();
@@ -322,6 +322,9 @@ impl Request<'_> {
         let worker = Rc::clone(&self.open.worker);
         let local = |reason| Failure::from(ProxyError::new(Side::Local, reason));
 
+        if worker.is_shedding() {
+            return Err(local(Reason::OverloadMemory));
+        }
         #[cfg(feature = "faults")]
         crate::stamp::faults::before_request().await?;
 
@@ -405,7 +408,7 @@ impl Request<'_> {
             let (connection, told) = exchange.into_connection();
             match outcome {
                 Ok(Outcome::Done { keep, reuse }) => {
-                    if reuse {
+                    if reuse && !worker.is_saving() {
                         upstream.keep(connection, worker.timers.now(), told);
                     }
                     return Ok(keep);
@@ -413,7 +416,7 @@ impl Request<'_> {
                 Ok(Outcome::Tunnel) => {
                     // They are the first bytes of the tunnel.
                     asking.accepted = 0;
-                    return Ok(self.tunnel(connection).await);
+                    return Ok(Box::pin(self.tunnel(connection)).await);
                 }
                 Err(error) => {
                     let again = reused
@@ -456,7 +459,13 @@ impl Request<'_> {
             if !fresh_only && let Some(kept) = upstream.take_idle(&picked, self.open.worker.timers.now()) {
                 return Ok((picked, kept));
             }
-            match upstream.connect(&picked, &self.client.downstream.alarm, &self.open.worker.buffers).await {
+            match Box::pin(upstream.connect(
+                &picked,
+                &self.client.downstream.alarm,
+                &self.open.worker.buffers,
+            ))
+            .await
+            {
                 Ok(connection) => return Ok((picked, connection)),
                 Err(error) if error.retry == Retry::Safe && attempt < CONNECT_ATTEMPTS => {
                     attempt += 1;
@@ -483,6 +492,7 @@ impl Request<'_> {
         let mut tunnel = Tunnel {
             open: self.open,
             frames: Some(&mut frames),
+            peer: client.downstream.peer.as_deref(),
             downstream: &mut client.downstream.stream,
             downstream_in: &mut client.inbox,
             upstream: &mut connection.stream,
@@ -490,10 +500,7 @@ impl Request<'_> {
             up: Flow::default(),
             down: Flow::default(),
         };
-        let outcome = tokio::select! {
-            outcome = tunnel.run(&client.downstream.alarm, self.service.idle) => outcome,
-            error = revoked(&self.open.serving, client.downstream.peer.as_deref()) => Err(error),
-        };
+        let outcome = tunnel.run(&client.downstream.alarm, self.service.idle).await;
         let (up, down) = (tunnel.up.moved, tunnel.down.moved);
         let mut stats = self.open.serving.stats.borrow_mut();
         stats.bytes_in += up;
@@ -529,7 +536,9 @@ impl Request<'_> {
     async fn fail(&mut self, failure: &Failure, asking: &Asking, started: bool) -> After {
         let reason = failure.error.reason;
         let answerable = !started && reason.status().is_some();
-        let reply = Reply { detail: &failure.detail, ..Reply::new(reason) };
+        // What another attempt needs is a moment, or another endpoint.
+        let append: &[u8] = if reason == Reason::OverloadMemory { b"Retry-After: 1\r\n" } else { b"" };
+        let reply = Reply { detail: &failure.detail, append, ..Reply::new(reason) };
         {
             let cluster = failure.upstream.as_ref().map(|upstream| upstream.config());
             let context = Context {
@@ -553,11 +562,11 @@ impl Request<'_> {
         // Without a body, the next request begins where this head ended; otherwise its place is unknown.
         self.client.inbox.consume(asking.unused);
         let clean = asking.body.is_done();
-        let keep = clean && asking.persistent && self.open.stage() == Stage::Open;
+        let keep = clean && asking.persistent && self.open.may_stay();
         let reply = Reply { close: !keep, head: asking.asked.head, client: asking.version, ..reply };
         let mut out = self.open.worker.buffers.take_scratch();
         reply.write(&mut out);
-        let Downstream { stream, alarm, .. } = &mut self.client.downstream;
+        let Downstream { stream, alarm, .. } = &mut *self.client.downstream;
         alarm.set(Some(self.service.idle.unwrap_or(PARKED)));
         let mut written = 0;
         let sent = poll_fn(|cx| {

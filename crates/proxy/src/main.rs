@@ -34,9 +34,13 @@ struct Arguments {
     /// Which process in the life of this proxy it is; the agent counts.
     #[arg(long, default_value_t = 0)]
     generation: u64,
-    /// Worker threads.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
-    workers: u16,
+    /// Worker threads. Without it, as many as the processors that are granted, followed while it runs.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// Most memory in bytes: near it, what is idle is given up, and then new requests are refused. Without it, the
+    /// limit of the process's cgroup, followed while it runs.
+    #[arg(long)]
+    memory_limit: Option<u64>,
     /// Bind the addresses of listeners ourselves. Not together with --control-fd.
     #[arg(long, conflicts_with = "control_fd")]
     standalone: bool,
@@ -85,7 +89,8 @@ pub(crate) fn main() -> ExitCode {
     let options = Options {
         xds: arguments.xds,
         node: arguments.node,
-        workers: usize::from(arguments.workers),
+        workers: arguments.workers.map(usize::from),
+        memory: arguments.memory_limit,
         standalone: arguments.standalone,
         snapshot: arguments.snapshot,
         hold: arguments.hold,

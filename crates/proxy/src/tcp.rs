@@ -17,7 +17,7 @@ use tokio::io::AsyncWrite;
 
 use crate::buffers::{Buffers, Filled, Inbox, SIZES};
 use crate::config::TcpService;
-use crate::connection::{Downstream, revoked};
+use crate::connection::{Allowed, Downstream};
 use crate::log::Context;
 use crate::pipes::Pipe;
 use crate::stream::{ResetWatch, Stream};
@@ -30,11 +30,11 @@ use crate::worker::{Open, Stage};
 const BULK: usize = 1;
 
 /// Serves one connection of a TCP listener.
-pub async fn serve(open: &Open, mut downstream: Downstream, service: &TcpService) {
+pub async fn serve(open: &Open, downstream: &mut Downstream, service: &TcpService) {
     let Open { worker, serving, .. } = open;
     let mut cluster = None;
     let mut endpoint = None;
-    let outcome = forward(open, &mut downstream, service, &mut cluster, &mut endpoint).await;
+    let outcome = forward(open, downstream, service, &mut cluster, &mut endpoint).await;
     if let Err(error) = outcome {
         serving.stats.borrow_mut().reason(error.reason);
         let name = cluster.map(|upstream| upstream.config());
@@ -69,7 +69,7 @@ async fn forward(
     let (_picked, mut connection) = loop {
         let picked = upstream.pick(worker.random(), avoid)?;
         *endpoint = Some(picked.address());
-        match upstream.connect(&picked, &downstream.alarm, &worker.buffers).await {
+        match Box::pin(upstream.connect(&picked, &downstream.alarm, &worker.buffers)).await {
             Ok(connection) => break (picked, connection),
             Err(error) if error.retry == Retry::Safe && attempt < service.attempts => {
                 attempt += 1;
@@ -84,6 +84,7 @@ async fn forward(
     let mut tunnel = Tunnel {
         open,
         frames: None,
+        peer: downstream.peer.as_deref(),
         downstream: &mut downstream.stream,
         downstream_in: &mut inbox,
         upstream: &mut connection.stream,
@@ -91,10 +92,7 @@ async fn forward(
         up: Flow::default(),
         down: Flow::default(),
     };
-    let outcome = tokio::select! {
-        outcome = tunnel.run(&downstream.alarm, service.idle) => outcome,
-        error = revoked(serving, downstream.peer.as_deref()) => Err(error),
-    };
+    let outcome = tunnel.run(&downstream.alarm, service.idle).await;
     let (up, down) = (tunnel.up.moved, tunnel.down.moved);
     let mut stats = serving.stats.borrow_mut();
     stats.bytes_in += up;
@@ -145,6 +143,8 @@ pub struct Tunnel<'a> {
     pub open: &'a Open,
     /// Of what goes to the caller, if that is a WebSocket.
     pub frames: Option<&'a mut Frames>,
+    /// Who the caller proved to be.
+    pub peer: Option<&'a str>,
     /// The caller.
     pub downstream: &'a mut Stream,
     /// Read from it.
@@ -163,12 +163,14 @@ impl Tunnel<'_> {
     /// Moves bytes until both directions have ended.
     ///
     /// # Errors
-    /// A side broke, or nothing moved for `idle`.
+    /// A side broke, nothing moved for `idle`, the caller may not call any more, or a drain is over.
     pub async fn run(&mut self, alarm: &Alarm, idle: Option<Duration>) -> Result<(), ProxyError> {
         let buffers = &*self.open.worker.buffers;
         let idle_ms = idle.map_or(u64::MAX, |idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
         let mut moved = u64::MAX;
+        let mut allowed = Allowed::default();
         poll_fn(|cx| {
+            allowed.check(&self.open.serving, self.peer)?;
             let stage = self.open.stage();
             if stage == Stage::Cut {
                 return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::Draining)));

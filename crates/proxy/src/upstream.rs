@@ -332,12 +332,17 @@ impl Upstream {
         }
     }
 
+    /// Closes all kept connections.
+    pub fn drop_idle(&self) {
+        let idle = self.idle.take();
+        drop(idle);
+    }
+
     /// Closes all kept connections, and keeps none from now on: the cluster is gone. A connection that is kept
     /// holds on to its cluster, so one kept after this would stay for ever.
     pub fn close_idle(&self) {
         self.retired.set(true);
-        let idle = self.idle.take();
-        drop(idle);
+        self.drop_idle();
     }
 
     fn close_one_idle(&self) -> Option<()> {

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrider_handover::Connections;
+use outrider_handover::{Connections, Pressure};
 use outrider_proxy_core::http1::{RequestHead, ResponseHead};
 use outrider_proxy_core::stats::{ClusterStats, ListenerStats};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -78,6 +78,8 @@ pub enum Command {
     Stats(oneshot::Sender<Report>),
     /// What is open of these listeners.
     Count(Scope, oneshot::Sender<Connections>),
+    /// How short memory is.
+    Pressure(Pressure),
     /// Sign of life.
     Ping(oneshot::Sender<()>),
 }
@@ -122,6 +124,7 @@ pub struct Worker {
     unknown: RefCell<BTreeMap<u64, (AbortHandle, Rc<Serving>)>>,
     next_unknown: Cell<u64>,
     accepting: Cell<bool>,
+    pressure: Cell<Pressure>,
     /// Of inbound listeners, and of the others.
     stages: Cell<[Stage; 2]>,
     kept: Rc<Kept>,
@@ -129,23 +132,24 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn new(log: Log, share: usize, accepting: bool) -> Rc<Self> {
+    fn new(start: Start) -> Rc<Self> {
         use std::hash::{BuildHasher, RandomState};
         Rc::new(Self {
-            buffers: Rc::default(),
+            buffers: Rc::new(Buffers::new(start.nudge)),
             timers: Timers::new(),
-            log: WorkerLog::new(log),
+            log: WorkerLog::new(start.log),
             clusters: RefCell::default(),
             servings: RefCell::default(),
             sockets: RefCell::default(),
             active: RefCell::default(),
             heads: RefCell::default(),
             connections: Cell::new(0),
-            share: Cell::new(share),
+            share: Cell::new(start.share),
             closed: Notify::new(),
             unknown: RefCell::default(),
             next_unknown: Cell::new(0),
-            accepting: Cell::new(accepting),
+            accepting: Cell::new(start.accepting),
+            pressure: Cell::new(start.pressure),
             stages: Cell::default(),
             kept: Rc::default(),
             random: Cell::new(RandomState::new().hash_one(0_u8) | 1),
@@ -167,6 +171,28 @@ impl Worker {
         self.clusters.borrow().get(slot as usize)?.clone()
     }
 
+    /// Whether memory is so short that nothing new is begun.
+    pub fn is_shedding(&self) -> bool {
+        self.pressure.get() == Pressure::Shedding
+    }
+
+    /// Whether memory is so short that what is idle is given up.
+    pub fn is_saving(&self) -> bool {
+        self.pressure.get() != Pressure::None
+    }
+
+    fn feel(self: &Rc<Self>, pressure: Pressure) {
+        self.pressure.set(pressure);
+        self.buffers.save(self.is_saving());
+        if self.is_saving() {
+            self.heads.take();
+            for upstream in self.clusters.borrow().iter().flatten() {
+                upstream.drop_idle();
+            }
+        }
+        self.accept_as_configured();
+    }
+
     /// Heads to parse into.
     pub fn take_heads(&self) -> Box<Heads> {
         self.heads.borrow_mut().pop().unwrap_or_default()
@@ -175,7 +201,7 @@ impl Worker {
     /// Gives them back.
     pub fn give_heads(&self, mut heads: Box<Heads>) {
         let mut kept = self.heads.borrow_mut();
-        if kept.len() < KEPT_HEADS {
+        if kept.len() < KEPT_HEADS && !self.is_saving() {
             heads.request.reset();
             heads.response.reset();
             kept.push(heads);
@@ -199,10 +225,11 @@ impl Worker {
                 }
             }
         }
+        let mut wake = false;
         for (name, listener) in &snapshot.listeners {
             let known = self.servings.borrow().get(name).cloned();
             match known {
-                Some(serving) => serving.configure(listener),
+                Some(serving) => wake |= serving.configure(listener),
                 None => {
                     let serving = Serving::new(listener, self.stage(listener.inbound));
                     self.servings.borrow_mut().insert(Arc::clone(name), serving);
@@ -214,6 +241,9 @@ impl Worker {
         }
         *self.active.borrow_mut() = Arc::clone(snapshot);
         self.accept_as_configured();
+        if wake {
+            self.timers.wake_all();
+        }
     }
 
     fn stage(&self, inbound: bool) -> Stage {
@@ -225,7 +255,7 @@ impl Worker {
         let active = Arc::clone(&self.active.borrow());
         for (name, serving) in &*self.servings.borrow() {
             let sockets = self.sockets.borrow().get(name).cloned().unwrap_or_default();
-            let wanted = active.listeners.contains_key(name) && self.accepting.get();
+            let wanted = active.listeners.contains_key(name) && self.accepting.get() && !self.is_shedding();
             if !wanted || sockets.is_empty() {
                 self.rest(serving, &sockets);
             } else if serving.acceptors.borrow().is_empty() {
@@ -382,6 +412,7 @@ impl Worker {
             Command::Count(scope, reply) => {
                 let _ = reply.send(self.open(scope));
             }
+            Command::Pressure(pressure) => self.feel(pressure),
             Command::Ping(reply) => {
                 let _ = reply.send(());
             }
@@ -398,6 +429,10 @@ pub struct Start {
     pub share: usize,
     /// Whether it accepts.
     pub accepting: bool,
+    /// How short memory is.
+    pub pressure: Pressure,
+    /// Woken when much memory was taken.
+    pub nudge: Arc<Notify>,
 }
 
 /// Runs a worker on this thread until the command channel closes, or it has retired.
@@ -409,7 +444,7 @@ pub fn run(mut commands: mpsc::UnboundedReceiver<Command>, start: Start) -> io::
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;
     runtime.block_on(async move {
-        let worker = Worker::new(start.log, start.share, start.accepting);
+        let worker = Worker::new(start);
         tokio::task::spawn_local(Rc::clone(&worker.timers).drive());
         tokio::task::spawn_local(Rc::clone(&worker).sweep());
         let last = loop {

@@ -64,7 +64,8 @@ impl Store {
                 let mut tokens = transaction.open_table(TOKENS)?;
                 let mut scopes = transaction.open_table(SCOPES)?;
                 tokens.retain(|_, (_, expires, _)| expires.saturating_add(REMEMBER_SECONDS) > now)?;
-                scopes.retain(|id, _| tokens.get(id).is_ok_and(|token| token.is_some()))?;
+                // Not for a token that cannot be read: without its scope it would be good for everything.
+                scopes.retain(|id, _| !matches!(tokens.get(id), Ok(None)))?;
                 let mut count = 0;
                 for row in tokens.iter()? {
                     row?;

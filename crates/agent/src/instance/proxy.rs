@@ -368,6 +368,10 @@ impl Instance {
     /// Whether callers wait for anything. They were told to go elsewhere before, so a connection without a request is
     /// nothing to wait for; of TCP nobody knows.
     fn inbound_busy(&self, stats: &Stats) -> bool {
+        let streams = stats.drain.as_ref().map_or(0, |drain| drain.open.websocket + drain.open.tcp);
+        if streams > 0 {
+            return true;
+        }
         let ports = self.workload.iter().flat_map(|workload| &workload.ports);
         ports.into_iter().any(|port| {
             let listener = stats.listeners.get(&names::inbound(&port.name));

@@ -42,7 +42,8 @@ impl Instance {
         }
         let port = probe::listened_on(&targets.ports).await?;
         Some(format!(
-            "something else listens on 127.0.0.1:{port} already; if that is the application, use `run --adopt`"
+            "something else listens on 127.0.0.1:{port} already: end it or choose another targetPort; if that is the \
+             application, `run --adopt` takes it as such"
         ))
     }
 

@@ -255,7 +255,7 @@ impl Shared {
                 }
             }
             Some(FactKind::Occurred(occurred)) => {
-                self.state.lock().unwrap().occurred.insert(occurred.number, occurred);
+                self.state.lock().unwrap().occurred.insert(occurred.number, *occurred);
             }
             _ => {}
         }

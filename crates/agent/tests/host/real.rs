@@ -115,7 +115,7 @@ pub fn has_gone(answer: &str) -> bool {
     let lower = answer.to_ascii_lowercase();
     answer.starts_with("HTTP/1.1 503")
         && lower.contains("\r\nx-outrider-reason: unknown_service\r\n")
-        && lower.contains("of shop/inventory is no longer declared")
+        && lower.contains("of shop/inventory is declared any more")
 }
 
 async fn deleted_service(engine: &str, binary: Option<PathBuf>) {

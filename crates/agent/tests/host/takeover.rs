@@ -199,3 +199,66 @@ async fn an_agent_that_is_killed_costs_nothing() {
     agent.wait().unwrap();
     mesh.agent = None;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_is_taken_over_as_well() {
+    let Some(_) = engine("envoy") else { return };
+    let mut mesh = Mesh::prepare(&shop("envoy", origin(false).await)).await;
+    mesh.on_stop = OnStop::HandOver;
+    mesh.start_agent(true).await;
+    let (server, client) =
+        (mesh.run("shop/inventory", "exec sleep 600"), mesh.run("shop/checkout", "exec sleep 600"));
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let out = address(&before, OUT);
+    eventually("a request goes through", || async {
+        get(out).await.starts_with("HTTP/1.1 200").then_some(())
+    })
+    .await;
+    let load = Load::start(out);
+    mesh.stop_agent().await;
+    load.after(20).await;
+    mesh.start_agent(false).await;
+    let after = mesh.instance("shop/checkout", |i| i.state == "ready" && i.proxy_pid != 0).await;
+    assert_eq!((after.proxy_pid, after.app_pid, after.restarts), (before.proxy_pid, before.app_pid, 0));
+    mesh.instance("shop/inventory", |i| i.state == "ready" && i.proxy_pid != 0).await;
+    load.after(20).await;
+    load.ends_whole().await;
+    let upgrade = ProxyAction::Upgrade { release: "builtin".into() };
+    let refused = outrider_agent::local::proxy(&mesh.socket(), &after.name, upgrade).await.unwrap_err();
+    assert!(refused.to_string().contains("engine envoy binds its sockets by itself"), "{refused}");
+    kill(after.proxy_pid, Signal::KILL);
+    mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0 && i.reason.is_empty()).await;
+    eventually("it serves again", || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) })
+        .await;
+    for app in [client, server] {
+        app.signals.send(Signal::TERM).unwrap();
+        assert_eq!(app.end().await, 128 + 15);
+    }
+    eventually("nothing is left", || async { mesh.overview().await.instances.is_empty().then_some(()) })
+        .await;
+    mesh.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_waits_for_its_proxy_waits_on_with_the_next_agent() {
+    for on_stop in [OnStop::HandOver, OnStop::EndAll] {
+        let mut mesh = Mesh::prepare(&shop("native", 9)).await;
+        mesh.on_stop = on_stop;
+        mesh.control().shared.mute(true);
+        mesh.start_agent(true).await;
+        let mut app = mesh.run("shop/checkout", "exec sleep 600");
+        let waiting = mesh.instance("shop/checkout", |i| i.reason.contains("is not known here yet")).await;
+        eventually("joined", || async { mesh.overview().await.away.is_empty().then_some(()) }).await;
+        mesh.stop_agent().await;
+        mesh.start_agent(false).await;
+        let back = mesh.instance("shop/checkout", |_| true).await;
+        assert_eq!((back.name, back.app_pid), (waiting.name, 0), "the same instance");
+        mesh.control().shared.mute(false);
+        mesh.instance("shop/checkout", |i| i.state == "ready" && i.app_pid != 0).await;
+        app.signals.send(Signal::TERM).unwrap();
+        let said = async { while app.progress.recv().await.is_some() {} };
+        said.await;
+        assert_eq!(app.end().await, 128 + 15);
+        mesh.on_stop = OnStop::EndAll;
+    }
+}

@@ -329,10 +329,13 @@ impl Totals {
             if traffic.requests > 0 { traffic.requests } else { traffic.connections }
         };
         let proxy = &instance.proxy;
+        // An agent may say any number.
+        let sum = |numbers: &mut dyn Iterator<Item = u64>| numbers.fold(0, u64::saturating_add);
+        let outbound = || proxy.outbound.values();
         Self {
             inbound: units(&proxy.inbound),
-            outbound: proxy.outbound.values().map(units).sum(),
-            errors: proxy.inbound.errors + proxy.outbound.values().map(|traffic| traffic.errors).sum::<u64>(),
+            outbound: sum(&mut outbound().map(units)),
+            errors: sum(&mut outbound().chain([&proxy.inbound]).map(|traffic| traffic.errors)),
             latency_us_sum: proxy.inbound.latency_us_sum,
         }
     }
@@ -376,5 +379,24 @@ mod tests {
         let named = Select { namespace: None, name: Some("a") };
         assert!(named.takes("other", "a"));
         assert!(!named.takes("other", "b"));
+    }
+
+    #[test]
+    fn whatever_numbers_an_agent_reports_they_are_added_up() {
+        use outrider_api::http::{ProxyView, TrafficView};
+        let most = TrafficView { requests: u64::MAX, errors: u64::MAX, ..TrafficView::default() };
+        let outbound = ["shop/a", "shop/b"].map(|name| (name.to_owned(), most.clone()));
+        let instance = InstanceView {
+            namespace: "shop".into(),
+            service: "web".into(),
+            name: "web-1".into(),
+            node: "n".into(),
+            state: "ready".into(),
+            reason: String::new(),
+            endpoints: BTreeMap::new(),
+            proxy: ProxyView { inbound: most, outbound: outbound.into(), ..ProxyView::default() },
+        };
+        let totals = Totals::of(&instance);
+        assert_eq!((totals.inbound, totals.outbound, totals.errors), (u64::MAX, u64::MAX, u64::MAX));
     }
 }

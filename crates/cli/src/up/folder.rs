@@ -35,6 +35,9 @@ pub(crate) enum FolderError {
     /// Not readable.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// Nothing is declared: a file is being written, or was emptied by mistake.
+    #[error("the documents in {} declare nothing", .0.display())]
+    Nothing(PathBuf),
     /// Findings, to be shown with the sources.
     #[error("{}", diagnostics::summary(.diagnostics))]
     Invalid {
@@ -72,6 +75,9 @@ impl Folder {
         let Some(model) = resolved.intent.filter(|_| !found.iter().any(intent::Diagnostic::is_error)) else {
             return Err(FolderError::Invalid { diagnostics: warnings, sources });
         };
+        if parsed.documents.is_empty() {
+            return Err(FolderError::Nothing(dir.to_owned()));
+        }
         let objects = parsed.documents.iter().map(|document| object_key(document.key())).collect();
         let services = model
             .services

@@ -46,8 +46,7 @@ impl AggregatedDiscoveryService for Ads {
         request: Request<Streaming<discovery::DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = caller(&request, &self.trust_domain)?;
-        let turn = self.streams.begin(&caller.node);
-        caller.admitted(&self.world).await?;
+        let turn = caller.begin(&self.streams, &self.world).await?;
         let node = caller.node;
         let (responses, out) = mpsc::channel(16);
         let (world, stop, requests) = (self.world.clone(), self.stop.clone(), request.into_inner());

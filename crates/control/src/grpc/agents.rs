@@ -79,7 +79,8 @@ impl AgentsService {
         let reserve = move |world: &mut crate::world::World, _: &Store, now| world.reserve_node(&name, now);
         if !self.world.run(reserve).await.map_err(stopping)? {
             return Err(Status::already_exists(format!(
-                "a host has the name {}: it is free once nothing was heard of it for some seconds",
+                "a host has the name {}: if that is another one, give this one another name with `--node`; if it was this \
+                 one, its name is free once nothing was heard of it for some seconds",
                 request.node
             )));
         }
@@ -88,7 +89,7 @@ impl AgentsService {
             self.sign(&request.csr, &names::spiffe_node(self.authority.trust_domain(), &request.node));
         let name = request.node;
         self.world
-            .run(move |world, store, _| {
+            .run(move |world, store, now| {
                 let matches = |hash: &[u8; 32]| token.matches(&TokenHash(*hash));
                 let admitted = signed.and_then(|(chain, info)| {
                     let used = store.use_token(&token.id(), matches, &name, unix_now());
@@ -99,7 +100,7 @@ impl AgentsService {
                     };
                     let admission = Admission::new(scope, info.key, unix(info.not_after));
                     keep(store, &name, &admission)?;
-                    world.admit(&name, admission);
+                    world.admit_anew(&name, admission, now);
                     Ok(chain)
                 });
                 if admitted.is_err() {
@@ -243,8 +244,7 @@ impl wire::Agents for AgentsService {
         request: Request<Streaming<wire::Fact>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = caller(&request, self.authority.trust_domain())?;
-        let turn = self.streams.begin(&caller.node);
-        caller.admitted(&self.world).await?;
+        let turn = caller.begin(&self.streams, &self.world).await?;
         let node = caller.node;
         let welcome = wire::Instruction {
             kind: Some(wire::InstructionKind::Welcome(wire::Welcome {

@@ -21,6 +21,8 @@ use crate::world::{Millis, Scope, World};
 
 /// Bytes of all sources together: what `intent` reads at most.
 const MAX_SOURCES: usize = 4 << 20;
+/// Bytes of the name of a source: the longest path. Every finding repeats it.
+const MAX_SOURCE_NAME: usize = 4_096;
 
 /// Declares objects: everything, or nothing.
 #[utoipa::path(post, path = "/v1/apply", request_body = ApplyRequest, responses(
@@ -78,6 +80,10 @@ async fn read(sources: Vec<Source>) -> Result<Parsed, Problem> {
         return Err(
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", text).help("apply them in parts")
         );
+    }
+    if sources.iter().any(|source| source.name.len() > MAX_SOURCE_NAME) {
+        let text = format!("the name of a source has more than {MAX_SOURCE_NAME} bytes");
+        return Err(Problem::bad_request(text));
     }
     let sources: Vec<_> = sources
         .into_iter()

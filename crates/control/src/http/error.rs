@@ -42,8 +42,13 @@ impl Problem {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
     }
 
-    pub(crate) fn unauthenticated() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "this address needs the admin token").help(
+    /// Somebody `gave` a token that is not the admin token, or none.
+    pub(crate) fn unauthenticated(gave: bool) -> Self {
+        let text = match gave {
+            true => "the token given is not this server's admin token",
+            false => "this address needs the admin token",
+        };
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", text).help(
             "send `Authorization: Bearer TOKEN` with the content of admin.token in the server's state folder",
         )
     }

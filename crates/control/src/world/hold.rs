@@ -67,6 +67,8 @@ pub(super) struct Hold {
     /// Services that a person changed, until when their facts are believed at once.
     changed: BTreeMap<ServiceRef, Millis>,
     last_silence: Option<Millis>,
+    /// Nothing held leaves before. Kept, because it is asked for with every fact.
+    next: Option<Millis>,
     notes: Vec<HoldNote>,
 }
 
@@ -80,6 +82,7 @@ impl Hold {
             emptied: Vec::new(),
             changed: BTreeMap::new(),
             last_silence: None,
+            next: None,
             notes: Vec::new(),
         };
         let services: BTreeSet<ServiceRef> = hosts
@@ -134,13 +137,16 @@ impl Hold {
         cause: Cause,
         now: Millis,
     ) {
+        // A heartbeat changes no service.
+        if services.is_empty() {
+            return;
+        }
         let recent = |at: Millis| now < at + self.hold_ms;
         self.taken.retain(|_, taken| {
             taken.retain(|(at, _)| recent(*at));
             !taken.is_empty()
         });
         self.emptied.retain(|(at, _)| recent(*at));
-        let ports_before: usize = self.served.values().map(filled).sum();
 
         let mut steps = Vec::new();
         for service in services {
@@ -177,16 +183,19 @@ impl Hold {
 
         let emptied: usize = steps.iter().map(Step::emptied).sum();
         let recently: usize = self.emptied.iter().map(|(_, count)| count).sum();
-        let many = emptied + recently >= LEAST_PORTS && 5 * (emptied + recently) > ports_before + recently;
+        // All ports are counted only where it matters: there may be many.
+        let had = || self.served.values().map(filled).sum::<usize>() + recently;
+        let many = emptied + recently >= LEAST_PORTS && 5 * (emptied + recently) > had();
         let all = many && emptied > 0 && !matches!(cause, Cause::Person | Cause::Silence { observed: true });
         for mut step in steps {
             if (step.hold || all) && !step.new.is_empty() {
                 let note =
                     HoldNote { service: step.service.to_string(), endpoints: step.new.len(), held: true };
                 self.notes.push(note);
-                let until = Some(now + self.hold_ms);
-                step.held
-                    .extend(step.new.drain(..).map(|(proxy, served)| (proxy, Served { until, ..served })));
+                let until = now + self.hold_ms;
+                self.next = Some(self.next.map_or(until, |next| next.min(until)));
+                let held = |(proxy, served)| (proxy, Served { until: Some(until), ..served });
+                step.held.extend(step.new.drain(..).map(held));
             }
             if !step.new.is_empty() {
                 self.taken.entry(step.service.clone()).or_default().push((now, step.new.len()));
@@ -206,7 +215,12 @@ impl Hold {
 
     /// What was held and is still gone leaves at its time. Names the services that have fewer endpoints now.
     pub(super) fn tick(&mut self, now: Millis) -> BTreeSet<ServiceRef> {
-        self.release(|served| served.until.is_some_and(|until| until <= now))
+        if self.next.is_none_or(|next| now < next) {
+            return BTreeSet::new();
+        }
+        let services = self.release(|served| served.until.is_some_and(|until| until <= now));
+        self.next = self.held().filter_map(|(.., served)| served.until).min();
+        services
     }
 
     /// A person deleted a host: nothing of it is held.
@@ -229,9 +243,9 @@ impl Hold {
         services
     }
 
-    /// When [`Hold::tick`] has something to do next.
+    /// When [`Hold::tick`] may have something to do next.
     pub(super) fn next_deadline(&self) -> Option<Millis> {
-        self.held().filter_map(|(.., served)| served.until).min()
+        self.next
     }
 }
 

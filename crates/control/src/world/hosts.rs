@@ -386,6 +386,15 @@ impl Hosts {
         changed
     }
 
+    /// Forgets what a host said, and ends its session: somebody else says hello under its name next.
+    pub(crate) fn disown(&mut self, name: &str) -> Changed {
+        if let Some(host) = self.hosts.get_mut(name) {
+            (host.session, host.too_much) = (None, false);
+            host.refused.clear();
+        }
+        self.replace_instances(name, Vec::new())
+    }
+
     fn take_from(&mut self, owner: &str, proxy: &str) -> Changed {
         let Some(host) = self.hosts.get(owner) else { return Changed::default() };
         let others = host.instances.iter().filter(|(name, _)| *name != proxy);

@@ -322,3 +322,39 @@ fn records_to_store_are_named_once() {
     assert_eq!(endpoints(&again, "shop/checkout/http"), version_before);
     assert_eq!(again.published().of_host("a").of_type(type_url::LISTENER).count(), 2);
 }
+
+#[test]
+fn who_joins_under_the_name_of_a_lost_host_inherits_nothing_of_it() {
+    let mut world = world();
+    let empty = endpoints(&world, "shop/inventory/http");
+    for (node, service) in [("a", "inventory"), ("b", "checkout")] {
+        world.fact(node, 1, &hello(node), 0).unwrap();
+        world.fact(node, 1, &instances(&[instance(service, 1, Ready)]), 0).unwrap();
+    }
+    let served = endpoints(&world, "shop/inventory/http");
+    assert_ne!(served, empty);
+    for now in [3_000, 6_000] {
+        world.fact("b", 1, &wire::FactKind::Heartbeat(wire::Heartbeat {}), now).unwrap();
+        world.tick(now);
+    }
+    assert_eq!(endpoints(&world, "shop/inventory/http"), empty, "it is lost");
+    assert!(world.reserve_node("a", 6_000));
+    world.admit_anew("a", Admission::new(Scope::default(), "new".into(), 10), 6_000);
+
+    // The session of before may still be open.
+    let late = world.fact("a", 1, &instances(&[instance("inventory", 1, Ready)]), 6_000);
+    assert_eq!(late, Err(FactError::NoHello));
+    world.fact("a", 2, &hello("a"), 6_000).unwrap();
+    assert_eq!(endpoints(&world, "shop/inventory/http"), empty, "what the lost machine had is not back");
+    let scoped = |world: &World| world.published().of_host("a").of_type(type_url::LISTENER).count();
+    assert_eq!(scoped(&world), 0, "nor shown to the new one");
+    world.fact("a", 2, &instances(&[instance("inventory", 1, Ready)]), 6_000).unwrap();
+    assert_eq!(endpoints(&world, "shop/inventory/http"), served);
+    assert!(scoped(&world) > 0);
+
+    // A renewal keeps what was said.
+    let renewed = world.admission("a").unwrap().with_key("new", "newer".into(), 20);
+    world.admit("a", renewed);
+    world.fact("a", 2, &wire::FactKind::Heartbeat(wire::Heartbeat {}), 6_500).unwrap();
+    assert_eq!(endpoints(&world, "shop/inventory/http"), served);
+}

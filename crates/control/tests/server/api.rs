@@ -94,6 +94,7 @@ async fn every_error_has_a_body_that_says_what_to_do() {
         "{answer:#}"
     );
 
+    let long_name = json!({"sources": [{"name": "n".repeat(4_097), "text": "#"}]});
     for (method, path, body, status, code) in [
         ("GET", "/v2/objects", None, 404, "no-such-path"),
         ("DELETE", "/v1/objects", None, 405, "no-such-method"),
@@ -110,6 +111,7 @@ async fn every_error_has_a_body_that_says_what_to_do() {
         ("POST", "/v1/tokens", Some(json!({"ttlSeconds": 86_401})), 400, "bad-request"),
         ("POST", "/v1/apply", Some(sources(&"#".repeat((4 << 20) + 1))), 413, "too-large"),
         ("POST", "/v1/apply", Some(sources(&"#".repeat(11 << 20))), 413, "too-large"),
+        ("POST", "/v1/apply", Some(long_name), 400, "bad-request"),
     ] {
         let stream = UnixStream::connect(&server.bound.api_socket).await.unwrap();
         let (got, answer) = request_on(stream, method, path, body, None).await.unwrap();

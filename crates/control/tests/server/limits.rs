@@ -84,6 +84,50 @@ async fn connections_without_a_certificate_lock_nobody_out() {
 }
 
 #[tokio::test]
+async fn one_identity_has_a_bounded_number_of_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = TestServer::start(folder.path()).await;
+    let agent = TestAgent::join(&server, "host-a").await;
+    let key = outrider_identity::PrivateKey::from_pem(&agent.key).unwrap();
+    let slot =
+        outrider_identity::CertificateSlot::new(crate::support::certificates(&agent.chain), &key).unwrap();
+    let id = outrider_identity::SpiffeId::parse("spiffe://outrider.internal/server").unwrap();
+    let config = outrider_identity::client_config(Some(slot), &agent.bundle, &id, &["h2"]).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let mut many = Vec::new();
+    for _ in 0..100 {
+        let tcp = TcpStream::connect(server.bound.agents).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        many.extend(connector.connect(name, tcp).await);
+    }
+    // The agent has one already.
+    closed_down_to(31, many).await;
+    TestAgent::join(&server, "host-b").await.session().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stranger_is_not_listened_to_for_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = TestServer::start(folder.path()).await;
+    let token = server.token().await;
+    let pin = JoinToken::parse(&token).unwrap().pin();
+    let key = outrider_identity::PrivateKey::generate().unwrap();
+    let ask = async |csr: Vec<u8>| {
+        let config = outrider_identity::pinned_client_config(pin, "/server", &["h2"]).unwrap();
+        let channel = crate::support::channel(server.bound.agents, config).await.unwrap();
+        let request = outrider_api::agent::JoinRequest { token: token.clone(), node: "host-a".into(), csr };
+        outrider_api::agent::AgentsClient::new(channel).join(request).await.map(|_| ())
+    };
+    // An answer would mean that all of it was taken in.
+    let cut = ask(vec![0; 1 << 20]).await.unwrap_err();
+    assert_ne!(cut.code(), tonic::Code::InvalidArgument, "{cut}");
+    // It cost no token, and who asks for what is needed is heard.
+    ask(key.signing_request().unwrap()).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn silent_connections_to_the_api_are_closed_and_the_socket_stays_free() {
     let folder = tempfile::tempdir().unwrap();
     let server = TestServer::start(folder.path()).await;

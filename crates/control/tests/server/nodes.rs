@@ -137,9 +137,15 @@ async fn a_deleted_node_is_out_until_a_new_token_lets_it_in() {
     let back =
         TestAgent::connect(agent.address, "host-a", &key, &joined.chain, certificates(&joined.bundle)).await;
     let (facts, _told) = back.session().await;
+    let mut stream = Stream::open(&back, &[(type_url::WORKLOAD, "shop/checkout")]).await.unwrap();
+    stream.next().await.unwrap();
     facts.send(instances(&[("inventory", 1)])).await.unwrap();
     server.until("/v1/instances", |list| list[0]["state"] == "ready").await;
     denied(&agent.again().await).await;
-    assert_eq!(server.get("/v1/instances").await.1[0]["state"], "ready");
+    // And ends no stream of the one that is in.
+    facts.send(instances(&[("inventory", 2)])).await.unwrap();
+    server.until("/v1/instances", |list| list[0]["name"] == "inventory-2").await;
+    server.apply(&SHOP.replace("8080", "9090")).await;
+    stream.next().await.unwrap();
     server.stop().await;
 }

@@ -59,10 +59,10 @@ struct Response {
 }
 
 /// See the module.
-pub(super) struct Exchange<'a> {
+pub(super) struct Exchange<'a, 'c> {
     open: &'a Open,
     worker: &'a Worker,
-    client: &'a mut Client,
+    client: &'a mut Client<'c>,
     connection: Connection,
     asking: &'a mut Asking,
     route: &'a Route,
@@ -109,11 +109,11 @@ fn millis(limit: Option<Duration>) -> u64 {
     limit.map_or(NEVER, |limit| u64::try_from(limit.as_millis()).unwrap_or(NEVER))
 }
 
-impl<'a> Exchange<'a> {
+impl<'a, 'c> Exchange<'a, 'c> {
     /// `began` is when the request did, on the worker's clock.
     pub(super) fn new(
         open: &'a Open,
-        client: &'a mut Client,
+        client: &'a mut Client<'c>,
         connection: Connection,
         asking: &'a mut Asking,
         route: &'a Route,
@@ -440,7 +440,7 @@ impl<'a> Exchange<'a> {
             .framing(&self.asking.asked)
             .map_err(|e| ProxyError::new(Side::Upstream, e.upstream_reason()).with_source(e))?;
         // The rest of a request that is answered early will not be read, so nothing can follow it.
-        let keep = self.asking.persistent && self.request_done && self.open.stage() == Stage::Open;
+        let keep = self.asking.persistent && self.request_done && self.open.may_stay();
         let delivery = Delivery::of(head, framing, client, keep);
         let how = ResponseEncoding { delivery, edits: Some(&self.route.response_headers), append: b"" };
         encode::response(head, bytes, &how, &mut self.to_client);

@@ -8,8 +8,6 @@ use std::sync::Arc;
 
 use outrider_handover::Connections;
 use outrider_proxy_core::stats::ListenerStats;
-use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
 use tokio::task::JoinHandle;
 
 use super::Worker;
@@ -72,7 +70,7 @@ pub struct Serving {
     removed: Cell<bool>,
     stage: Cell<Stage>,
     open: Cell<Connections>,
-    changed: Notify,
+    changes: Cell<u64>,
 }
 
 impl Serving {
@@ -85,7 +83,7 @@ impl Serving {
             removed: Cell::new(false),
             stage: Cell::new(stage),
             open: Cell::default(),
-            changed: Notify::new(),
+            changes: Cell::new(0),
         })
     }
 
@@ -94,16 +92,20 @@ impl Serving {
         Arc::clone(&self.config.borrow())
     }
 
-    pub(super) fn configure(&self, config: &Arc<Listener>) {
+    /// Says whether connections are to be woken, because what they carry is not asked about with every request.
+    pub(super) fn configure(&self, config: &Arc<Listener>) -> bool {
         let former = self.config.replace(Arc::clone(config));
-        if !Arc::ptr_eq(&former, config) {
-            self.changed.notify_waiters();
+        if Arc::ptr_eq(&former, config) {
+            return false;
         }
+        self.changes.set(self.changes.get() + 1);
+        let open = self.open.get();
+        open.tcp + open.websocket > 0
     }
 
-    /// Ready after the next change of the configuration.
-    pub fn changed(&self) -> Notified<'_> {
-        self.changed.notified()
+    /// How often the configuration has changed.
+    pub fn changes(&self) -> u64 {
+        self.changes.get()
     }
 
     /// Whether its resource is gone: what is under way ends as it began, but nothing new is served.
@@ -181,6 +183,11 @@ impl Open {
     /// How far the drain of its listener has come.
     pub fn stage(&self) -> Stage {
         self.serving.stage()
+    }
+
+    /// Whether it may wait for another request after this one.
+    pub fn may_stay(&self) -> bool {
+        self.stage() == Stage::Open && !self.worker.is_saving()
     }
 }
 

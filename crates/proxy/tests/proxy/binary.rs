@@ -28,7 +28,12 @@ impl Drop for Running {
 
 /// The outbound listener of `shop/web` at `at`, leading to `origin`, as a snapshot file.
 fn snapshot(path: &Path, at: std::net::SocketAddr, origin: std::net::SocketAddr) {
-    let mut set: ResourceSet = compiled(&pair("http", "off", 1, ""), "shop/web");
+    snapshot_of("http", path, at, origin);
+}
+
+/// The same for any protocol.
+pub fn snapshot_of(protocol: &str, path: &Path, at: std::net::SocketAddr, origin: std::net::SocketAddr) {
+    let mut set: ResourceSet = compiled(&pair(protocol, "off", 1, ""), "shop/web");
     set.insert(assignment(ENDPOINTS, &[origin]));
     edit(&mut set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
         let address = address::Address::SocketAddress(SocketAddress {
@@ -50,11 +55,11 @@ fn snapshot(path: &Path, at: std::net::SocketAddr, origin: std::net::SocketAddr)
     std::fs::write(path, bytes).unwrap();
 }
 
-fn free_address() -> std::net::SocketAddr {
+pub fn free_address() -> std::net::SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-async fn connect(at: std::net::SocketAddr) -> Peer {
+pub async fn connect(at: std::net::SocketAddr) -> Peer {
     let connecting = async {
         loop {
             match tokio::net::TcpStream::connect(at).await {
@@ -239,7 +244,11 @@ async fn a_request_that_is_repeated_takes_its_body_along() {
     let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
     let file = directory.path().join("snapshot");
     snapshot(&file, at, origin.address());
-    let child = Command::new(PROGRAM).args(["--standalone", "--snapshot"]).arg(&file).spawn().unwrap();
+    let child = Command::new(PROGRAM)
+        .args(["--workers", "1", "--standalone", "--snapshot"])
+        .arg(&file)
+        .spawn()
+        .unwrap();
     let running = Running(child);
     let large = "z".repeat(12_000);
     for (head, body) in [
@@ -273,4 +282,61 @@ async fn a_request_that_is_repeated_takes_its_body_along() {
         server.send(OK).await;
         other.expect(OK).await;
     }
+}
+
+#[tokio::test]
+async fn near_its_limit_of_memory_it_sheds_and_lives() {
+    const LIMIT: u64 = 64 << 20;
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let file = directory.path().join("snapshot");
+    snapshot(&file, at, Origin::bind().await.answer_all("a"));
+    let child = Command::new(PROGRAM)
+        .args(["--workers", "1", "--memory-limit", &LIMIT.to_string(), "--standalone", "--snapshot"])
+        .arg(&file)
+        .spawn()
+        .unwrap();
+    let running = Running(child);
+    let resident = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", running.0.id())).unwrap();
+        text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    };
+    // A response may be the last on its connection, so there is one for every question.
+    let mut asking = Vec::new();
+    for _ in 0..400 {
+        asking.push(connect(at).await);
+    }
+    // Each holds a block of the proxy's memory as long as its head is not whole: together more than the limit.
+    let unfinished = format!("GET / HTTP/1.1\r\nHost: api\r\nX-Long: {}", "x".repeat(15_000));
+    let mut greedy = Vec::new();
+    for _ in 0..LIMIT / (16 << 10) {
+        let mut one = connect(at).await;
+        one.send(&unfinished).await;
+        greedy.push(one);
+    }
+    let mut most = 0;
+    soon("it sheds", async {
+        loop {
+            let mut app = asking.pop().expect("enough of them");
+            app.send(GET).await;
+            let (head, _) = app.response().await;
+            most = most.max(resident());
+            if header(&head, "x-outrider-reason") == Some("overload_memory") {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(most < LIMIT, "{most}");
+    drop(greedy);
+    soon("served again", async {
+        loop {
+            let mut app = connect(at).await;
+            app.send(GET).await;
+            if app.response().await.1 == "a" {
+                return;
+            }
+        }
+    })
+    .await;
 }

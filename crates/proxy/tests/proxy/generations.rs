@@ -91,7 +91,7 @@ async fn no_connection_is_lost_while_two_take_turns() {
     let origin = Origin::bind().await.answer_all("a");
     let set = configuration(origin);
     let mut former = Proxy::start(set.clone()).await;
-    let mut next = Proxy::start_next(&former, set, Options { workers: 2, ..held() }).await;
+    let mut next = Proxy::start_next(&former, set, Options { workers: Some(2), ..held() }).await;
     next.wait_ready().await;
     let at = former.address(OUTBOUND);
     let (stop, calls) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -172,7 +172,7 @@ async fn returned(proxy: &mut Proxy) -> Sockets {
 #[tokio::test]
 async fn a_proxy_finds_the_next_agent_and_hands_it_its_sockets() {
     let origin = Origin::bind().await.answer_all("a");
-    let options = Options { generation: 3, workers: 2, ..Options::default() };
+    let options = Options { generation: 3, workers: Some(2), ..Options::default() };
     let mut proxy = Proxy::start_as(configuration(origin), Sockets::new(), options).await;
     proxy.wait_ready().await;
     let mut app = proxy.connect(OUTBOUND).await;

@@ -15,6 +15,7 @@ use outrider_handover::{Channel, Connections, FromProxy, PROTOCOL, State, Stats,
 use outrider_intent::model::ServiceRef;
 use outrider_intent::{ResolveOptions, Source, parse, resolve};
 use outrider_proxy::conductor::{self, Options};
+use outrider_proxy::grant::{Meter, System};
 use outrider_xds::server::{self, Seen, Session};
 use outrider_xds::{Resource, ResourceSet};
 use outrider_xds_types::pb::envoy::config::core::v3 as core;
@@ -203,6 +204,30 @@ pub struct Proxy {
 /// Listening sockets by name. Several proxies may have the same.
 pub type Sockets = BTreeMap<String, Arc<std::net::TcpListener>>;
 
+/// The same with the addresses of `sockets`, to which those of new listeners are added.
+pub fn localised(set: &ResourceSet, sockets: &mut Sockets) -> ResourceSet {
+    let mut localised = set.clone();
+    for resource in set.of_type(type_url::LISTENER) {
+        let mut listener = Listener::decode(resource.body.as_slice()).unwrap();
+        let bind = || Arc::new(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let address = sockets.entry(listener.name.clone()).or_insert_with(bind).local_addr().unwrap();
+        listener.address = Some(core::Address {
+            address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+                address: address.ip().to_string(),
+                port_specifier: Some(core::socket_address::PortSpecifier::PortValue(address.port().into())),
+                ..Default::default()
+            })),
+        });
+        localised.insert(Resource::new(
+            type_url::LISTENER,
+            &*listener.name,
+            format!("{} at {address}", resource.version),
+            listener.encode_to_vec(),
+        ));
+    }
+    localised
+}
+
 impl Proxy {
     /// Starts it with this configuration, and waits until it is ready.
     pub async fn start(set: ResourceSet) -> Self {
@@ -216,7 +241,7 @@ impl Proxy {
     }
 
     pub async fn start_with(set: ResourceSet, workers: usize) -> Self {
-        Self::start_as(set, Sockets::new(), Options { workers, ..Options::default() }).await
+        Self::start_as(set, Sockets::new(), Options { workers: Some(workers), ..Options::default() }).await
     }
 
     /// The next generation of `former`, not waiting until it is ready.
@@ -225,6 +250,15 @@ impl Proxy {
     }
 
     pub async fn start_as(set: ResourceSet, sockets: Sockets, options: Options) -> Self {
+        Self::start_metered(set, sockets, options, None).await
+    }
+
+    pub async fn start_metered(
+        set: ResourceSet,
+        sockets: Sockets,
+        options: Options,
+        meter: Option<Box<dyn Meter>>,
+    ) -> Self {
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("xds.sock");
@@ -237,9 +271,12 @@ impl Proxy {
             xds: Some(socket.clone()),
             node: "shop/test".to_owned(),
             control: Some(directory.path().join("control.sock")),
+            workers: options.workers.or(Some(1)),
             ..options
         };
-        let thread = std::thread::spawn(move || conductor::run(options, Some(theirs)).unwrap());
+        let meter = meter.unwrap_or_else(|| Box::new(System::new(options.workers, options.memory)));
+        let body = move || conductor::run_metered(options, Some(theirs), meter).unwrap();
+        let thread = std::thread::spawn(body);
         let mut proxy = Self {
             agent,
             seen,
@@ -294,32 +331,13 @@ impl Proxy {
 
     /// Hands over sockets for new listeners, fills in addresses, and publishes.
     pub async fn configure(&mut self, set: ResourceSet) {
-        let mut localised = set.clone();
-        for resource in set.of_type(type_url::LISTENER) {
-            let mut listener = Listener::decode(resource.body.as_slice()).unwrap();
-            let bind = || Arc::new(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-            let socket = Arc::clone(self.sockets.entry(listener.name.clone()).or_insert_with(bind));
-            let address = socket.local_addr().unwrap();
-            if self.given.insert(listener.name.clone()) {
-                let message = ToProxy::Listener { name: listener.name.clone(), address };
+        let localised = localised(&set, &mut self.sockets);
+        for (name, socket) in &self.sockets {
+            let wanted = set.of_type(type_url::LISTENER).any(|resource| *resource.name == **name);
+            if wanted && self.given.insert(name.clone()) {
+                let message = ToProxy::Listener { name: name.clone(), address: socket.local_addr().unwrap() };
                 self.agent.send(&message, &[socket.as_fd()]).await.unwrap();
             }
-            listener.address = Some(core::Address {
-                address: Some(core::address::Address::SocketAddress(core::SocketAddress {
-                    address: address.ip().to_string(),
-                    port_specifier: Some(core::socket_address::PortSpecifier::PortValue(
-                        address.port().into(),
-                    )),
-                    ..Default::default()
-                })),
-            });
-            let body = listener.encode_to_vec();
-            localised.insert(Resource::new(
-                type_url::LISTENER,
-                &*listener.name,
-                format!("{} at {address}", resource.version),
-                body,
-            ));
         }
         self.set.send_replace(Arc::new(localised));
     }
@@ -413,7 +431,7 @@ impl Proxy {
     }
 }
 
-fn serve_xds(
+pub fn serve_xds(
     path: &std::path::Path,
     set: watch::Receiver<Arc<ResourceSet>>,
     seen: mpsc::UnboundedSender<Seen>,
