@@ -231,10 +231,11 @@ fn a_full_disk_stops_no_traffic() -> Result<()> {
         let overview = scene.mesh.ask_agent(NODE, &json!({ "type": "list" }))?;
         Ok(overview["problems"].as_array().context("no problems in the overview")?.clone())
     };
-    until("the agent to say that the disk is full", LONG, || match problems() {
-        Ok(problems) if !problems.is_empty() => Ok(report(&format!("{problems:?}"))),
+    let told = until("the agent to say that the disk is full", LONG, || match problems() {
+        Ok(problems) if !problems.is_empty() => Ok(problems),
         other => Err(format!("{other:?}")),
     })?;
+    report(&format!("{told:?}"));
     load.wait_more(50)?;
     drop(file);
     std::fs::remove_file(&ballast)?;
