@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use outrider_agent::Policy;
 
 pub(crate) use self::groups::{
     Connection, DryRun, Engines, Files, InNamespace, Kind, LogArgs, ObjectKind, Output, Remote, StateFolder,
@@ -22,7 +23,7 @@ pub(crate) use self::proxies::{
     EventsArgs, ProxyChoice, ProxyCommand, ProxyDrainArgs, ProxyLogsArgs, ProxyMoveArgs, ProxyPardonArgs,
     ProxyUpgradeArgs, Until,
 };
-use self::values::{parse_duration, parse_loopback, parse_ports, parse_scale};
+use self::values::{parse_duration, parse_loopback, parse_policy, parse_ports, parse_scale};
 use crate::output::{ColorChoice, Format};
 
 const ABOUT: &str = "A managed data plane you can run anywhere";
@@ -443,6 +444,9 @@ pub(crate) struct ServerArgs {
 #[command(after_long_help = "\
 A join token is needed the first time only; afterwards the agent has an identity of its own and renews it.
 
+Told to end, it leaves applications and proxies running. The next agent takes them over, so an agent is replaced by \
+ending it and starting another one.
+
 Examples:
   outrider agent --server 10.0.0.5:7601 --join \"$(outrider token create)\"
   outrider agent --server 10.0.0.5:7601")]
@@ -468,6 +472,9 @@ pub(crate) struct AgentArgs {
     /// Folder for sockets
     #[arg(long, value_name = "PATH", env = "OUTRIDER_RUNTIME")]
     pub(crate) runtime: Option<PathBuf>,
+    /// Bounds of the lives of proxies where they differ from the defaults, as JSON with times in milliseconds
+    #[arg(long, value_name = "JSON", value_parser = parse_policy, hide = true)]
+    pub(crate) policy: Option<Box<Policy>>,
     /// Engine binaries.
     #[command(flatten)]
     pub(crate) engines: Engines,

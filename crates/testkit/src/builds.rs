@@ -37,7 +37,7 @@ pub enum Fault {
     Leak(u32),
     /// Answers every HTTP request this much later.
     Delay(Duration),
-    /// Answers this many of 100 HTTP requests with `503` and reason `overload_requests`.
+    /// Answers this many of 100 HTTP requests with `503` and reason `cluster_not_ready`.
     Refuse(u8),
 }
 

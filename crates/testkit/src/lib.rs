@@ -18,7 +18,9 @@ pub mod mesh;
 pub mod origin;
 pub mod peers;
 pub mod ports;
+pub mod prober;
 pub mod process;
+pub mod scene;
 pub mod shell;
 pub mod tls;
 pub mod wait;
@@ -26,12 +28,18 @@ pub mod websocket;
 
 pub use hosts::Hosts;
 pub use mesh::{Engine, Mesh, Pair};
+pub use scene::{Scene, Side};
 pub use wait::{promised, until};
 
 /// Puts a measurement into the test's output. Numbers are recorded, not judged, unless they are promised.
 #[allow(clippy::print_stderr, reason = "test output")]
 pub fn report(text: &str) {
     eprintln!("{text}");
+}
+
+/// A number from the environment, for tests that have a long form.
+pub fn chosen(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
 /// Makes one test per pair of engines (calling, called) out of a function that takes a [`Pair`].

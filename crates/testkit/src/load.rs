@@ -38,6 +38,7 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 pub mod ids;
+pub mod kills;
 mod messages;
 pub mod mix;
 pub mod report;
@@ -47,6 +48,7 @@ pub mod tally;
 pub mod upstream;
 mod wire;
 
+pub use kills::Kills;
 pub use mix::{Mix, MixError, Target};
 pub use report::Report;
 
@@ -81,8 +83,13 @@ pub struct Plan {
     /// How long a WebSocket or TCP connection must be left open: from its opening, or from the first of `drains`
     /// after it.
     pub drain: Duration,
+    /// How long a WebSocket or TCP connection lives until it is closed from this side and opened again, once nothing is
+    /// under way on it; `None` for as long as the run.
+    pub lifetime: Option<Duration>,
     /// When drains began, for a drain deadline that is exact.
     pub drains: Drains,
+    /// Kills on the way, whose losses are counted apart.
+    pub kills: Kills,
     /// Length of request bodies.
     pub request_bytes: usize,
     /// Length of response bodies.
@@ -104,7 +111,9 @@ impl Plan {
             time: Duration::from_secs(60),
             timeout: Duration::from_secs(10),
             drain: Duration::from_secs(600),
+            lifetime: None,
             drains: Drains::default(),
+            kills: Kills::default(),
             request_bytes: 1024,
             response_bytes: 1024,
             message_bytes: 64,
@@ -292,7 +301,7 @@ pub fn start(plan: Plan) -> Result<Running, LoadError> {
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|source| LoadError::Io { what: "a runtime", source })?;
-        let book = RefCell::new(Book::new(run, started));
+        let book = RefCell::new(Book::new(run, started, plan.kills.clone()));
         let shared = Rc::new(Shared { plan, book, end: ends });
         LocalSet::new().block_on(&runtime, drive(shared.clone(), &rows, started, &told))?;
         let planned = started + shared.plan.time;

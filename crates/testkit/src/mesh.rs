@@ -28,8 +28,10 @@ use crate::shell::Shell;
 use crate::wait::{LONG, until};
 use crate::{peers, ports};
 
+mod agent;
 mod control;
 
+pub use agent::Local;
 pub use control::Applied;
 
 /// The binaries of the product.
@@ -119,13 +121,29 @@ pub struct Options {
     user: Option<User>,
     hosts: Option<Hosts>,
     proxy: Option<PathBuf>,
+    policy: Option<String>,
+    disk: Option<u64>,
 }
 
 impl Options {
+    /// Agents bound the lives of proxies like this, where it differs from the defaults: JSON, times in milliseconds.
+    #[must_use]
+    pub fn policy(mut self, policy: &serde_json::Value) -> Self {
+        self.policy = Some(policy.to_string());
+        self
+    }
+
     /// Agents start this native proxy instead of the built one, like one of [`crate::builds`].
     #[must_use]
     pub fn proxy(mut self, proxy: PathBuf) -> Self {
         self.proxy = Some(proxy);
+        self
+    }
+
+    /// The state of `node1` is on a disk of its own with so many bytes. Needs root.
+    #[must_use]
+    pub fn small_disk(mut self, bytes: u64) -> Self {
+        self.disk = Some(bytes);
         self
     }
 
@@ -198,6 +216,9 @@ impl Mesh {
         let folder = tempfile::Builder::new().prefix("ot").tempdir()?;
         for name in ["log", "apps", "r"] {
             std::fs::create_dir(folder.path().join(name))?;
+        }
+        if let Some(bytes) = options.disk {
+            mount(&folder.path().join("node1"), bytes)?;
         }
         let mut binaries = binary_folder()?;
         for name in BINARIES {
@@ -326,7 +347,15 @@ impl Mesh {
         self.start_agent_with(node, &[])
     }
 
-    fn start_agent_with(&mut self, node: &str, more: &[&str]) -> Result<()> {
+    /// The same while the control plane is away: waits only until the agent answers.
+    pub fn start_agent_alone(&mut self, node: &str) -> Result<()> {
+        self.spawn_agent(node, &[])?;
+        until(&format!("agent {node} to answer"), LONG, || {
+            self.locals(node).map(drop).map_err(|error| format!("{error:#}"))
+        })
+    }
+
+    fn spawn_agent(&mut self, node: &str, more: &[&str]) -> Result<Proc> {
         let mut command = self.outrider_on(Some(node))?;
         command.args(["agent", "--node", node, "--server", &self.grpc.to_string()]).args(more);
         command.args(["--log", LOG, "--state"]).arg(self.folder().join(node));
@@ -336,8 +365,16 @@ impl Mesh {
         if let Some(envoy) = peers::find_envoy() {
             command.arg("--envoy").arg(envoy);
         }
+        if let Some(policy) = &self.options.policy {
+            command.args(["--policy", policy]);
+        }
         let agent = Proc::start(&format!("agent-{node}"), command, &self.log(&format!("agent-{node}")))?;
         self.agents.insert(node.to_owned(), agent.clone());
+        Ok(agent)
+    }
+
+    fn start_agent_with(&mut self, node: &str, more: &[&str]) -> Result<()> {
+        let agent = self.spawn_agent(node, more)?;
         until(&format!("agent {node} to be connected"), LONG, || {
             if let Ok(Some(status)) = agent.ended() {
                 return Err(format!("it ended: {status}: {}", agent.output()));
@@ -356,6 +393,14 @@ impl Mesh {
     /// SIGKILL to an agent.
     pub fn kill_agent(&mut self, node: &str) -> Result<()> {
         self.agents.remove(node).with_context(|| format!("no agent runs on {node}"))?.kill()
+    }
+
+    /// Ends an agent as its owner would, to start its next version: it leaves the proxies running.
+    pub fn end_agent(&mut self, node: &str) -> Result<()> {
+        let agent = self.agents.remove(node).with_context(|| format!("no agent runs on {node}"))?;
+        agent.signal(Signal::TERM)?;
+        agent.wait(LONG)?;
+        Ok(())
     }
 
     /// Folder of an agent's sockets.
@@ -517,10 +562,24 @@ impl Drop for Mesh {
             }
             kill_marked(&self.folder.path().display().to_string());
         }
+        if self.options.disk.is_some() {
+            let mut unmount = Command::new("umount");
+            unmount.arg("-l").arg(self.folder().join("node1"));
+            drop(process::run(unmount, LONG));
+        }
         if std::env::var_os("OUTRIDER_TEST_KEEP").is_some() {
             self.folder.disable_cleanup(true);
         }
     }
+}
+
+/// Mounts a small disk.
+fn mount(folder: &Path, bytes: u64) -> Result<()> {
+    std::fs::create_dir(folder)?;
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", &format!("size={bytes},mode=0700"), "tmpfs"]).arg(folder);
+    process::run(mount, LONG)?.ok()?;
+    Ok(())
 }
 
 /// Makes a folder a user's own.

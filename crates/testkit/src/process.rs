@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::wait::until;
 
@@ -100,6 +102,23 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("sending {signal:?} to {pid:?}")),
     }
+}
+
+/// Sends a signal to any process and waits until it has gone, which is when its sockets are closed.
+pub fn end_and_wait(pid: u32, signal: Signal) -> Result<()> {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("not a process id")?;
+    let handle = rustix::process::pidfd_open(raw, PidfdFlags::empty())
+        .with_context(|| format!("process {pid} is not there"))?;
+    rustix::process::pidfd_send_signal(&handle, signal)?;
+    ensure!(gone(&handle, crate::wait::LONG)?, "process {pid} is still there after {signal:?}");
+    Ok(())
+}
+
+/// Waits for the end of the process behind a handle; whether it came.
+fn gone(handle: &OwnedFd, limit: Duration) -> Result<bool> {
+    let mut handles = [PollFd::new(handle, PollFlags::IN)];
+    let limit = Timespec { tv_sec: limit.as_secs().try_into()?, tv_nsec: limit.subsec_nanos().into() };
+    Ok(rustix::event::poll(&mut handles, Some(&limit))? > 0)
 }
 
 /// Whether a process runs (one that has ended but is not collected does not).

@@ -116,7 +116,7 @@ fn a_build_that_refuses_does_so_with_a_reason() -> Result<()> {
     let Some(proxy) = bad(folder.path(), Fault::Refuse(5))? else { return Ok(()) };
     let scene = Scene::start(proxy)?;
     let report = scene.load()?;
-    let refused = |class| report.class(class).made_by_proxy.get("overload_requests").copied().unwrap_or(0);
+    let refused = |class| report.class(class).made_by_proxy.get("cluster_not_ready").copied().unwrap_or(0);
     let refused = refused(Class::Get) + refused(Class::Post);
     ensure!(refused > 0 && report.losses() == refused && !report.is_clean(), "{report}");
     scene.mesh.finish()

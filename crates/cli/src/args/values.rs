@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use outrider_agent::Policy;
+
 /// `NAME=N`, with N from 0 to 100.
 pub(super) fn parse_scale(text: &str) -> Result<(String, u16), String> {
     let (name, number) = text.split_once('=').ok_or("write NAME=N")?;
@@ -51,6 +53,11 @@ pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     range
         .filter(|range| *range.start() > 0 && !range.is_empty())
         .ok_or_else(|| "write two ports, the lower one first, like 20000-20999".to_owned())
+}
+
+/// A JSON object of what differs from the defaults.
+pub(super) fn parse_policy(text: &str) -> Result<Box<Policy>, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 /// `500ms`, `60s`, `5m`, `1h`, or several of them together; at most 24 h.

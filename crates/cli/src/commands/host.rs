@@ -54,6 +54,9 @@ pub(crate) async fn agent(args: AgentArgs) -> Outcome {
     options.proxy_binary = args.engines.proxy;
     options.envoy_binary = args.engines.envoy;
     options.releases = args.releases;
+    if let Some(policy) = args.policy {
+        options.policy = *policy;
+    }
     // Applications run on without an agent, so their proxies do: the next agent takes them over.
     options.on_stop = OnStop::HandOver;
     note(&format!("agent of node {} at {}", options.node, options.socket().display()));

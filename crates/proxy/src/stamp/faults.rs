@@ -112,7 +112,8 @@ pub async fn before_request() -> Result<(), ProxyError> {
             let number = REQUESTS.get().wrapping_add(1);
             REQUESTS.set(number);
             if number.is_multiple_of(one_of) {
-                return Err(ProxyError::new(Side::Local, Reason::OverloadRequests));
+                // One that nobody but the proxy itself can cause.
+                return Err(ProxyError::new(Side::Local, Reason::ClusterNotReady));
             }
         }
         _ => {}

@@ -15,6 +15,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::tally::Kind;
+
 /// Kinds of requests, counted apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,6 +36,15 @@ pub enum Class {
 impl Class {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Get, Self::Post, Self::WebSocket, Self::Tcp, Self::Push];
+
+    /// The connections it runs on.
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Get | Self::Post => Kind::Http,
+            Self::WebSocket | Self::Push => Kind::WebSocket,
+            Self::Tcp => Kind::Tcp,
+        }
+    }
 
     /// Its name in ids, tables and JSON.
     pub const fn as_str(self) -> &'static str {

@@ -131,7 +131,9 @@ impl Connection {
     /// One message; opens the connection first if there is none.
     async fn send(&mut self, class: Class, due: Instant) {
         let id = self.shared.book.borrow_mut().begin(class, due);
+        let begun = Instant::now();
         let limit = self.shared.plan.timeout;
+        self.close_if_old();
         if self.link.is_none() {
             let opened = tokio::time::timeout(limit, self.open()).await;
             match opened.unwrap_or_else(|_| Err(Outcome::Unanswered("no handshake in time".into()))) {
@@ -139,7 +141,7 @@ impl Connection {
                     let waiting = VecDeque::new();
                     self.link = Some(Link { wire, opened: Instant::now(), waiting, pushes: 0 });
                 }
-                Err(outcome) => return self.shared.book.borrow_mut().end(id, due, outcome),
+                Err(outcome) => return self.shared.book.borrow_mut().end(id, due, begun, outcome),
             }
         }
         let Some(link) = &mut self.link else { return };
@@ -243,7 +245,7 @@ impl Connection {
             };
             Outcome::Wrong(story)
         };
-        book.end(first.id, first.due, outcome);
+        book.end(first.id, first.due, first.sent, outcome);
     }
 
     /// The other side has ended the connection.
@@ -259,14 +261,20 @@ impl Connection {
             (End::Broken(story), _) => story,
         };
         for lost in &link.waiting {
-            book.end(lost.id, lost.due, Outcome::Incomplete(format!("the connection ended {story}")));
+            // Whenever it was sent, it went where the connection led when that was opened.
+            book.end(
+                lost.id,
+                lost.due,
+                link.opened,
+                Outcome::Incomplete(format!("the connection ended {story}")),
+            );
         }
         let orderly = matches!((&end, self.kind), (End::Frame, _) | (End::Bytes, Kind::Tcp));
         if orderly && allowed {
             book.links(self.kind).drained += 1;
         } else {
             let story = if self.kind == Kind::Tcp && orderly { "" } else { story };
-            book.closed_early(self.kind, format!("after {:.1} s {story}", age.as_secs_f64()));
+            book.closed_early(self.kind, link.opened, format!("after {:.1} s {story}", age.as_secs_f64()));
         }
     }
 
@@ -276,14 +284,36 @@ impl Connection {
         let story = format!("no echo within {:?}", self.shared.plan.timeout);
         let mut book = self.shared.book.borrow_mut();
         for lost in link.waiting {
-            book.end(lost.id, lost.due, Outcome::Unanswered(story.clone()));
+            book.end(lost.id, lost.due, lost.sent, Outcome::Unanswered(story.clone()));
+        }
+    }
+
+    /// Ends a connection that has lived as long as it shall, and on which nothing is under way.
+    fn close_if_old(&mut self) {
+        let lifetime = self.shared.plan.lifetime;
+        let old = |link: &Link| {
+            link.waiting.is_empty() && lifetime.is_some_and(|time| link.opened.elapsed() >= time)
+        };
+        if self.link.as_ref().is_some_and(old)
+            && let Some(link) = self.link.take()
+        {
+            // What is due does not wait for the other side's goodbye.
+            tokio::task::spawn_local(link.close(self.kind));
         }
     }
 
     /// Ends the connection from this side.
     async fn close(self) {
-        let Some(mut link) = self.link else { return };
-        if self.kind == Kind::WebSocket {
+        if let Some(link) = self.link {
+            link.close(self.kind).await;
+        }
+    }
+}
+
+impl Link {
+    async fn close(self, kind: Kind) {
+        let mut link = self;
+        if kind == Kind::WebSocket {
             let frame = websocket::frame(websocket::CLOSE, &1000_u16.to_be_bytes(), Some(MASK));
             let _ = link.wire.send(&frame).await;
         }

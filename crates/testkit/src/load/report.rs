@@ -48,12 +48,18 @@ pub struct Line {
     pub unexpected_status: u64,
     /// A whole answer with another body, or to another request.
     pub wrong_body: u64,
+    /// Of those lost: in flight in a process that was killed, see [`super::Plan::kills`].
+    #[serde(default)]
+    pub in_flight: u64,
     /// Due, but the run was over before its connection was free. Not among those sent.
     pub unsent: u64,
     /// Begun more than 10 ms after they were due. No loss: latency has it.
     pub late: u64,
     /// How often the upstream saw a request that it had seen; `None` if it was not asked.
     pub seen_twice: Option<u64>,
+    /// Of those seen twice: safe to repeat (`GET`), and in flight in a process that was killed.
+    #[serde(default)]
+    pub repeated: u64,
     /// Answered, but not seen by the upstream; `None` if it was not asked.
     pub unseen: Option<u64>,
     /// `None` if none ended well, and for messages of the upstream.
@@ -96,9 +102,11 @@ impl Line {
             upstream_5xx: tally.upstream_5xx,
             unexpected_status: tally.unexpected,
             wrong_body: tally.wrong,
+            in_flight: tally.in_flight,
             unsent: tally.unsent,
             late: tally.late,
             seen_twice: None,
+            repeated: 0,
             unseen: None,
             latency_us: (tally.latency.count() > 0).then(latency),
         }
@@ -183,6 +191,19 @@ impl Report {
         lines + self.links.values().map(|links| links.closed_early).sum::<u64>()
     }
 
+    /// Losses that no kill excuses, see [`super::Plan::kills`]: all, where nothing was killed. A `GET` that was in
+    /// flight may be sent again by whoever sent it to the process that was killed, and answered after all.
+    pub fn unexcused(&self) -> u64 {
+        let repeated: u64 = self.classes.values().map(|line| line.repeated).sum();
+        self.losses().saturating_sub(self.in_flight() + repeated)
+    }
+
+    /// Requests and connections that were in flight in processes that were killed.
+    pub fn in_flight(&self) -> u64 {
+        let requests: u64 = self.classes.values().map(|line| line.in_flight).sum();
+        requests + self.links.values().map(|links| links.in_flight).sum::<u64>()
+    }
+
     /// Whether nothing was lost, and that is certain.
     pub fn is_clean(&self) -> bool {
         self.losses() == 0 && self.problems.is_empty()
@@ -218,6 +239,7 @@ fn compare(
     }
     let unseen: Vec<u64> = tally.answered.numbers().filter(|number| !seen.contains(*number)).collect();
     line.seen_twice = Some(seen.again);
+    line.repeated = seen.examples.iter().filter(|number| tally.repeatable.contains(**number)).count() as u64;
     line.unseen = Some(unseen.len() as u64);
     let twice = seen.examples.iter().map(|number| (number, "seen_twice"));
     for (number, loss) in twice.chain(unseen.iter().take(20).map(|number| (number, "unseen"))) {
@@ -319,6 +341,13 @@ impl fmt::Display for Report {
                 )?,
                 _ => writeln!(f, ", {} drained, {} closed early", links.drained, links.closed_early)?,
             }
+        }
+        if self.in_flight() > 0 {
+            writeln!(f, "in flight in processes that were killed: {} of the losses", self.in_flight())?;
+        }
+        let repeated: u64 = self.classes.values().map(|line| line.repeated).sum();
+        if repeated > 0 {
+            writeln!(f, "seen twice because they were in flight there and are safe to repeat: {repeated}")?;
         }
         let mut reasons = BTreeMap::<&str, u64>::new();
         for (reason, number) in self.classes.values().flat_map(|line| &line.made_by_proxy) {

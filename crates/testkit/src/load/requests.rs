@@ -54,6 +54,7 @@ async fn wait_idle(shared: &Shared, link: &mut Option<Wire>) -> Infallible {
 
 async fn one(shared: &Shared, link: &mut Option<Wire>, class: Class, due: Instant) {
     let id = shared.book.borrow_mut().begin(class, due);
+    let begun = Instant::now();
     let mut stage = "connecting";
     let outcome = tokio::time::timeout(shared.plan.timeout, exchange(shared, link, id, &mut stage)).await;
     let outcome = outcome.unwrap_or_else(|_| {
@@ -61,7 +62,7 @@ async fn one(shared: &Shared, link: &mut Option<Wire>, class: Class, due: Instan
         let story = format!("{stage} took more than {:?}", shared.plan.timeout);
         if stage == "connecting" { Outcome::Refused(story) } else { Outcome::Unanswered(story) }
     });
-    shared.book.borrow_mut().end(id, due, outcome);
+    shared.book.borrow_mut().end(id, due, begun, outcome);
 }
 
 /// Connects to an address that may be a name.

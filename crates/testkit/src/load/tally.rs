@@ -10,6 +10,7 @@ use outrider_proxy_core::stats::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{Class, Id, Seen};
+use super::kills::{self, Kills};
 
 /// Later than this after its time is *late*: the connection was still busy, or this program was not run.
 pub const LATE: Duration = Duration::from_millis(10);
@@ -62,6 +63,9 @@ pub struct Links {
     pub drained: u64,
     /// WebSocket and TCP: ended by the other side before that, or without a close frame. A loss.
     pub closed_early: u64,
+    /// Of those closed early: open in a process that was killed, see [`super::Plan::kills`].
+    #[serde(default)]
+    pub in_flight: u64,
 }
 
 /// Numbers of one class.
@@ -77,10 +81,13 @@ pub struct Tally {
     pub(super) upstream_5xx: u64,
     pub(super) unexpected: u64,
     pub(super) wrong: u64,
+    pub(super) in_flight: u64,
     pub(super) late: u64,
     pub(super) unsent: u64,
     pub(super) latency: Histogram,
     pub(super) answered: Seen,
+    /// Answered, safe to repeat, and in flight in a process that was killed.
+    pub(super) repeatable: Seen,
 }
 
 impl Tally {
@@ -115,15 +122,16 @@ pub struct Example {
 pub struct Book {
     run: u64,
     started: Instant,
+    kills: Kills,
     pub(super) classes: BTreeMap<Class, Tally>,
     pub(super) links: BTreeMap<Kind, Links>,
     pub(super) examples: Vec<Example>,
 }
 
 impl Book {
-    pub(super) fn new(run: u64, started: Instant) -> Self {
+    pub(super) fn new(run: u64, started: Instant, kills: Kills) -> Self {
         let (classes, links) = (BTreeMap::new(), BTreeMap::new());
-        Self { run, started, classes, links, examples: Vec::new() }
+        Self { run, started, kills, classes, links, examples: Vec::new() }
     }
 
     pub(super) fn class(&mut self, class: Class) -> &mut Tally {
@@ -168,9 +176,17 @@ impl Book {
         Id { run, class, number }
     }
 
-    /// It has ended.
-    pub(super) fn end(&mut self, id: Id, due: Instant, outcome: Outcome) {
+    /// It has ended. `begun`: when it was sent, or was about to be.
+    pub(super) fn end(&mut self, id: Id, due: Instant, begun: Instant, outcome: Outcome) {
+        let breaks = kills::broken_off(&outcome);
+        let repeatable = outcome == Outcome::Complete && id.class == Class::Get;
+        let took = (breaks || repeatable) && self.kills.took(id.class.kind(), begun, Instant::now());
+        let in_flight = took && breaks;
         let tally = self.class(id.class);
+        tally.in_flight += u64::from(in_flight);
+        if took && repeatable {
+            tally.repeatable.add(id.number);
+        }
         let (loss, story) = match outcome {
             Outcome::Complete => {
                 tally.complete += 1;
@@ -193,7 +209,9 @@ impl Book {
                 ("made_by_proxy", reason)
             }
         };
-        self.example(&id.to_string(), loss, story);
+        if !in_flight {
+            self.example(&id.to_string(), loss, story);
+        }
     }
 
     /// A message that the upstream sends by itself has come: the numbers before it that did not are lost.
@@ -214,8 +232,12 @@ impl Book {
     }
 
     /// A connection was closed before it might be.
-    pub(super) fn closed_early(&mut self, kind: Kind, story: String) {
+    pub(super) fn closed_early(&mut self, kind: Kind, opened: Instant, story: String) {
         self.links(kind).closed_early += 1;
+        if self.kills.took(kind, opened, Instant::now()) {
+            self.links(kind).in_flight += 1;
+            return;
+        }
         self.example(&format!("{kind:?} connection"), "closed_early", story);
     }
 
