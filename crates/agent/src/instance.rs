@@ -251,7 +251,9 @@ impl Instance {
     /// From here on to its end, or to the agent's.
     async fn live(mut self, mut sources: Sources, stop: CancellationToken) {
         self.serve(&mut sources, &stop).await;
-        let has_application = !self.over && self.life.phase() != Phase::Ending;
+        // It may have ended without us having read of it.
+        let lives = !self.told_ready || adopt::any_lives(self.holder, self.app);
+        let has_application = !self.over && self.life.phase() != Phase::Ending && lives;
         match self.host.options.on_stop {
             // One that waits for its proxy gets a new one from the next agent.
             OnStop::HandOver if has_application && self.told_ready => self.hand_over(),

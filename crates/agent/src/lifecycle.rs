@@ -176,9 +176,10 @@ impl Lifecycle {
         }
     }
 
-    /// An instance that was here before this agent, with its application, which was ready or not.
-    pub fn resumed(times: Times, answers: bool, now: Instant) -> Self {
-        let absent = now + times.absent;
+    /// An instance that was here before this agent, with its application, which was ready or not. Its processes are
+    /// taken to be there until they are `expected` to have come.
+    pub fn resumed(times: Times, answers: bool, expected: Instant) -> Self {
+        let absent = expected + times.absent;
         Self {
             phase: Phase::Serving,
             proxy: Proxy::Absent,

@@ -31,8 +31,13 @@ const COME: Duration = Duration::from_secs(5);
 
 /// Whether somebody still holds the application of an instance, or it is there.
 pub(crate) fn belongs_to_somebody(saved: &Saved) -> bool {
-    let lives = |id: &ProcessId| Entry::of(id.pid).is_some_and(|entry| entry.id == *id && !entry.zombie);
-    saved.told_ready && saved.holder.iter().chain(&saved.app).any(lives)
+    saved.told_ready && any_lives(saved.holder, saved.app)
+}
+
+/// Whether one of them has not ended.
+pub(super) fn any_lives(holder: Option<ProcessId>, app: Option<ProcessId>) -> bool {
+    let lives = |id: ProcessId| Entry::of(id.pid).is_some_and(|entry| entry.id == id && !entry.zombie);
+    holder.into_iter().chain(app).any(lives)
 }
 
 /// Ends when `run` has gone, or its application has and it has not come to say so: it was here, and tries again and
@@ -115,7 +120,7 @@ impl Instance {
         self.app_group = saved.app_group;
         self.told_ready = true;
         self.engine = Engine::parse(&saved.engine);
-        self.life = Lifecycle::resumed(self.host.options.times.clone(), saved.answers, Instant::now());
+        self.life = Lifecycle::resumed(self.host.options.times.clone(), saved.answers, Instant::now() + COME);
         self.saved = Some(saved.clone());
         self.places.resume(saved, &self.who.folder);
         sources.returning = Some(Box::pin(nobody_comes(saved.holder, saved.app)));

@@ -76,5 +76,6 @@ async fn an_application_does_not_survive_a_killed_run() {
         .await;
     eventually("nothing is left", || async { mesh.overview().await.instances.is_empty().then_some(()) })
         .await;
-    assert_eq!(std::fs::read_dir(mesh.path().join("run/p")).unwrap().count(), 0);
+    let folders = || std::fs::read_dir(mesh.path().join("run/p")).unwrap().count();
+    eventually("no folder is left", || async { (folders() == 0).then_some(()) }).await;
 }
