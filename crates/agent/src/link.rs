@@ -1,9 +1,9 @@
 //! The one connection of this host to the control plane.
 //!
-//! One mTLS HTTP/2 connection with two streams: the session (facts up) and delta ADS (resources down). Holds:
-//! a server that accepts and then says nothing is left after at most 30 seconds (connect 10, answer 10,
-//! keep-alive 5 + 10, subscriptions 20 and a heartbeat); every new session sends all facts again; between attempts there is a growing, jittered
-//! pause, and there is always a next attempt. Does not: keep anything (`upstream` and `credentials` do).
+//! One mTLS HTTP/2 connection with two streams: the session (facts up, commands down) and delta ADS (resources down).
+//! Holds: a server that accepts and then says nothing is left after at most 30 seconds (connect 10, answer 10,
+//! keep-alive 5 + 10, subscriptions 20 and a heartbeat); every new session sends all facts again; nothing that is asked
+//! for holds heartbeats up; between attempts there is a growing, jittered pause, and there is always a next attempt. Does not: keep anything (`upstream` and `credentials` do).
 
 use std::path::PathBuf;
 use std::pin::Pin;

@@ -52,6 +52,38 @@ impl Operator<'_> {
     }
 }
 
+/// What an agent before this one started is commanded like what it starts itself; without an agent nothing is.
+#[test]
+fn proxies_that_were_taken_over_are_commanded_too() -> Result<()> {
+    let mut scene = Scene::start(Options::default().policy(&json!({ "probation": 500 })))?;
+    let proxy = format!("shop/{}", scene.mesh.local(NODE, Side::Web.service())?.name);
+    scene.mesh.kill_agent(NODE)?;
+    until("the control plane to miss the agent", LONG, || {
+        let asked = scene.mesh.cli(&["proxy", "restart", &proxy]).map_err(|error| format!("{error:#}"))?;
+        let away = asked.code == 1 && asked.stderr.contains("its agent is not connected");
+        if away { Ok(()) } else { Err(format!("{asked:?}")) }
+    })?;
+    scene.mesh.start_agent(NODE)?;
+    scene.wait_answers()?;
+    let operator = Operator { scene: &scene, proxy: proxy.clone() };
+    let before = operator.serving()?.0;
+    until("what was taken over to be told", LONG, || {
+        let described = operator.describe().map_err(|error| format!("{error:#}"))?;
+        let life = &described["proxy"]["life"];
+        let same = life["serving"] == 1 && life["generations"][0]["pid"] == before;
+        if same { Ok(()) } else { Err(life.to_string()) }
+    })?;
+    // With whatever number: the agent before may have used some that this one does not know of.
+    let ended = operator.try_proxy(&["restart", &proxy, "-o", "json"])?.ok()?;
+    let said: Value = serde_json::from_str(&ended.stdout)?;
+    let now = &said["instance"]["proxy"]["life"]["serving"];
+    ensure!(said["outcome"] == "done" && now.as_u64() > Some(1), "{said}");
+    ensure!(operator.serving()?.0 != before);
+    operator.scene.check_applications()?;
+    scene.wait_answers()?;
+    scene.finish()
+}
+
 #[test]
 fn proxies_are_listed_restarted_upgraded_rolled_back_and_drained_underneath_their_applications() -> Result<()>
 {
