@@ -1,11 +1,14 @@
 //! What the control plane is to know of this host, and what of it was not sent yet: pure.
 //!
 //! Holds: the state is complete at any time, so a new session gets everything again and nothing depends on
-//! what an earlier one got; a burst of changes to one key is one fact. Does not: send.
+//! what an earlier one got; a burst of changes to one key is one fact; the last status that is sent of a proxy is the
+//! newest, whether alone or in an answer. Answers alone belong to one session. Does not: send.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use outrider_api::agent::{Applied, Fact, FactKind, Instances, Occurred, ResourceVersion, Traffic};
+use outrider_api::agent::{
+    Answer, Applied, Fact, FactKind, Instances, Occurred, ProxyStatus, ResourceVersion, Traffic,
+};
 use outrider_xds_types::type_url;
 
 use crate::inuse::{Change, Status};
@@ -30,6 +33,11 @@ pub struct Facts {
     unbound: BTreeMap<String, Unbound>,
     traffic: BTreeMap<String, Traffic>,
     traffic_changed: BTreeSet<String>,
+    statuses: BTreeMap<String, ProxyStatus>,
+    statuses_changed: BTreeSet<String>,
+    answers: Vec<Answer>,
+    /// How many sessions have begun.
+    session: u64,
     occurred: VecDeque<Occurred>,
     /// How many of the last of them were not sent.
     occurred_unsent: usize,
@@ -78,6 +86,8 @@ impl Facts {
         self.applied.retain(|(owner, _), _| owner != proxy);
         self.traffic.remove(proxy);
         self.traffic_changed.remove(proxy);
+        self.statuses.remove(proxy);
+        self.statuses_changed.remove(proxy);
     }
 
     /// The latest numbers of a proxy.
@@ -91,6 +101,32 @@ impl Facts {
         &self.traffic
     }
 
+    /// Where a proxy is now. Returns whether there is anything to be sent: time alone is not.
+    pub fn set_status(&mut self, status: ProxyStatus) -> bool {
+        let news = self.statuses.get(&status.proxy).is_none_or(|before| status.is_news_after(before));
+        if news {
+            self.statuses_changed.insert(status.proxy.clone());
+        }
+        self.statuses.insert(status.proxy.clone(), status);
+        news
+    }
+
+    /// A command of this session was handled. Nobody waits for it in another.
+    pub fn answer(&mut self, session: u64, answer: Answer) {
+        if session != self.session {
+            if let Some(status) = answer.status {
+                self.set_status(status);
+            }
+            return;
+        }
+        if let Some(status) = &answer.status {
+            // The answer brings it.
+            self.statuses_changed.remove(&status.proxy);
+            self.statuses.insert(status.proxy.clone(), status.clone());
+        }
+        self.answers.push(answer);
+    }
+
     /// Something happened to a proxy.
     pub fn occurred(&mut self, occurred: Occurred) {
         if self.occurred.len() >= MAX_OCCURRED {
@@ -100,14 +136,18 @@ impl Facts {
         self.occurred_unsent = (self.occurred_unsent + 1).min(self.occurred.len());
     }
 
-    /// A session begins: everything is to be sent.
-    pub fn resend(&mut self) {
+    /// A session begins: everything is to be sent. Returns its number.
+    pub fn resend(&mut self) -> u64 {
+        self.session += 1;
+        self.answers.clear();
+        self.statuses_changed = self.statuses.keys().cloned().collect();
         self.instances_changed = true;
         for in_use in self.applied.values_mut() {
             in_use.reset = true;
         }
         self.traffic_changed = self.traffic.keys().cloned().collect();
         self.occurred_unsent = self.occurred.len();
+        self.session
     }
 
     /// What is to be sent now. Instances first: the rest is about them.
@@ -175,6 +215,12 @@ impl Facts {
         for proxy in std::mem::take(&mut self.traffic_changed) {
             facts.extend(self.traffic.get(&proxy).cloned().map(FactKind::Traffic));
         }
+        // What has changed since is newer than what an answer says.
+        facts.extend(self.answers.drain(..).map(|answer| FactKind::Answer(Box::new(answer))));
+        for proxy in std::mem::take(&mut self.statuses_changed) {
+            let status = self.statuses.get(&proxy).cloned();
+            facts.extend(status.map(|status| FactKind::ProxyStatus(Box::new(status))));
+        }
         let unsent = self.occurred.len() - std::mem::take(&mut self.occurred_unsent);
         let unsent = self.occurred.iter().skip(unsent).cloned();
         facts.extend(unsent.map(|occurred| FactKind::Occurred(Box::new(occurred))));
@@ -184,7 +230,7 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
-    use outrider_api::agent::Instance;
+    use outrider_api::agent::{GenerationStatus, Instance};
 
     use super::*;
 
@@ -296,6 +342,59 @@ mod tests {
         }
         let last: Vec<u64> = (500 - MAX_OCCURRED as u64 + 1..=500).collect();
         assert_eq!(numbers(&mut facts), last);
+    }
+
+    #[test]
+    fn statuses_are_sent_when_they_are_news_and_the_newest_is_sent_last() {
+        let status = |serving, uptime_ms| {
+            let generation = GenerationStatus { uptime_ms, ..GenerationStatus::default() };
+            ProxyStatus {
+                proxy: "s/a-1".into(),
+                serving,
+                generations: vec![generation],
+                ..ProxyStatus::default()
+            }
+        };
+        let sent = |facts: &mut Facts| {
+            let serving = |fact: Fact| match fact.kind {
+                Some(FactKind::ProxyStatus(status)) => {
+                    Some((0, status.serving, status.generations[0].uptime_ms))
+                }
+                Some(FactKind::Answer(answer)) => {
+                    let status = answer.status.unwrap();
+                    Some((answer.id, status.serving, status.generations[0].uptime_ms))
+                }
+                _ => None,
+            };
+            facts.take().into_iter().filter_map(serving).collect::<Vec<_>>()
+        };
+        let answer = |id, status| Answer { id, accepted: true, status: Some(status), ..Answer::default() };
+        let mut facts = Facts::default();
+        assert!(facts.set_status(status(1, 10)));
+        assert!(!facts.set_status(status(1, 20)), "time passes");
+        assert_eq!(sent(&mut facts), [(0, 1, 20)]);
+        assert!(!facts.set_status(status(1, 30)));
+        assert_eq!(sent(&mut facts), []);
+        let session = facts.resend();
+        assert_eq!(sent(&mut facts), [(0, 1, 30)], "everything again, as it is now");
+
+        facts.set_status(status(2, 40));
+        facts.answer(session, answer(7, status(3, 50)));
+        assert_eq!(sent(&mut facts), [(7, 3, 50)], "not what was before the answer");
+        assert!(!facts.set_status(status(3, 60)), "the answer said so");
+        facts.answer(session, answer(8, status(3, 70)));
+        assert!(facts.set_status(status(4, 80)));
+        assert_eq!(sent(&mut facts), [(8, 3, 70), (0, 4, 80)]);
+
+        facts.answer(session, answer(9, status(5, 90)));
+        let next = facts.resend();
+        assert_eq!(sent(&mut facts), [(0, 5, 90)], "no answer of an earlier session");
+        facts.answer(session, answer(10, status(6, 100)));
+        facts.answer(next, answer(11, status(6, 110)));
+        assert_eq!(sent(&mut facts), [(11, 6, 110)]);
+        facts.proxy_gone("s/a-1");
+        facts.resend();
+        assert_eq!(sent(&mut facts), []);
     }
 
     #[test]

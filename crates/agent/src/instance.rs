@@ -21,6 +21,7 @@ use outrider_xds_types::workload::Workload;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::commands::Reply;
 use crate::credentials::Credential;
 use crate::engine::{self, Command, Engine};
 use crate::hosts::HostsFile;
@@ -100,6 +101,8 @@ pub(crate) enum Ask {
     Attach(Box<Attachment>),
     /// Something about its proxy.
     Proxy(ProxyAction, oneshot::Sender<Result<ProxyOverview, String>>),
+    /// The same by the control plane; `None` is something that is not known here.
+    Command(Option<ProxyAction>, Reply),
 }
 
 /// A connection of `run`.
@@ -166,6 +169,8 @@ struct Instance {
     saved: Option<Saved>,
     /// Why it could not be written.
     unsaved: Option<String>,
+    /// Releases that were on this host when somebody looked.
+    releases: Vec<String>,
     looks: u32,
     to_self: mpsc::UnboundedSender<Event>,
     over: bool,
@@ -234,6 +239,7 @@ impl Instance {
             told_ready: false,
             saved: None,
             unsaved: None,
+            releases: Vec::new(),
             looks: 0,
             to_self,
             over: false,
@@ -260,6 +266,7 @@ impl Instance {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.refresh().await;
+        self.look_for_releases();
         while !self.over {
             self.report().await;
             let draining = self.life.phase() == Phase::Draining;
@@ -298,6 +305,7 @@ impl Instance {
             self.proxy.ask_numbers();
         }
         if self.looks.is_multiple_of(CALM) {
+            self.look_for_releases();
             engine::bound_log(&self.log());
             // A port may have become free, or allowed.
             if !self.places.unbound().is_empty() || self.life.phase() == Phase::Waiting {

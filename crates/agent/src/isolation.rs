@@ -17,8 +17,9 @@ use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use outrider_api::agent::Isolation;
 use outrider_os::cgroup::oom::{self, OutOfMemory};
-use outrider_os::cgroup::{Cgroup, Layout, Limits, Parent, Usage};
+use outrider_os::cgroup::{Cgroup, Layout, Limits, Parent, Support, Usage};
 use outrider_os::confine::{self, Step, View};
 use sha2::{Digest, Sha256};
 
@@ -48,9 +49,10 @@ pub(crate) struct Cell {
     group: Option<(Cgroup, Usage)>,
 }
 
+static PARENT: OnceLock<Parent> = OnceLock::new();
+
 /// Where groups are made; found at the first proxy, before any child of ours could be in the way.
 fn parent() -> &'static Parent {
-    static PARENT: OnceLock<Parent> = OnceLock::new();
     PARENT.get_or_init(|| {
         let layout = Layout::read().unwrap_or_else(|error| {
             tracing::warn!(%error, "where cgroups are cannot be read");
@@ -62,6 +64,27 @@ fn parent() -> &'static Parent {
         }
         parent
     })
+}
+
+/// What a proxy may use on this host, for people; `None` before the first one was started.
+pub(crate) fn shown(engine: Engine) -> Option<Isolation> {
+    let support = PARENT.get()?.support();
+    let limits = possible(&size(engine), support);
+    Some(Isolation {
+        memory_max: limits.memory_max.unwrap_or_default(),
+        cpu_max_millis: 0,
+        pids_max: limits.pids_max.and_then(|max| u32::try_from(max).ok()).unwrap_or_default(),
+        missing: support.shortcomings().unwrap_or_default(),
+    })
+}
+
+/// Of these limits, what this host can do.
+fn possible(limits: &Limits, support: &Support) -> Limits {
+    Limits {
+        memory_max: limits.memory_max.filter(|_| support.memory.works()),
+        pids_max: limits.pids_max.filter(|_| support.pids.works()),
+        ..*limits
+    }
 }
 
 /// A group without processes that was made so long ago is not just about to be entered.
@@ -119,13 +142,7 @@ fn group(folder: &Path, proxy: &str, limits: &Limits) -> Result<Cgroup, outrider
     let prefix = prefix(folder);
     sweep_once(parent, &prefix);
     let group = parent.create(&name(parent, &prefix, proxy))?;
-    let support = parent.support();
-    let possible = Limits {
-        memory_max: limits.memory_max.filter(|_| support.memory.works()),
-        pids_max: limits.pids_max.filter(|_| support.pids.works()),
-        ..*limits
-    };
-    match group.set(&possible) {
+    match group.set(&possible(limits, parent.support())) {
         Ok(()) => Ok(group),
         Err(error) => {
             group.directories().for_each(|directory| drop(std::fs::remove_dir(directory)));

@@ -14,6 +14,7 @@
 //! leave the host; an agent that ends leaves the proxies to the next one. Does not: carry bytes of applications, or decide what is configured.
 
 mod claims;
+mod commands;
 pub mod control;
 pub mod credentials;
 pub mod engine;

@@ -1,9 +1,9 @@
 //! The one connection of this host to the control plane.
 //!
-//! One mTLS HTTP/2 connection with two streams: the session (facts up) and delta ADS (resources down). Holds:
-//! a server that accepts and then says nothing is left after at most 30 seconds (connect 10, answer 10,
-//! keep-alive 5 + 10, subscriptions 20 and a heartbeat); every new session sends all facts again; between attempts there is a growing, jittered
-//! pause, and there is always a next attempt. Does not: keep anything (`upstream` and `credentials` do).
+//! One mTLS HTTP/2 connection with two streams: the session (facts up, commands down) and delta ADS (resources down).
+//! Holds: a server that accepts and then says nothing is left after at most 30 seconds (connect 10, answer 10,
+//! keep-alive 5 + 10, subscriptions 20 and a heartbeat); every new session sends all facts again; nothing that is asked
+//! for holds heartbeats up; between attempts there is a growing, jittered pause, and there is always a next attempt. Does not: keep anything (`upstream` and `credentials` do).
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
 use outrider_api::agent::{
-    AgentsClient, Fact, FactKind, Heartbeat, Hello, Instruction, InstructionKind, JoinRequest,
+    AgentsClient, Command, Fact, FactKind, Heartbeat, Hello, Instruction, InstructionKind, JoinRequest,
     NODE_NOT_ADMITTED, REASON, SignRequest,
 };
 use outrider_identity::{
@@ -28,6 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::commands::{Inbox, Reply};
 use crate::credentials::{Credential, CredentialError};
 use crate::random;
 use crate::svids::{Svids, node_file, not_again_before, svid_file};
@@ -164,19 +165,24 @@ pub struct LinkOptions {
     pub patience: Duration,
 }
 
+/// Hands a command to whom it is for, without waiting: heartbeats go on beside it.
+pub(crate) type Deliver<'a> = &'a (dyn Fn(Command, Reply) + Send + Sync);
+
 /// Keeps the connection up until dropped, or until the server says that this node was put out; gives the credential
 /// back then.
-pub async fn run(
+pub(crate) async fn run(
     options: &LinkOptions,
     upstream: &Arc<Upstream>,
     svids: &Arc<Svids>,
+    deliver: Deliver<'_>,
     mut own: Credential,
 ) -> Credential {
     svids.set_bundle(&own.bundle);
+    let mut inbox = Inbox::new(upstream.clone());
     let mut failures = 0_u32;
     loop {
         let began = std::time::Instant::now();
-        let ended = Session::run(options, upstream, svids, &mut own).await;
+        let ended = Session::run(options, upstream, svids, (&mut inbox, deliver), &mut own).await;
         upstream.lock().client.disconnected();
         tracing::warn!(server = %options.server, reason = %ended, "not connected to the control plane");
         upstream.set_link(LinkState::Away(ended.to_string()));
@@ -222,9 +228,10 @@ impl<'a> Session<'a> {
         options: &'a LinkOptions,
         upstream: &'a Arc<Upstream>,
         svids: &'a Arc<Svids>,
+        commands: (&'a mut Inbox, Deliver<'a>),
         own: &'a mut Credential,
     ) -> LinkError {
-        match Self::open(options, upstream, svids, own).await {
+        match Self::open(options, upstream, svids, commands, own).await {
             Ok(over) => over,
             Err(error) => error,
         }
@@ -234,6 +241,7 @@ impl<'a> Session<'a> {
         options: &'a LinkOptions,
         upstream: &'a Arc<Upstream>,
         svids: &'a Arc<Svids>,
+        (inbox, deliver): (&'a mut Inbox, Deliver<'a>),
         own: &'a mut Credential,
     ) -> Result<LinkError, LinkError> {
         if !own.info.is_valid_at(SystemTime::now()) {
@@ -291,7 +299,7 @@ impl<'a> Session<'a> {
         // The instances go first: the server answers for the scopes of instances it knows.
         let first_facts = {
             let mut state = upstream.lock();
-            state.facts.resend();
+            inbox.begin(state.facts.resend());
             state.facts.take()
         };
         for fact in first_facts {
@@ -326,6 +334,11 @@ impl<'a> Session<'a> {
                     Ok(Some(Instruction { kind: Some(InstructionKind::Refused(refused)) })) => {
                         let refused = refused.instances.into_iter();
                         upstream.set_refused(refused.map(|one| (one.instance, one.text)).collect());
+                    }
+                    Ok(Some(Instruction { kind: Some(InstructionKind::Command(command)) })) => {
+                        if let Some(reply) = inbox.take(command.id, &command.proxy) {
+                            deliver(command, reply);
+                        }
                     }
                     Ok(Some(_)) => {}
                     Ok(None) => return Ok(LinkError::Ended),

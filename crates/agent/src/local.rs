@@ -82,6 +82,7 @@ pub enum ProxyAction {
         release: String,
     },
     /// Withdraw the instance's endpoints and finish what callers opened. The application runs on, and its calls.
+    /// Asked for again, nothing changes. Refused before the proxy was started.
     Drain {
         /// Milliseconds; the agent's own bound if absent or longer.
         #[serde(default)]

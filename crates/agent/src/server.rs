@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::claims::Claims;
+use crate::commands::{self, Reply};
 use crate::credentials::{Credential, CredentialError};
 use crate::instance::saved::Saved;
 use crate::instance::{self, Ask, Identity};
@@ -247,6 +248,15 @@ impl Host {
         }
     }
 
+    /// Has a command of the control plane carried out and answered by its instance. Where there is none, the reply
+    /// says so when it is dropped.
+    fn deliver(&self, command: wire::Command, reply: Reply) {
+        let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner).get(&command.proxy).cloned();
+        if let Some(asks) = asks {
+            let _ = asks.send(Ask::Command(commands::action(command.action), reply));
+        }
+    }
+
     pub(crate) fn log_folder(&self) -> PathBuf {
         self.options.state.join("agent/log")
     }
@@ -442,7 +452,8 @@ async fn keep_connected(
         },
     };
     loop {
-        credential = link::run(&options, &host.upstream, &host.svids, credential).await;
+        let deliver = |command, reply| host.deliver(command, reply);
+        credential = link::run(&options, &host.upstream, &host.svids, &deliver, credential).await;
         // Put out. What runs here runs on; a token that was not used yet lets this node in again.
         tokio::time::sleep(REJOIN_PAUSE.mul_f64(0.5 + random::fraction())).await;
         let Some(token) = &token else { continue };

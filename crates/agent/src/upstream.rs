@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use outrider_api::agent::ProxyStatus;
 use outrider_xds::client::{Client, Limits, Update};
 use outrider_xds::{Interest, Resource, ResourceSet};
 use outrider_xds_types::names;
@@ -167,6 +168,13 @@ impl Upstream {
         let result = change(&mut self.lock().facts);
         self.outgoing.notify_one();
         result
+    }
+
+    /// Where a proxy is now; sent if it is news.
+    pub(crate) fn proxy_status(&self, status: ProxyStatus) {
+        if self.lock().facts.set_status(status) {
+            self.outgoing.notify_one();
+        }
     }
 
     /// Takes an update in. It is in use here from now on.

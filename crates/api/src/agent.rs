@@ -47,6 +47,8 @@ pub mod refusal {
     pub const UNKNOWN_RELEASE: &str = "unknown_release";
     /// The engine cannot do this while it runs.
     pub const NOT_SUPPORTED: &str = "not_supported";
+    /// Too many commands are under way on the node.
+    pub const BUSY: &str = "busy";
     /// The agent does not know the command: it is older than the control plane.
     pub const UNKNOWN_COMMAND: &str = "unknown_command";
 }

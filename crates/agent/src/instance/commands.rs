@@ -1,15 +1,18 @@
-//! What people ask of an instance by the local API.
+//! What people ask of an instance, by the local API or the control plane.
 //!
 //! Holds: a command is answered once it is under way, or with the reason why it is not; how far it is, is shown by
 //! describing the proxy. Does not: wait.
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use outrider_api::agent::life::refusal_word;
+use outrider_api::agent::refusal;
 use outrider_supervise::{Event, Target};
 
 use super::{Ask, Attachment, Instance, Sources, Work};
+use crate::commands::Refused;
 use crate::engine::Engine;
-use crate::lifecycle;
+use crate::lifecycle::{self, Phase};
 use crate::local::{ProcessOverview, ProxyAction, ProxyOverview, Told};
 use crate::releases::BUILTIN;
 
@@ -18,9 +21,24 @@ impl Instance {
         match ask {
             Ask::Attach(attachment) => self.attach(*attachment, sources).await,
             Ask::Proxy(action, answer) => {
-                let outcome = self.act(action).await;
+                let outcome = self.act(action).await.map(|()| self.describe());
                 // Who asked may have gone.
-                let _ = answer.send(outcome);
+                let _ = answer.send(outcome.map_err(|refused| refused.text));
+            }
+            Ask::Command(action, reply) => {
+                let outcome = match action {
+                    Some(action) => self.act(action).await,
+                    None => Err(Refused::new(
+                        refusal::UNKNOWN_COMMAND,
+                        format!("this agent ({}) does not know the command", env!("CARGO_PKG_VERSION")),
+                    )),
+                };
+                self.look_for_releases();
+                // Put among the facts here, so that no status that is older follows it.
+                match outcome {
+                    Ok(()) => reply.accept(self.status()),
+                    Err(refused) => reply.refuse(refused, Some(self.status())),
+                }
             }
         }
     }
@@ -43,13 +61,14 @@ impl Instance {
         }
     }
 
-    async fn act(&mut self, action: ProxyAction) -> Result<ProxyOverview, String> {
+    async fn act(&mut self, action: ProxyAction) -> Result<(), Refused> {
         let engine = self.engine.unwrap_or(Engine::Native);
         let event = match action {
             ProxyAction::Describe => None,
             ProxyAction::Upgrade { release } => {
                 takes_over(engine)?;
-                self.host.releases.program(engine, &release).map_err(|error| error.to_string())?;
+                let unknown = |error| Refused::new(refusal::UNKNOWN_RELEASE, error);
+                self.host.releases.program(engine, &release).map_err(unknown)?;
                 Some(Event::Upgrade { target: Target::new(engine.name(), &release) })
             }
             ProxyAction::Restart => {
@@ -64,8 +83,15 @@ impl Instance {
                 Some(Event::Pardon { engine: engine.name().into(), release: release.as_str().into() })
             }
             ProxyAction::Drain { within_ms } => {
-                let within = within_ms.map(Duration::from_millis);
-                self.handle(lifecycle::Event::Stop { within }).await;
+                if matches!(self.life.phase(), Phase::Waiting | Phase::Starting) {
+                    let text = "the proxy was not started yet, so nobody is connected";
+                    return Err(Refused::new(refusal::NOT_STARTED, text));
+                }
+                // A second one would end what is being finished.
+                if !self.life.leaving() {
+                    let within = within_ms.map(Duration::from_millis);
+                    self.handle(lifecycle::Event::Stop { within }).await;
+                }
                 None
             }
         };
@@ -74,11 +100,11 @@ impl Instance {
             self.queue.push_back(Work::Proxy(event));
             self.work().await;
             if let Some(refusal) = self.proxy.refused.pop() {
-                return Err(refusal.to_string());
+                return Err(Refused::new(refusal_word(&refusal), refusal));
             }
             self.save();
         }
-        Ok(self.describe())
+        Ok(())
     }
 
     /// Everything about the proxy.
@@ -111,12 +137,15 @@ impl Instance {
     }
 }
 
-fn takes_over(engine: Engine) -> Result<(), String> {
+fn takes_over(engine: Engine) -> Result<(), Refused> {
     match engine.takes_over() {
         true => Ok(()),
-        false => Err(format!(
-            "engine {} binds its sockets by itself, so a running one cannot be replaced without a loss; it is started anew with its instance",
-            engine.name()
+        false => Err(Refused::new(
+            refusal::NOT_SUPPORTED,
+            format!(
+                "engine {} binds its sockets by itself, so a running one cannot be replaced without a loss; it is started anew with its instance",
+                engine.name()
+            ),
         )),
     }
 }

@@ -1,6 +1,7 @@
 //! What an instance says of itself: to the control plane, to people, and to its application.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use outrider_api::agent as wire;
 use outrider_handover::Stats;
@@ -8,8 +9,10 @@ use outrider_supervise::Step;
 
 use super::{Identity, Instance};
 use crate::engine::Engine;
+use crate::isolation;
 use crate::lifecycle::Phase;
 use crate::local::{InstanceOverview, Told};
+use crate::releases::BUILTIN;
 
 impl Instance {
     /// What the application is told by its environment.
@@ -134,6 +137,41 @@ impl Instance {
             last_good: self.host.last_good.written(&self.who.service_ref()).map(crate::local::seconds),
         };
         self.host.publish(&self.who.proxy(), Some((instance, overview)));
+        // After the instance: the control plane takes no status of one it does not know.
+        self.host.upstream.proxy_status(self.status());
+    }
+
+    /// Where the proxy is in its life, for the control plane.
+    pub(super) fn status(&self) -> wire::ProxyStatus {
+        let status = self.proxy.supervisor.status(std::time::Instant::now());
+        let mut status = wire::ProxyStatus::new(&self.who.proxy(), &status);
+        for generation in &mut status.generations {
+            if let Some(live) = self.proxy.live.get(&generation.generation) {
+                generation.pid = live.process.map_or(0, |process| process.pid);
+                generation.version.clone_from(&live.version);
+            }
+        }
+        let inbound = match self.life.phase() {
+            Phase::Waiting | Phase::Starting | Phase::Serving => wire::InboundState::Open,
+            Phase::Settling | Phase::Draining => wire::InboundState::Draining,
+            Phase::Stopping | Phase::Ending | Phase::Over => wire::InboundState::Drained,
+        };
+        status.inbound = inbound.into();
+        status.log = self.log().display().to_string();
+        status.releases.clone_from(&self.releases);
+        status.isolation = self.engine.and_then(isolation::shown);
+        let age = |written| SystemTime::now().duration_since(written).unwrap_or_default().as_millis();
+        status.last_good_age_ms =
+            self.last_good.map(|written| u64::try_from(age(written)).unwrap_or(u64::MAX));
+        status
+    }
+
+    /// Looks which releases of its engine are on this host.
+    pub(super) fn look_for_releases(&mut self) {
+        self.releases = match self.engine {
+            Some(Engine::Native) | None => self.host.releases.names(),
+            Some(Engine::Envoy) => vec![BUILTIN.to_owned()],
+        };
     }
 }
 

@@ -57,6 +57,10 @@ struct State {
     /// (proxy, type, name) → why it was refused.
     refused: BTreeMap<(String, String, String), String>,
     occurred: BTreeMap<u64, Occurred>,
+    /// Of this session.
+    statuses: BTreeMap<String, ProxyStatus>,
+    answers: Vec<Answer>,
+    instructions: Option<mpsc::Sender<Result<Instruction, Status>>>,
     joined: u32,
     sessions: u32,
     mute: bool,
@@ -257,13 +261,48 @@ impl Shared {
             Some(FactKind::Occurred(occurred)) => {
                 self.state.lock().unwrap().occurred.insert(occurred.number, *occurred);
             }
+            Some(FactKind::ProxyStatus(status)) => self.state.lock().unwrap().status(*status),
+            Some(FactKind::Answer(answer)) => {
+                let mut state = self.state.lock().unwrap();
+                answer.status.iter().for_each(|status| state.status(status.clone()));
+                state.answers.push(*answer);
+            }
             _ => {}
         }
+    }
+
+    /// Where a proxy is, as was said in this session.
+    pub fn status(&self, proxy: &str) -> Option<ProxyStatus> {
+        self.state.lock().unwrap().statuses.get(proxy).cloned()
+    }
+
+    /// Everything that was answered in this session.
+    pub fn answers(&self) -> Vec<Answer> {
+        self.state.lock().unwrap().answers.clone()
+    }
+
+    /// Sends a command to the newest session.
+    pub async fn command(&self, id: u64, proxy: &str, action: Option<Action>) {
+        let instructions = self.state.lock().unwrap().instructions.clone().unwrap();
+        let command = Command { id, proxy: proxy.to_owned(), action };
+        let kind = Some(InstructionKind::Command(command));
+        instructions.send(Ok(Instruction { kind })).await.unwrap();
     }
 
     /// What happened to proxies, by number.
     pub fn occurred(&self) -> Vec<Occurred> {
         self.state.lock().unwrap().occurred.values().cloned().collect()
+    }
+}
+
+impl State {
+    fn status(&mut self, status: ProxyStatus) {
+        let proxy = status.proxy.clone();
+        assert!(
+            self.instances.iter().any(|one| format!("{}/{}", one.namespace, one.name) == proxy),
+            "the status of an instance that was not told: {proxy}"
+        );
+        self.statuses.insert(proxy, status);
     }
 }
 
@@ -318,7 +357,13 @@ impl Agents for Service {
         let bundle = Bundle { certificates: der(self.shared.authority.bundle()) };
         let welcome = Welcome { trust_domain: TRUST_DOMAIN.into(), heartbeat_ms: 1000, bundle: Some(bundle) };
         sender.send(Ok(Instruction { kind: Some(InstructionKind::Welcome(welcome)) })).await.unwrap();
-        self.shared.state.lock().unwrap().sessions += 1;
+        {
+            let mut state = self.shared.state.lock().unwrap();
+            state.sessions += 1;
+            state.statuses.clear();
+            state.answers.clear();
+            state.instructions = Some(sender.clone());
+        }
         let (shared, stop, mut facts) = (self.shared.clone(), self.stop.clone(), request.into_inner());
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             while let Ok(Some(fact)) = facts.message().await {

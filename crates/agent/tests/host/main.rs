@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 #![allow(missing_docs, unreachable_pub)]
 
+mod commands;
 mod control_plane;
 mod fake_proxy;
 mod generations;
