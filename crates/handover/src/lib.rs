@@ -32,6 +32,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 mod channel;
+mod pairs;
 
 pub use channel::{Channel, ChannelError, Receiver, Sender};
 
@@ -322,11 +323,15 @@ pub struct ListenerStats {
     pub bytes_in: u64,
     /// Bytes written to the downstream side.
     pub bytes_out: u64,
-    /// Total time from request head to response end, in microseconds, over all requests.
+    /// Total time from request head to response end, in microseconds, over all requests that were not upgraded.
     pub latency_us_sum: u64,
     /// The part of it that was spent waiting for endpoints: from the end of the request to the first byte of the
     /// response. What is left is the proxy's own, and the time bodies took.
     pub upstream_us_sum: u64,
+    /// How long the proxy itself took of these requests: for sending on the request head, without connecting, and the
+    /// response head. Requests by the shortest time in their bucket, in microseconds. Empty if the engine does not tell.
+    #[serde(with = "pairs", skip_serializing_if = "BTreeMap::is_empty")]
+    pub added_us: BTreeMap<u64, u64>,
 }
 
 /// Numbers of one cluster.

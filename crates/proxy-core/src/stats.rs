@@ -6,8 +6,10 @@
 
 use crate::reason::Reason;
 
+mod added;
 mod histogram;
 
+pub use added::{Added, Stopwatch};
 pub use histogram::Histogram;
 
 /// Numbers of one listener on one worker.
@@ -29,10 +31,13 @@ pub struct ListenerStats {
     pub bytes_in: u64,
     /// Bytes written to the caller.
     pub bytes_out: u64,
-    /// Microseconds spent waiting for endpoints, from the end of a request to the first byte of its response.
+    /// Microseconds spent waiting for endpoints, from the end of a request to the first byte of its response, of
+    /// requests that were not upgraded.
     pub upstream_us: u64,
-    /// Microseconds from request head to response end.
+    /// Microseconds from request head to response end, of requests that were not upgraded.
     pub latency: Histogram,
+    /// What of that was the proxy's own.
+    pub added: Added,
 }
 
 impl Default for ListenerStats {
@@ -48,6 +53,7 @@ impl Default for ListenerStats {
             bytes_out: 0,
             upstream_us: 0,
             latency: Histogram::default(),
+            added: Added::default(),
         }
     }
 }
@@ -87,6 +93,7 @@ impl ListenerStats {
         self.bytes_out += other.bytes_out;
         self.upstream_us += other.upstream_us;
         self.latency.merge(&other.latency);
+        self.added.merge(&other.added);
     }
 }
 
@@ -191,6 +198,7 @@ mod tests {
         let mut other = WorkerStats::default();
         other.listener(0).connections += 1;
         other.listener(1).reason(Reason::NoRoute);
+        other.listener(1).added.record(200_000);
         other.cluster(2).retries += 1;
         let (mut one_way, mut other_way) = (worker.clone(), other.clone());
         one_way.merge(&other);
@@ -200,5 +208,6 @@ mod tests {
         assert_eq!(one_way.listeners()[1].reasons().collect::<Vec<_>>(), [(Reason::NoRoute, 2)]);
         assert_eq!((one_way.clusters()[0].requests, one_way.clusters()[2].retries), (2, 1));
         assert_eq!(one_way.listeners()[1].latency.count(), 1);
+        assert_eq!(one_way.listeners()[1].added.buckets().collect::<Vec<_>>(), [(196_608, 1)]);
     }
 }

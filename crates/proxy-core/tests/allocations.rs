@@ -12,7 +12,7 @@ use outrider_proxy_core::reason::Reason;
 use outrider_proxy_core::route::{
     Destination, HeaderMatch, PathMatch, Route, RouteAction, RouteMatch, RouteTable, VirtualHost,
 };
-use outrider_proxy_core::stats::WorkerStats;
+use outrider_proxy_core::stats::{Stopwatch, WorkerStats};
 
 const REQUEST: &[u8] = b"POST /cart/items?x=1 HTTP/1.1\r\nHost: Inventory.shop\r\nUser-Agent: test\r\nAccept: */*\r\n\
     Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nX-Tenant: blue\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -88,6 +88,10 @@ fn exchange(w: &mut Worker, random: u64) {
     stats.response(w.response.status());
     stats.reason(Reason::NoHealthyEndpoints);
     stats.latency.record(random >> 40);
+    let mut own = Stopwatch::default();
+    own.start(0);
+    own.pause(random >> 40);
+    stats.added.record(own.sum());
     assert!(w.balancer.done(endpoint));
 }
 

@@ -313,4 +313,7 @@ fn add_listener(into: &mut ListenerStats, one: &outrider_proxy_core::stats::List
     into.bytes_out += one.bytes_out;
     into.latency_us_sum += one.latency.sum();
     into.upstream_us_sum += one.upstream_us;
+    for (us, count) in one.added.buckets() {
+        *into.added_us.entry(us).or_default() += count;
+    }
 }

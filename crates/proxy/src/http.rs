@@ -20,6 +20,7 @@ use outrider_proxy_core::http1::reply::Reply;
 use outrider_proxy_core::http1::{HeadError, Parsed, Version};
 use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
 use outrider_proxy_core::route::{Destination, Route};
+use outrider_proxy_core::stats::Stopwatch;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::buffers::{Buffers, Filled, Inbox};
@@ -262,6 +263,10 @@ struct Asking {
     unused: usize,
     /// Body bytes at the front of the inbox that the scanner accepted and no endpoint took.
     accepted: usize,
+    /// What the proxy itself takes, in milliseconds of the worker's clock: fine enough to find a slow release.
+    own: Stopwatch,
+    /// The connection is no longer one of HTTP.
+    upgraded: bool,
 }
 
 /// What a failure is told with.
@@ -298,16 +303,29 @@ impl Request<'_, '_> {
                 body: BodyScanner::new(heads.request.framing()),
                 unused: heads.request.length(),
                 accepted: 0,
+                own: Stopwatch::default(),
+                upgraded: false,
             }
         };
+        asking.own.start(self.open.worker.timers.now());
         let mut started = false;
         let after = match self.proxy(heads, &mut asking, &mut started).await {
             Ok(after) => after,
-            Err(failure) => self.fail(&failure, &asking, started).await,
+            Err(failure) => {
+                asking.own.start(self.open.worker.timers.now());
+                self.fail(&failure, &asking, started).await
+            }
         };
+        if !asking.upgraded {
+            asking.own.pause(self.open.worker.timers.now());
+        }
         let mut stats = self.open.serving.stats.borrow_mut();
         stats.active_requests -= 1;
-        stats.latency.record(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX));
+        // An upgraded one took as long as its caller liked.
+        if !asking.upgraded {
+            stats.latency.record(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX));
+            stats.added.record(asking.own.sum().saturating_mul(1000));
+        }
         after
     }
 
@@ -393,7 +411,7 @@ impl Request<'_, '_> {
         let worker = Rc::clone(&self.open.worker);
         let mut fresh_only = false;
         loop {
-            let (picked, connection) = self.connection(upstream, fresh_only).await?;
+            let (picked, connection) = self.connection(upstream, fresh_only, &mut asking.own).await?;
             upstream.stats.borrow_mut().requests += 1;
             let reused = connection.reused;
             let mut exchange =
@@ -416,9 +434,11 @@ impl Request<'_, '_> {
                 Ok(Outcome::Tunnel) => {
                     // They are the first bytes of the tunnel.
                     asking.accepted = 0;
+                    asking.upgraded = true;
                     return Ok(Box::pin(self.tunnel(connection)).await);
                 }
                 Err(error) => {
+                    asking.own.start(worker.timers.now());
                     let again = reused
                         && !fresh_only
                         && !*started
@@ -446,6 +466,7 @@ impl Request<'_, '_> {
         &mut self,
         upstream: &Rc<Upstream>,
         fresh_only: bool,
+        own: &mut Stopwatch,
     ) -> Result<(Picked, Connection), Failure> {
         let mut avoid = None;
         let mut attempt = 1;
@@ -459,13 +480,13 @@ impl Request<'_, '_> {
             if !fresh_only && let Some(kept) = upstream.take_idle(&picked, self.open.worker.timers.now()) {
                 return Ok((picked, kept));
             }
-            match Box::pin(upstream.connect(
-                &picked,
-                &self.client.downstream.alarm,
-                &self.open.worker.buffers,
-            ))
-            .await
-            {
+            // The endpoint's doing for the most part; and a new process has yet to open what the old one keeps.
+            own.pause(self.open.worker.timers.now());
+            let connected =
+                Box::pin(upstream.connect(&picked, &self.client.downstream.alarm, &self.open.worker.buffers))
+                    .await;
+            own.start(self.open.worker.timers.now());
+            match connected {
                 Ok(connection) => return Ok((picked, connection)),
                 Err(error) if error.retry == Retry::Safe && attempt < CONNECT_ATTEMPTS => {
                     attempt += 1;
@@ -525,6 +546,8 @@ impl Request<'_, '_> {
             body: BodyScanner::new(outrider_proxy_core::http1::BodyFraming::None),
             unused: 0,
             accepted: 0,
+            own: Stopwatch::default(),
+            upgraded: false,
         };
         self.open.serving.stats.borrow_mut().requests += 1;
         let failure = Failure { detail: detail.to_owned(), ..Failure::from(error) };

@@ -238,6 +238,17 @@ fn a_bad_build_that_leaks_is_taken_back() -> Result<()> {
     at_most_open(&result)
 }
 
+#[test]
+fn a_bad_build_that_is_slow_is_taken_back() -> Result<()> {
+    let policy = json!({ "probation": 30_000, "drain": 20_000 });
+    let Some((reason, result)) = try_bad(Fault::Delay(Duration::from_millis(200)), &policy, 1000)? else {
+        return Ok(());
+    };
+    ensure!(!reason["probation"]["latency"].is_null(), "{reason}");
+    ensure!(result.is_clean(), "{result}");
+    Ok(())
+}
+
 /// One in a hundred, or as many as `OUTRIDER_BAD_PERCENT` says.
 #[test]
 fn a_bad_build_that_refuses_is_taken_back() -> Result<()> {

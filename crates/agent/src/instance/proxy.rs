@@ -521,6 +521,9 @@ fn sample(stats: &Stats) -> Sample {
         sample.connections += listener.active_connections;
         // Without the wait for upstreams, as far as the engine tells it: that is not the proxy's.
         sample.latency_us += listener.latency_us_sum.saturating_sub(listener.upstream_us_sum);
+        for (us, count) in &listener.added_us {
+            sample.added.add(*us, *count);
+        }
         for (reason, count) in &listener.reasons {
             if is_server_error(reason) {
                 *sample.errors.entry(reason.as_str().into()).or_default() += count;
@@ -551,6 +554,7 @@ mod tests {
             active_connections: 4,
             latency_us_sum: 1000,
             upstream_us_sum: 700,
+            added_us: [(0, 13), (196_608, 2)].into(),
             reasons: reasons.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
             ..ListenerStats::default()
         };
@@ -563,7 +567,23 @@ mod tests {
         let sample = sample(&stats);
         assert_eq!((sample.requests, sample.connections, sample.resident), (30, 8, 77));
         assert_eq!(sample.latency_us, 600);
+        assert_eq!((sample.added.total(), sample.added.above(100_000)), (30, 4));
         let errors: Vec<_> = sample.errors.iter().map(|(reason, count)| (&**reason, *count)).collect();
         assert_eq!(errors, [("connect_failed", 4), ("of_a_later_version", 2)]);
+    }
+
+    #[test]
+    fn the_proxy_counts_times_in_the_buckets_they_are_compared_in() {
+        let times = (0..24).flat_map(|power| [0, 1, 3].map(|more| (1_u64 << power) * (4 + more) / 4));
+        for us in times.chain(0..9000).chain([8_388_607, 8_388_608, u64::MAX]) {
+            let mut counted = outrider_proxy_core::stats::Added::default();
+            counted.record(us);
+            let added_us = counted.buckets().collect();
+            let listener = ListenerStats { added_us, ..ListenerStats::default() };
+            let stats = Stats { listeners: [("inbound/a".to_owned(), listener)].into(), ..Stats::default() };
+            let mut expected = outrider_supervise::gate::Histogram::default();
+            expected.add(us, 1);
+            assert_eq!(sample(&stats).added, expected, "{us}");
+        }
     }
 }

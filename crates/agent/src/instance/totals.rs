@@ -94,6 +94,7 @@ fn add_listener(sum: &mut ListenerStats, more: &ListenerStats) {
         bytes_out,
         latency_us_sum,
         upstream_us_sum,
+        added_us,
     } = more;
     let pairs = [
         (&mut sum.connections, connections),
@@ -110,6 +111,10 @@ fn add_listener(sum: &mut ListenerStats, more: &ListenerStats) {
     }
     for (reason, count) in reasons {
         let sum = sum.reasons.entry(reason.clone()).or_default();
+        *sum = sum.saturating_add(*count);
+    }
+    for (us, count) in added_us {
+        let sum = sum.added_us.entry(*us).or_default();
         *sum = sum.saturating_add(*count);
     }
 }
@@ -135,8 +140,14 @@ mod tests {
 
     fn stats(requests: u64, active: u64) -> Stats {
         let reasons = BTreeMap::from([("no_route".to_owned(), requests / 2)]);
-        let listener =
-            ListenerStats { requests, active_requests: active, reasons, ..ListenerStats::default() };
+        let added_us = BTreeMap::from([(4096, requests)]);
+        let listener = ListenerStats {
+            requests,
+            active_requests: active,
+            reasons,
+            added_us,
+            ..ListenerStats::default()
+        };
         let cluster = ClusterStats { endpoints: 3, requests, ..ClusterStats::default() };
         Stats {
             resident_bytes: 100,
@@ -150,6 +161,7 @@ mod tests {
         let sum = totals.sum(Some(serving)).unwrap();
         let (listener, cluster) = (&sum.listeners["inbound/http"], &sum.clusters["inbound/http"]);
         assert_eq!(cluster.requests, listener.requests);
+        assert_eq!(listener.added_us[&4096], listener.requests);
         let reasons = listener.reasons["no_route"];
         (listener.requests, listener.active_requests, reasons, cluster.endpoints, sum.resident_bytes)
     }

@@ -66,7 +66,8 @@ async fn a_message_larger_than_the_socket_buffer_passes_while_the_other_side_sen
     let (agent, proxy) = connected();
     let mut stats = Stats::default();
     for n in 0..10_000 {
-        let numbers = ListenerStats { requests: n, ..ListenerStats::default() };
+        let added_us = [(0, n), (196_608, 1), (1 << 23, u64::MAX)].into();
+        let numbers = ListenerStats { requests: n, added_us, ..ListenerStats::default() };
         stats.listeners.insert(format!("outbound/shop/service-{n}/http"), numbers);
     }
     let sent = FromProxy::Stats { id: 7, stats };

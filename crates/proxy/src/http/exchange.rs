@@ -184,7 +184,9 @@ impl<'a, 'c> Exchange<'a, 'c> {
     pub(super) fn count(&self, stats: &mut ListenerStats) {
         stats.bytes_in += self.bytes_in;
         stats.bytes_out += self.bytes_out;
-        stats.upstream_us += u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX);
+        if !self.switched {
+            stats.upstream_us += u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX);
+        }
         if let Some(response) = &self.response {
             stats.response(response.status);
         } else if self.switched {
@@ -265,6 +267,9 @@ impl<'a, 'c> Exchange<'a, 'c> {
                     ready!(write(cx, &mut self.connection.stream, &out[self.sent..])).map_err(upstream_io)?;
                 self.sent += n;
                 self.progress += n as u64;
+                if self.sent == out.len() {
+                    self.asking.own.pause(self.worker.timers.now());
+                }
             } else if self.ready_up > 0 {
                 let bytes = &self.client.inbox.bytes()[..self.ready_up];
                 let n = ready!(write(cx, &mut self.connection.stream, bytes)).map_err(upstream_io)?;
@@ -356,6 +361,9 @@ impl<'a, 'c> Exchange<'a, 'c> {
             self.bytes_out += n as u64;
             self.progress += n as u64;
         }
+        if self.written > 0 && self.response.is_some() {
+            self.asking.own.pause(self.worker.timers.now());
+        }
         self.to_client.clear();
         self.written = 0;
         while self.ready_down > 0 {
@@ -436,6 +444,7 @@ impl<'a, 'c> Exchange<'a, 'c> {
             self.connection.inbox.consume(head.length());
             return Ok(());
         }
+        self.asking.own.start(self.worker.timers.now());
         let framing = head
             .framing(&self.asking.asked)
             .map_err(|e| ProxyError::new(Side::Upstream, e.upstream_reason()).with_source(e))?;

@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use super::support::*;
 
 const GET: &str = "GET /a?b=c HTTP/1.1\r\nHost: api\r\n\r\n";
@@ -31,6 +33,49 @@ async fn bytes_pass_as_they_are_and_connections_are_used_again() {
                 && listener.active_requests == 0
         })
         .await;
+}
+
+#[tokio::test]
+async fn what_endpoints_take_is_not_what_the_proxy_adds_and_upgraded_requests_are_not_timed() {
+    const SLOW: Duration = Duration::from_millis(400);
+    let (origin, mut proxy) = one().await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    let start = Instant::now();
+    client.send(GET).await;
+    let mut server = origin.accept().await;
+    server.expect(GET).await;
+    // How slow an endpoint is, not a wait for something.
+    tokio::time::sleep(SLOW).await;
+    server.send(OK).await;
+    client.expect(OK).await;
+    client.send(GET).await;
+    server.expect(GET).await;
+    server.send(OK).await;
+    client.expect(OK).await;
+    let both = start.elapsed();
+    client.send("GET /chat HTTP/1.1\r\nHost: api\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").await;
+    server.head().await;
+    tokio::time::sleep(SLOW * 3).await;
+    server
+        .send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        .await;
+    client.head().await;
+    drop((client, server));
+    proxy
+        .counted("counted", |stats| {
+            stats.listeners[OUTBOUND].requests == 3 && stats.listeners[OUTBOUND].active_requests == 0
+        })
+        .await;
+    let listener = &proxy.stats().await.listeners[OUTBOUND];
+    assert_eq!(listener.added_us.values().sum::<u64>(), 2, "{listener:?}");
+    // However busy this machine is: the wait is in one and not in the other. The worker's clock ticks every 10 ms at
+    // worst.
+    let added: u64 = listener.added_us.iter().map(|(us, count)| us * count).sum();
+    let slow = SLOW.as_micros() as u64 - 50_000;
+    assert!(listener.latency_us_sum >= added + slow, "{listener:?}");
+    assert!((slow..=listener.latency_us_sum).contains(&listener.upstream_us_sum), "{listener:?}");
+    // Had the upgraded one been timed, this would be more than both others took from here.
+    assert!(u128::from(listener.latency_us_sum) < (both + SLOW * 2).as_micros(), "{listener:?} {both:?}");
 }
 
 #[tokio::test]
