@@ -58,10 +58,11 @@ pub(crate) fn print(rows: &[MemoryRow]) {
     }
 }
 
-/// Both ends of every connection are descriptors of this process or of one that inherits its limit.
+/// Both ends of every connection are descriptors of this process or of one that inherits its limit, and those of the
+/// proxy before may not have been closed yet.
 fn descriptors(parked: usize) -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let needed = 2 * parked as u64 + 512;
+    let needed = 4 * parked as u64 + 512;
     let now = getrlimit(Resource::Nofile);
     if now.current.is_none_or(|limit| limit >= needed) {
         return Ok(());
