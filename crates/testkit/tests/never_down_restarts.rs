@@ -161,8 +161,11 @@ fn change_configuration(scene: &Scene, port: u16) -> Result<()> {
 fn a_damaged_last_good_configuration_is_passed_over() -> Result<()> {
     let mut scene = Scene::start(Options::default())?;
     // So that there is one before.
-    change_configuration(&scene, 9090)?;
     let client = Side::Client.service();
+    until("a first last good configuration", LONG, || {
+        newest(&scene, client).map_err(|error| error.to_string())
+    })?;
+    change_configuration(&scene, 9090)?;
     until("a second last good configuration", LONG, || match newest(&scene, client) {
         Ok((_, number)) if number > 1 => Ok(()),
         other => Err(format!("{other:?}")),
