@@ -14,7 +14,7 @@ pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
             "the example shop is written in Python: install python3 (on Debian and Ubuntu: apt-get install python3)"
         );
     }
-    let outrider = build()?.join("outrider");
+    let outrider = build(false)?.join("outrider");
     let mut command = Command::new(outrider);
     command.arg("up").arg(shell::root().join("examples/shop")).args(options);
     // In our place, so that signals and the terminal are its own.
@@ -23,7 +23,9 @@ pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
 }
 
 /// Builds both binaries; returns their folder.
-pub(crate) fn build() -> Result<PathBuf> {
-    shell::run(shell::cargo().args(["build", "--package", "outrider-cli", "--package", "outrider-proxy"]))?;
-    Ok(shell::target().join("debug"))
+pub(crate) fn build(release: bool) -> Result<PathBuf> {
+    let profile = release.then_some("--release");
+    let packages = ["build", "--package", "outrider-cli", "--package", "outrider-proxy"];
+    shell::run(shell::cargo().args(packages).args(profile))?;
+    Ok(shell::target().join(if release { "release" } else { "debug" }))
 }

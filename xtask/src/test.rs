@@ -1,12 +1,14 @@
 //! `test`: everything the project can test on this machine, and the long tests by name.
 
 use std::process::{Command, ExitCode};
+use std::time::SystemTime;
 
 use anyhow::Result;
 
 use crate::{demo, peers, shell};
 
-/// Tests that take minutes.
+/// Tests that take minutes. They run on release builds, and under the whole of `r1k` unless `OUTRIDER_LOAD_PERCENT` says
+/// otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Long {
     /// 1,000 applications whose first instruction is a call
@@ -21,13 +23,27 @@ pub(crate) enum Long {
     BadBuilds,
     /// 100 rolling deployments of a service with four replicas under load
     Rolling,
+    /// 1,000 random edits of the intent under load
+    Edits,
     /// 10 million requests with churn, and memory as before
     Soak,
+    /// A day of connections, endpoints and certificates that come and go, and what two proxies have left of it
+    Churn,
+    /// 500 sequences of traffic and change of every kind, of a seed that is printed
+    Sequences,
+    /// A million mutations of hostile messages on their way through the proxy, of a seed that is printed
+    Mutations,
+    /// Every TLS port looked at by testssl.sh
+    Testssl,
+    /// Chains of certificates of C2SP/x509-limbo, whose limbo.json OUTRIDER_LIMBO names
+    Limbo,
 }
 
 /// What a long test is.
 struct Form {
-    /// The suite.
+    /// The package of one that needs neither peers nor binaries.
+    alone: Option<&'static str>,
+    /// The suite; empty for the tests of the library itself.
     suite: &'static str,
     /// The test, or what the names of several begin with.
     test: &'static str,
@@ -39,7 +55,7 @@ struct Form {
 
 impl Long {
     fn form(self) -> Form {
-        let form = |suite, test, variables| Form { suite, test, variables, only_long: false };
+        let form = |suite, test, variables| Form { alone: None, suite, test, variables, only_long: false };
         match self {
             Self::ColdStarts => form(
                 "lifecycle",
@@ -69,6 +85,28 @@ impl Long {
                 "rolling_deployments_lose_nothing",
                 &[("OUTRIDER_DEPLOYMENTS", "100")],
             ),
+            Self::Edits => form("never_down_edits", "edits_lose_nothing", &[("OUTRIDER_EDITS", "1000")]),
+            Self::Mutations => Form {
+                alone: Some("outrider-proxy-core"),
+                ..form("smuggling", "mutations::", &[("OUTRIDER_MUTATIONS", "1000000")])
+            },
+            Self::Churn => Form {
+                alone: Some("outrider-proxy"),
+                ..form("proxy", "churn::", &[("OUTRIDER_CHURN_ROUNDS", "480")])
+            },
+            Self::Sequences => Form {
+                alone: Some("outrider-proxy"),
+                ..form("proxy", "sequences::", &[("OUTRIDER_SEQUENCES", "500")])
+            },
+            Self::Limbo => Form {
+                alone: Some("outrider-proxy"),
+                only_long: true,
+                ..form("", "tls::tests::limbo::", &[])
+            },
+            Self::Testssl => Form {
+                only_long: true,
+                ..form("scanners", "testssl_finds_tls_1_3_alone_and_nothing_weak", &[])
+            },
             Self::Soak => Form {
                 only_long: true,
                 ..form(
@@ -83,10 +121,22 @@ impl Long {
 
 /// Prepares peers and binaries, then becomes as quiet as the runner: its summary is the last thing printed.
 pub(crate) fn run(long: Option<Long>, no_install: bool, options: &[String]) -> Result<ExitCode> {
+    if let Some(long) = long
+        && let Some(package) = long.form().alone
+    {
+        return alone(long, package, options);
+    }
     peers::prepare(!no_install)?;
+    if long == Some(Long::Testssl) {
+        peers::prepare_testssl(!no_install)?;
+    }
     let envoy = peers::envoy(!no_install)?;
-    let binaries = demo::build()?;
-    bad_builds()?;
+    let node_modules = peers::grpc_js(!no_install)?;
+    let sslyze = peers::sslyze(!no_install)?;
+    let xds_protos = peers::xds_protos(!no_install)?;
+    let release = long.is_some();
+    let binaries = demo::build(release)?;
+    bad_builds(release)?;
 
     let nextest = shell::find("cargo-nextest").is_some();
     if !nextest {
@@ -103,15 +153,52 @@ pub(crate) fn run(long: Option<Long>, no_install: bool, options: &[String]) -> R
     if let Some(envoy) = envoy {
         command.env("OUTRIDER_ENVOY", envoy);
     }
+    if let Some(modules) = node_modules {
+        command.env("OUTRIDER_NODE_PATH", modules);
+    }
+    if let Some(folder) = sslyze {
+        command.env("OUTRIDER_SSLYZE", folder);
+    }
+    if let Some(folder) = xds_protos {
+        command.env("OUTRIDER_XDS_PROTOS", folder);
+    }
     let status = command.status()?;
     Ok(shell::exit_code(status))
 }
 
 /// The proxy with faults, which upgrades are tried with. A program of its own, so that it never takes the place
 /// of the real one.
-fn bad_builds() -> Result<()> {
+fn bad_builds(release: bool) -> Result<()> {
     let package = ["build", "--package", "outrider-proxy", "--features", "faults"];
-    shell::run(shell::cargo().args(package).args(["--bin", "outrider-proxy-faults"]))
+    let profile = release.then_some("--release");
+    shell::run(shell::cargo().args(package).args(["--bin", "outrider-proxy-faults"]).args(profile))
+}
+
+/// Neither peers nor binaries are prepared.
+fn alone(long: Long, package: &str, options: &[String]) -> Result<ExitCode> {
+    let Form { suite, test, variables, only_long, .. } = long.form();
+    let mut command = shell::cargo();
+    command.args(["test", "--release", "--package", package]);
+    command.args(if suite.is_empty() { &["--lib"][..] } else { &["--test"] });
+    command.args(Some(suite).filter(|suite| !suite.is_empty())).arg(test);
+    let seeded = match long {
+        Long::Mutations => Some("OUTRIDER_MUTATION_SEED"),
+        Long::Sequences => Some("OUTRIDER_SEQUENCE_SEED"),
+        _ => None,
+    };
+    if let Some(variable) = seeded {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        let seed = std::env::var(variable).unwrap_or_else(|_| since.as_secs().to_string());
+        shell::say(&format!("{variable}={seed}"));
+        command.env(variable, seed);
+    }
+    for (name, value) in variables {
+        command.env(name, std::env::var_os(name).unwrap_or_else(|| value.into()));
+    }
+    command.args(options);
+    // What it measured is printed even though it passes.
+    command.args(["--", "--nocapture"]).args(only_long.then_some("--ignored"));
+    Ok(shell::exit_code(command.status()?))
 }
 
 fn everything(command: &mut Command, nextest: bool) {
@@ -120,15 +207,16 @@ fn everything(command: &mut Command, nextest: bool) {
 }
 
 fn one(command: &mut Command, nextest: bool, long: Long) {
-    let Form { suite, test, variables, only_long } = long.form();
+    let Form { suite, test, variables, only_long, .. } = long.form();
     command.args(if nextest { &["nextest", "run", "--profile", "long"][..] } else { &["test"] });
-    command.args(["--package", "outrider-testkit", "--test", suite, test]);
+    // The load is made in the test itself.
+    command.args(["--release", "--package", "outrider-testkit", "--test", suite, test]);
     // What it measured is printed even though it passes.
     command.args(if nextest { &["--no-capture"][..] } else { &["--", "--nocapture"] });
     if only_long {
         command.args(if nextest { &["--run-ignored", "ignored-only"][..] } else { &["--ignored"] });
     }
-    for (name, value) in variables {
+    for (name, value) in variables.iter().chain(&[("OUTRIDER_LOAD_PERCENT", "100")]) {
         command.env(name, std::env::var_os(name).unwrap_or_else(|| value.into()));
     }
 }

@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn every_command_is_taken_once_and_answered_once_in_its_session() {
-        let upstream = Upstream::new("n1");
+        let upstream = Upstream::new("n1", None);
         let mut inbox = Inbox::new(upstream.clone());
         session(&mut inbox, &upstream);
         let reply = inbox.take(7, "s/a-1").unwrap();
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_is_under_way_is_bounded() {
-        let upstream = Upstream::new("n1");
+        let upstream = Upstream::new("n1", None);
         let mut inbox = Inbox::new(upstream.clone());
         session(&mut inbox, &upstream);
         let mut under_way: Vec<_> = (0..MAX_UNDER_WAY as u64).map(|id| inbox.take(id, "s/a-1")).collect();

@@ -3,19 +3,18 @@
 //! `RUNTIME/p/INSTANCE/control.sock`. Holds: only the agent's user can connect; a connection is handed on after it has
 //! introduced itself, as the process at its other end and nobody else. Does not: know which generations there are.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use outrider_handover::{Channel, FromProxy, Receiver, Sender, State};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
+
+use crate::unix;
 
 /// For the first word.
 const HELLO: Duration = Duration::from_secs(5);
-/// After a connection that was not taken.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// A proxy that has come.
 #[derive(Debug)]
@@ -45,33 +44,15 @@ pub struct Control {
 /// # Errors
 /// The socket cannot be made.
 pub fn serve(path: &Path, connections: mpsc::UnboundedSender<Connection>) -> std::io::Result<Control> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(token.clone().run_until_cancelled_owned(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let connections = connections.clone();
-                    tokio::spawn(token.clone().run_until_cancelled_owned(async move {
-                        if let Some(connection) = greet(stream).await {
-                            let _ = connections.send(connection);
-                        }
-                    }));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a proxy was not heard");
-                    tokio::time::sleep(PAUSE).await;
-                }
+    let stop = unix::serve(unix::listen(path)?, "a proxy", move |stream| {
+        let connections = connections.clone();
+        async move {
+            if let Some(connection) = greet(stream).await {
+                let _ = connections.send(connection);
             }
         }
-    }));
-    Ok(Control { _stop: stop.drop_guard() })
+    });
+    Ok(Control { _stop: stop })
 }
 
 async fn greet(stream: UnixStream) -> Option<Connection> {

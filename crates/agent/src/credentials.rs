@@ -8,7 +8,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use outrider_identity::{
     CertificateDer, CertificateError, CertificateInfo, CertificateSlot, FileError, KeyError, PrivateKey,
@@ -114,11 +113,6 @@ impl Credential {
         Ok(outrider_identity::write_private(path, &content)?)
     }
 
-    /// When to ask for the next one. `jitter` is 0–1.
-    pub fn renew_at(&self, jitter: f64) -> SystemTime {
-        self.info.renew_at(jitter)
-    }
-
     /// As a TLS identity.
     ///
     /// # Errors
@@ -160,6 +154,7 @@ fn secret_resource(name: &str, content: secret::Type) -> Resource {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::time::SystemTime;
 
     use outrider_identity::{Authority, SpiffeId};
 

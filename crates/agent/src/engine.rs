@@ -15,16 +15,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrider_handover::{Connections, Stats};
+use outrider_os::confine::Step;
 use outrider_os::process::{Process, ProcessId};
 use outrider_supervise::{Blame, Exit};
 use tokio::sync::mpsc;
 
+use crate::aside::in_place;
 use crate::control::Connection;
-use crate::sockets;
+use crate::isolation::Room;
+use crate::{reserve, sockets};
+use spare::Spare;
 
 pub mod envoy;
 pub mod native;
 mod process;
+pub(crate) mod spare;
 
 /// The kinds of proxy that can be managed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +93,10 @@ pub struct Spec {
     pub control: PathBuf,
     /// Where standard output and error go.
     pub log: PathBuf,
+    /// Bytes of memory it may take, if this host can bound it.
+    pub memory_max: u64,
+    /// Whether it gets nothing but what it needs, if it is the native proxy.
+    pub confine: bool,
 }
 
 /// Agent → process.
@@ -146,7 +155,10 @@ pub enum Event {
     /// Numbers.
     Stats(Box<Stats>),
     /// It does not answer any more.
-    Hung,
+    Hung {
+        /// Whether it has a connection on which to answer; without one this is told again and again.
+        connected: bool,
+    },
     /// It has ended.
     Ended(Exit),
 }
@@ -169,18 +181,22 @@ impl Reports {
 
 /// A process that was started or found.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     /// Which; `None` if it ended too fast to be seen.
-    pub id: Option<ProcessId>,
+    pub(crate) id: Option<ProcessId>,
     /// For commands. The process lives on without it.
-    pub commands: mpsc::UnboundedSender<Command>,
+    pub(crate) commands: mpsc::UnboundedSender<Command>,
+    /// Its memory.
+    pub(crate) room: Room,
+    /// What was done about its view of the file system; `None` if nothing was, or nobody knows.
+    pub(crate) view: Option<Step>,
 }
 
 /// Why no process was started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The program is missing or cannot be executed.
-    #[error("{} cannot be started: {source}; start the agent with {option}", place(binary))]
+    #[error("{} cannot be started: {source}{}", place(binary), hint(source, option))]
     Spawn {
         /// The program.
         binary: PathBuf,
@@ -199,6 +215,11 @@ pub enum StartError {
     },
 }
 
+/// What helps, if it is the program that is wrong.
+fn hint(error: &io::Error, option: &str) -> String {
+    if of_the_binary(error) { format!("; start the agent with {option}") } else { String::new() }
+}
+
 fn place(binary: &Path) -> String {
     let searched = if binary.components().count() == 1 { " (looked up in PATH)" } else { "" };
     format!("{}{searched}", binary.display())
@@ -212,6 +233,12 @@ impl StartError {
             _ => Blame::Host,
         }
     }
+
+    /// Whether it failed for want of file descriptors.
+    pub fn is_shortage_of_descriptors(&self) -> bool {
+        let (Self::Spawn { source, .. } | Self::Prepare { source, .. }) = self;
+        reserve::is_shortage(source)
+    }
 }
 
 fn of_the_binary(error: &io::Error) -> bool {
@@ -222,21 +249,32 @@ fn of_the_binary(error: &io::Error) -> bool {
         .any(|of_binary| of_binary.raw_os_error() == errno)
 }
 
-/// Starts one process.
+/// Starts one process; `spare` is one that waits for that, if it is of the same program.
 ///
 /// # Errors
 /// See [`StartError`]. Nothing is left running then.
-pub fn start(engine: Engine, spec: &Spec, reports: Reports) -> Result<Running, StartError> {
+pub(crate) fn start(
+    engine: Engine,
+    spec: &Spec,
+    spare: Option<Spare>,
+    reports: Reports,
+) -> Result<Running, StartError> {
     match engine {
-        Engine::Native => native::start(spec, reports),
+        Engine::Native => native::start(spec, spare, reports),
         Engine::Envoy => envoy::start(spec, reports),
     }
 }
 
-/// Takes up a process that an earlier agent started.
-pub fn adopt(engine: Engine, spec: &Spec, process: Process, reports: Reports) -> Running {
+/// Takes up a process that an earlier agent started, which did this about its view of the file system.
+pub(crate) fn adopt(
+    engine: Engine,
+    spec: &Spec,
+    process: Process,
+    view: Option<Step>,
+    reports: Reports,
+) -> Running {
     match engine {
-        Engine::Native => native::adopt(spec, process, reports),
+        Engine::Native => native::adopt(spec, process, view, reports),
         Engine::Envoy => envoy::adopt(spec, process, reports),
     }
 }
@@ -244,10 +282,17 @@ pub fn adopt(engine: Engine, spec: &Spec, process: Process, reports: Reports) ->
 /// Largest log of a proxy before its older half is moved aside, in bytes.
 const MAX_LOG: u64 = 8 << 20;
 
-/// Opens the log for a process to write to by itself, so that it can go on when the agent has gone.
+/// Opens the log for a process to write to by itself, so that it can go on when the agent has gone. A proxy is worth
+/// more than its log: what cannot be written is lost, and that is said.
 fn open_log(path: &Path) -> Result<File, StartError> {
-    let open = || OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-    open().map_err(|source| StartError::Prepare { what: "its log cannot be opened", source })
+    let failed = |source| StartError::Prepare { what: "its log cannot be opened", source };
+    match OpenOptions::new().append(true).create(true).mode(0o600).open(path) {
+        Err(error) if !reserve::is_shortage(&error) => {
+            tracing::error!(log = %path.display(), %error, "a proxy starts without a log");
+            OpenOptions::new().write(true).open("/dev/null").map_err(failed)
+        }
+        opened => opened.map_err(failed),
+    }
 }
 
 /// Keeps a log bounded: copies it to `NAME.1` and empties it when it has grown too large. The writer appends,
@@ -257,7 +302,7 @@ pub fn bound_log(path: &Path) {
     if too_large {
         let mut older = path.as_os_str().to_owned();
         older.push(".1");
-        let moved = std::fs::copy(path, &older)
+        let moved = in_place(|| std::fs::copy(path, &older))
             .and_then(|_| OpenOptions::new().write(true).open(path))
             .and_then(|file| file.set_len(0));
         if let Err(error) = moved {
@@ -286,10 +331,16 @@ fn panic_in(log: &Path, from: u64) -> Option<String> {
     let (_, last) = text.rsplit_once(" panicked at ")?;
     let mut lines = last.lines();
     let place = lines.next()?.trim_end_matches(':');
-    Some(match lines.next() {
+    let mut said = match lines.next() {
         Some(message) => format!("{place}: {message}"),
         None => place.to_owned(),
-    })
+    };
+    // The native proxy says by which way it came there, in one word.
+    if let Some(id) = lines.next().and_then(|line| line.strip_prefix("backtrace ")) {
+        let id: String = id.chars().take_while(char::is_ascii_hexdigit).take(16).collect();
+        said.push_str(&format!(" (backtrace {id})"));
+    }
+    Some(said)
 }
 
 #[cfg(test)]
@@ -308,6 +359,14 @@ mod tests {
         log.write_all(b"after\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "after\n");
         assert_eq!(std::fs::metadata(dir.path().join("x.log.1")).unwrap().len(), MAX_LOG + 1);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_opened_is_gone_without() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        open_log(dir.path()).unwrap().write_all(b"lost").unwrap();
+        open_log(&dir.path().join("no/folder/log")).unwrap();
     }
 
     #[tokio::test]
@@ -329,12 +388,44 @@ mod tests {
                 xds: path("xds.sock"),
                 control: path("control.sock"),
                 log: path("log"),
+                memory_max: 64 << 20,
+                confine: true,
             };
             let reports = Reports { generation: 1, sender: mpsc::unbounded_channel().0 };
-            let error = start(engine, &spec, reports).unwrap_err();
+            let error = start(engine, &spec, None, reports).unwrap_err();
             assert!(error.to_string().contains(wanted), "{error}");
             assert_eq!(error.blame(), Blame::Release);
         }
+    }
+
+    #[tokio::test]
+    async fn a_text_is_no_program_and_no_shell_is_asked() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let binary = path("outrider-proxy");
+        std::fs::write(&binary, format!("touch {}\n", path("touched").display())).unwrap();
+        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o700)).unwrap();
+        for confine in [true, false] {
+            let spec = Spec {
+                proxy: "shop/a-1".into(),
+                service: "shop/a".into(),
+                generation: 1,
+                held: false,
+                binary: binary.clone(),
+                folder: dir.path().to_owned(),
+                xds: path("xds.sock"),
+                control: path("control.sock"),
+                log: path("log"),
+                memory_max: 64 << 20,
+                confine,
+            };
+            let reports = Reports { generation: 1, sender: mpsc::unbounded_channel().0 };
+            let error = start(Engine::Native, &spec, None, reports).unwrap_err();
+            assert!(error.to_string().contains("Exec format error"), "{error}");
+            assert_eq!(error.blame(), Blame::Release);
+        }
+        assert!(!path("touched").exists());
     }
 
     #[test]
@@ -350,6 +441,9 @@ mod tests {
         let both = panic("src/a.rs:1:2") + &"x".repeat(100) + &panic("src/b.rs:3:4");
         std::fs::write(&log, both).unwrap();
         assert_eq!(panic_in(&log, from).unwrap(), "src/b.rs:3:4: it broke");
+        std::fs::write(&log, "thread 'worker-0' panicked at src/c.rs:5:6:\nno\nbacktrace 01ab: 1f 2e\n")
+            .unwrap();
+        assert_eq!(panic_in(&log, 0).unwrap(), "src/c.rs:5:6: no (backtrace 01ab)");
         std::fs::write(&log, "short\n").unwrap();
         assert_eq!(panic_in(&log, from), None, "the log was cut");
         assert_eq!(panic_in(&dir.path().join("none"), 0), None);

@@ -12,6 +12,7 @@ use outrider_api::agent::{
 use outrider_xds_types::type_url;
 
 use crate::inuse::{Change, Status};
+use crate::zones::as_it_came;
 
 /// Listeners of one proxy that got no socket: name → (version, why).
 pub type Unbound = BTreeMap<String, (String, String)>;
@@ -164,7 +165,7 @@ impl Facts {
             }
             let refusal = |(name, status): (&String, &Status)| {
                 let (version, error) = status.refused.as_ref()?;
-                Some((name.clone(), (version.to_string(), error.to_string())))
+                Some((name.clone(), (as_it_came(version).to_owned(), error.to_string())))
             };
             let mut refused: Unbound = in_use.known.iter().filter_map(refusal).collect();
             if type_url == type_url::LISTENER {
@@ -174,7 +175,7 @@ impl Facts {
             }
             let concerned = |name: &&String| reset || changed.contains(*name);
             let acked = |(name, status): (&String, &Status)| {
-                let version = status.acked.as_ref()?.to_string();
+                let version = as_it_came(status.acked.as_ref()?).to_owned();
                 concerned(&name).then(|| ResourceVersion { name: name.clone(), version })
             };
             let mut applied = Applied {

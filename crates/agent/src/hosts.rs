@@ -136,8 +136,11 @@ impl HostsFile {
             }
             let mut changed = line.clone();
             if others.is_empty() {
-                self.file.write_all_at(b"#", *offset)?;
-                changed.replace_range(..1, "#");
+                // The first character may have several bytes: a mark of the encoding, for example.
+                let width = line.chars().next().map_or(1, char::len_utf8);
+                let hash = format!("{:<width$}", "#");
+                self.file.write_all_at(hash.as_bytes(), *offset)?;
+                changed.replace_range(..width, &hash);
             } else {
                 for (at, word) in clashing {
                     let blank = " ".repeat(word.len());
@@ -277,6 +280,18 @@ mod tests {
         resumed.set(&wanted).unwrap();
         assert_eq!(in_force(&std::fs::read_to_string(&path).unwrap()), expected);
         assert_eq!(std::fs::read_to_string(&base).unwrap().matches("nventory").count(), 5, "untouched");
+    }
+
+    #[test]
+    fn a_line_of_the_host_that_begins_with_a_mark_of_the_encoding_is_put_out_of_force_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, path) = (dir.path().join("base"), dir.path().join("hosts"));
+        std::fs::write(&base, "\u{feff}10.0.0.9 inventory\n").unwrap();
+        let mut hosts = HostsFile::open(&path, &base).unwrap();
+        let wanted = BTreeMap::from([(ip(7), names("inventory"))]);
+        hosts.set(&wanted).unwrap();
+        HostsFile::open(&path, &base).unwrap().set(&wanted).unwrap();
+        assert_eq!(in_force(&std::fs::read_to_string(&path).unwrap()), ["127.64.0.7 inventory"]);
     }
 
     #[test]

@@ -19,8 +19,10 @@ use outrider_xds_types::names;
 use outrider_xds_types::type_url;
 use outrider_xds_types::workload::Workload;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::aside::in_place;
 use crate::commands::Reply;
 use crate::credentials::Credential;
 use crate::engine::{self, Command, Engine};
@@ -28,32 +30,36 @@ use crate::hosts::HostsFile;
 use crate::lifecycle::{Effect, Event, Lifecycle, Phase};
 use crate::local::{InstanceOverview, LineReader, LineWriter, ProxyAction, ProxyOverview, Said, Told};
 use crate::probe::{self, Targets};
+use crate::proven::Proven;
 use crate::server::{Host, OnStop};
-use crate::upstream::Subscription;
+use crate::upstream::{LinkState, Subscription};
 
 mod adopt;
 mod commands;
 mod good;
+mod keeper;
 mod knowledge;
 mod orphans;
 mod places;
 mod proxy;
 mod report;
 pub(crate) mod saved;
+mod size;
 mod targets;
 mod totals;
 
 pub(crate) use adopt::{adopt, announce, belongs_to_somebody};
 use good::Candidate;
+use keeper::Keeper;
 use places::Places;
 use proxy::{Heard, Proxy};
 use report::wire_instance;
 use saved::Saved;
 use totals::Totals;
 
-/// Between two questions for numbers.
+/// Between two questions for numbers, which no process tells unasked.
 const LOOK: Duration = Duration::from_secs(1);
-/// The same while inbound is drained.
+/// The same while inbound is drained: that no caller waits any more, though connections are open, is in the numbers only.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// Every so many looks while nothing changes.
 const CALM: u32 = 2;
@@ -119,6 +125,7 @@ struct Sources {
     heard: Heard,
     internal: mpsc::UnboundedReceiver<Event>,
     asks: mpsc::UnboundedReceiver<Ask>,
+    kept: mpsc::Receiver<keeper::Heard>,
     /// Ends when `run` will not come back, while it is awaited.
     returning: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
@@ -152,15 +159,18 @@ struct Instance {
     targets: watch::Sender<Targets>,
     svid: Option<Svid>,
     places: Places,
+    /// Its sockets, with `run`.
+    keeper: Keeper,
     inbound_closed: bool,
     /// What the proxy is served; `None` until it is whole for the first time.
     local: watch::Sender<Option<ResourceSet>>,
+    /// What the proxy has proven to use of that.
+    proven: Proven,
     /// What is good once the proxy has all of it in use.
     candidate: Option<Candidate>,
     /// Since when what is in use is the last good from disk.
     last_good: Option<SystemTime>,
     endpoints: BTreeMap<String, Subscription>,
-    refusal: Option<String>,
     stats: Option<Stats>,
     said: String,
     /// Its application was told that it may start, or started under an earlier agent.
@@ -173,6 +183,10 @@ struct Instance {
     releases: Vec<String>,
     looks: u32,
     to_self: mpsc::UnboundedSender<Event>,
+    /// Its ports are looked at.
+    probed: bool,
+    /// Ends what `run` left behind, unless that comes back.
+    lost: Option<AbortHandle>,
     over: bool,
     _subscriptions: Vec<Subscription>,
 }
@@ -196,6 +210,7 @@ pub(crate) async fn run(host: Arc<Host>, who: Identity, attachment: Attachment, 
     instance.writer = Some(writer);
     sources.reader = Some(reader);
     instance.tell(Told::Attached { instance: instance.who.name.clone() }).await;
+    instance.clear_kept(&mut sources.kept).await;
     instance.live(sources, stop).await;
 }
 
@@ -206,12 +221,14 @@ impl Instance {
         let policy = host.options.policy.clone();
         let (mut proxy, heard) = Proxy::new(policy, saved.memory.clone(), saved.release.clone(), totals);
         proxy.restarts = saved.restarts;
+        proxy.size_before = saved.size.clone();
         let name = who.proxy();
         let scoped = [type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER];
         let mut subscriptions: Vec<_> =
             scoped.iter().map(|t| host.upstream.subscribe(t, &names::scope_glob(t, &name))).collect();
         subscriptions.push(host.upstream.subscribe(type_url::WORKLOAD, &who.service_ref()));
         let asks = host.reachable(&name);
+        let (keeper, kept) = Keeper::new(&who);
         let instance = Self {
             life: Lifecycle::new(host.options.times.clone()),
             places: Places::new(host.clone(), hosts),
@@ -228,12 +245,13 @@ impl Instance {
             workload: None,
             targets: watch::channel(Targets::default()).0,
             svid: None,
+            keeper,
             inbound_closed: false,
             local: watch::channel(None).0,
+            proven: Proven::default(),
             candidate: None,
             last_good: None,
             endpoints: BTreeMap::new(),
-            refusal: None,
             stats: None,
             said: String::new(),
             told_ready: false,
@@ -242,10 +260,12 @@ impl Instance {
             releases: Vec::new(),
             looks: 0,
             to_self,
+            probed: false,
+            lost: None,
             over: false,
             _subscriptions: subscriptions,
         };
-        (instance, Sources { reader: None, heard, internal, asks, returning: None })
+        (instance, Sources { reader: None, heard, internal, asks, kept, returning: None })
     }
 
     /// From here on to its end, or to the agent's.
@@ -269,6 +289,7 @@ impl Instance {
         self.look_for_releases();
         while !self.over {
             self.report().await;
+            self.look_for_callers().await;
             let draining = self.life.phase() == Phase::Draining;
             let ticks = [self.life.next_tick(), self.proxy.supervisor.next_tick()];
             tokio::select! {
@@ -285,8 +306,13 @@ impl Instance {
                     self.work().await;
                 }
                 Some(connection) = sources.heard.connections.recv() => self.connected(connection),
+                Some(spare) = sources.heard.spares.recv() => {
+                    self.proxy.spares.arrived(spare);
+                    self.keep_spare();
+                }
                 Some(event) = sources.internal.recv() => self.handle(event).await,
                 Some(ask) = sources.asks.recv() => self.asked(ask, sources).await,
+                Some(heard) = sources.kept.recv() => self.heard_of_kept(heard),
                 () = gone(&mut sources.returning) => {
                     sources.returning = None;
                     self.lost_application();
@@ -298,15 +324,32 @@ impl Instance {
         }
     }
 
+    /// While callers learn that the endpoints have gone: whether they have, or cannot.
+    async fn look_for_callers(&mut self) {
+        if self.life.phase() != Phase::Settling {
+            return;
+        }
+        if self.host.upstream.is_withdrawn(&self.who.proxy()) {
+            self.handle(Event::CallersLeft).await;
+        } else if self.host.upstream.link() != LinkState::Connected {
+            self.handle(Event::CallersUntold).await;
+        }
+    }
+
     async fn look(&mut self) {
         self.looks = self.looks.wrapping_add(1);
         // While processes are compared, or about to go, numbers are asked for more often.
         if self.proxy.live.len() > 1 || self.looks.is_multiple_of(CALM) {
             self.proxy.ask_numbers();
         }
+        if self.is_in_need() {
+            self.refresh().await;
+        }
         if self.looks.is_multiple_of(CALM) {
+            self.proxy.spares.check();
             self.look_for_releases();
             engine::bound_log(&self.log());
+            self.mend();
             // A port may have become free, or allowed.
             if !self.places.unbound().is_empty() || self.life.phase() == Phase::Waiting {
                 self.refresh().await;
@@ -345,11 +388,12 @@ impl Instance {
     }
 
     /// Nobody holds the application any more. Its proxy stays until it has ended.
-    fn lost_application(&self) {
+    fn lost_application(&mut self) {
         let (to_self, app) = (self.to_self.clone(), self.app_group);
-        tokio::spawn(orphans::end(self.holder, app, move || {
+        let ending = tokio::spawn(orphans::end(self.holder, app, move || {
             let _ = to_self.send(Event::AppEnded);
         }));
+        self.lost = Some(ending.abort_handle());
     }
 
     async fn handle(&mut self, event: Event) {
@@ -381,6 +425,7 @@ impl Instance {
             }
             self.save();
         }
+        self.keep_spare();
     }
 
     async fn carry_out_life(&mut self, effect: Effect) {
@@ -395,6 +440,8 @@ impl Instance {
                 self.save();
                 self.tell_ready().await;
             }
+            // Once is for good: its `run` says so again each time it comes back.
+            Effect::ProbeApp if std::mem::replace(&mut self.probed, true) => {}
             Effect::ProbeApp => {
                 tokio::spawn(probe::follow(self.targets.subscribe(), self.to_self.clone()));
             }
@@ -416,10 +463,12 @@ impl Instance {
     }
 
     async fn tell_ready(&mut self) {
+        let keep = self.offer_to_keep();
         let told = Told::Ready {
             hosts: self.who.folder.join("hosts"),
             env: self.environment(),
             problems: self.places.problems().collect(),
+            keep,
         };
         self.tell(told).await;
     }
@@ -441,6 +490,7 @@ impl Instance {
             }
             self.command(&command);
         }
+        self.served_anew();
         let _ = self.take_knowledge();
         self.save();
     }
@@ -454,8 +504,9 @@ impl Instance {
         self.handle(Event::Missing(missing)).await;
     }
 
-    /// Tells every process.
-    fn command(&self, command: &Command) {
+    /// Tells every process, and `run` what concerns it.
+    fn command(&mut self, command: &Command) {
+        self.keeper.follow(command);
         for live in self.proxy.live.values() {
             let command = match command {
                 Command::Listener(name, address, fd) => Command::Listener(name.clone(), *address, fd.clone()),
@@ -478,28 +529,44 @@ impl Instance {
         saved.engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();
         saved.release = if self.told_ready { self.release() } else { self.proxy.release.clone() };
         saved.memory = self.proxy.supervisor.memory().clone();
+        saved.size = self.size_memory();
         saved.generations = self.proxy.saved();
         saved.restarts = self.proxy.restarts;
         saved.before = self.proxy.totals.before().clone();
+        saved.kept = self.keeper.holds();
         self.places.save(&mut saved);
         if self.saved.as_ref() == Some(&saved) {
             return;
         }
-        let written = saved
-            .write(&self.who.folder)
-            .and_then(|()| saved::write_retired(&self.who.folder, self.places.retired()));
-        self.unsaved = match written {
-            Ok(()) => None,
-            Err(error) => Some(format!("what a next agent needs cannot be written: {error}")),
+        // What the second file refers to comes first.
+        let written = in_place(|| {
+            saved::write_retired(&self.who.folder, self.places.retired())
+                .and_then(|()| saved.write(&self.who.folder))
+        });
+        // What could not be written is tried again with the next change, and every other look.
+        (self.saved, self.unsaved) = match written {
+            Ok(()) => (Some(saved), None),
+            Err(error) => (None, Some(format!("what a next agent needs cannot be written: {error}"))),
         };
-        // Tried again with the next change.
-        self.saved = Some(saved);
+    }
+
+    /// Makes again what somebody removed of the instance's folder, so that processes, a next agent and `run` find it.
+    fn mend(&mut self) {
+        let lost = self.saved.is_some() && !self.who.folder.join("instance.json").exists();
+        if let Err(error) = self.mend_sockets(lost) {
+            self.unsaved = Some(format!("its sockets were removed and cannot be made again: {error}"));
+        } else if lost || self.unsaved.is_some() {
+            self.saved = None;
+            self.save();
+        }
     }
 
     async fn tell(&mut self, told: Told) {
-        // A `run` that does not read has gone, or will be found gone by reading.
-        if let Some(writer) = &mut self.writer {
-            let _ = tokio::time::timeout(TELL, writer.send(&told)).await;
+        let Some(writer) = &mut self.writer else { return };
+        // A `run` that does not read has gone, or will be found gone by reading. Half a line may be on its way: nothing
+        // can follow that, and a `run` that reads again is to come back.
+        if !matches!(tokio::time::timeout(TELL, writer.send(&told)).await, Ok(Ok(()))) {
+            self.writer = None;
         }
     }
 
@@ -512,6 +579,12 @@ impl Instance {
     /// Leaves nothing behind; with `stays`, only what the application needs to come back.
     async fn finish(mut self, sources: &mut Sources, stays: bool) {
         self.host.unreachable(&self.who.proxy());
+        // One that is still being made is ended by who makes it, once nobody takes it.
+        sources.heard.spares.close();
+        let arrived = std::iter::from_fn(|| sources.heard.spares.try_recv().ok()).filter_map(Result::ok);
+        for spare in arrived.chain(self.proxy.spares.take()) {
+            spare.end().await;
+        }
         if !self.proxy.live.is_empty() {
             let within = self.host.options.times.end;
             self.queue.push_back(Work::Proxy(supervise::Event::Stop { within }));
@@ -534,11 +607,9 @@ impl Instance {
         if let Some(svid) = self.svid.take() {
             self.host.svids.release(&svid.id);
         }
+        self.keeper.end().await;
         self.places.close();
         self.release_targets();
-        let proxy = self.who.proxy();
-        self.host.publish(&proxy, None);
-        self.host.upstream.facts(|facts| facts.proxy_gone(&proxy));
         self.proxy.control = None;
         if stays {
             for file in ["instance.json", "retired", "control.sock"] {
@@ -547,6 +618,10 @@ impl Instance {
         } else if let Err(error) = std::fs::remove_dir_all(&self.who.folder) {
             tracing::warn!(%error, folder = %self.who.folder.display(), "not removed");
         }
+        // Once nothing of it is left.
+        let proxy = self.who.proxy();
+        self.host.publish(&proxy, None);
+        self.host.upstream.facts(|facts| facts.proxy_gone(&proxy));
     }
 }
 

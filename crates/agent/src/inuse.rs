@@ -91,6 +91,18 @@ impl InUse {
         })
     }
 
+    /// What is refused, in words: the first of it, and how much more there is.
+    pub fn refusal(&self) -> Option<String> {
+        let all = self.told.values().flatten();
+        let mut refused = all.filter_map(|(name, status)| Some((name, &status.refused.as_ref()?.1)));
+        let (name, why) = refused.next()?;
+        let more = match refused.count() {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        Some(format!("the proxy refused a resource: {name}: {why}{more}"))
+    }
+
     /// The generations whose word counts.
     fn counting(&self) -> Vec<&Process> {
         let accepting: Vec<_> = self.processes.values().filter(|process| process.accepts).collect();

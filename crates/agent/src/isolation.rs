@@ -4,7 +4,7 @@
 //! enter(command, …) ─► Cell ─► spawn … the process ends ─► Cell::left(status) ─► why, if it was memory
 //! ```
 //! Holds: a proxy starts whether or not this host can isolate it, and what is missing is said once; a group is
-//! removed after its process. Does not: decide sizes beyond the one to begin with, or move what runs already.
+//! removed after its process. Does not: decide sizes (`supervise::size` does), or move what runs already.
 //!
 //! # Names
 //! `outrider-HASH-NS_INSTANCE-N`, where the hash is that of the runtime folder, of which one agent at a time is the
@@ -12,32 +12,35 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use outrider_api::agent::Isolation;
 use outrider_os::cgroup::oom::{self, OutOfMemory};
-use outrider_os::cgroup::{Cgroup, Layout, Limits, Parent, Support, Usage};
-use outrider_os::confine::{self, Step, View};
+use outrider_os::cgroup::{Cgroup, CgroupError, Layout, Limits, Parent, Support, Usage};
+use outrider_os::confine::{Observed, Step};
 use sha2::{Digest, Sha256};
 
 use crate::engine::Engine;
 
-/// What a proxy may use to begin with.
-///
-/// Memory is a bound: a proxy that leaks is killed alone. CPU is none yet: a quota would hold back what comes in
-/// bursts, which is starting and reconnecting; the group's weight gives it as much as everything else on the host
-/// together may claim, when there is not enough.
-fn size(engine: Engine) -> Limits {
-    let memory_max = match engine {
-        Engine::Native => 64 << 20,
-        // It holds 70 MB before it has done anything.
-        Engine::Envoy => 256 << 20,
-    };
-    // Threads count too; neither starts processes.
-    Limits { memory_max: Some(memory_max), pids_max: Some(512), ..Limits::default() }
+pub(crate) mod confinement;
+
+/// Share of CPU beside the other groups there, where the ordinary one is 100. A proxy uses what its traffic needs, and
+/// whoever waits for that waits for its application too: so it comes before the burst of any of them. It is no quota,
+/// which would hold back what comes in bursts itself, like starting and reconnecting.
+const CPU_WEIGHT: u32 = 1000;
+
+/// What a proxy may use, with so many bytes of memory: a bound, so that a proxy that leaks is killed alone.
+fn limits(memory_max: u64) -> Limits {
+    // Threads count too; no engine starts processes.
+    Limits {
+        memory_max: Some(memory_max),
+        pids_max: Some(512),
+        cpu_weight: Some(CPU_WEIGHT),
+        ..Limits::default()
+    }
 }
 
 /// How long the kernel may take to let go of an ended process.
@@ -66,15 +69,31 @@ fn parent() -> &'static Parent {
     })
 }
 
-/// What a proxy may use on this host, for people; `None` before the first one was started.
-pub(crate) fn shown(engine: Engine) -> Option<Isolation> {
+/// What is known of how a process is kept apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'a> {
+    /// Its limit of memory.
+    pub(crate) memory_max: u64,
+    /// Whether proxies are to be confined.
+    pub(crate) confine: bool,
+    /// What was done about its view of the file system.
+    pub(crate) view: Option<&'a Step>,
+    /// What the kernel says of it.
+    pub(crate) observed: Option<Observed>,
+}
+
+/// What a proxy may use and do on this host; `None` before the first one was started.
+pub(crate) fn shown(engine: Engine, seen: Seen<'_>) -> Option<Isolation> {
     let support = PARENT.get()?.support();
-    let limits = possible(&size(engine), support);
+    let limits = possible(&limits(seen.memory_max), support);
+    let (confined, unconfined) = confinement::shown(engine, seen.confine, seen.view, seen.observed);
     Some(Isolation {
         memory_max: limits.memory_max.unwrap_or_default(),
         cpu_max_millis: 0,
         pids_max: limits.pids_max.and_then(|max| u32::try_from(max).ok()).unwrap_or_default(),
         missing: support.shortcomings().unwrap_or_default(),
+        confined,
+        unconfined,
     })
 }
 
@@ -83,6 +102,7 @@ fn possible(limits: &Limits, support: &Support) -> Limits {
     Limits {
         memory_max: limits.memory_max.filter(|_| support.memory.works()),
         pids_max: limits.pids_max.filter(|_| support.pids.works()),
+        cpu_weight: limits.cpu_weight.filter(|_| support.cpu.works()),
         ..*limits
     }
 }
@@ -91,10 +111,12 @@ fn possible(limits: &Limits, support: &Support) -> Limits {
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// Removes what an agent before this one left below the same runtime folder, and what agents left that were killed and
-/// whose folder has gone. Groups with processes stay.
+/// whose folder has gone. Groups with processes stay. When it returns, nothing is swept any more: a group that was just
+/// made has no process either.
 fn sweep_once(parent: &Parent, prefix: &str) {
     static SWEPT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    if SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix.to_owned()) {
+    let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if swept.insert(prefix.to_owned()) {
         sweep(parent, prefix, Duration::ZERO);
         sweep(parent, "outrider-", FORGOTTEN);
     }
@@ -137,11 +159,16 @@ fn name(parent: &Parent, prefix: &str, proxy: &str) -> String {
     }
 }
 
-fn group(folder: &Path, proxy: &str, limits: &Limits) -> Result<Cgroup, outrider_os::cgroup::CgroupError> {
+fn group(folder: &Path, proxy: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
     let parent = parent();
     let prefix = prefix(folder);
     sweep_once(parent, &prefix);
-    let group = parent.create(&name(parent, &prefix, proxy))?;
+    let group = {
+        // Two that take the same name would be in one group, and the end of one the end of the other.
+        static NAMES: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        parent.create(&name(parent, &prefix, proxy))?
+    };
     match group.set(&possible(limits, parent.support())) {
         Ok(()) => Ok(group),
         Err(error) => {
@@ -151,17 +178,17 @@ fn group(folder: &Path, proxy: &str, limits: &Limits) -> Result<Cgroup, outrider
     }
 }
 
-/// Lets the next child of `command` start in a group of its own. `folder` is that of the instance in the runtime
-/// folder, `proxy` NS/INSTANCE.
-pub(crate) fn enter(command: &mut Command, engine: Engine, folder: &Path, proxy: &str) -> Cell {
-    let entered = group(folder, proxy, &size(engine)).and_then(|group| {
+/// Lets the next child of `command` start in a group of its own with so many bytes of memory. `folder` is that of the
+/// instance in the runtime folder, `proxy` NS/INSTANCE.
+pub(crate) fn enter(command: &mut Command, memory_max: u64, folder: &Path, proxy: &str) -> Cell {
+    let entered = group(folder, proxy, &limits(memory_max)).and_then(|group| {
         group.place(command)?;
         Ok(group)
     });
     match entered {
         Ok(group) => Cell { group: Some((group.clone(), group.usage())) },
         // Said of the host already where it can do nothing at all.
-        Err(outrider_os::cgroup::CgroupError::Nowhere(_)) => Cell { group: None },
+        Err(CgroupError::Nowhere(_)) => Cell { group: None },
         Err(error) => {
             tracing::warn!(%proxy, %error, "a proxy runs without a cgroup of its own");
             Cell { group: None }
@@ -177,42 +204,101 @@ pub(crate) fn find(folder: &Path, pid: u32) -> Cell {
     Cell { group: its.next().map(|group| (group.clone(), group.usage())) }
 }
 
-/// Says with `true` that proxies are confined; the proxy knows it too.
-const CONFINE: &str = "OUTRIDER_PROXY_CONFINE";
-
-/// Lets the next child of `command`, the native proxy, start with what it needs and nothing else, if [`CONFINE`] says
-/// so. Register it after everything else that happens before exec.
-pub(crate) fn confine(command: &mut Command, binary: &Path) {
-    if std::env::var_os(CONFINE).is_none_or(|value| value != "true") {
-        return;
-    }
-    static SAID: OnceLock<()> = OnceLock::new();
-    let program = found(binary);
-    match confine::before_exec(command, &View::of_program(&program)) {
-        Ok(Step::Applied) => {}
-        Ok(Step::Partly(why) | Step::Missing(why)) => {
-            SAID.get_or_init(
-                || tracing::warn!(%why, "proxies can see more of the file system than they need"),
-            );
-        }
-        Err(error) => {
-            SAID.get_or_init(|| tracing::warn!(%error, "proxies are not confined before they start"));
-        }
-    }
-    command.arg("--confine");
+/// The memory of one process, to be looked at and resized while it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    group: Option<Cgroup>,
 }
 
-/// The file of a program, looked up in `PATH` as `exec` does.
-fn found(binary: &Path) -> PathBuf {
-    if binary.components().count() > 1 {
-        return binary.to_owned();
+impl Room {
+    /// Bytes that are held, without what the kernel can take back at any time; `None` where nobody counts.
+    pub(crate) fn held(&self) -> Option<u64> {
+        self.group.as_ref()?.memory_held()
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let there = std::env::split_paths(&path).map(|folder| folder.join(binary)).find(|file| file.is_file());
-    there.unwrap_or_else(|| binary.to_owned())
+
+    /// Its limit, as the kernel has it; `None` where there is none.
+    pub(crate) fn limit(&self) -> Option<u64> {
+        self.group.as_ref()?.memory_limit()
+    }
+
+    /// Follows it.
+    pub(crate) fn flow(&self) -> Flow {
+        Flow { room: self.clone(), told: 0, pause: CALM }
+    }
+
+    /// Sets its limit, at once and without the process noticing.
+    ///
+    /// # Errors
+    /// See [`Cgroup::set`]. A limit below what is in use is refused, and kills nobody.
+    pub(crate) fn resize(&self, memory_max: u64) -> Result<(), CgroupError> {
+        match &self.group {
+            Some(group) => group.set(&possible(&limits(memory_max), parent().support())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The memory of one process, watched for what must not wait until somebody looks anyway.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    room: Room,
+    told: u64,
+    pause: Duration,
+}
+
+/// Between two looks at the memory of a process that uses little of it, and of one that does not. A burst takes tens
+/// of MiB in a second, and a look costs two small reads.
+const CALM: Duration = Duration::from_millis(250);
+const BUSY: Duration = Duration::from_millis(100);
+
+impl Flow {
+    /// Until the next look.
+    pub(crate) fn pause(&self) -> Duration {
+        self.pause
+    }
+
+    /// Whether so much has come since it last said so, or is used, that somebody should look.
+    pub(crate) fn is_news(&mut self) -> bool {
+        let Some(group) = &self.room.group else { return false };
+        let (Some(used), Some(limit)) = (group.memory_in_use(), group.memory_limit()) else { return false };
+        let percent = |share: u64| limit / 100 * share;
+        self.pause = if used >= percent(30) { BUSY } else { CALM };
+        // Pages of files count among what is used, and are given up when there is no more room.
+        let short = used >= percent(80) && group.memory_held().is_some_and(|held| held >= percent(70));
+        let news = short || (used >= percent(40) && used >= self.told.saturating_add(percent(4)));
+        // Only what was told, or has gone, is where it counts from.
+        if news || used < self.told {
+            self.told = used;
+        }
+        news
+    }
+}
+
+/// Bytes of memory of this host, or of what of it was granted to the agent.
+pub(crate) fn host_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    #[allow(clippy::useless_conversion, reason = "its type depends on the C library and the architecture")]
+    let total =
+        u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(u64::from(info.mem_unit.max(1)));
+    let granted = outrider_os::granted::Sources::find().read().memory_bytes;
+    granted.map_or(total, |granted| granted.min(total))
 }
 
 impl Cell {
+    /// Lets another child start here, instead of one that did not start.
+    pub(crate) fn enter_again(&self, command: &mut Command) {
+        if let Some((group, _)) = &self.group
+            && let Err(error) = group.place(command)
+        {
+            tracing::warn!(%error, "a proxy runs without a cgroup of its own");
+        }
+    }
+
+    /// Its memory.
+    pub(crate) fn room(&self) -> Room {
+        Room { group: self.group.as_ref().map(|(group, _)| group.clone()) }
+    }
+
     /// Call it when the process has ended: why, if it was for want of memory. Has the group removed; nobody waits for
     /// that, least of all the next generation. Needs a tokio runtime.
     /// Without a status nobody could ask how it ended; then the group alone is asked.
@@ -259,6 +345,8 @@ impl Drop for Cell {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn folder(runtime: &tempfile::TempDir) -> PathBuf {
@@ -285,7 +373,7 @@ mod tests {
         let start = || {
             let mut command = Command::new("/bin/sleep");
             command.arg("600");
-            let cell = enter(&mut command, Engine::Native, &folder, "shop/a-1");
+            let cell = enter(&mut command, 64 << 20, &folder, "shop/a-1");
             (command.spawn().unwrap(), cell)
         };
         let (mut first, first_cell) = start();
@@ -312,6 +400,31 @@ mod tests {
     }
 
     #[test]
+    fn processes_that_are_made_at_the_same_time_are_in_groups_of_their_own() {
+        if !works() {
+            return;
+        }
+        let (together, begin) = (8, &std::sync::Barrier::new(8));
+        for _ in 0..5 {
+            // The first ones of an agent: what an earlier one left is swept meanwhile.
+            let runtime = tempfile::tempdir().unwrap();
+            let folder = &folder(&runtime);
+            let cells: Vec<Cell> = std::thread::scope(|scope| {
+                let make = || {
+                    begin.wait();
+                    enter(&mut Command::new("true"), 64 << 20, folder, "shop/a-1")
+                };
+                let threads: Vec<_> = (0..together).map(|_| scope.spawn(make)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let names: BTreeSet<_> =
+                cells.iter().map(|cell| cell.group.as_ref().unwrap().0.name().to_owned()).collect();
+            assert_eq!(names.len(), together);
+            assert_eq!(parent().list(&prefix(folder)), names, "nobody took one away");
+        }
+    }
+
+    #[test]
     fn a_proxy_that_does_not_start_leaves_nothing() {
         if !works() {
             return;
@@ -319,7 +432,7 @@ mod tests {
         let runtime = tempfile::tempdir().unwrap();
         let folder = folder(&runtime);
         let mut command = Command::new("/no/such/program");
-        let cell = enter(&mut command, Engine::Envoy, &folder, "shop/a-1");
+        let cell = enter(&mut command, 256 << 20, &folder, "shop/a-1");
         assert_eq!(parent().list(&prefix(&folder)).len(), 1);
         assert_eq!(command.spawn().unwrap_err().kind(), std::io::ErrorKind::NotFound);
         drop(cell);
@@ -339,7 +452,7 @@ mod tests {
         let runtime = tempfile::tempdir().unwrap();
         let mut command = Command::new("tail");
         command.args(["-n", "1", "/dev/zero"]).stdout(std::process::Stdio::null());
-        let cell = enter(&mut command, Engine::Native, &folder(&runtime), "shop/a-1");
+        let cell = enter(&mut command, 64 << 20, &folder(&runtime), "shop/a-1");
         let status = command.spawn().unwrap().wait();
         let cause = cell.left(status.as_ref().ok());
         assert_eq!(cause.as_deref(), Some("out of memory: killed at its limit of 64 MiB"));
@@ -371,12 +484,5 @@ mod tests {
         child.wait().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(full.remove(Duration::from_secs(20))).unwrap();
-    }
-
-    #[test]
-    fn programs_are_found_as_exec_finds_them() {
-        assert!(found(Path::new("sh")).is_absolute());
-        assert_eq!(found(Path::new("./sh")), Path::new("./sh"));
-        assert_eq!(found(Path::new("no-such-program")), Path::new("no-such-program"));
     }
 }

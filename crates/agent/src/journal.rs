@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +23,8 @@ pub use outrider_api::agent::life::cause_word;
 use outrider_supervise::Record;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+
+use crate::aside::aside;
 
 /// Occurrences kept in memory of one instance.
 pub const PER_INSTANCE: usize = 64;
@@ -34,7 +36,7 @@ const MAX_FILE: u64 = 2 << 20;
 const MAX_LINE: usize = 64 << 10;
 /// Lines that wait for the disk; the oldest are dropped.
 const MAX_WAITING: usize = 1024;
-/// After a failure to write.
+/// After a failure to write. No file system tells when it has room again.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Something that happened to a generation of a proxy.
@@ -69,6 +71,8 @@ impl Occurrence {
 pub struct Journal {
     file: PathBuf,
     state: Mutex<State>,
+    /// Held by who writes, so that lines stay in order and a [`flush`](Self::flush) waits for the one before it.
+    writing: Mutex<()>,
     wake: Notify,
 }
 
@@ -96,8 +100,8 @@ impl Journal {
         }
         // Numbers go up even if the file was lost: they begin with the time, at less than one a millisecond.
         let last = state.ring.back().map_or(0, |last| last.number);
-        state.next = (last + 1).max(milliseconds(now));
-        Arc::new(Self { file, state: Mutex::new(state), wake: Notify::new() })
+        state.next = last.saturating_add(1).max(milliseconds(now));
+        Arc::new(Self { file, state: Mutex::new(state), writing: Mutex::default(), wake: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -109,7 +113,7 @@ impl Journal {
         let mut state = self.lock();
         let occurrence =
             Occurrence { number: state.next, time_ms: milliseconds(now), service, proxy, record };
-        state.next += 1;
+        state.next = state.next.saturating_add(1);
         if let Ok(line) = serde_json::to_string(&occurrence) {
             state.waiting.push_back(line);
             while state.waiting.len() > MAX_WAITING {
@@ -142,15 +146,17 @@ impl Journal {
         loop {
             self.wake.notified().await;
             let this = self.clone();
-            if !matches!(tokio::task::spawn_blocking(move || this.flush()).await, Ok(true)) {
+            if aside(move || this.flush()).await != Some(true) {
                 tokio::time::sleep(AGAIN).await;
                 self.wake.notify_one();
             }
         }
     }
 
-    /// Writes what waits. Returns whether it could be; what could not waits on.
+    /// Writes what waits. Returns whether it could be; what could not waits on. What was added before is on disk then,
+    /// whoever wrote it.
     pub fn flush(&self) -> bool {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = std::mem::take(&mut self.lock().waiting);
         if lines.is_empty() {
             return true;
@@ -176,9 +182,18 @@ impl Journal {
         if std::fs::metadata(&self.file).is_ok_and(|metadata| metadata.len() > MAX_FILE) {
             std::fs::rename(&self.file, older(&self.file))?;
         }
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.file)?;
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.file)?;
         let before = file.metadata()?.len();
         let mut text = String::new();
+        // An agent that was killed while it wrote may have left half a line, which must not take another with it.
+        let mut last = [b'\n'];
+        if let Some(end) = before.checked_sub(1) {
+            file.read_exact_at(&mut last, end)?;
+        }
+        if last != [b'\n'] {
+            text.push('\n');
+        }
         for line in lines {
             text.push_str(line);
             text.push('\n');
@@ -269,6 +284,25 @@ mod tests {
         assert_eq!(again.last(Some("shop/a"), 10).len(), 3, "of the service");
         assert_eq!(again.last(None, 1)[0].proxy, "shop/b-1", "the newest");
         assert_eq!(again.last(Some("shop/x"), 10), []);
+        assert!(again.flush());
+        let third = Journal::open(dir.path().join("events"), at(500));
+        assert_eq!(third.last(None, 10), again.last(None, 10), "half a line takes none with it");
+    }
+
+    #[test]
+    fn what_was_added_is_on_disk_when_a_flush_returns_also_beside_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("events");
+        let journal = Journal::open(file.clone(), at(0));
+        for n in 1..=300 {
+            journal.add("shop/a".into(), "shop/a-1".into(), record(n, Cause::Hung), at(n));
+            std::thread::scope(|scope| {
+                scope.spawn(|| journal.flush());
+                assert!(journal.flush());
+                let written = std::fs::read_to_string(&file).unwrap_or_default();
+                assert_eq!(written.lines().count() as u64, n);
+            });
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //!                                  │ system_version_info = seconds since 1970 at which it was written
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,15 +25,17 @@ use outrider_xds_types::prost::Message;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
+use crate::aside::aside;
 use crate::local::seconds;
 
 /// Configurations kept of a service.
 pub const KEPT: usize = 3;
 /// Bytes of one.
 const MAX_BYTES: u64 = 64 << 20;
-/// Changes that come close together are written once.
-const GATHER: Duration = Duration::from_millis(200);
-/// After a failure to write.
+/// Between two times of writing: changes that come close together are written once. The first is written at once, so that
+/// a service that has just begun to serve can do so again.
+pub const GATHER: Duration = Duration::from_millis(200);
+/// After a failure to write. No file system tells when it has room again.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// A configuration from disk.
@@ -69,12 +71,17 @@ pub enum LastGoodError {
 pub struct LastGood {
     folder: PathBuf,
     state: Mutex<State>,
+    /// Held by who writes: two at once would take the same number, and the older configuration might win.
+    writing: Mutex<()>,
     wake: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     pending: BTreeMap<String, ResourceSet>,
+    being_written: BTreeSet<String>,
+    /// How many files were.
+    written: u64,
     /// By service: what the newest file holds, and when it was written.
     newest: BTreeMap<String, (ResourceSet, SystemTime)>,
     trouble: Option<String>,
@@ -83,7 +90,7 @@ struct State {
 impl LastGood {
     /// A store below `folder`, which is made when it is first written to.
     pub fn new(folder: PathBuf) -> Arc<Self> {
-        Arc::new(Self { folder, state: Mutex::default(), wake: Notify::new() })
+        Arc::new(Self { folder, state: Mutex::default(), writing: Mutex::default(), wake: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -93,7 +100,9 @@ impl LastGood {
     /// Has `set` written soon as the last good of `service` (`NS/SERVICE`).
     pub fn keep(&self, service: &str, set: ResourceSet) {
         let mut state = self.lock();
-        if state.newest.get(service).is_some_and(|(newest, _)| *newest == set) {
+        // What is written just now will be the newest, whatever is before.
+        let being_written = state.being_written.contains(service);
+        if !being_written && state.newest.get(service).is_some_and(|(newest, _)| *newest == set) {
             state.pending.remove(service);
             return;
         }
@@ -112,14 +121,15 @@ impl LastGood {
         self.lock().trouble.clone()
     }
 
-    /// Writes what is to be kept as it comes. Runs until dropped; [`Self::flush`] writes the rest.
-    pub async fn run(self: Arc<Self>) {
+    /// Writes what is to be kept as it comes, but not more often than once in `gather`, see [`GATHER`]. Runs until
+    /// dropped; [`Self::flush`] writes the rest.
+    pub async fn run(self: Arc<Self>, gather: Duration) {
         loop {
             self.wake.notified().await;
-            tokio::time::sleep(GATHER).await;
             let this = self.clone();
-            let written = tokio::task::spawn_blocking(move || this.flush(SystemTime::now())).await;
-            if !matches!(written, Ok(true)) {
+            if aside(move || this.flush(SystemTime::now())).await == Some(true) {
+                tokio::time::sleep(gather).await;
+            } else {
                 tokio::time::sleep(AGAIN).await;
                 self.wake.notify_one();
             }
@@ -128,25 +138,34 @@ impl LastGood {
 
     /// Writes what is to be kept, now. Returns whether all of it was; what was not stays to be written.
     pub fn flush(&self, now: SystemTime) -> bool {
-        let pending = std::mem::take(&mut self.lock().pending);
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let pending = {
+            let mut state = self.lock();
+            let pending = std::mem::take(&mut state.pending);
+            state.being_written = pending.keys().cloned().collect();
+            pending
+        };
         let mut trouble = None;
         for (service, set) in pending {
             // What an earlier agent wrote is not written again.
             if self.written(&service).is_none() {
                 let _ = self.load(&service);
             }
-            if self.lock().newest.get(&service).is_some_and(|(newest, _)| *newest == set) {
-                continue;
-            }
-            match self.write(&service, &set, now) {
+            let is_there = self.lock().newest.get(&service).is_some_and(|(newest, _)| *newest == set);
+            let written = if is_there { Ok(()) } else { self.write(&service, &set, now) };
+            let mut state = self.lock();
+            state.being_written.remove(&service);
+            match written {
+                Ok(()) if is_there => {}
                 Ok(()) => {
-                    self.lock().newest.insert(service, (set, now));
+                    state.written += 1;
+                    state.newest.insert(service, (set, now));
                 }
                 Err(error) => {
                     trouble =
                         Some(format!("the last good configuration of {service} cannot be kept: {error}"));
                     // What came meanwhile is newer.
-                    self.lock().pending.entry(service).or_insert(set);
+                    state.pending.entry(service).or_insert(set);
                 }
             }
         }
@@ -162,6 +181,7 @@ impl LastGood {
 
     /// The newest whole snapshot of `service`, and what is wrong with those that were passed over.
     pub fn load(&self, service: &str) -> (Option<Snapshot>, Vec<LastGoodError>) {
+        let before = self.lock().written;
         let mut passed_over = Vec::new();
         let files = match numbered(&self.folder_of(service)) {
             Ok(files) => files,
@@ -171,7 +191,11 @@ impl LastGood {
             match read(file) {
                 Ok(snapshot) => {
                     let newest = (snapshot.set.clone(), snapshot.written);
-                    self.lock().newest.insert(service.to_owned(), newest);
+                    let mut state = self.lock();
+                    // What was written since this was looked for is newer.
+                    if state.written == before {
+                        state.newest.insert(service.to_owned(), newest);
+                    }
                     return (Some(snapshot), passed_over);
                 }
                 Err(error) => {
@@ -331,6 +355,60 @@ mod tests {
         again.keep("shop/a", set("7"));
         assert!(again.flush(at(7)));
         assert_eq!(again.load("shop/a").0.unwrap().set, set("7"));
+    }
+
+    #[test]
+    fn what_was_kept_is_on_disk_when_a_flush_returns_also_beside_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LastGood::new(dir.path().join("last-good"));
+        for second in 1..=100 {
+            store.keep("shop/a", set(&second.to_string()));
+            std::thread::scope(|scope| {
+                scope.spawn(|| store.flush(at(second)));
+                assert!(store.flush(at(second)));
+                let fresh = LastGood::new(dir.path().join("last-good"));
+                assert_eq!(fresh.load("shop/a").0.unwrap().set, set(&second.to_string()));
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_good_again_while_something_else_is_written_is_the_newest_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LastGood::new(dir.path().join("last-good"));
+        store.keep("shop/a", set("1"));
+        assert!(store.flush(at(1)));
+        // As in the middle of a flush.
+        store.lock().being_written.insert("shop/a".to_owned());
+        store.keep("shop/a", set("1"));
+        store.write("shop/a", &set("2"), at(2)).unwrap();
+        let mut state = store.lock();
+        state.being_written.clear();
+        state.newest.insert("shop/a".to_owned(), (set("2"), at(2)));
+        drop(state);
+        assert!(store.flush(at(3)));
+        assert_eq!(store.load("shop/a").0.unwrap(), Snapshot { set: set("1"), written: at(3) });
+    }
+
+    #[tokio::test]
+    async fn the_first_is_written_at_once_and_what_follows_soon_is_gathered() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LastGood::new(dir.path().join("last-good"));
+        let writer = tokio::spawn(store.clone().run(Duration::from_secs(86_400)));
+        let folder = dir.path().join("last-good/shop.a");
+        store.keep("shop/a", set("1"));
+        while store.written("shop/a").is_none() {
+            tokio::task::yield_now().await;
+        }
+        for version in ["2", "3"] {
+            store.keep("shop/a", set(version));
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(names(&folder), ["0000000001"]);
+        assert!(store.flush(at(9)));
+        assert_eq!(names(&folder), ["0000000001", "0000000002"]);
+        assert_eq!(store.load("shop/a").0.unwrap().set, set("3"));
+        writer.abort();
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! happened as the next event. The life of its proxy is another machine's (`outrider-supervise`): here it is told to
 //! begin and to end, and heard of as serving or not. Holds:
 //! - the application is told to start only after its proxy was ready;
-//! - endpoints leave before inbound is drained, inbound before the application is told to end, and the proxy
-//!   last; there is one deadline for all of it.
+//! - endpoints leave first; inbound is drained when callers know of it, or had time to; then the application is told
+//!   to end, and the proxy is ended last; there is one deadline for all of it.
 //!
 //! ```text
 //! Waiting ──configuration whole──► Starting ──proxy serves──► Serving ──stop──► Settling ──► Draining ──► Stopping
@@ -17,8 +17,12 @@ use std::time::{Duration, Instant};
 /// Times of a life. All are bounds a person may want to change; none is needed for correctness.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Times {
-    /// Between withdrawing the endpoints and refusing new connections: callers learn of it meanwhile.
+    /// Between withdrawing the endpoints and refusing new connections, at most: callers learn of it meanwhile.
     pub settle: Duration,
+    /// The same when all callers are known to have learnt of it: what they had begun may be on its way.
+    pub grace: Duration,
+    /// The same at most when there is no control plane that could tell them.
+    pub untold: Duration,
     /// From the request to stop until the application is told to, at the latest.
     pub drain: Duration,
     /// The proxy's own last drain after the application has gone.
@@ -30,7 +34,9 @@ pub struct Times {
 impl Default for Times {
     fn default() -> Self {
         Self {
-            settle: Duration::from_millis(1000),
+            settle: Duration::from_secs(5),
+            grace: Duration::from_millis(100),
+            untold: Duration::from_millis(1000),
             drain: Duration::from_secs(20),
             end: Duration::from_millis(500),
             absent: Duration::from_millis(1000),
@@ -71,6 +77,10 @@ pub enum Event {
         /// The bound of who stops it.
         within: Option<Duration>,
     },
+    /// Every caller knows that the endpoints have gone.
+    CallersLeft,
+    /// Nobody tells callers: there is no control plane.
+    CallersUntold,
     /// Nothing is open on inbound listeners.
     InboundIdle,
     /// The application has ended, or whoever held it has gone.
@@ -303,6 +313,8 @@ impl Lifecycle {
                 self.app_silent = Some(reason);
             }
             Event::Stop { within } => self.stop(now, within, &mut effects),
+            Event::CallersLeft => self.settle_within(now, self.times.grace),
+            Event::CallersUntold => self.settle_within(now, self.times.untold),
             Event::InboundIdle => {
                 if self.phase == Phase::Draining {
                     self.app_may_end(&mut effects);
@@ -323,12 +335,21 @@ impl Lifecycle {
                 let drain = within.map_or(self.times.drain, |within| within.min(self.times.drain));
                 let deadline = now + drain;
                 self.drain_until = Some(deadline);
-                self.until = Some((now + self.times.settle).min(deadline));
+                // Half of the time is for what is open.
+                self.until = Some(now + self.times.settle.min(drain / 2));
             }
             Phase::Serving | Phase::Settling | Phase::Draining => self.app_may_end(effects),
             // Drained by request before.
             Phase::Stopping => effects.push(Effect::TellDrained),
             Phase::Ending | Phase::Over => {}
+        }
+    }
+
+    /// Goes on to drain inbound in this time, if not sooner.
+    fn settle_within(&mut self, now: Instant, within: Duration) {
+        if self.phase == Phase::Settling {
+            let at = now + within;
+            self.until = Some(self.until.map_or(at, |until| until.min(at)));
         }
     }
 

@@ -28,10 +28,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::clock::{LOOK, span};
 use crate::commands::{Inbox, Reply};
 use crate::credentials::{Credential, CredentialError};
 use crate::random;
-use crate::svids::{Svids, node_file, not_again_before, svid_file};
+use crate::svids::{Moment, Schedule, Svids, node_file, svid_file};
 use crate::upstream::{LinkState, Upstream};
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -60,6 +61,9 @@ pub enum LinkError {
     /// The server did not answer in time.
     #[error("the server accepted the connection and did not answer")]
     Silent,
+    /// It takes nothing any more.
+    #[error("the server does not read what it is sent: nothing was taken for {} s", ANSWER.as_secs())]
+    Unread,
     /// Resources were asked for and nothing came.
     #[error("the server does not answer subscriptions: nothing came for {} s", .0.as_secs())]
     Unanswered(Duration),
@@ -75,6 +79,12 @@ pub enum LinkError {
          with --join TOKEN"
     )]
     Expired,
+    /// It is not good yet, by our clock.
+    #[error(
+        "the agent's certificate is good only in {} by the clock of this host: set that, or, if it is right, create a \
+         token with `outrider token create` and start the agent with --join TOKEN", span(*.0)
+    )]
+    Early(Duration),
     /// The token is none.
     #[error(transparent)]
     Token(#[from] outrider_identity::TokenError),
@@ -108,8 +118,7 @@ async fn connect(server: &str, tls: rustls::ClientConfig) -> Result<Channel, Lin
     let endpoint = Endpoint::from_static("http://server.outrider.internal")
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_ANSWER)
-        .keep_alive_while_idle(true)
-        .connect_timeout(CONNECT);
+        .keep_alive_while_idle(true);
     match tokio::time::timeout(CONNECT, endpoint.connect_with_connector(dial)).await {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(error)) => Err(failed(root_cause(&error))),
@@ -159,6 +168,8 @@ pub struct LinkOptions {
     pub node: String,
     /// Address other hosts reach this one at.
     pub address: String,
+    /// Where the host is; empty if that is not known.
+    pub zone: String,
     /// Folder of keys and certificates.
     pub identity: PathBuf,
     /// How long subscriptions may stay without any answer.
@@ -184,8 +195,9 @@ pub(crate) async fn run(
         let began = std::time::Instant::now();
         let ended = Session::run(options, upstream, svids, (&mut inbox, deliver), &mut own).await;
         upstream.lock().client.disconnected();
-        tracing::warn!(server = %options.server, reason = %ended, "not connected to the control plane");
         upstream.set_link(LinkState::Away(ended.to_string()));
+        let unheard = upstream.unheard().unwrap_or_default();
+        tracing::warn!(server = %options.server, reason = %ended, ?unheard, "not connected to the control plane");
         if matches!(ended, LinkError::Evicted(_)) {
             return own;
         }
@@ -215,8 +227,7 @@ struct Session<'a> {
     upstream: &'a Arc<Upstream>,
     svids: &'a Arc<Svids>,
     own: &'a mut Credential,
-    own_jitter: f64,
-    own_retry: SystemTime,
+    own_schedule: Schedule,
     channel: Channel,
     facts: mpsc::Sender<Fact>,
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
@@ -244,7 +255,13 @@ impl<'a> Session<'a> {
         (inbox, deliver): (&'a mut Inbox, Deliver<'a>),
         own: &'a mut Credential,
     ) -> Result<LinkError, LinkError> {
-        if !own.info.is_valid_at(SystemTime::now()) {
+        let now = SystemTime::now();
+        if let Ok(early) = own.info.not_before.duration_since(now)
+            && !early.is_zero()
+        {
+            return Err(LinkError::Early(early));
+        }
+        if !own.info.is_valid_at(now) {
             return Err(LinkError::Expired);
         }
         let server_id = SpiffeId::parse(&spiffe_server(own.info.id.trust_domain()))
@@ -262,6 +279,7 @@ impl<'a> Session<'a> {
             node: options.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             address: options.address.clone(),
+            zone: options.zone.clone(),
         };
         let _ = facts.send(Fact { kind: Some(FactKind::Hello(hello)) }).await;
         let mut agents = AgentsClient::new(channel.clone());
@@ -280,22 +298,14 @@ impl<'a> Session<'a> {
         let (requests, request_stream) = mpsc::channel(64);
         let mut ads =
             AggregatedDiscoveryServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let mut session = Self {
-            options,
-            upstream,
-            svids,
-            own,
-            own_jitter: random::fraction(),
-            own_retry: SystemTime::UNIX_EPOCH,
-            channel,
-            facts,
-            requests,
-        };
+        let mut session =
+            Self { options, upstream, svids, own, own_schedule: Schedule::new(), channel, facts, requests };
         if let Some(bundle) = welcome.bundle {
             session.take_bundle(bundle.certificates)?;
         }
         // It is told anew, if there are any.
         upstream.set_refused(std::collections::BTreeMap::new());
+        upstream.set_withdrawn(std::collections::BTreeSet::new());
         // The instances go first: the server answers for the scopes of instances it knows.
         let first_facts = {
             let mut state = upstream.lock();
@@ -303,11 +313,11 @@ impl<'a> Session<'a> {
             state.facts.take()
         };
         for fact in first_facts {
-            session.facts.send(fact).await.map_err(|_| LinkError::Ended)?;
+            put(&session.facts, fact).await?;
         }
         let first_requests = upstream.lock().client.connect();
         for request in first_requests {
-            session.requests.send(request).await.map_err(|_| LinkError::Ended)?;
+            put(&session.requests, request).await?;
         }
         // A stream may be answered only after its first request, and there may be nothing to ask for yet.
         let mut open_ads =
@@ -325,7 +335,7 @@ impl<'a> Session<'a> {
         let mut asking: Option<Asking> = None;
         let mut waiting_since = None;
         loop {
-            let due = if asking.is_some() { None } else { session.due() };
+            let due = if asking.is_some() { None } else { session.due().map(|(_, wait)| wait) };
             tokio::select! {
                 instruction = instructions.message() => match instruction {
                     Ok(Some(Instruction { kind: Some(InstructionKind::Bundle(bundle)) })) => {
@@ -334,6 +344,9 @@ impl<'a> Session<'a> {
                     Ok(Some(Instruction { kind: Some(InstructionKind::Refused(refused)) })) => {
                         let refused = refused.instances.into_iter();
                         upstream.set_refused(refused.map(|one| (one.instance, one.text)).collect());
+                    }
+                    Ok(Some(Instruction { kind: Some(InstructionKind::Withdrawn(withdrawn)) })) => {
+                        upstream.set_withdrawn(withdrawn.instances.into_iter().collect());
                     }
                     Ok(Some(Instruction { kind: Some(InstructionKind::Command(command)) })) => {
                         if let Some(reply) = inbox.take(command.id, &command.proxy) {
@@ -355,8 +368,8 @@ impl<'a> Session<'a> {
                 }
                 () = upstream.outgoing.notified() => session.send_outgoing().await?,
                 _ = heartbeats.tick() => {
-                    let beat = Fact { kind: Some(FactKind::Heartbeat(Heartbeat {})) };
-                    session.facts.send(beat).await.map_err(|_| LinkError::Ended)?;
+                    let beat = Fact { kind: Some(FactKind::Heartbeat(Heartbeat { problems: upstream.problems() })) };
+                    put(&session.facts, beat).await?;
                     // A stream can be silent on a connection that is well.
                     waiting_since = match waiting_since {
                         _ if !upstream.waits() => None,
@@ -368,8 +381,8 @@ impl<'a> Session<'a> {
                     };
                 }
                 () = svids.changed.notified() => {}
-                () = until(due.as_ref().map(|(_, at)| *at)) => {
-                    if let Some((id, _)) = due.filter(|(_, at)| *at <= SystemTime::now()) {
+                () = until(due) => {
+                    if let Some((id, _)) = session.due().filter(|(_, wait)| wait.is_zero()) {
                         asking = Some(session.ask(id)?);
                     }
                 }
@@ -387,10 +400,10 @@ impl<'a> Session<'a> {
             (state.facts.take(), state.client.requests())
         };
         for fact in facts {
-            self.facts.send(fact).await.map_err(|_| LinkError::Ended)?;
+            put(&self.facts, fact).await?;
         }
         for request in requests {
-            self.requests.send(request).await.map_err(|_| LinkError::Ended)?;
+            put(&self.requests, request).await?;
         }
         Ok(())
     }
@@ -399,13 +412,8 @@ impl<'a> Session<'a> {
         &mut self,
         response: outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse,
     ) -> Result<(), LinkError> {
-        let outcome = self.upstream.lock().client.on_response(response);
-        let answer = match outcome {
-            Ok(update) => {
-                self.upstream.take(&update);
-                // In use *here*: what proxies do with it is told by `Applied` facts.
-                self.upstream.lock().client.ack(update.token)
-            }
+        let answer = match self.upstream.take(response) {
+            Ok(answer) => answer,
             Err(bad) => {
                 tracing::warn!(error = %bad, "the control plane sent a response that cannot be used");
                 match bad.request {
@@ -415,15 +423,16 @@ impl<'a> Session<'a> {
             }
         };
         if let Some(request) = answer {
-            self.requests.send(request).await.map_err(|_| LinkError::Ended)?;
+            put(&self.requests, request).await?;
         }
         Ok(())
     }
 
-    /// Whose certificate is to be asked for next, and when. An empty name means the agent's own.
-    fn due(&self) -> Option<(String, SystemTime)> {
-        let own = (String::new(), self.own.renew_at(self.own_jitter).max(self.own_retry));
-        self.svids.next_due().into_iter().chain([own]).min_by_key(|(_, at)| *at)
+    /// Whose certificate is to be asked for next, and how long that is. An empty name means the agent's own.
+    fn due(&self) -> Option<(String, Duration)> {
+        let now = Moment::now();
+        let own = (String::new(), self.own_schedule.wait(Some(&self.own.info), now));
+        self.svids.next_due(now).into_iter().chain([own]).min_by_key(|(_, wait)| *wait)
     }
 
     fn ask(&self, id: String) -> Result<Asking, LinkError> {
@@ -452,7 +461,7 @@ impl<'a> Session<'a> {
 
     fn take_certificate(&mut self, id: &str, outcome: Result<Credential, String>) {
         let is_own = id.is_empty();
-        let retry_at = SystemTime::now() + Duration::from_millis(500).mul_f64(1.0 + random::fraction());
+        let pause = Duration::from_millis(500).mul_f64(1.0 + random::fraction());
         match outcome {
             Ok(credential) => {
                 let file = if is_own {
@@ -465,9 +474,8 @@ impl<'a> Session<'a> {
                 }
                 if is_own {
                     // Used from the next connection on; this one is authenticated already.
-                    self.own_retry = not_again_before(&credential, SystemTime::now());
+                    self.own_schedule.came(&credential.info, Moment::now());
                     *self.own = credential;
-                    self.own_jitter = random::fraction();
                 } else {
                     self.svids.set(id, Ok(credential));
                 }
@@ -475,8 +483,8 @@ impl<'a> Session<'a> {
             Err(error) => {
                 tracing::warn!(%id, %error, "the control plane gave no certificate");
                 match is_own {
-                    true => self.own_retry = SystemTime::now() + Duration::from_secs(30),
-                    false => self.svids.set(id, Err(retry_at)),
+                    true => self.own_schedule.refused(Duration::from_secs(30), Moment::now()),
+                    false => self.svids.set(id, Err(pause)),
                 }
             }
         }
@@ -492,7 +500,10 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         self.own.bundle = bundle;
-        self.own.save(&node_file(&self.options.identity))?;
+        // A disk that is full is no reason to be without a control plane.
+        if let Err(error) = self.own.save(&node_file(&self.options.identity)) {
+            tracing::warn!(%error, "the roots of trust have changed and cannot be kept");
+        }
         Ok(())
     }
 }
@@ -504,14 +515,20 @@ async fn next<T>(stream: &mut Option<tonic::Streaming<T>>) -> Result<Option<T>, 
     }
 }
 
-async fn until(at: Option<SystemTime>) {
-    match at {
-        // Re-evaluated each minute at the latest, so a clock that jumps (or a suspended host) delays nothing.
-        Some(at) => {
-            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
-            tokio::time::sleep(left.min(Duration::from_secs(60))).await;
-        }
+/// Ready after `wait`, or earlier to look at the clock again: it may be set, and the host suspended.
+async fn until(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait.min(LOOK)).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Sends on a stream of the session. A server that keeps the connection up and reads nothing of it is left too.
+async fn put<T>(to: &mpsc::Sender<T>, what: T) -> Result<(), LinkError> {
+    match tokio::time::timeout(ANSWER, to.send(what)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(LinkError::Ended),
+        Err(_) => Err(LinkError::Unread),
     }
 }
 

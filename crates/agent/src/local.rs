@@ -161,6 +161,10 @@ pub enum Told {
         /// What does not work, a sentence each, for people: a port that cannot be listened on, for example.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         problems: Vec<String>,
+        /// Where `run` connects to hold the instance's listening sockets as well, see `outrider_handover::keep`.
+        /// Without it, it holds none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep: Option<PathBuf>,
     },
     /// The application may be told to end: nothing reaches it any more.
     Drained,
@@ -197,6 +201,9 @@ pub struct Overview {
     pub node: String,
     /// Empty if the control plane is connected, else why it is not.
     pub away: String,
+    /// For how many seconds the control plane was not heard; absent while it is connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unheard_s: Option<u64>,
     /// What does not work on this host beside the instances, in words.
     #[serde(default)]
     pub problems: Vec<String>,
@@ -227,6 +234,9 @@ pub struct InstanceOverview {
     pub generation: u64,
     /// Process of the proxy, 0 while none runs.
     pub proxy_pid: u32,
+    /// Process that waits to take its place if it ends, 0 while none does.
+    #[serde(default)]
+    pub spare_pid: u32,
     /// Process of the application, 0 while none runs.
     pub app_pid: u32,
     /// Times the proxy was started again.
@@ -356,6 +366,22 @@ pub async fn logs(socket: &Path, instance: &str, lines: usize) -> Result<Vec<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_or_a_run_of_before_is_understood() {
+        let before: Told = serde_json::from_str(r#"{"type":"ready","hosts":"/h","env":{}}"#).unwrap();
+        let (hosts, env, problems) = (PathBuf::from("/h"), BTreeMap::new(), Vec::new());
+        assert_eq!(
+            before,
+            Told::Ready { hosts: hosts.clone(), env: env.clone(), problems: problems.clone(), keep: None }
+        );
+        assert_eq!(serde_json::to_string(&before).unwrap(), r#"{"type":"ready","hosts":"/h","env":{}}"#);
+        let now = Told::Ready { hosts, env, problems, keep: Some("/k".into()) };
+        assert_eq!(serde_json::from_str::<Told>(&serde_json::to_string(&now).unwrap()).unwrap(), now);
+        // What is not known is passed over, here as in a `run` that does not know where to bring the sockets.
+        let later = r#"{"type":"ready","hosts":"/h","env":{},"of_a_later_version":1}"#;
+        assert_eq!(serde_json::from_str::<Told>(later).unwrap(), before);
+    }
 
     #[tokio::test]
     async fn lines_are_bounded_and_survive_being_read_in_parts() {

@@ -4,17 +4,18 @@
 //! the order it said it; a proxy that comes with resources keeps them until it is known here what it should have;
 //! one that never answers a response still gets the later ones. Does not: decide what is served.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::stream::{Stream, unfold};
 use outrider_xds::ResourceSet;
 use outrider_xds::serve::DeltaServer;
 use outrider_xds::server::{Options, Seen};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::unix::{self, PAUSE};
 
 /// Without an answer for so long a response no longer holds up the next ones of its type.
 const ABANDON: Duration = Duration::from_secs(30);
@@ -34,22 +35,37 @@ pub fn serve(
     set: watch::Receiver<Option<ResourceSet>>,
     seen: impl Fn(Seen) + Send + Sync + 'static,
 ) -> std::io::Result<Relay> {
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let listener = unix::listen(path)?;
     let stop = CancellationToken::new();
-    let ads = DeltaServer::new(set, Options::for_proxy(), stop.clone()).with_patience(ABANDON).on_seen(seen);
+    let ads = DeltaServer::new(set, Options::for_proxy(), stop.clone())
+        .with_patience(ABANDON)
+        .fitting()
+        .on_seen(seen);
     let server = tonic::transport::Server::builder()
         .add_service(ads.into_service())
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(connections(listener), stop.clone().cancelled_owned());
     tokio::spawn(async move {
         if let Err(error) = server.await {
             tracing::warn!(%error, "xDS relay ended");
         }
     });
     Ok(Relay { _stop: stop.drop_guard() })
+}
+
+/// Connections for ever. One that could not be taken, for want of a file descriptor, waits; a server that is given the
+/// error would end.
+fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
+    unfold((listener, false), |(listener, mut said)| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((Ok(stream), (listener, false))),
+                Err(error) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(%error, "a proxy that wants its configuration waits");
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    })
 }

@@ -17,6 +17,9 @@ pub const BUILTIN: &str = "builtin";
 /// Longest name of a release, in bytes.
 const MAX_NAME: usize = 64;
 
+/// Releases that an error names beside [`BUILTIN`].
+const MAX_TOLD: usize = 10;
+
 /// The programs of a host.
 #[derive(Clone, Debug)]
 pub struct Releases {
@@ -81,6 +84,21 @@ impl Releases {
         }
     }
 
+    /// The releases of an engine that are here, for people: a few of them if there are many.
+    pub fn known(&self, engine: Engine) -> String {
+        let names = match engine {
+            Engine::Native => self.names(),
+            Engine::Envoy => vec![BUILTIN.to_owned()],
+        };
+        // The last ones by name are the newest more often than not.
+        let (first, rest) = names.split_at(1);
+        let shown = [first, &rest[rest.len().saturating_sub(MAX_TOLD)..]].concat().join(", ");
+        match rest.len().saturating_sub(MAX_TOLD) {
+            0 => shown,
+            more => format!("{shown} and {more} more"),
+        }
+    }
+
     /// Names of the releases of the native proxy that are here, [`BUILTIN`] first.
     pub fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
@@ -137,6 +155,15 @@ mod tests {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(program(Engine::Native, "1.2.3-rc.1+a").unwrap(), file);
         assert_eq!(releases.names(), ["builtin", "1.2.3-rc.1+a"]);
+        assert_eq!(releases.known(Engine::Native), "builtin, 1.2.3-rc.1+a");
+        assert_eq!(releases.known(Engine::Envoy), "builtin");
+        for number in 10..22 {
+            let folder = dir.path().join(format!("releases/2.{number}"));
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::copy(&file, folder.join("outrider-proxy")).unwrap();
+        }
+        let known = releases.known(Engine::Native);
+        assert!(known.starts_with("builtin, 2.12, ") && known.ends_with(", 2.21 and 3 more"), "{known}");
         for bad in ["", ".", "..", "../x", "a/b", ".hidden", "-x", "a b", &"x".repeat(65)] {
             assert!(program(Engine::Native, bad).unwrap_err().contains("is no name"), "{bad}");
         }

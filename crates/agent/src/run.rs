@@ -5,7 +5,8 @@
 //! agent goes away the application runs on and is attached again when the agent is back; what the application
 //! started and left behind is ended with it, while its proxy is still there; one deadline bounds a stop, and an
 //! application that has not heeded SIGTERM by then is killed. Should this process be killed, the application gets a
-//! SIGTERM and the agent sees to the rest. Does not: restart the application.
+//! SIGTERM and the agent sees to the rest. The listening sockets of its instance are held here as well (`keeper`). Does
+//! not: restart the application.
 //!
 //! # What the application sees
 //! Its `/etc/hosts` names the services it may call. In its environment, unless already set:
@@ -36,9 +37,14 @@ use tokio::time::Instant;
 
 use crate::local::{LineReader, LineWriter, LocalError, Request, Said, Told, lines};
 
+mod keeper;
+
+use keeper::Keeper;
+
 /// Waiting is worth a word after this.
 const QUIET: Duration = Duration::from_secs(1);
-/// Between attempts to find an agent that went away.
+/// Between attempts to find an agent that went away. Its folder may be made anew with it, so there is nothing that could
+/// be watched in its stead.
 const AGAIN: Duration = Duration::from_millis(300);
 /// A stop in order as a whole, unless told otherwise: 20 s to drain, as managed sidecars elsewhere have, and a third
 /// of the whole for the application itself.
@@ -202,8 +208,7 @@ fn process_signals(runs: Arc<AtomicBool>) -> io::Result<mpsc::UnboundedReceiver<
 /// # Errors
 /// See [`RunError`]; the application was not started then.
 pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunError> {
-    let no_agent = |source| no_agent(&options.socket, source);
-    let stream = UnixStream::connect(&options.socket).await.map_err(no_agent)?;
+    let (stream, agent_user) = connect(&options.socket).await?;
     let (reader, mut writer) = lines(stream);
     let request =
         Request::Attach { service: options.service.clone(), instance: None, adopts: options.adopts };
@@ -213,6 +218,8 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
         agent: Some((reader, writer)),
         instance: String::new(),
         options: &options,
+        agent_user,
+        keeper: Keeper::start(),
         pid: 0,
         stopping: false,
         tell_at: None,
@@ -223,7 +230,8 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
     let (hosts, env) = loop {
         tokio::select! {
             told = session.hear() => match told {
-                Some(Told::Ready { hosts, env, problems }) => {
+                Some(Told::Ready { hosts, env, problems, keep }) => {
+                    session.keeper.offered(keep);
                     problems.iter().for_each(|problem| (hooks.progress)(problem));
                     break (hosts, env);
                 }
@@ -287,14 +295,31 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
     }
 }
 
+/// A connection to the agent, and whose it is.
+async fn connect(socket: &Path) -> Result<(UnixStream, u32), RunError> {
+    let failed = |source| no_agent(socket, source);
+    let stream = UnixStream::connect(socket).await.map_err(failed)?;
+    let user = stream.peer_cred().map_err(failed)?.uid();
+    Ok((stream, user))
+}
+
+/// Who answers decides when the application ends. When the agent has gone its folder may be removed, and made by somebody
+/// else: only who was trusted at first, or root, is the next agent.
+fn is_agent(uid: u32, first: u32) -> bool {
+    uid == first || uid == 0
+}
+
+fn user(uid: u32) -> String {
+    if uid == 0 { "root".to_owned() } else { format!("user {uid}") }
+}
+
 fn no_agent(socket: &Path, source: io::Error) -> RunError {
     // Where its folder is closed as well, that says whose it is.
     let owner = socket.ancestors().find_map(|path| Some(std::fs::metadata(path).ok()?.uid()));
     let socket = socket.to_owned();
     match owner {
         Some(owner) if source.kind() == io::ErrorKind::PermissionDenied => {
-            let owner = if owner == 0 { "root".to_owned() } else { format!("user {owner}") };
-            RunError::OtherUser { socket, owner }
+            RunError::OtherUser { socket, owner: user(owner) }
         }
         _ => RunError::NoAgent { socket, source },
     }
@@ -317,7 +342,10 @@ impl Group {
         // The first one first: it would start others.
         send(pid, Signal::KILL);
         for one in all {
-            send(one.pid, Signal::KILL);
+            // Its number may be another process's by now.
+            if let Ok(Some(process)) = one.open() {
+                let _ = process.signal(Signal::KILL);
+            }
         }
     }
 
@@ -412,6 +440,9 @@ struct Session<'a> {
     agent: Option<(LineReader, LineWriter)>,
     instance: String,
     options: &'a RunOptions,
+    /// Whose agent it was at first.
+    agent_user: u32,
+    keeper: Keeper,
     pid: u32,
     /// SIGTERM came, and the application has not been told yet.
     stopping: bool,
@@ -444,6 +475,7 @@ impl Session<'_> {
         self.stopping = true;
         self.say(Said::Stop { drain_ms: u64::try_from(drain.as_millis()).ok() }).await;
         if self.agent.is_none() {
+            self.keeper.close_inbound();
             self.end_app();
         }
     }
@@ -461,7 +493,10 @@ impl Session<'_> {
                 Some((reader, _)) => return reader.recv().await.ok().flatten(),
                 None => {
                     tokio::time::sleep(AGAIN).await;
-                    let Ok(stream) = UnixStream::connect(&self.options.socket).await else { continue };
+                    let Ok((stream, user)) = connect(&self.options.socket).await else { continue };
+                    if !is_agent(user, self.agent_user) {
+                        continue;
+                    }
                     let (reader, mut writer) = lines(stream);
                     let request = Request::Attach {
                         service: self.options.service.clone(),
@@ -480,7 +515,8 @@ impl Session<'_> {
         match told {
             Some(Told::Drained) if self.stopping => self.end_app(),
             // Attached again after the agent was away.
-            Some(Told::Ready { .. }) => {
+            Some(Told::Ready { keep, .. }) => {
+                self.keeper.offered(keep);
                 self.away_said = false;
                 self.say(Said::AppStarted { pid: self.pid }).await;
                 progress("the agent is back");
@@ -492,6 +528,7 @@ impl Session<'_> {
                     progress("the agent has gone; the application runs on");
                 }
                 if self.stopping {
+                    self.keeper.close_inbound();
                     self.end_app();
                 }
             }
@@ -550,6 +587,18 @@ mod tests {
             "{all:?}"
         );
         assert_eq!(all.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn only_who_was_the_agent_before_or_root_is_the_next_one() {
+        assert!(is_agent(1000, 1000) && is_agent(0, 1000) && is_agent(0, 0));
+        assert!(!is_agent(1001, 1000) && !is_agent(1000, 0));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        assert!(matches!(connect(&path).await, Err(RunError::NoAgent { .. })));
+        let _listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let (_, user) = connect(&path).await.unwrap();
+        assert_eq!(user, rustix::process::geteuid().as_raw());
     }
 
     #[test]

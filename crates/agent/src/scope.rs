@@ -169,15 +169,22 @@ impl Scope {
         }
         for (name, resource) in &self.listeners {
             let Some(address) = bound.get(name) else { continue };
-            let Ok(mut listener) = Listener::decode(resource.body.as_slice()) else { continue };
-            listener.name.clone_from(name);
-            listener.address = Some(socket_address(*address));
-            // So that Envoy counts its connections under this name, those of TCP among them.
-            listener.stat_prefix.clone_from(name);
-            local.insert(Resource { body: listener.encode_to_vec(), ..resource.renamed(name.as_str()) });
+            if let Some(listener) = at(resource, name, *address) {
+                local.insert(listener);
+            }
         }
         local
     }
+}
+
+/// A listener under its unscoped name, with the address of its socket. `None` if it cannot be read.
+pub fn at(resource: &Resource, name: &str, address: SocketAddr) -> Option<Resource> {
+    let mut listener = Listener::decode(resource.body.as_slice()).ok()?;
+    name.clone_into(&mut listener.name);
+    listener.address = Some(socket_address(address));
+    // So that Envoy counts its connections under this name, those of TCP among them.
+    name.clone_into(&mut listener.stat_prefix);
+    Some(Resource { body: listener.encode_to_vec(), ..resource.renamed(name) })
 }
 
 /// What of `local` a proxy has to have in use before it can be said that all of it works: without what nothing leads
@@ -202,28 +209,55 @@ pub const RETIRED: &str = "retired";
 
 /// What a proxy is served in the place of a listener whose service has gone: the same listener, whose requests
 /// are answered with `unknown_service`, or whose connections are closed if it is one for TCP. Make it from what
-/// the proxy was served (`relayed`). `None` if the listener was not served.
+/// the proxy was served (`relayed`). `None` if the listener was not served, or nothing that it led to.
 ///
-/// Only what is behind the listener changes, so connections that are open get the same answer.
+/// Only what is behind the listener changes, so connections that are open get the same answer. One for TCP leads to a
+/// cluster that nobody else has: those it led to may go, or be live for another call.
 pub fn retire(relayed: &ResourceSet, listener: &str, wanted: &Wanted) -> Option<Vec<Resource>> {
     let served = relayed.get(type_url::LISTENER, listener)?;
     let again =
         |resource: &Resource, body: Vec<u8>| Resource { version: RETIRED.into(), body, ..resource.clone() };
-    let mut made = vec![again(served, served.body.clone())];
+    let led_to = clusters_of_tcp(served);
+    let mut made = if led_to.is_empty() {
+        vec![again(served, served.body.clone())]
+    } else {
+        let name = format!("{RETIRED}/{listener}");
+        let cluster = led_to.iter().find_map(|name| relayed.get(type_url::CLUSTER, name))?;
+        let nobody = ClusterLoadAssignment { cluster_name: name.clone(), ..ClusterLoadAssignment::default() };
+        vec![
+            again(served, leading_to(served, &name)?),
+            Resource::new(type_url::CLUSTER, name.as_str(), RETIRED, without_endpoints(cluster, &name)?),
+            Resource::new(type_url::ENDPOINT, name, RETIRED, nobody.encode_to_vec()),
+        ]
+    };
     for name in routes_of(served) {
         let routes = relayed.get(type_url::ROUTE, &name)?;
         made.push(again(routes, nobody_there(&name, wanted).encode_to_vec()));
     }
-    for name in clusters_of_tcp(served) {
-        let cluster = relayed.get(type_url::CLUSTER, &name)?;
-        made.push(again(cluster, cluster.body.clone()));
-        if let Some(endpoints) = endpoints_of(cluster) {
-            let nobody =
-                ClusterLoadAssignment { cluster_name: endpoints.clone(), ..ClusterLoadAssignment::default() };
-            made.push(Resource::new(type_url::ENDPOINT, endpoints, RETIRED, nobody.encode_to_vec()));
+    Some(made)
+}
+
+/// A listener for TCP whose connections go to this cluster instead. `None` if it cannot be read.
+fn leading_to(resource: &Resource, cluster: &str) -> Option<Vec<u8>> {
+    let mut listener = Listener::decode(resource.body.as_slice()).ok()?;
+    let chains = listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain);
+    for filter in chains.flat_map(|chain| &mut chain.filters) {
+        let Some(filter::ConfigType::TypedConfig(any)) = &mut filter.config_type else { continue };
+        if any.type_url == TCP_PROXY {
+            let mut proxy = TcpProxy::decode(any.value.as_slice()).ok()?;
+            proxy.cluster_specifier = Some(tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned()));
+            any.value = proxy.encode_to_vec();
         }
     }
-    Some(made)
+    Some(listener.encode_to_vec())
+}
+
+/// A cluster under another name, with endpoints under that name. `None` if it cannot be read, or has none from elsewhere.
+fn without_endpoints(resource: &Resource, name: &str) -> Option<Vec<u8>> {
+    let mut cluster = Cluster::decode(resource.body.as_slice()).ok()?;
+    name.clone_into(&mut cluster.name);
+    name.clone_into(&mut cluster.eds_cluster_config.as_mut()?.service_name);
+    Some(cluster.encode_to_vec())
 }
 
 /// Routes that answer everything with the reason `unknown_service`.
@@ -313,10 +347,12 @@ fn routes_of(resource: &Resource) -> Vec<String> {
 fn clusters_of_tcp(resource: &Resource) -> Vec<String> {
     let proxies = filters_of::<TcpProxy>(resource, TCP_PROXY);
     let named = proxies.into_iter().filter_map(|proxy| match proxy.cluster_specifier? {
-        tcp_proxy::ClusterSpecifier::Cluster(name) => Some(name),
-        _ => None,
+        tcp_proxy::ClusterSpecifier::Cluster(name) => Some(vec![name]),
+        tcp_proxy::ClusterSpecifier::WeightedClusters(weighted) => {
+            Some(weighted.clusters.into_iter().map(|cluster| cluster.name).collect())
+        }
     });
-    named.collect()
+    named.flatten().collect()
 }
 
 /// Clusters a route configuration refers to.

@@ -23,22 +23,29 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::claims::Claims;
+use crate::clock::{Clock, Reading};
 use crate::commands::{self, Reply};
 use crate::credentials::{Credential, CredentialError};
 use crate::instance::saved::Saved;
 use crate::instance::{self, Ask, Identity};
+use crate::isolation;
 use crate::journal::Journal;
-use crate::lastgood::LastGood;
+use crate::lastgood::{self, LastGood};
 use crate::lifecycle::Times;
 use crate::link::{self, LinkError, LinkOptions};
 use crate::local::{InstanceOverview, Overview};
+use crate::logs;
 use crate::random;
 use crate::releases::Releases;
+use crate::reserve::Reserve;
+use crate::sizes::Sizes;
 use crate::sockets::{Addresses, route_to};
 use crate::svids::{Svids, node_file};
 use crate::upstream::{LinkState, Upstream};
 
 mod local_api;
+#[cfg(test)]
+pub(crate) mod tests;
 
 /// Longest path of a Unix socket.
 const MAX_SOCKET_PATH: usize = 107;
@@ -48,6 +55,8 @@ const LONGEST_SOCKET: &str = "/xds-999999.sock";
 const SUFFIX: usize = 5;
 /// How long the folder of an instance waits for its application to come back to a new agent.
 const COME_BACK: Duration = Duration::from_secs(60);
+/// Between two looks for logs of proxies that have gone.
+const OLD_LOGS: Duration = Duration::from_secs(600);
 
 /// How to run an agent.
 #[derive(Clone, Debug)]
@@ -64,6 +73,8 @@ pub struct AgentOptions {
     pub join_token: Option<String>,
     /// Address other hosts reach this one at; default: the one on the route to the server.
     pub advertise: Option<IpAddr>,
+    /// Where this host is: see [`outrider_api::agent::is_zone`].
+    pub zone: Option<String>,
     /// Ports that other proxies reach the instances of this host at; default: any the kernel has free.
     pub inbound_ports: Option<RangeInclusive<u16>>,
     /// `outrider-proxy`; default: beside the running program.
@@ -80,6 +91,8 @@ pub struct AgentOptions {
     pub policy: Policy,
     /// What becomes of proxies when the agent ends.
     pub on_stop: OnStop,
+    /// Whether native proxies get nothing of this host but what they need: see [`outrider_os::confine`].
+    pub confine: bool,
     /// How long subscriptions may stay without any answer before the connection is made anew.
     pub patience: Duration,
 }
@@ -104,6 +117,7 @@ impl AgentOptions {
             server,
             join_token: None,
             advertise: None,
+            zone: None,
             inbound_ports: None,
             proxy_binary: None,
             releases: None,
@@ -112,6 +126,7 @@ impl AgentOptions {
             times: Times::default(),
             policy: Policy::default(),
             on_stop: OnStop::default(),
+            confine: true,
             patience: Duration::from_secs(20),
         }
     }
@@ -180,6 +195,11 @@ pub(crate) struct Host {
     pub(crate) last_good: Arc<LastGood>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) releases: Releases,
+    pub(crate) sizes: Sizes,
+    pub(crate) reserve: Reserve,
+    clock: Clock,
+    /// Why the local API cannot be reached, in words.
+    unreachable: Mutex<Option<String>>,
     /// Where instances are asked.
     asks: Mutex<BTreeMap<String, mpsc::UnboundedSender<Ask>>>,
     addresses: Mutex<Addresses>,
@@ -199,6 +219,7 @@ pub(crate) struct Resolved {
     pub(crate) times: Times,
     pub(crate) policy: Policy,
     pub(crate) on_stop: OnStop,
+    pub(crate) confine: bool,
 }
 
 impl Host {
@@ -220,6 +241,11 @@ impl Host {
     /// Nothing is asked of `proxy` any more.
     pub(crate) fn unreachable(&self, proxy: &str) {
         self.asks.lock().unwrap_or_else(PoisonError::into_inner).remove(proxy);
+    }
+
+    fn has_instance(&self, name: &str) -> bool {
+        let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        asks.keys().filter_map(|proxy| proxy.split_once('/')).any(|(_, one)| one == name)
     }
 
     fn has_instance_in(&self, folder: &Path) -> bool {
@@ -277,9 +303,23 @@ impl Host {
         };
         if changed {
             let all = instances.values().map(|(instance, _)| instance.clone()).collect();
-            drop(instances);
+            // Before anybody else's list is made: of two that come at once the older would be the last word.
             self.upstream.facts(|facts| facts.set_instances(wire::Instances { instances: all }));
         }
+    }
+
+    /// What does not work beside the instances, a sentence each.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let now = Reading::now();
+        let unreachable = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let single = [
+            self.last_good.trouble(),
+            self.journal.trouble(),
+            self.reserve.trouble(),
+            self.clock.trouble(now),
+            unreachable,
+        ];
+        single.into_iter().flatten().chain(self.svids.trouble(now.wall)).collect()
     }
 
     fn overview(&self) -> Overview {
@@ -290,7 +330,8 @@ impl Host {
                 LinkState::Connected => String::new(),
                 LinkState::Away(why) => why,
             },
-            problems: self.last_good.trouble().into_iter().chain(self.journal.trouble()).collect(),
+            unheard_s: self.upstream.unheard().map(|time| time.as_secs()),
+            problems: self.problems(),
             instances: instances.values().map(|(_, overview)| overview.clone()).collect(),
         }
     }
@@ -332,7 +373,7 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     for path in [&state, &identity, &state.join("log"), &options.runtime, &options.runtime.join("p")] {
         private_folder(path)?;
     }
-    let _lock = lock(&options.runtime)?;
+    let lock = lock_soon(&options.runtime).await?;
 
     let credential = Credential::load(&node_file(&identity))?;
     let credential =
@@ -352,13 +393,16 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
         None => find_address(&options.server).await?,
     };
     let envoy = || Some(beside_us("envoy")).filter(|path| path.exists()).unwrap_or_else(|| "envoy".into());
-    let upstream = Upstream::new(&options.node);
+    let upstream = Upstream::new(&options.node, options.zone.as_deref());
     let journal = Journal::open(state.join("events"), SystemTime::now());
     let releases = Releases {
         folder: options.releases.clone().unwrap_or_else(|| state.join("releases")),
         native: options.proxy_binary.clone().unwrap_or_else(|| beside_us("outrider-proxy")),
         envoy: options.envoy_binary.clone().unwrap_or_else(envoy),
     };
+    if !options.confine {
+        tracing::warn!("proxies are not confined: they have what this agent has (--confine-proxies=false)");
+    }
     let last_good = LastGood::new(options.state.join("agent/last-good"));
     let host = Arc::new(Host {
         options: Resolved {
@@ -371,12 +415,17 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
             times: options.times.clone(),
             policy: options.policy.clone(),
             on_stop: options.on_stop,
+            confine: options.confine,
         },
         upstream: upstream.clone(),
         svids: Arc::default(),
         last_good: last_good.clone(),
         journal: journal.clone(),
         releases,
+        sizes: Sizes::open(state.join("sizes.json")),
+        reserve: Reserve::new(),
+        clock: Clock::new(Reading::now()),
+        unreachable: Mutex::default(),
         asks: Mutex::default(),
         addresses: Mutex::new(Addresses::new(random::bits())),
         claims: Mutex::default(),
@@ -388,30 +437,29 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     }
 
     let socket = options.socket();
-    let _ = std::fs::remove_file(&socket);
-    let failed = |source| AgentError::File { path: socket.clone(), source };
-    let listener = UnixListener::bind(&socket).map_err(failed)?;
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let listener = bind(&socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
     tracing::info!(node = %options.node, address = %advertise, socket = %socket.display(), "agent serves");
 
     let link_options = LinkOptions {
         server: options.server.clone(),
         node: options.node.clone(),
         address: advertise.to_string(),
+        zone: options.zone.clone().unwrap_or_default(),
         identity,
         patience: options.patience,
     };
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
     // Before the control plane hears of this host, and before anybody comes back.
-    take_over(&host, &tasks, &stop).await;
+    take_over(&host, &tasks, &stop)?;
     let connect = keep_connected(link_options, options.join_token.clone(), credential, host.clone());
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         refused = connect => Err(refused),
-        () = last_good.clone().run() => Ok(()),
+        () = last_good.clone().run(lastgood::GATHER) => Ok(()),
         () = journal.clone().run() => Ok(()),
-        () = local_api::accept(listener, &host, &tasks, &stop) => Ok(()),
+        () = local_api::accept(listener, lock, &host, &tasks, &stop) => Ok(()),
+        () = host.clock.watch() => Ok(()),
         () = forget_the_lost(&host) => Ok(()),
     };
     stop.cancel();
@@ -423,6 +471,8 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     outcome
 }
 
+/// Before a process that could not be opened is tried again.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 /// Before a node that was put out tries again.
 const REJOIN_PAUSE: Duration = Duration::from_secs(5);
 
@@ -458,10 +508,13 @@ async fn keep_connected(
         tokio::time::sleep(REJOIN_PAUSE.mul_f64(0.5 + random::fraction())).await;
         let Some(token) = &token else { continue };
         match link::join(&options.server, token, &options.node).await {
-            Ok(joined) => match joined.save(&node_file(&options.identity)) {
-                Ok(()) => credential = joined,
-                Err(error) => return error.into(),
-            },
+            Ok(joined) => {
+                // What runs here must not end because a disk is full.
+                if let Err(error) = joined.save(&node_file(&options.identity)) {
+                    tracing::warn!(%error, "a certificate is used but cannot be kept");
+                }
+                credential = joined;
+            }
             Err(error) => tracing::warn!(%error, "not joined again"),
         }
     }
@@ -472,6 +525,35 @@ async fn find_address(server: &str) -> Result<IpAddr, AgentError> {
     let mut addresses = tokio::net::lookup_host(server).await.map_err(|error| failed(error.to_string()))?;
     let first = addresses.next().ok_or_else(|| failed("the name has no address".to_owned()))?;
     route_to(first).map_err(|error| failed(error.to_string()))
+}
+
+/// The socket of the local API, made anew.
+fn bind(socket: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// What an agent that was killed had just begun holds its lock until it executes its program, some 10 ms.
+const LETS_GO: Duration = Duration::from_secs(1);
+/// Between two attempts: nothing tells when a lock is free without taking it for good.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// The lock, also if an agent that has gone a moment ago still seems to have it.
+async fn lock_soon(runtime: &Path) -> Result<std::fs::File, AgentError> {
+    let deadline = tokio::time::Instant::now() + LETS_GO;
+    loop {
+        match lock(runtime) {
+            Err(AgentError::Running(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn lock(runtime: &Path) -> Result<std::fs::File, AgentError> {
@@ -492,11 +574,36 @@ fn lock(runtime: &Path) -> Result<std::fs::File, AgentError> {
     }
 }
 
-/// Takes over the instances of an earlier agent, and ends what belongs to none of them any more.
-async fn take_over(host: &Arc<Host>, tasks: &TaskTracker, stop: &CancellationToken) {
-    for entry in std::fs::read_dir(host.options.runtime.join("p")).into_iter().flatten().flatten() {
-        let folder = entry.path();
-        let Some(saved) = Saved::read(&folder) else { continue };
+/// What an earlier agent kept of its instances, each with its folder. An agent that cannot read all of it for want of
+/// descriptors must not run: what serves would belong to nobody.
+fn kept(host: &Host) -> Result<Vec<(PathBuf, Saved)>, AgentError> {
+    let folder = host.options.runtime.join("p");
+    let failed = |source| AgentError::File { path: folder.clone(), source };
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut kept = Vec::new();
+    for entry in entries {
+        let folder = entry.map_err(failed)?.path();
+        let saved = Saved::read(&folder).map_err(|error| failed(error.source))?;
+        kept.extend(saved.map(|saved| (folder, saved)));
+    }
+    Ok(kept)
+}
+
+/// Takes over the instances of an earlier agent, and ends what belongs to none of them any more. When it returns every
+/// instance can be found by its `run`.
+///
+/// # Errors
+/// Nothing was done: what was kept cannot be read now.
+fn take_over(host: &Arc<Host>, tasks: &TaskTracker, stop: &CancellationToken) -> Result<(), AgentError> {
+    let kept = kept(host).or_else(|_| {
+        host.reserve.release();
+        kept(host)
+    })?;
+    for (folder, saved) in kept {
         if instance::belongs_to_somebody(&saved) {
             let who = Identity {
                 namespace: saved.namespace.clone(),
@@ -510,27 +617,42 @@ async fn take_over(host: &Arc<Host>, tasks: &TaskTracker, stop: &CancellationTok
             tasks.spawn(instance::adopt(host.clone(), who, saved, stop.clone()));
             continue;
         }
-        tasks.spawn(end_left_over(folder, saved));
+        // A `run` that waits for its proxy comes back to the names it has, and gets new processes. These are gone before
+        // it is heard: what it makes in their places must stay.
+        for file in ["instance.json", "retired", "control.sock"] {
+            let _ = std::fs::remove_file(folder.join(file));
+        }
+        tasks.spawn(end_left_over(folder, saved, stop.clone()));
     }
+    Ok(())
 }
 
 /// Ends the processes of an instance whose application has gone.
-async fn end_left_over(folder: PathBuf, saved: Saved) {
-    // A `run` that waits for its proxy comes back to the names it has, and gets new processes.
-    for file in ["instance.json", "retired", "control.sock"] {
-        let _ = std::fs::remove_file(folder.join(file));
-    }
+async fn end_left_over(folder: PathBuf, saved: Saved, stop: CancellationToken) {
     for generation in &saved.generations {
-        let Ok(Some(process)) = generation.process.open() else { continue };
         let pid = generation.process.pid;
+        let process = loop {
+            match generation.process.open() {
+                Ok(process) => break process,
+                Err(error) => {
+                    tracing::warn!(pid, %error, "it cannot be ended yet: its application has gone");
+                    if stop.run_until_cancelled(tokio::time::sleep(OPEN_AGAIN)).await.is_none() {
+                        return;
+                    }
+                }
+            }
+        };
+        let Some(process) = process else { continue };
         tracing::warn!(pid, folder = %folder.display(), "ending a proxy whose application has gone");
-        if let Err(error) = process.end(Duration::from_millis(500)).await {
-            tracing::warn!(pid, %error, "it cannot be ended");
+        let cell = isolation::find(&folder, pid);
+        match process.end(Duration::from_millis(500)).await {
+            Ok(_) => drop(cell.left(None)),
+            Err(error) => tracing::warn!(pid, %error, "it cannot be ended"),
         }
     }
 }
 
-/// Removes folders whose application did not come back, once.
+/// Removes folders whose application did not come back, once, and old logs now and then.
 async fn forget_the_lost(host: &Arc<Host>) {
     let folder = host.options.runtime.join("p");
     let before: Vec<_> =
@@ -541,7 +663,16 @@ async fn forget_the_lost(host: &Arc<Host>) {
             let _ = std::fs::remove_dir_all(path);
         }
     }
-    std::future::pending().await
+    loop {
+        let (folder, here) = (host.log_folder(), host.clone());
+        let pruned = tokio::task::spawn_blocking(move || {
+            logs::prune(&folder, logs::KEPT, |name| here.has_instance(name));
+        });
+        if let Err(error) = pruned.await {
+            tracing::warn!(%error, "old logs are not removed");
+        }
+        tokio::time::sleep(OLD_LOGS).await;
+    }
 }
 
 /// `RUNTIME/p/INSTANCE`, or only the instance's suffix where that would be too long for a Unix socket.

@@ -1,17 +1,18 @@
 //! The certificates of the services that run here: who wants one, and which is due next.
 //!
 //! Holds: one certificate per service, whatever the number of its instances; it is due at about half of its life;
-//! a failure or a certificate that comes late in its life is no reason to ask in a circle. Does not: ask (`link`
-//! does).
+//! a failure or a certificate that comes late in its life is no reason to ask in a circle; one that is not good because
+//! the clock was set, either way, is due at once. Does not: ask (`link` does).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use outrider_identity::{CertificateDer, PrivateKey};
+use outrider_identity::{CertificateDer, CertificateInfo, PrivateKey};
 use tokio::sync::watch;
 
+use crate::clock::span;
 use crate::credentials::Credential;
 use crate::random;
 
@@ -27,12 +28,78 @@ pub struct Svids {
 #[derive(Debug)]
 struct Svid {
     holders: usize,
-    jitter: f64,
-    not_before: Option<SystemTime>,
-    /// After a failure: not before this.
-    retry_at: SystemTime,
+    schedule: Schedule,
     current: watch::Sender<Option<Arc<Credential>>>,
 }
+
+/// When a certificate is asked for next. What it says of itself is in the time of day, which may be set at any moment;
+/// pauses are in time that passes.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    jitter: f64,
+    /// It was refused: not before this.
+    refused: Option<Instant>,
+    /// It came late in its life: not before this, as long as it is good.
+    late: Option<Instant>,
+    /// It was not good when it came, because the clocks of this host and of the control plane differ: not before this.
+    useless: Option<Instant>,
+}
+
+impl Schedule {
+    /// Of something that was not asked for yet.
+    pub(crate) fn new() -> Self {
+        Self { jitter: random::fraction(), refused: None, late: None, useless: None }
+    }
+
+    /// It came. One that is past its half then must not be asked for in a circle: the next one follows after a twentieth
+    /// of what is left of it, at least a second.
+    pub(crate) fn came(&mut self, info: &CertificateInfo, now: Moment) {
+        let left = info.not_after.duration_since(now.wall).unwrap_or_default();
+        *self = Self {
+            late: Some(now.passing + (left / 20).max(Duration::from_secs(1))),
+            useless: (!info.is_valid_at(now.wall)).then(|| now.passing + USELESS),
+            ..Self::new()
+        };
+    }
+
+    /// It was refused, and is asked for again after this pause.
+    pub(crate) fn refused(&mut self, pause: Duration, now: Moment) {
+        self.refused = Some(now.passing + pause);
+    }
+
+    /// How long it is until it is to be asked for. One that is not good by the clock of now, because that was set, is due
+    /// at once.
+    pub(crate) fn wait(&self, current: Option<&CertificateInfo>, now: Moment) -> Duration {
+        let left = |until: Option<Instant>| {
+            until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now.passing))
+        };
+        let wait = match current {
+            None => Duration::ZERO,
+            Some(info) if !info.is_valid_at(now.wall) => left(self.useless),
+            Some(info) => {
+                let renew = info.renew_at(self.jitter).duration_since(now.wall).unwrap_or_default();
+                renew.max(left(self.late))
+            }
+        };
+        wait.max(left(self.refused))
+    }
+}
+
+/// One moment by the clock on the wall and by time that passes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) wall: SystemTime,
+    pub(crate) passing: Instant,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self { wall: SystemTime::now(), passing: Instant::now() }
+    }
+}
+
+/// Between two certificates that are not good by our clock when they come.
+const USELESS: Duration = Duration::from_secs(5);
 
 impl Svids {
     /// Wants the credential of a service by its SPIFFE ID. What is on disk in `folder` is used meanwhile.
@@ -44,13 +111,7 @@ impl Svids {
             // It may have changed since this was written.
             let bundle = self.bundle.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let kept = kept.map(|kept| with_bundle(&kept, &bundle).unwrap_or(kept));
-            Svid {
-                holders: 0,
-                jitter: random::fraction(),
-                not_before: None,
-                retry_at: SystemTime::UNIX_EPOCH,
-                current: watch::channel(kept).0,
-            }
+            Svid { holders: 0, schedule: Schedule::new(), current: watch::channel(kept).0 }
         });
         svid.holders += 1;
         self.changed.notify_one();
@@ -68,28 +129,36 @@ impl Svids {
         }
     }
 
-    /// The one that is due first, and when.
-    pub(crate) fn next_due(&self) -> Option<(String, SystemTime)> {
+    /// The one that is due first, and how long that is.
+    pub(crate) fn next_due(&self, now: Moment) -> Option<(String, Duration)> {
         let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = |svid: &Svid| {
+        let wait = |svid: &Svid| {
             let current = svid.current.borrow();
-            let renew = current.as_ref().map_or(SystemTime::UNIX_EPOCH, |c| c.renew_at(svid.jitter));
-            renew.max(svid.retry_at)
+            svid.schedule.wait(current.as_ref().map(|current| &current.info), now)
         };
-        wanted.iter().map(|(id, svid)| (id.clone(), due(svid))).min_by_key(|(_, at)| *at)
+        wanted.iter().map(|(id, svid)| (id.clone(), wait(svid))).min_by_key(|(_, wait)| *wait)
     }
 
-    pub(crate) fn set(&self, id: &str, outcome: Result<Credential, SystemTime>) {
+    /// The services whose certificate is not good by the clock of now, in words.
+    pub(crate) fn trouble(&self, now: SystemTime) -> Vec<String> {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let bad = wanted.iter().filter_map(|(id, svid)| {
+            let info = svid.current.borrow().as_ref()?.info.clone();
+            (!info.is_valid_at(now)).then(|| not_good(id, &info, now))
+        });
+        bad.collect()
+    }
+
+    /// The certificate that was asked for, or for how long not to ask again.
+    pub(crate) fn set(&self, id: &str, outcome: Result<Credential, Duration>) {
         let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(svid) = wanted.get_mut(id) else { return };
         match outcome {
             Ok(credential) => {
-                svid.retry_at = not_again_before(&credential, SystemTime::now());
-                svid.not_before = Some(credential.info.not_before);
-                svid.jitter = random::fraction();
+                svid.schedule.came(&credential.info, Moment::now());
                 svid.current.send_replace(Some(Arc::new(credential)));
             }
-            Err(retry_at) => svid.retry_at = retry_at,
+            Err(pause) => svid.schedule.refused(pause, Moment::now()),
         }
     }
 
@@ -106,11 +175,16 @@ impl Svids {
     }
 }
 
-/// A certificate that is past its half when it comes (clocks differ) must not be asked for in a circle: the next
-/// one follows after a twentieth of what is left of it, at least a second.
-pub(crate) fn not_again_before(credential: &Credential, now: SystemTime) -> SystemTime {
-    let left = credential.info.not_after.duration_since(now).unwrap_or_default();
-    now + (left / 20).max(Duration::from_secs(1))
+/// Why a certificate is not good by the clock of now.
+fn not_good(of: &str, info: &CertificateInfo, now: SystemTime) -> String {
+    let by = "by the clock of this host, so new connections fail until it is renewed or the clock is right";
+    match info.not_before.duration_since(now) {
+        Ok(early) => format!("the certificate of {of} is good only in {}, {by}", span(early)),
+        Err(_) => {
+            let late = now.duration_since(info.not_after).unwrap_or_default();
+            format!("the certificate of {of} ended {} ago, {by}", span(late))
+        }
+    }
 }
 
 /// The same credential with another bundle; `None` if there is nothing to change.
@@ -165,6 +239,75 @@ mod tests {
         assert_eq!(bundle(&again), new.bundle());
         svids.set_bundle(&old.bundle());
         assert_eq!(bundle(&again), old.bundle(), "also while it is in use");
+    }
+
+    /// By a clock that is set, everything is asked for at the right time, and never in a circle.
+    #[test]
+    fn a_clock_that_is_set_makes_a_certificate_due_at_once_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let (wall, passing) = (SystemTime::now(), Instant::now());
+        let authority = Authority::open_or_create(&dir.path().join("ca"), "outrider.internal", wall).unwrap();
+        let of = |now: SystemTime| {
+            let key = PrivateKey::generate().unwrap();
+            let id = SpiffeId::parse("spiffe://outrider.internal/ns/shop/svc/a").unwrap();
+            let chain = authority.sign_request(&key.signing_request().unwrap(), &id, now).unwrap();
+            CertificateInfo::read(&chain[0]).unwrap()
+        };
+        let hours = |hours: u64| Duration::from_secs(3600 * hours);
+        let years = |years: u64| hours(24 * 365 * years);
+        let at = |wall: SystemTime, after: Duration| Moment { wall, passing: passing + after };
+        let info = of(wall);
+        let life = info.not_after.duration_since(info.not_before).unwrap();
+        let mut schedule = Schedule::new();
+        assert_eq!(schedule.wait(None, at(wall, Duration::ZERO)), Duration::ZERO, "there is none");
+        schedule.came(&info, at(wall, Duration::ZERO));
+        let wait = schedule.wait(Some(&info), at(wall, Duration::ZERO));
+        assert!(wait > life / 3 && wait < life * 2 / 3, "{wait:?}");
+        // The clock is set a minute after it came, and half a minute later it is set right again.
+        let minute = Duration::from_secs(60);
+        for set in [wall + hours(25), wall + years(9), wall - hours(25), wall - years(10)] {
+            assert_eq!(schedule.wait(Some(&info), at(set, minute)), Duration::ZERO, "due at once");
+            assert!(schedule.wait(Some(&info), at(wall, minute * 2)) > life / 3, "as before");
+        }
+        // Only ours is wrong: what comes is not good either, and is asked for again, with pauses.
+        for set in [wall + hours(48), wall - hours(48)] {
+            let mut schedule = Schedule::new();
+            schedule.came(&info, at(set, minute));
+            assert_eq!(schedule.wait(Some(&info), at(set, minute)), USELESS);
+            assert_eq!(schedule.wait(Some(&info), at(set, minute + USELESS)), Duration::ZERO);
+            assert!(schedule.wait(Some(&info), at(wall, minute + USELESS)) > Duration::ZERO);
+        }
+        // A refusal counts in time that passes.
+        let mut schedule = Schedule::new();
+        schedule.refused(minute, at(wall, Duration::ZERO));
+        for set in [wall, wall + years(1), wall - years(1)] {
+            assert_eq!(schedule.wait(None, at(set, minute / 2)), minute / 2);
+            assert_eq!(schedule.wait(None, at(set, minute)), Duration::ZERO);
+        }
+        // One that comes late in its life: with a pause, and without it if it ends meanwhile.
+        let late = info.not_after - hours(1);
+        schedule.came(&info, at(late, Duration::ZERO));
+        assert_eq!(schedule.wait(Some(&info), at(late, Duration::ZERO)), hours(1) / 20);
+        assert_eq!(schedule.wait(Some(&info), at(late + hours(2), minute)), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_is_not_good_by_the_clock_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let wall = SystemTime::now();
+        let authority = Authority::open_or_create(dir.path(), "outrider.internal", wall).unwrap();
+        let id = "spiffe://outrider.internal/ns/shop/svc/a";
+        let svids = Svids::default();
+        let _held = svids.want(dir.path(), id);
+        assert_eq!(svids.trouble(wall), Vec::<String>::new(), "there is none yet");
+        svids.set(id, Ok(crate::credentials::tests::credential(&authority, id)));
+        assert_eq!(svids.trouble(SystemTime::now()), Vec::<String>::new());
+        let day = Duration::from_secs(86_400);
+        let [over] = &svids.trouble(wall + 3 * day)[..] else { panic!("not told") };
+        assert!(over.starts_with(&format!("the certificate of {id} ended ")), "{over}");
+        assert!(over.contains(" ago, by the clock of this host"), "{over}");
+        let [early] = &svids.trouble(wall - 3 * day)[..] else { panic!("not told") };
+        assert!(early.starts_with(&format!("the certificate of {id} is good only in ")), "{early}");
     }
 
     #[test]

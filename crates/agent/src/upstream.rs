@@ -6,16 +6,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use outrider_api::agent::ProxyStatus;
-use outrider_xds::client::{Client, Limits, Update};
+use outrider_xds::client::{BadResponse, Client, Limits};
 use outrider_xds::{Interest, Resource, ResourceSet};
 use outrider_xds_types::names;
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
+use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use outrider_xds_types::type_url;
 use tokio::sync::{Notify, watch};
 
 use crate::facts::Facts;
+use crate::zones;
 
 /// The state of the connection, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,13 +43,45 @@ pub struct Upstream {
 pub(crate) struct State {
     pub(crate) client: Client,
     pub(crate) facts: Facts,
+    /// Where this host is.
+    zone: Option<Arc<str>>,
     set: ResourceSet,
     /// Names the control plane said do not exist.
-    absent: BTreeSet<(String, String)>,
+    absent: Arc<BTreeSet<(String, String)>>,
     wanted: BTreeMap<(String, String), usize>,
+    /// What does not work on this host beside its instances.
+    problems: Vec<String>,
     /// Instances that the control plane does not count, by `NS/INSTANCE`, and why.
     refused: BTreeMap<String, String>,
+    /// Instances that leave and that no proxy calls any more, by `NS/INSTANCE`.
+    withdrawn: BTreeSet<String>,
     online: bool,
+    /// Since when there is no session.
+    away: Instant,
+}
+
+/// What was known at one moment: what came later is not in it, neither as a resource nor as a name that is known.
+/// Whoever asks more than one question before it acts asks them of one view, or acts on something that never was.
+#[derive(Clone, Debug)]
+pub struct View {
+    set: ResourceSet,
+    absent: Arc<BTreeSet<(String, String)>>,
+}
+
+impl View {
+    /// All resources.
+    pub fn resources(&self) -> &ResourceSet {
+        &self.set
+    }
+
+    /// What was known about one name.
+    pub fn known(&self, type_url: &str, name: &str) -> Known {
+        match self.set.get(type_url, name) {
+            Some(resource) => Known::Yes(resource.clone()),
+            None if self.absent.contains(&(type_url.to_owned(), name.to_owned())) => Known::No,
+            None => Known::NotYet,
+        }
+    }
 }
 
 /// A subscription; dropping it ends it.
@@ -68,18 +103,22 @@ pub enum Known {
 }
 
 impl Upstream {
-    /// Starts knowing nothing.
-    pub fn new(node: &str) -> Arc<Self> {
+    /// Starts knowing nothing. Endpoints of `zone`, if there is one, are put before others as they come.
+    pub fn new(node: &str, zone: Option<&str>) -> Arc<Self> {
         let node = Node { id: node.to_owned(), ..Node::default() };
         Arc::new(Self {
             state: Mutex::new(State {
                 client: Client::new(node, Limits::default()),
                 facts: Facts::default(),
+                zone: zone.map(Into::into),
                 set: ResourceSet::new(),
-                absent: BTreeSet::new(),
+                absent: Arc::default(),
                 wanted: BTreeMap::new(),
+                problems: Vec::new(),
                 refused: BTreeMap::new(),
+                withdrawn: BTreeSet::new(),
                 online: false,
+                away: Instant::now(),
             }),
             changed: watch::channel(0).0,
             link: watch::channel(LinkState::Away("not connected yet".to_owned())).0,
@@ -107,19 +146,10 @@ impl Upstream {
         Subscription { upstream: Arc::clone(self), key }
     }
 
-    /// All resources now. Cheap.
-    pub fn resources(&self) -> ResourceSet {
-        self.lock().set.clone()
-    }
-
-    /// What is known about one name.
-    pub fn known(&self, type_url: &str, name: &str) -> Known {
+    /// Everything that is known now. Cheap.
+    pub fn view(&self) -> View {
         let state = self.lock();
-        match state.set.get(type_url, name) {
-            Some(resource) => Known::Yes(resource.clone()),
-            None if state.absent.contains(&(type_url.to_owned(), name.to_owned())) => Known::No,
-            None => Known::NotYet,
-        }
+        View { set: state.set.clone(), absent: state.absent.clone() }
     }
 
     /// Whether something was asked for by its name and nothing was heard of it yet.
@@ -140,9 +170,25 @@ impl Upstream {
         self.link.borrow().clone()
     }
 
+    /// How long there has been no session; `None` while there is one.
+    pub fn unheard(&self) -> Option<Duration> {
+        let state = self.lock();
+        (!state.online).then(|| state.away.elapsed())
+    }
+
     /// Wakes all instances, as a change would.
     pub(crate) fn look_again(&self) {
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// What does not work on this host beside its instances; told with every heartbeat.
+    pub(crate) fn set_problems(&self, problems: Vec<String>) {
+        self.lock().problems = problems;
+    }
+
+    /// What does not work on this host, a sentence each.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.lock().problems.clone()
     }
 
     /// Every instance that the control plane does not count, and why.
@@ -156,8 +202,25 @@ impl Upstream {
         self.lock().refused.get(proxy).cloned()
     }
 
+    /// Every instance that leaves and that no proxy calls any more.
+    pub(crate) fn set_withdrawn(&self, withdrawn: BTreeSet<String>) {
+        self.lock().withdrawn = withdrawn;
+        self.look_again();
+    }
+
+    /// Whether an instance (`NS/INSTANCE`) that leaves is known not to be called any more.
+    pub fn is_withdrawn(&self, proxy: &str) -> bool {
+        self.lock().withdrawn.contains(proxy)
+    }
+
     pub(crate) fn set_link(&self, state: LinkState) {
-        self.lock().online = state == LinkState::Connected;
+        {
+            let mut shared = self.lock();
+            let online = state == LinkState::Connected;
+            if std::mem::replace(&mut shared.online, online) && !online {
+                shared.away = Instant::now();
+            }
+        }
         self.link.send_replace(state);
         // What is missing reads differently without a control plane.
         self.look_again();
@@ -177,29 +240,46 @@ impl Upstream {
         }
     }
 
-    /// Takes an update in. It is in use here from now on.
-    pub(crate) fn take(&self, update: &Update) {
-        {
-            let mut state = self.lock();
+    /// Takes a response in, as far as it is wanted. It is in use *here* from now on; what proxies do with it is told by
+    /// `Applied` facts. Returns the answer.
+    ///
+    /// In one step: a subscription that ended and began anew between two would make something count as held that is not
+    /// here, and the next stream would never bring it.
+    ///
+    /// # Errors
+    /// [`BadResponse`] if it is malformed.
+    pub(crate) fn take(
+        &self,
+        response: DeltaDiscoveryResponse,
+    ) -> Result<Option<DeltaDiscoveryRequest>, BadResponse> {
+        let answer = {
+            let State { client, set, absent, zone, .. } = &mut *self.lock();
+            let update = client.on_response(response)?;
+            let absent = Arc::make_mut(absent);
             for resource in &update.added {
-                state.absent.remove(&(update.type_url.to_string(), resource.name.to_string()));
-                state.set.insert(resource.clone());
+                absent.remove(&(update.type_url.to_string(), resource.name.to_string()));
+                set.insert(zones::nearest_first(resource, zone.as_deref()));
             }
             for name in &update.removed {
-                state.set.remove(&update.type_url, name);
-                state.absent.insert((update.type_url.to_string(), name.clone()));
+                set.remove(&update.type_url, name);
+                absent.insert((update.type_url.to_string(), name.clone()));
             }
-        }
+            client.ack(update.token)
+        };
         self.changed.send_modify(|count| *count += 1);
+        Ok(answer)
     }
 
     /// Takes the last good configuration of a proxy (`NS/INSTANCE`) for what is known of it, as far as nothing newer
     /// is: without a control plane there is nothing else. When the next stream begins the control plane is told of
     /// it, so that it says what has changed and what is gone. Returns whether anything was taken.
+    ///
+    /// Nothing is while a stream has begun, of which a session that is being opened has not heard yet: that stream would
+    /// never say what of it is gone.
     pub(crate) fn seed(&self, proxy: &str, last_good: &ResourceSet) -> bool {
         let taken = {
             let mut state = self.lock();
-            if state.online {
+            if state.online || state.client.is_connected() {
                 return false;
             }
             last_good.iter().filter(|resource| state.seed(proxy, resource)).count()
@@ -208,6 +288,19 @@ impl Upstream {
             self.look_again();
         }
         taken > 0
+    }
+}
+
+#[cfg(test)]
+impl Upstream {
+    /// A stream begins, or ends, of which nothing was heard.
+    pub(crate) fn dial(&self, up: bool) {
+        let client = &mut self.lock().client;
+        if up {
+            client.connect();
+        } else {
+            client.disconnected();
+        }
     }
 }
 
@@ -222,8 +315,8 @@ impl State {
         if self.set.get(&key.0, &key.1).is_some() || self.absent.contains(&key) {
             return false;
         }
-        self.client.claim(&key.0, &key.1, &resource.version);
-        self.set.insert(resource.renamed(key.1))
+        self.client.claim(&key.0, &key.1, zones::as_it_came(&resource.version));
+        self.set.insert(zones::nearest_first(&resource.renamed(key.1), self.zone.as_deref()))
     }
 
     /// What is known already of a new subscription is told to the server when the next stream begins, so that
@@ -233,10 +326,10 @@ impl State {
         interest.add(name);
         let old: Vec<_> = self.set.of_type(type_url).filter(|r| interest.covers(&r.name)).cloned().collect();
         for resource in old {
-            if self.online {
+            if self.client.is_connected() {
                 self.set.remove(type_url, &resource.name);
             } else {
-                self.client.claim(type_url, &resource.name, &resource.version);
+                self.client.claim(type_url, &resource.name, zones::as_it_came(&resource.version));
             }
         }
     }
@@ -250,7 +343,6 @@ impl State {
         self.wanted.remove(key);
         let (type_url, name) = key;
         self.client.unsubscribe(type_url, [name]);
-        self.absent.remove(key);
         let mut ended = Interest::default();
         ended.add(name);
         let still = self.client.interest(type_url);
@@ -261,6 +353,8 @@ impl State {
             .filter(|r| ended.covers(&r.name) && !covered(&r.name))
             .cloned()
             .collect();
+        Arc::make_mut(&mut self.absent)
+            .retain(|(of_type, name)| of_type != type_url || !ended.covers(name) || covered(name));
         for resource in old {
             self.set.remove(type_url, &resource.name);
         }
@@ -276,7 +370,6 @@ impl Drop for Subscription {
 
 #[cfg(test)]
 mod tests {
-    use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
     use outrider_xds_types::type_url::{ENDPOINT, WORKLOAD};
 
     use super::*;
@@ -292,37 +385,77 @@ mod tests {
             removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
             ..DeltaDiscoveryResponse::default()
         };
-        let update = {
-            let mut state = upstream.lock();
-            let _ = state.client.connect();
-            state.client.on_response(response).unwrap()
-        };
-        upstream.take(&update);
+        let _ = upstream.lock().client.connect();
+        upstream.take(response).unwrap();
     }
 
     #[test]
     fn shared_subscriptions_last_as_long_as_the_last_holder() {
-        let upstream = Upstream::new("n1");
+        let upstream = Upstream::new("n1", None);
         let one = upstream.subscribe(ENDPOINT, "shop/a/http");
         let two = upstream.subscribe(ENDPOINT, "shop/a/http");
-        assert_eq!(upstream.known(ENDPOINT, "shop/a/http"), Known::NotYet);
+        assert_eq!(upstream.view().known(ENDPOINT, "shop/a/http"), Known::NotYet);
         update(&upstream, ENDPOINT, &["shop/a/http"], &[]);
         drop(one);
-        assert!(matches!(upstream.known(ENDPOINT, "shop/a/http"), Known::Yes(_)));
+        assert!(matches!(upstream.view().known(ENDPOINT, "shop/a/http"), Known::Yes(_)));
         assert!(upstream.lock().client.interest(ENDPOINT).unwrap().covers("shop/a/http"));
         drop(two);
-        assert_eq!(upstream.known(ENDPOINT, "shop/a/http"), Known::NotYet);
+        assert_eq!(upstream.view().known(ENDPOINT, "shop/a/http"), Known::NotYet);
         assert!(!upstream.lock().client.interest(ENDPOINT).unwrap().covers("shop/a/http"));
     }
 
     #[test]
+    fn what_comes_while_a_view_is_looked_at_is_not_half_in_it() {
+        let upstream = Upstream::new("n1", None);
+        let _one = upstream.subscribe(ENDPOINT, "shop/a/http");
+        let before = upstream.view();
+        update(&upstream, ENDPOINT, &["shop/a/http"], &["shop/b/http"]);
+        let in_it = |view: &View| view.resources().get(ENDPOINT, "shop/a/http").is_some();
+        // Known without being there would be a service without endpoints, for every call that is made meanwhile.
+        assert_eq!((before.known(ENDPOINT, "shop/a/http"), in_it(&before)), (Known::NotYet, false));
+        let after = upstream.view();
+        assert!(matches!(after.known(ENDPOINT, "shop/a/http"), Known::Yes(_)) && in_it(&after));
+    }
+
+    #[test]
+    fn what_comes_after_its_subscription_has_ended_is_not_kept() {
+        let upstream = Upstream::new("n1", None);
+        let _other = upstream.subscribe(ENDPOINT, "shop/b/http");
+        let one = upstream.subscribe(ENDPOINT, "shop/a/http");
+        let response = DeltaDiscoveryResponse {
+            type_url: ENDPOINT.to_owned(),
+            nonce: "1".to_owned(),
+            resources: vec![Resource::new(ENDPOINT, "shop/a/http", "v1", vec![1]).to_wire()],
+            removed_resources: vec!["shop/b/http".to_owned()],
+            ..DeltaDiscoveryResponse::default()
+        };
+        let _ = upstream.lock().client.connect();
+        drop(one);
+        upstream.take(response).unwrap();
+        assert_eq!(upstream.lock().client.held(ENDPOINT).count(), 0, "nothing is claimed that is not here");
+        assert_eq!(upstream.view().known(ENDPOINT, "shop/a/http"), Known::NotYet);
+        assert_eq!(upstream.view().known(ENDPOINT, "shop/b/http"), Known::No);
+        let glob = names::scope_glob(type_url::CLUSTER, "shop/a-x7k2p");
+        let scoped = names::scoped(type_url::CLUSTER, "shop/a-x7k2p", "inbound/http");
+        let scope = upstream.subscribe(type_url::CLUSTER, &glob);
+        update_of(&upstream, &scoped);
+        drop(scope);
+        assert_eq!(upstream.lock().absent.len(), 1, "nothing is left of an instance that has ended");
+    }
+
+    fn update_of(upstream: &Upstream, removed: &str) {
+        update(upstream, type_url::CLUSTER, &[], &[removed]);
+        assert!(upstream.lock().absent.len() > 1);
+    }
+
+    #[test]
     fn absence_is_known_and_ends_with_the_resource() {
-        let upstream = Upstream::new("n1");
+        let upstream = Upstream::new("n1", None);
         let _one = upstream.subscribe(WORKLOAD, "shop/a");
         update(&upstream, WORKLOAD, &[], &["shop/a"]);
-        assert_eq!(upstream.known(WORKLOAD, "shop/a"), Known::No);
+        assert_eq!(upstream.view().known(WORKLOAD, "shop/a"), Known::No);
         update(&upstream, WORKLOAD, &["shop/a"], &[]);
-        assert!(matches!(upstream.known(WORKLOAD, "shop/a"), Known::Yes(_)));
+        assert!(matches!(upstream.view().known(WORKLOAD, "shop/a"), Known::Yes(_)));
     }
 
     #[test]
@@ -334,21 +467,22 @@ mod tests {
         last_good.insert(Resource::new(type_url::CLUSTER, "inbound/http", "v1", vec![1]));
         last_good.insert(Resource::new(WORKLOAD, "shop/a", "v1", vec![1]));
         last_good.insert(Resource::new(ENDPOINT, "shop/b/http", "v1", vec![1]));
-        let upstream = Upstream::new("n1");
+        let upstream = Upstream::new("n1", None);
         let _globs = upstream.subscribe(type_url::CLUSTER, &glob);
         let _workload = upstream.subscribe(WORKLOAD, "shop/a");
         update(&upstream, WORKLOAD, &["shop/a"], &[]);
         upstream.lock().set.insert(Resource::new(WORKLOAD, "shop/a", "v2", vec![2]));
+        assert!(!upstream.seed(proxy, &last_good), "a stream has begun, although nobody is online yet");
+        upstream.lock().client.disconnected();
         assert!(upstream.seed(proxy, &last_good));
         assert!(!upstream.seed(proxy, &last_good), "once");
-        let version = |type_url: &str, name: &str| match upstream.known(type_url, name) {
+        let version = |type_url: &str, name: &str| match upstream.view().known(type_url, name) {
             Known::Yes(resource) => resource.version.to_string(),
             other => panic!("{name}: {other:?}"),
         };
         assert_eq!(version(type_url::CLUSTER, &scoped), "v1");
         assert_eq!(version(WORKLOAD, "shop/a"), "v2", "what is newer stays");
         let _endpoints = upstream.subscribe(ENDPOINT, "shop/b/http");
-        upstream.lock().client.disconnected();
         let first = upstream.lock().client.connect();
         let claimed: BTreeMap<_, _> =
             first.iter().flat_map(|request| request.initial_resource_versions.clone()).collect();
@@ -358,6 +492,6 @@ mod tests {
         upstream.set_link(LinkState::Connected);
         let other = names::scoped(type_url::CLUSTER, "shop/a-other", "inbound/http");
         assert!(!upstream.seed("shop/a-other", &last_good), "the control plane is asked instead");
-        assert_eq!(upstream.known(type_url::CLUSTER, &other), Known::NotYet);
+        assert_eq!(upstream.view().known(type_url::CLUSTER, &other), Known::NotYet);
     }
 }

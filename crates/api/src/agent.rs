@@ -35,6 +35,8 @@ pub mod refusal {
     pub const STOPPING: &str = "stopping";
     /// The release is in quarantine there.
     pub const QUARANTINED: &str = "quarantined";
+    /// The release is not in quarantine there, so there is nothing to pardon.
+    pub const NOT_QUARANTINED: &str = "not_quarantined";
     /// There is nothing to go back to.
     pub const NOTHING_BEFORE: &str = "nothing_before";
     /// A rollback is under way.
@@ -156,7 +158,7 @@ pub struct Occurred {
     pub engine: String,
     #[prost(string, tag = "7")]
     pub release: String,
-    /// `took_over`, `passed`, `put_back` or `ended`.
+    /// `took_over`, `passed`, `put_back`, `ended` or `resized`.
     #[prost(string, tag = "8")]
     pub happened: String,
     /// One word: `signal`, `panic`, `out_of_memory`, `hung`, `upgrade`, `probation` and so on.
@@ -206,10 +208,34 @@ pub struct Hello {
     /// Address other hosts reach this one at.
     #[prost(string, tag = "3")]
     pub address: String,
+    /// Where the host is: at most [`MAX_ZONE`] letters, digits, `-`, `_` and `.`; empty if that was not said. Anything else
+    /// counts as empty. Missing from agents before this one.
+    #[prost(string, tag = "4")]
+    pub zone: String,
+}
+
+/// Longest name of a zone, in bytes.
+pub const MAX_ZONE: usize = 63;
+
+/// Whether a text can be the name of a zone.
+pub fn is_zone(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=MAX_ZONE).contains(&text.len()) && text.bytes().all(fits)
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Heartbeat {}
+pub struct Heartbeat {
+    /// What does not work on this host beside its instances, a sentence each; at most [`MAX_PROBLEMS`] of at most
+    /// [`MAX_PROBLEM`] bytes are kept. Missing from agents before this one.
+    #[prost(string, repeated, tag = "1")]
+    pub problems: Vec<String>,
+}
+
+/// Most problems of a host that are kept.
+pub const MAX_PROBLEMS: usize = 16;
+
+/// Longest text of a problem that is kept, in bytes.
+pub const MAX_PROBLEM: usize = 512;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Instances {
@@ -329,7 +355,7 @@ pub struct ListenerTraffic {
     pub connections: u64,
     #[prost(uint64, tag = "3")]
     pub requests: u64,
-    /// Responses of class 5xx, and connections the proxy ended with a reason.
+    /// Responses of class 5xx, calls of gRPC that a server failed, and connections the proxy ended with a reason.
     #[prost(uint64, tag = "4")]
     pub errors: u64,
     #[prost(message, repeated, tag = "5")]
@@ -349,7 +375,7 @@ pub struct ReasonCount {
 /// Control plane → agent.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Instruction {
-    #[prost(oneof = "InstructionKind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "InstructionKind", tags = "1, 2, 3, 4, 5")]
     pub kind: Option<InstructionKind>,
 }
 
@@ -367,6 +393,17 @@ pub enum InstructionKind {
     /// Something to be done with a proxy.
     #[prost(message, tag = "4")]
     Command(Command),
+    /// All instances of the host that drain and that no live proxy calls any more, whenever these are others; none of
+    /// them at first.
+    #[prost(message, tag = "5")]
+    Withdrawn(Withdrawn),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Withdrawn {
+    /// `NS/INSTANCE`.
+    #[prost(string, repeated, tag = "1")]
+    pub instances: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -80,7 +80,8 @@ impl NamespaceContents {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ObjectKey {
-    /// `Namespace`, `Service` or `HTTPRoute`.
+    /// `Namespace`, `Service`, `HTTPRoute`, `GRPCRoute`, `TCPRoute`, `ReferenceGrant`, `TrafficPolicy` or
+    /// `AccessPolicy`.
     pub kind: String,
     /// Empty for a `Namespace`.
     #[serde(default)]
@@ -239,6 +240,9 @@ pub struct NodeView {
     pub name: String,
     /// Address other hosts reach it at.
     pub address: String,
+    /// Where it is; empty if its agent was not told.
+    #[serde(default)]
+    pub zone: String,
     /// Version of its agent.
     pub version: String,
     /// Whether its session is up.
@@ -250,6 +254,9 @@ pub struct NodeView {
     /// What it reports that does not count, instances above all: name and cause, one a line.
     #[serde(default)]
     pub refused: Vec<String>,
+    /// What does not work there beside its instances, by its agent; as of the last heartbeat.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// What it may run.
     #[serde(default)]
     pub scope: NodeScope,

@@ -1,68 +1,111 @@
-//! What a proxy keeps in memory: with ten upstreams and no traffic, and for each silent connection.
+//! What a proxy keeps in memory: with ten services to call and no traffic, with a thousand of ten endpoints each, and
+//! for each silent connection.
 //!
-//! Holds: resident memory as the kernel counts it, read once it stays the same; what a connection costs is the
-//! growth divided by their number, kernel memory not included. Does not: hold more connections than the limit of
-//! descriptors allows.
+//! Holds: resident memory as the kernel counts it, of all processes of a proxy, read once it stays the same; what a
+//! connection costs is the growth after some have been there, divided by their number, kernel memory not included. Does
+//! not: hold more connections than the limit of descriptors allows.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::measure::{Pinned, free_address, pause, resident_kib, wait_for};
-use crate::peers::{Job, Route, Side};
-use crate::run::{Contender, LOAD_CORE, PROXY_CORE, start, wanted};
-use crate::{Arguments, native, peers, tcp};
+use crate::peers::{self, Job, Others, Proxy, Route, Side, Speaks};
+use crate::plan::{Held, memory_goal};
+use crate::report::MemoryReport;
+use crate::run::{Bench, Contender, LOAD_CORE, job, start};
+use crate::{native, tcp};
 
 /// Resident memory counts as settled when it changes by less in a second.
 const SETTLED_KIB: u64 = 64;
 
-#[derive(Serialize)]
-pub(crate) struct MemoryRow {
-    what: String,
-    proxy: String,
-    connections: usize,
-    before_mib: f64,
-    after_mib: f64,
-    bytes_per_connection: f64,
-}
+/// Connections that are there before those that count.
+const WARMING: usize = 20;
 
-pub(crate) fn measure(arguments: &Arguments) -> Result<Vec<MemoryRow>> {
-    let parked = usize::from(arguments.parked);
-    descriptors(parked)?;
-    let mut rows = vec![idle(arguments)?];
-    for route in [Route::Http, Route::Tcp, Route::TcpMtlsPair] {
-        for name in wanted(arguments, route) {
-            eprintln!("{parked} silent connections, {}, {name} …", route.title());
-            let row = silent(arguments, route, name, parked)?;
-            eprintln!("  {:.0} bytes each", row.bytes_per_connection);
-            rows.push(row);
+/// Reads one row, of everybody.
+pub(crate) fn measure(bench: &Bench<'_>, held: Held) -> Result<Vec<MemoryReport>> {
+    let parked = usize::from(bench.arguments.parked);
+    let mut rows = Vec::new();
+    let mut each = |what: &str, speaks: Speaks, read: &dyn Fn(Proxy) -> Result<(usize, u64, u64)>| {
+        for proxy in Proxy::ALL {
+            let row = |missing: Option<String>, connections: usize, before: u64, after: u64| MemoryReport {
+                row: held.name().to_owned(),
+                what: what.to_owned(),
+                proxy,
+                missing,
+                connections,
+                before_mib: before as f64 / 1024.0,
+                after_mib: after as f64 / 1024.0,
+                bytes_per_connection: after.saturating_sub(before) as f64 * 1024.0
+                    / connections.max(1) as f64,
+                goal: memory_goal(held, speaks),
+            };
+            if let Some(reason) = bench.programs.cannot(proxy, speaks) {
+                rows.push(row(Some(reason.to_owned()), 0, 0, 0));
+                continue;
+            }
+            match read(proxy) {
+                Ok((connections, before, after)) => {
+                    let row = row(None, connections, before, after);
+                    let (mib, bytes) = (row.after_mib, row.bytes_per_connection);
+                    eprintln!(
+                        "    {what}, {}: {}",
+                        proxy.name(),
+                        if connections > 0 {
+                            format!("{bytes:.0} bytes each")
+                        } else {
+                            format!("{mib:.1} MiB")
+                        }
+                    );
+                    rows.push(row);
+                }
+                Err(error) => {
+                    eprintln!("    {what}, {} failed: {error:#}", proxy.name());
+                    let text = format!("{error:#}");
+                    let short = text.lines().next_back().unwrap_or_default();
+                    rows.push(row(Some(format!("it failed ({short})")), 0, 0, 0));
+                }
+            }
+        }
+    };
+    match held {
+        Held::Idle => {
+            let others = Others { services: 9, endpoints: 1 };
+            each("idle, ten services with mTLS", Speaks::Http, &|proxy| {
+                idle(bench, proxy, Side::Client, others)
+            });
+        }
+        Held::Services => {
+            let others = Others { services: 999, endpoints: 10 };
+            each("idle, 1,000 services of ten endpoints, mTLS", Speaks::Http, &|proxy| {
+                idle(bench, proxy, Side::Client, others)
+            });
+            each("idle, 1,000 services of ten endpoints, plain", Speaks::Http, &|proxy| {
+                idle(bench, proxy, Side::Plain, others)
+            });
+        }
+        Held::Parked => {
+            // Both ends of every connection are descriptors of this process or of one that inherits its limit, and those
+            // of the proxy before may not have been closed yet.
+            descriptors(4 * (WARMING + parked) as u64 + 512)?;
+            for route in [Route::Http, Route::Http2, Route::Tcp, Route::TcpMtls] {
+                let what = format!("a silent connection, {}", route.title().replace(" exchanges", ""));
+                each(&what, route.speaks(), &|proxy| silent(bench, route, proxy, parked));
+            }
         }
     }
     Ok(rows)
 }
 
-pub(crate) fn print(rows: &[MemoryRow]) {
-    println!(
-        "\n{:<38} {:<10} {:>11} {:>10} {:>10} {:>12}",
-        "memory", "proxy", "connections", "before MiB", "after MiB", "bytes each"
-    );
-    for row in rows {
-        println!(
-            "{:<38} {:<10} {:>11} {:>10.1} {:>10.1} {:>12.0}",
-            row.what, row.proxy, row.connections, row.before_mib, row.after_mib, row.bytes_per_connection
-        );
-    }
-}
-
-/// Both ends of every connection are descriptors of this process or of one that inherits its limit, and those of the
-/// proxy before may not have been closed yet.
-fn descriptors(parked: usize) -> Result<()> {
+/// Makes room for so many descriptors, here and in what is started from here.
+///
+/// # Errors
+/// The limit may not be raised as far.
+pub(crate) fn descriptors(needed: u64) -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let needed = 4 * parked as u64 + 512;
     let now = getrlimit(Resource::Nofile);
     if now.current.is_none_or(|limit| limit >= needed) {
         return Ok(());
@@ -71,74 +114,78 @@ fn descriptors(parked: usize) -> Result<()> {
     let maximum = now.maximum.map(|limit| limit.max(needed));
     setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum }).with_context(|| {
         format!(
-            "{parked} connections need {needed} descriptors, the limit is {:?}; --parked may be less",
+            "{needed} descriptors are needed, the limit is {:?}; fewer --connections or --parked need fewer",
             now.maximum
         )
     })
 }
 
-fn idle(arguments: &Arguments) -> Result<MemoryRow> {
+fn idle(bench: &Bench<'_>, proxy: Proxy, side: Side, others: Others) -> Result<(usize, u64, u64)> {
     let dir = tempfile::Builder::new().prefix("outrider-bench").tempdir()?;
     let identity = native::certificates(dir.path())?;
-    let listen = free_address()?;
-    let forward = free_address()?;
-    let job = Job { dir: dir.path().to_owned(), listen, forward, side: Side::Client, tcp: false, others: 9 };
-    let command = native::command(&arguments.proxy, &job, &identity)?;
-    let process = Pinned::start("outrider", PROXY_CORE, &command, &dir.path().join("log"))?;
-    wait_for(listen, "outrider")?;
-    let mib = settled(&[&process])? as f64 / 1024.0;
-    Ok(MemoryRow {
-        what: "idle, ten upstreams with mTLS".to_owned(),
-        proxy: "outrider".to_owned(),
-        connections: 0,
-        before_mib: mib,
-        after_mib: mib,
-        bytes_per_connection: 0.0,
-    })
+    let job = Job { side, others, ..job(dir.path(), free_address()?, Speaks::Http, 100) };
+    let contender = start(bench, proxy, Route::Http, job, &identity)?;
+    if others.services > 0 {
+        // The last one is there: all are.
+        wait_for(peers::listen_of_other(others.services - 1), proxy.name())?;
+    }
+    let kib = resident(&contender)?;
+    Ok((0, kib, kib))
 }
 
-fn silent(arguments: &Arguments, route: Route, name: &'static str, parked: usize) -> Result<MemoryRow> {
+fn silent(bench: &Bench<'_>, route: Route, proxy: Proxy, parked: usize) -> Result<(usize, u64, u64)> {
     let dir = tempfile::Builder::new().prefix("outrider-bench").tempdir()?;
     let identity = native::certificates(dir.path())?;
     let holder = tcp::Holder::start()?;
-    let (address, _origin) = origin(dir.path())?;
-    let forward = if route.is_tcp() { holder.address } else { address };
-    let contender = start(arguments, name, route, dir.path(), forward, &identity)?;
-    let already = holder.held();
-    let before = resident(&contender)?;
-    let mut open = Vec::with_capacity(parked);
-    for _ in 0..parked {
-        let mut stream = TcpStream::connect(contender.entry)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        if !route.is_tcp() {
-            ask(&mut stream)?;
+    let is_tcp = route.speaks() == Speaks::Tcp;
+    let mut _origin = None;
+    let forward = if is_tcp {
+        holder.address
+    } else {
+        let (address, process) = origin(dir.path(), route.speaks())?;
+        _origin = Some(process);
+        address
+    };
+    let job = job(dir.path(), forward, route.speaks(), WARMING + parked);
+    let contender = start(bench, proxy, route, job, &identity)?;
+    let mut open = Vec::with_capacity(WARMING + parked);
+    let mut add = |connections: usize| -> Result<()> {
+        let already = holder.held();
+        for _ in 0..connections {
+            let mut stream = TcpStream::connect(contender.entry)?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            match route.speaks() {
+                Speaks::Tcp => {}
+                Speaks::Http => ask(&mut stream)?,
+                Speaks::Http2 | Speaks::Grpc => ask_http2(&mut stream)?,
+            }
+            open.push(stream);
         }
-        open.push(stream);
-    }
-    if route.is_tcp() {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while holder.held() < already + parked {
+        while is_tcp && holder.held() < already + connections {
             if Instant::now() > deadline {
-                bail!("{name}: only {} of {parked} connections reached the origin", holder.held() - already);
+                bail!("only {} of {connections} connections reached the origin", holder.held() - already);
             }
             pause(Duration::from_millis(20));
         }
-    }
-    let after = resident(&contender)?;
-    Ok(MemoryRow {
-        what: format!("{}, silent", route.title()),
-        proxy: name.to_owned(),
-        connections: parked,
-        before_mib: before as f64 / 1024.0,
-        after_mib: after as f64 / 1024.0,
-        bytes_per_connection: after.saturating_sub(before) as f64 * 1024.0 / parked as f64,
-    })
+        Ok(())
+    };
+    // Code that is run for the first time is no price of a connection.
+    resident(&contender)?;
+    add(WARMING)?;
+    let before = resident(&contender)?;
+    add(parked)?;
+    Ok((parked, before, resident(&contender)?))
 }
 
-fn origin(dir: &Path) -> Result<(SocketAddr, Pinned)> {
+fn origin(dir: &Path, speaks: Speaks) -> Result<(SocketAddr, Pinned)> {
     let address = free_address()?;
-    let process =
-        Pinned::start("the origin", LOAD_CORE, &peers::origin(dir, address, &[64])?, &dir.join("log"))?;
+    let process = Pinned::start(
+        "the origin",
+        LOAD_CORE,
+        &peers::origin(dir, address, free_address()?, &[64], speaks)?,
+        &dir.join("log"),
+    )?;
     wait_for(address, "the origin")?;
     Ok((address, process))
 }
@@ -156,6 +203,52 @@ fn ask(stream: &mut TcpStream) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Frames of HTTP/2 that are used here.
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+/// END_STREAM, and ACK of SETTINGS.
+const END: u8 = 1;
+/// END_HEADERS.
+const WHOLE: u8 = 4;
+
+/// One request of HTTP/2, frame by frame.
+fn ask_http2(stream: &mut TcpStream) -> Result<()> {
+    // GET, http, /64 and the authority, the last two without a place in the table.
+    let mut fields = vec![0x82, 0x86, 0x04, 3];
+    fields.extend_from_slice(b"/64\x01\x06server");
+    let mut opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    opening.extend(frame(SETTINGS, 0, 0, &[]));
+    opening.extend(frame(HEADERS, WHOLE | END, 1, &fields));
+    stream.write_all(&opening)?;
+    let (mut answered, mut settled) = (false, false);
+    while !(answered && settled) {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload)?;
+        let (kind, flags) = (head[3], head[4]);
+        match kind {
+            SETTINGS if flags & END == 0 => {
+                stream.write_all(&frame(SETTINGS, END, 0, &[]))?;
+                settled = true;
+            }
+            // 0x88 is status 200.
+            HEADERS => ensure!(payload.first() == Some(&0x88), "not served: {payload:?}"),
+            DATA => answered |= flags & END != 0,
+            3 | 7 => bail!("reset or sent away: {payload:?}"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap_or(u8::MAX);
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
 fn resident(contender: &Contender) -> Result<u64> {

@@ -1,6 +1,10 @@
-//! The native proxy under test: configured by the real compile step, with every mesh feature on, from a
-//! snapshot instead of a control plane.
+//! The native proxy under test: configured by the real compile step, from a snapshot instead of a control plane, with
+//! everything that a declared service has by default (timeouts, retries, ejection, limits, counters, the list of callers
+//! where there is mutual TLS), a route with matches, and a policy about requests at the called side.
+//!
+//! Does not: keep the default limit of connections, because its peers have none.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -24,8 +28,7 @@ use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRespons
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, names, type_url};
 
-use crate::measure::free_address;
-use crate::peers::{Job, Side};
+use crate::peers::{Job, Side, Speaks, endpoint_of_other, listen_of_other};
 
 /// Name of the one port.
 const PORT: &str = "main";
@@ -71,13 +74,15 @@ pub(crate) fn command(proxy: &Path, job: &Job, identity: &Identity) -> Result<Ve
         Side::Server => (server.clone(), names::inbound(PORT)),
     };
     let compiled = compiler.proxy(&me).context("the benchmark's intent has both services")?;
+    let others: HashMap<String, usize> =
+        (0..job.others.services).map(|n| (names::outbound("bench", &format!("other{n}"), PORT), n)).collect();
     let mut set = ResourceSet::new();
     for resource in compiled.resources.iter() {
         if &*resource.type_url == type_url::LISTENER {
             if *resource.name == *listener {
                 set.insert(bound(resource, job.listen)?);
-            } else if job.others > 0 {
-                set.insert(bound(resource, free_address()?)?);
+            } else if let Some(number) = others.get(&*resource.name) {
+                set.insert(bound(resource, listen_of_other(*number))?);
             }
         } else if &*resource.type_url == type_url::CLUSTER {
             set.insert(unlimited(resource)?);
@@ -87,9 +92,13 @@ pub(crate) fn command(proxy: &Path, job: &Job, identity: &Identity) -> Result<Ve
     }
     let forward = Endpoint { address: job.forward.ip(), port: job.forward.port() };
     set.insert(outrider_compile::endpoints(&server, PORT, &[forward]));
-    for n in 0..job.others {
+    for n in 0..job.others.services {
         let other = ServiceRef::new("bench", format!("other{n}"));
-        set.insert(outrider_compile::endpoints(&other, PORT, &[forward]));
+        let endpoints: Vec<Endpoint> = (0..job.others.endpoints)
+            .map(|at| endpoint_of_other(n, at))
+            .map(|endpoint| Endpoint { address: endpoint.ip(), port: endpoint.port() })
+            .collect();
+        set.insert(outrider_compile::endpoints(&other, PORT, &endpoints));
     }
     let (chain, key) = if job.side == Side::Server { &identity.server } else { &identity.client };
     for secret in secrets(chain, key, &identity.ca) {
@@ -103,19 +112,38 @@ pub(crate) fn command(proxy: &Path, job: &Job, identity: &Identity) -> Result<Ve
 }
 
 fn intent(job: &Job) -> Result<Intent> {
-    let protocol = if job.tcp { "tcp" } else { "http" };
+    let protocol = match job.speaks {
+        Speaks::Http => "http",
+        Speaks::Http2 => "http2",
+        Speaks::Grpc => "grpc",
+        Speaks::Tcp => "tcp",
+    };
     let mtls = if job.side == Side::Plain { "off" } else { "required" };
     // A route with a match on a header and weights, so that the compiled route table has something to decide.
-    let route = if job.tcp {
+    let (kind, first) = match job.speaks {
+        Speaks::Grpc => ("GRPCRoute", "method: {service: bench.v1.Admin}"),
+        _ => ("HTTPRoute", "path: {type: PathPrefix, value: /admin}"),
+    };
+    let route = if job.speaks == Speaks::Tcp {
+        String::new()
+    } else {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: bench}}\nspec:\n  \
+             parentRefs: [{{kind: Service, name: server}}]\n  rules:\n  \
+             - matches: [{{{first}, headers: [{{name: x-admin, value: \"1\"}}]}}]\n    \
+               backendRefs: [{{name: server, port: 8080}}]\n  \
+             - backendRefs: [{{name: server, port: 8080, weight: 95}}]\n"
+        )
+    };
+    // Paths are looked at only where a policy about them is.
+    let access = if job.speaks == Speaks::Tcp {
         ""
     } else {
-        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: bench}\nspec:\n  \
-         parentRefs: [{kind: Service, name: server}]\n  rules:\n  \
-         - matches: [{path: {type: PathPrefix, value: /admin}, headers: [{name: x-admin, value: \"1\"}]}]\n    \
-           backendRefs: [{name: server, port: 8080}]\n  \
-         - backendRefs: [{name: server, port: 8080, weight: 95}]\n"
+        "---\napiVersion: outrider.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: a, namespace: bench}\nspec:\n  \
+         targetRef: {kind: Service, name: server}\n  action: deny\n  \
+         rules: [{to: [{paths: [{value: /internal}], methods: [DELETE]}]}]\n"
     };
-    let others: Vec<String> = (0..job.others).map(|n| format!("other{n}")).collect();
+    let others: Vec<String> = (0..job.others.services).map(|n| format!("other{n}")).collect();
     let calls = others.iter().map(|name| format!(", {name}")).collect::<String>();
     let other_services = others.iter().map(|name| format!(
         "---\napiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {{name: {name}, namespace: bench}}\n\
@@ -127,7 +155,7 @@ fn intent(job: &Job) -> Result<Intent> {
          apiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {{name: client, namespace: bench}}\n\
          spec: {{role: client, calls: [server{calls}]}}\n---\n\
          apiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {{name: server, namespace: bench}}\n\
-         spec: {{role: server, ports: [{{name: {PORT}, port: 8080, targetPort: {target}, protocol: {protocol}}}]}}\n{other_services}{route}",
+         spec: {{role: server, ports: [{{name: {PORT}, port: 8080, targetPort: {target}, protocol: {protocol}}}]}}\n{other_services}{route}{access}",
         target = job.forward.port(),
     );
     let parsed = outrider_intent::parse(&[Source { name: "bench.yaml".to_owned(), text }]);

@@ -1,97 +1,124 @@
-//! The interleaved run: start everything once, then take turns.
+//! The interleaved run: of each cell everybody is started once, then they take turns.
+//!
+//! Holds: one that cannot be started or breaks is named in the result, and the others go on; the result is on disk after
+//! each cell. Does not: repeat a measurement that looks wrong.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 
-use crate::measure::{Pinned, free_address, median, wait_for, wrk};
-use crate::memory::{self, MemoryRow};
-use crate::peers::{self, Job, Route, Side};
-use crate::{Arguments, native, tcp};
+use crate::exchange::{Driver, pause_for};
+use crate::measure::{Counter, Load, Pinned, free_address, h2load, median, wait_for, wrk};
+use crate::paced::Pace;
+use crate::peers::{self, Job, Others, Paced, Proxy, Route, Side, Speaks};
+use crate::plan::{Cell, Plan, Programs, minutes};
+use crate::report::{ADDED, CellReport, Reading, Report};
+use crate::{Arguments, grpc, memory, native, tcp};
 
 /// The core of whatever is measured.
 pub(crate) const PROXY_CORE: usize = 0;
 /// The core of the load generator and the origin.
 pub(crate) const LOAD_CORE: usize = 1;
-/// Bytes of one bulk transfer.
-const BULK: u64 = 1 << 30;
+/// Descriptors for both ends of a thousand connections, twice.
+const DESCRIPTORS: u64 = 8192;
 
+/// How long a load opens its connections before anything is counted.
+const OPENING: Duration = Duration::from_millis(350);
+/// How long before the end of a load nothing is counted any more.
+const ENDING: Duration = Duration::from_millis(100);
+
+/// How often a round in which nothing was answered is begun.
+const TRIES: u32 = 3;
+
+/// A proxy, or a pair of them, that runs.
 pub(crate) struct Contender {
-    name: &'static str,
+    pub(crate) proxy: Proxy,
     pub(crate) entry: SocketAddr,
     pub(crate) processes: Vec<Pinned>,
+    driver: Option<Driver>,
     costs: Vec<f64>,
     p99: Vec<f64>,
+    requests: u64,
     errors: u64,
 }
 
-#[derive(Serialize)]
-struct Row {
-    route: String,
-    proxy: String,
-    connections: u16,
-    body: u32,
-    unit: &'static str,
-    cost_median: f64,
-    cost_all: Vec<f64>,
-    ours_to_this: f64,
-    p99_us_median: f64,
-    resident_mib: f64,
-    errors: u64,
-}
-
-#[derive(Serialize)]
-struct Report {
-    host: BTreeMap<&'static str, String>,
-    rounds: u16,
-    seconds: u64,
-    rows: Vec<Row>,
-    memory: Vec<MemoryRow>,
+/// What does not change between cells.
+pub(crate) struct Bench<'a> {
+    pub(crate) arguments: &'a Arguments,
+    pub(crate) programs: &'a Programs,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let routes = if arguments.route.is_empty() {
-        vec![Route::Http, Route::MtlsPair, Route::Tcp, Route::TcpMtlsPair]
-    } else {
-        arguments.route.clone()
-    };
+    if let Some(path) = &arguments.from {
+        return finish(arguments, &Report::load(path)?);
+    }
+    let plan = Plan::new(arguments);
+    eprint!("{}", plan.describe());
+    if arguments.plan {
+        return Ok(());
+    }
     pin_this_process()?;
-    let mut rows = Vec::new();
-    for route in routes {
-        eprintln!("{} …", route.title());
-        if route.is_tcp() {
-            rows.extend(measure_route(arguments, route, 1, 64)?);
-            continue;
-        }
-        for connections in &arguments.connections {
-            for body in &arguments.body {
-                rows.extend(measure_route(arguments, route, *connections, *body)?);
+    memory::descriptors(DESCRIPTORS)?;
+    let bench = Bench { arguments, programs: &plan.programs };
+    let begun = Instant::now();
+    let mut report = Report {
+        host: host_facts(&bench),
+        rounds: arguments.rounds(),
+        seconds: arguments.seconds,
+        ..Report::default()
+    };
+    let all = plan.cells.len() + plan.memory.len();
+    let save = |report: &mut Report| -> Result<()> {
+        report.took_seconds = begun.elapsed().as_secs();
+        arguments.json.as_ref().map_or(Ok(()), |path| report.save(path))
+    };
+    for (number, cell) in plan.cells.iter().enumerate() {
+        eprintln!("[{}/{all}, {}] {} …", number + 1, left(&plan, number, begun), cell.title());
+        for mut row in measure_cell(&bench, cell)? {
+            row.compare();
+            eprintln!("    {}", row.line());
+            let failed = row.proxies.iter().filter(|reading| !reading.costs.is_empty() && reading.errors > 0);
+            for reading in failed {
+                eprintln!("    {}: {} failed", reading.proxy.name(), reading.errors);
             }
+            report.cells.push(row);
         }
+        save(&mut report)?;
     }
-    print_table(&rows);
-    let memory = if arguments.memory { memory::measure(arguments)? } else { Vec::new() };
-    if arguments.memory {
-        memory::print(&memory);
+    for (number, held) in plan.memory.iter().enumerate() {
+        eprintln!("[{}/{all}] memory, {} …", plan.cells.len() + number + 1, held.name());
+        report.memory.extend(memory::measure(&bench, *held)?);
+        save(&mut report)?;
     }
-    let report =
-        Report { host: host_facts(), rounds: arguments.rounds, seconds: arguments.seconds, rows, memory };
     if let Some(path) = &arguments.json {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        std::fs::write(path, serde_json::to_string_pretty(&report)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
         eprintln!("written: {}", path.display());
     }
+    eprintln!("took {}", minutes(begun.elapsed().as_secs()));
+    finish(arguments, &report)
+}
+
+fn finish(arguments: &Arguments, report: &Report) -> Result<()> {
+    if let Some(page) = &arguments.page {
+        report.put_into(page)?;
+        eprintln!("written: {}", page.display());
+    }
+    println!("{}", report.print(arguments.output)?.trim_end());
     Ok(())
 }
 
-/// The bulk source and reader are threads of this process.
+/// How long it is going to take from here, as planned and as it went so far.
+fn left(plan: &Plan, done: usize, begun: Instant) -> String {
+    let planned: u64 = plan.cells[..done].iter().map(|cell| plan.seconds_of(cell)).sum();
+    let rest = plan.seconds() - planned;
+    let pace = if planned == 0 { 1.0 } else { begun.elapsed().as_secs_f64() / planned as f64 };
+    format!("{} left", minutes((rest as f64 * pace) as u64))
+}
+
+/// Sources, readers and the load of exchanges are threads of this process.
 fn pin_this_process() -> Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     set.set(LOAD_CORE);
@@ -99,150 +126,292 @@ fn pin_this_process() -> Result<()> {
     Ok(())
 }
 
-/// Who is measured on a path.
-pub(crate) fn wanted(arguments: &Arguments, route: Route) -> Vec<&'static str> {
-    let there = |name: &&str| match *name {
-        "envoy" => arguments.envoy.is_some(),
-        // The nginx package may come without its stream module.
-        "nginx" => !route.is_tcp(),
-        _ => true,
-    };
-    ["outrider", "envoy", "haproxy", "nginx"].into_iter().filter(there).collect()
-}
-
-fn measure_route(arguments: &Arguments, route: Route, connections: u16, body: u32) -> Result<Vec<Row>> {
+/// One table of CPU, and one of time where the load has a pace.
+fn measure_cell(bench: &Bench<'_>, cell: &Cell) -> Result<Vec<CellReport>> {
     let dir = tempfile::Builder::new().prefix("outrider-bench").tempdir()?;
     let identity = native::certificates(dir.path())?;
-    let source = tcp::Source::start()?;
-    let origin_address = free_address()?;
     let log = dir.path().join("log");
-    let _origin =
-        Pinned::start("the origin", LOAD_CORE, &peers::origin(dir.path(), origin_address, &[body])?, &log)?;
-    wait_for(origin_address, "the origin")?;
-    let origin = if route.is_tcp() { source.address } else { origin_address };
+    let mut _nginx = None;
+    let (origin, counter) = match cell.route.speaks() {
+        Speaks::Tcp => (tcp::Source::start()?.address, None),
+        Speaks::Grpc => {
+            let (address, calls) = grpc::serve(&[cell.body])?;
+            (address, Some(Counter::Own(calls)))
+        }
+        speaks @ (Speaks::Http | Speaks::Http2) => {
+            let (address, status) = (free_address()?, free_address()?);
+            let command = peers::origin(dir.path(), address, status, &[cell.body], speaks)?;
+            _nginx = Some(Pinned::start("the origin", LOAD_CORE, &command, &log)?);
+            wait_for(address, "the origin")?;
+            (address, Some(Counter::Nginx(status)))
+        }
+    };
 
+    let mut readings = Vec::new();
     let mut contenders = Vec::new();
-    for name in wanted(arguments, route) {
-        contenders.push(start(arguments, name, route, dir.path(), origin, &identity)?);
-    }
-    for round in 0..usize::from(arguments.rounds) {
-        for turn in 0..contenders.len() {
-            let index = (turn + round) % contenders.len();
-            measure(arguments, route, connections, body, &mut contenders[index])?;
+    for proxy in Proxy::ALL {
+        if let Some(reason) = bench.programs.cannot(proxy, cell.route.speaks()) {
+            readings.push(Reading::missing(proxy, reason.to_owned()));
+            continue;
+        }
+        let job = job(dir.path(), origin, cell.route.speaks(), usize::from(cell.connections));
+        let ready = start(bench, proxy, cell.route, job, &identity).and_then(|mut contender| {
+            contender.driver = drive(cell, contender.entry)?;
+            Ok(contender)
+        });
+        match ready {
+            Ok(contender) => contenders.push(contender),
+            Err(error) => readings.push(broken(proxy, &error)),
         }
     }
-    rows(route, connections, body, contenders)
-}
-
-pub(crate) fn start(
-    arguments: &Arguments,
-    name: &'static str,
-    route: Route,
-    dir: &Path,
-    origin: SocketAddr,
-    identity: &native::Identity,
-) -> Result<Contender> {
-    let log = dir.join("log");
-    let mut processes = Vec::new();
-    let mut forward = origin;
-    let sides: &[Side] = if route.is_pair() { &[Side::Server, Side::Client] } else { &[Side::Plain] };
-    for side in sides {
-        let listen = free_address()?;
-        let job = Job { dir: dir.to_owned(), listen, forward, side: *side, tcp: route.is_tcp(), others: 0 };
-        let command = match (name, &arguments.envoy) {
-            ("haproxy", _) => peers::haproxy(&job)?,
-            ("nginx", _) => peers::nginx(&job)?,
-            ("envoy", Some(binary)) => peers::envoy(binary, &job)?,
-            _ => native::command(&arguments.proxy, &job, identity)?,
-        };
-        processes.push(Pinned::start(name, PROXY_CORE, &command, &log)?);
-        wait_for(listen, name).with_context(|| {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            text.lines().rev().take(20).collect::<Vec<_>>().join("\n")
-        })?;
-        forward = listen;
+    let pace = cell.route.paced().map(|paced| pace(paced, cell, &mut contenders)).transpose()?;
+    let mut direct = Vec::new();
+    for round in 0..usize::from(bench.arguments.rounds()) {
+        if let Some(pace) = &pace {
+            let length = Duration::from_secs(bench.arguments.seconds);
+            direct.push(pace.run(origin, length, || Ok(0)).context("without any proxy")?.1.p99_us);
+        }
+        for turn in 0..contenders.len() {
+            let index = (turn + round) % contenders.len();
+            let contender = &mut contenders[index];
+            // Whoever broke stays broken.
+            if readings.iter().any(|reading| reading.proxy == contender.proxy) {
+                continue;
+            }
+            let measured = match &pace {
+                Some(pace) => measure_paced(bench.arguments, pace, contender),
+                None => measure(bench.arguments, cell, round, counter.as_ref(), contender),
+            };
+            if let Err(error) = measured {
+                readings.push(broken(contender.proxy, &error));
+            }
+        }
     }
-    Ok(Contender { name, entry: forward, processes, costs: Vec::new(), p99: Vec::new(), errors: 0 })
-}
-
-fn cpu(contender: &Contender) -> Result<u64> {
-    contender.processes.iter().map(Pinned::cpu_ns).sum()
-}
-
-fn measure(
-    arguments: &Arguments,
-    route: Route,
-    connections: u16,
-    body: u32,
-    contender: &mut Contender,
-) -> Result<()> {
-    if route.is_tcp() {
-        let before = cpu(contender)?;
-        tcp::fetch(contender.entry, BULK).with_context(|| format!("bulk through {}", contender.name))?;
-        contender.costs.push((cpu(contender)? - before) as f64 / 1e6 / (BULK as f64 / f64::from(1 << 30)));
-        return Ok(());
+    let mut added = readings.clone();
+    for contender in contenders {
+        if !readings.iter().any(|reading| reading.proxy == contender.proxy) {
+            // A microsecond at least: what is lost in noise is no negative time.
+            let over: Vec<f64> =
+                contender.p99.iter().zip(&direct).map(|(with, without)| (with - without).max(1.0)).collect();
+            let reading = reading(contender);
+            added.push(Reading { costs: over, ..reading.clone() });
+            readings.push(reading);
+        }
     }
-    let url = format!("http://{}/{body}", contender.entry);
-    let warm = wrk(LOAD_CORE, &url, connections, 1)?;
-    let before = cpu(contender)?;
-    let load = wrk(LOAD_CORE, &url, connections, arguments.seconds)?;
-    let spent = cpu(contender)? - before;
-    contender.errors += load.errors + warm.errors;
-    contender.costs.push(spent as f64 / 1e3 / load.requests.max(1) as f64);
+    let table = |unit: &str, goal, mut proxies: Vec<Reading>| {
+        proxies.sort_by_key(|reading| reading.proxy);
+        CellReport {
+            row: cell.route.name().to_owned(),
+            path: cell.route.title().to_owned(),
+            connections: cell.connections,
+            streams: cell.streams,
+            body: cell.body,
+            unit: unit.to_owned(),
+            goal,
+            proxies,
+        }
+    };
+    let mut tables = vec![table(cell.route.unit(), cell.goal(), readings)];
+    if pace.is_some() {
+        tables.push(table(ADDED, cell.added_goal(), added));
+    }
+    Ok(tables)
+}
+
+/// How fast everybody is asked.
+fn pace(paced: Paced, cell: &Cell, contenders: &mut [Contender]) -> Result<Pace> {
+    let rate = match paced {
+        Paced::Rate(rate) => f64::from(rate),
+        Paced::Half => {
+            let mut slowest = f64::INFINITY;
+            for contender in contenders {
+                let load = once(cell, contender.entry, 1)?;
+                slowest = slowest.min(load.requests as f64);
+            }
+            (slowest / 2.0).max(1.0)
+        }
+    };
+    eprintln!("    {rate:.0} requests a second");
+    Ok(Pace { rate, connections: cell.connections, body: cell.body })
+}
+
+fn measure_paced(arguments: &Arguments, pace: &Pace, contender: &mut Contender) -> Result<()> {
+    let processes = &contender.processes;
+    let length = Duration::from_secs(arguments.seconds);
+    let (spent, load) = pace.run(contender.entry, length, || cpu(processes))?;
+    anyhow::ensure!(load.requests > 0, "no request was answered");
+    contender.requests += load.requests;
+    contender.costs.push(spent as f64 / 1e3 / load.requests as f64);
     contender.p99.push(load.p99_us);
     Ok(())
 }
 
-fn rows(route: Route, connections: u16, body: u32, contenders: Vec<Contender>) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    let mut ours = 0.0;
-    for mut contender in contenders {
-        let resident: u64 = contender.processes.iter().map(Pinned::resident_kib).sum::<Result<u64>>()?;
-        let all = contender.costs.clone();
-        let cost = median(&mut contender.costs);
-        if contender.name == "outrider" {
-            ours = cost;
+fn broken(proxy: Proxy, error: &anyhow::Error) -> Reading {
+    eprintln!("    {} failed: {error:#}", proxy.name());
+    // Of a log, the last line says most.
+    let text = format!("{error:#}");
+    let short = text.lines().next_back().unwrap_or_default().to_owned();
+    Reading::missing(proxy, format!("it failed ({short})"))
+}
+
+/// A job without other services.
+pub(crate) fn job(dir: &Path, forward: SocketAddr, speaks: Speaks, connections: usize) -> Job {
+    Job {
+        dir: dir.to_owned(),
+        // Chosen when it is started.
+        listen: forward,
+        forward,
+        side: Side::Plain,
+        speaks,
+        others: Others::default(),
+        connections,
+    }
+}
+
+/// Starts a proxy, or the two of a pair.
+pub(crate) fn start(
+    bench: &Bench<'_>,
+    proxy: Proxy,
+    route: Route,
+    job: Job,
+    identity: &native::Identity,
+) -> Result<Contender> {
+    let sides: &[Side] = if route.is_pair() { &[Side::Server, Side::Client] } else { &[job.side] };
+    let mut processes = Vec::new();
+    let mut forward = job.forward;
+    for side in sides {
+        let job = Job { listen: free_address()?, forward, side: *side, ..job.clone() };
+        let log = job.dir.join(format!("log-{}", job.listen.port()));
+        let command = peers::command(proxy, bench.programs, bench.arguments, &job, identity)?;
+        processes.push(Pinned::start(proxy.name(), PROXY_CORE, &command, &log)?);
+        wait_for(job.listen, proxy.name()).with_context(|| {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            text.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+        })?;
+        forward = job.listen;
+    }
+    Ok(Contender {
+        proxy,
+        entry: forward,
+        processes,
+        driver: None,
+        costs: Vec::new(),
+        p99: Vec::new(),
+        requests: 0,
+        errors: 0,
+    })
+}
+
+/// The load of our own, where it is one.
+fn drive(cell: &Cell, entry: SocketAddr) -> Result<Option<Driver>> {
+    match cell.route {
+        Route::Tcp | Route::TcpMtls => tcp::exchanges(entry, cell.connections, cell.body).map(Some),
+        Route::GrpcStream | Route::GrpcStreamMtls => {
+            grpc::streams(entry, cell.connections, cell.streams, cell.body).map(Some)
         }
-        rows.push(Row {
-            route: route.title().to_owned(),
-            proxy: contender.name.to_owned(),
-            connections,
-            body,
-            unit: if route.is_tcp() { "ms/GiB" } else { "µs/request" },
-            cost_median: cost,
-            cost_all: all,
-            ours_to_this: if cost > 0.0 { ours / cost } else { 0.0 },
-            p99_us_median: median(&mut contender.p99),
-            resident_mib: resident as f64 / 1024.0,
-            errors: contender.errors,
-        });
-    }
-    Ok(rows)
-}
-
-fn print_table(rows: &[Row]) {
-    println!(
-        "{:<32} {:<10} {:>5} {:>6} {:>10} {:<11} {:>14} {:>12} {:>9} {:>7}",
-        "path", "proxy", "conns", "body", "CPU", "", "outrider ÷ it", "p99 µs", "RSS MiB", "errors"
-    );
-    for row in rows {
-        println!(
-            "{:<32} {:<10} {:>5} {:>6} {:>10.2} {:<11} {:>14.2} {:>12.0} {:>9.1} {:>7}",
-            row.route,
-            row.proxy,
-            row.connections,
-            row.body,
-            row.cost_median,
-            row.unit,
-            row.ours_to_this,
-            row.p99_us_median,
-            row.resident_mib,
-            row.errors
-        );
+        _ => Ok(None),
     }
 }
 
-fn host_facts() -> BTreeMap<&'static str, String> {
+fn cpu(processes: &[Pinned]) -> Result<u64> {
+    processes.iter().map(Pinned::cpu_ns).sum()
+}
+
+fn measure(
+    arguments: &Arguments,
+    cell: &Cell,
+    round: usize,
+    counter: Option<&Counter>,
+    contender: &mut Contender,
+) -> Result<()> {
+    let Contender { processes, driver, entry, .. } = contender;
+    if cell.route.is_bulk() {
+        let before = cpu(processes)?;
+        tcp::fetch(*entry, u64::from(cell.body))?;
+        contender.costs.push((cpu(processes)? - before) as f64 / 1e6);
+        contender.requests += 1;
+        return Ok(());
+    }
+    let look = |counter: &Counter| Ok((counter.read()?, cpu(processes)?));
+    let mut tries = 0;
+    let (spent, load) = loop {
+        let (spent, load) = match (&driver, counter) {
+            (Some(driver), _) => driver.window(Duration::from_secs(arguments.seconds), || cpu(processes))?,
+            (None, Some(counter)) => {
+                let (first, further) = cell.warming();
+                let warming = if round == 0 { first } else { further };
+                if warming > 0 {
+                    contender.errors += once(cell, *entry, warming)?.errors;
+                }
+                within(cell, *entry, arguments.seconds, || look(counter))?
+            }
+            (None, None) => anyhow::bail!("nobody counts the requests"),
+        };
+        tries += 1;
+        // A machine with other work may stand still for as long.
+        if load.requests > 0 || tries == TRIES {
+            break (spent, load);
+        }
+    };
+    anyhow::ensure!(load.requests > 0, "no request was answered");
+    contender.requests += load.requests;
+    contender.errors += load.errors;
+    contender.costs.push(spent as f64 / 1e3 / load.requests as f64);
+    contender.p99.push(load.p99_us);
+    Ok(())
+}
+
+/// Lets a program put load on for so long, and looks within: after its connections are open, and before it ends. What
+/// is on its way at either moment is as much, so that neither connecting nor breaking off is in the result. Gives CPU
+/// and, of the time within, requests.
+fn within(
+    cell: &Cell,
+    entry: SocketAddr,
+    seconds: u64,
+    look: impl Fn() -> Result<(u64, u64)>,
+) -> Result<(u64, Load)> {
+    std::thread::scope(|scope| {
+        let begun = Instant::now();
+        let load = scope.spawn(|| once(cell, entry, seconds));
+        pause_for(OPENING);
+        let (requests, cpu) = look()?;
+        pause_for((Duration::from_secs(seconds) - ENDING).saturating_sub(begun.elapsed()));
+        let (until, spent) = look()?;
+        let load = load.join().map_err(|_panic| anyhow::anyhow!("the load broke off"))??;
+        Ok((spent - cpu, Load { requests: until - requests, ..load }))
+    })
+}
+
+fn once(cell: &Cell, entry: SocketAddr, seconds: u64) -> Result<Load> {
+    let url = format!("http://{entry}/{}", cell.body);
+    let (connections, streams) = (cell.connections, cell.streams);
+    match cell.route.speaks() {
+        Speaks::Http2 => h2load(LOAD_CORE, &url, connections, streams, seconds, None),
+        Speaks::Grpc => {
+            let url = format!("http://{entry}{}", grpc::METHOD);
+            h2load(LOAD_CORE, &url, connections, streams, seconds, Some(&grpc::framed(cell.body)))
+        }
+        _ => wrk(LOAD_CORE, &url, connections, seconds),
+    }
+}
+
+fn reading(mut contender: Contender) -> Reading {
+    // One that has ended by now was measured all the same.
+    let resident: u64 = contender.processes.iter().filter_map(|process| process.resident_kib().ok()).sum();
+    Reading {
+        proxy: contender.proxy,
+        missing: None,
+        costs: contender.costs,
+        cost: None,
+        ours_to_this: None,
+        requests: contender.requests,
+        errors: contender.errors,
+        p99_us_median: median(&mut contender.p99),
+        resident_mib: resident as f64 / 1024.0,
+    }
+}
+
+fn host_facts(bench: &Bench<'_>) -> BTreeMap<String, String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpu = read("/proc/cpuinfo")
         .lines()
@@ -251,14 +420,48 @@ fn host_facts() -> BTreeMap<&'static str, String> {
         .unwrap_or("unknown")
         .to_owned();
     let commit = Command::new("git")
-        .args(["rev-parse", "--short", "HEAD"])
+        .args(["describe", "--always", "--dirty", "--exclude=*"])
         .output()
         .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
         .unwrap_or_default();
-    BTreeMap::from([
-        ("cpu", cpu),
-        ("kernel", read("/proc/sys/kernel/osrelease")),
-        ("commit", commit),
-        ("allocator", "jemalloc".to_owned()),
-    ])
+    let mut facts = BTreeMap::from([
+        ("cpu".to_owned(), cpu),
+        ("kernel".to_owned(), read("/proc/sys/kernel/osrelease")),
+        ("load average at the start".to_owned(), read("/proc/loadavg")),
+        ("commit".to_owned(), commit),
+        ("allocator".to_owned(), "jemalloc".to_owned()),
+    ]);
+    for proxy in [Proxy::Envoy, Proxy::Haproxy, Proxy::Nginx] {
+        // Whoever is in no cell at all is not there.
+        if bench.programs.cannot(proxy, Speaks::Http).is_some() {
+            continue;
+        }
+        let version = match (proxy, &bench.arguments.envoy) {
+            (Proxy::Envoy, Some(binary)) => envoy_version(&peers::version(binary, "--version")),
+            (Proxy::Haproxy, _) => {
+                let line = peers::version(Path::new("haproxy"), "-v");
+                line.split(" - ").next().unwrap_or_default().to_owned()
+            }
+            _ => peers::version(Path::new("nginx"), "-v").replace("nginx version: nginx/", "nginx "),
+        };
+        facts.insert(proxy.name().to_owned(), version);
+    }
+    facts
+}
+
+/// Of `…/envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`, what people call it by.
+fn envoy_version(line: &str) -> String {
+    let parts = line.split_once("version: ").map(|(_, parts)| parts);
+    parts.and_then(|parts| parts.split('/').nth(1)).map_or_else(|| line.to_owned(), |v| format!("Envoy {v}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_envoy_is_the_number() {
+        assert_eq!(envoy_version("/x/envoy  version: ab12/1.40.0/Clean/RELEASE/BoringSSL"), "Envoy 1.40.0");
+        assert_eq!(envoy_version("something else"), "something else");
+    }
 }

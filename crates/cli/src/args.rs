@@ -20,10 +20,10 @@ pub(crate) use self::groups::{
     Wait,
 };
 pub(crate) use self::proxies::{
-    EventsArgs, ProxyChoice, ProxyCommand, ProxyDrainArgs, ProxyLogsArgs, ProxyMoveArgs, ProxyPardonArgs,
-    ProxyUpgradeArgs, Until,
+    EventsArgs, Follow, ProxyChoice, ProxyCommand, ProxyDrainArgs, ProxyLogsArgs, ProxyMoveArgs,
+    ProxyPardonArgs, ProxyUpgradeArgs, Until,
 };
-use self::values::{parse_duration, parse_loopback, parse_policy, parse_ports, parse_scale};
+use self::values::{parse_duration, parse_loopback, parse_policy, parse_ports, parse_scale, parse_zone};
 use crate::output::{ColorChoice, Format};
 
 const ABOUT: &str = "A managed data plane you can run anywhere";
@@ -463,6 +463,9 @@ pub(crate) struct AgentArgs {
     /// Address other hosts reach this one at [default: that of the route to the server]
     #[arg(long, value_name = "IP")]
     pub(crate) advertise: Option<IpAddr>,
+    /// Where this host is: callers use endpoints of their own zone while these can carry it
+    #[arg(long, value_name = "ZONE", env = "OUTRIDER_ZONE", value_parser = parse_zone)]
+    pub(crate) zone: Option<String>,
     /// Ports other hosts reach this one's instances at, for a firewall: one per served port [default: any]
     #[arg(long, value_name = "LOW-HIGH", value_parser = parse_ports)]
     pub(crate) inbound_ports: Option<RangeInclusive<u16>>,

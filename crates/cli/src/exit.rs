@@ -19,6 +19,8 @@ pub(crate) const TIMED_OUT: u8 = 3;
 pub(crate) const UNREACHABLE: u8 = 4;
 /// `diff --exit-code`: something would change. Not 1, which is any failure.
 pub(crate) const DIFFERS: u8 = 5;
+/// Ctrl-C while something went on that goes on without the command: as a shell counts an end by SIGINT.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,9 @@ pub(crate) enum CliError {
     /// `--wait` ended before everything was in use.
     #[error("{0}")]
     TimedOut(String),
+    /// Ctrl-C before everything was in use.
+    #[error("{0}")]
+    Interrupted(String),
     /// Talking to the control plane failed.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -53,6 +58,7 @@ impl CliError {
             Self::Usage(_) => USAGE,
             Self::Failed(_) | Self::Reported | Self::Other(_) => FAILED,
             Self::TimedOut(_) => TIMED_OUT,
+            Self::Interrupted(_) => INTERRUPTED,
             Self::Call(error) if error.is_unreachable() => UNREACHABLE,
             Self::Call(error) if error.is_late() => TIMED_OUT,
             Self::Call(_) => FAILED,

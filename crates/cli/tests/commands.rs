@@ -113,6 +113,69 @@ metadata: {name: web2, namespace: shop}
 spec: {ports: [{name: http, port: 8080, targetPort: 1, protocol: http}]}
 ";
 
+const EVERY_KIND: &str = include_str!("every-kind.yaml");
+
+#[test]
+fn every_kind_is_applied_shown_and_deleted() -> Result<()> {
+    let mesh = Mesh::start()?;
+    mesh.apply(EVERY_KIND)?;
+    let get = |kind: &str| -> Result<String> { Ok(mesh.cli(&["get", kind, "-n", "shop"])?.ok()?.stdout) };
+    for (kind, words) in [
+        ("routes", vec!["api", "1", "api=9,old.legacy=1"]),
+        ("grpcroutes", vec!["stock", "stock=1"]),
+        ("tcproutes", vec!["db", "db=95,db-new=5"]),
+        ("tp", vec!["SERVICE", "every one", "retries,limits"]),
+        ("ap", vec!["api", "deny (audit)"]),
+    ] {
+        let said = get(kind)?;
+        for word in words {
+            ensure!(said.contains(word), "{kind}: {word:?} is missing: {said}");
+        }
+    }
+    let grants = mesh.cli(&["get", "grants", "-n", "legacy"])?.ok()?.stdout;
+    ensure!(grants.contains("HTTPRoute of shop") && grants.contains("every service"), "{grants}");
+    for (kind, name, words) in [
+        (
+            "route",
+            "api",
+            "any path with x-a: ~b.* and ?q=1 → shop/api:80 weight 9, legacy/old:80 weight 1 (5 % copied to",
+        ),
+        ("grpcroute", "stock", "shop/stock every gRPC port"),
+        ("grpcroute", "stock", "shop.Stock/Get → shop/stock:50051"),
+        ("tcproute", "db", "every request → shop/db:5432 weight 95, shop/db-new:5432 weight 5"),
+        ("trafficpolicy", "all", "retries.budget.percent"),
+        ("accesspolicy", "trial", "targetRef.name"),
+        ("service", "api", "AccessPolicy shop/trial"),
+        ("service", "api", "TrafficPolicy shop/all"),
+        ("service", "db-new", "shop/db"),
+    ] {
+        let said = mesh.cli(&["describe", kind, name, "-n", "shop"])?.ok()?.stdout;
+        ensure!(said.contains(words), "{kind} {name}: {words:?} is missing: {said}");
+    }
+    // What is in use says where it comes from.
+    let api = json(&mesh, &["describe", "service", "api", "-n", "shop"])?;
+    let values = api["values"].as_array().context("values")?;
+    let attempts = values.iter().find(|value| value["path"] == "retries.attempts").context("retries")?;
+    assert_eq!((&attempts["value"], &attempts["origin"]), (&"4".into(), &"TrafficPolicy shop/all".into()));
+
+    // Every kind is for every engine.
+    let native = EVERY_KIND.replace("engine: envoy", "engine: native");
+    apply(&mesh, &native, &[])?.ok()?;
+    let named = mesh.cli(&["delete", "service", "api", "-n", "shop"])?;
+    ensure!(named.code == 1 && named.stderr.contains("still-named"), "{named:?}");
+    for (kind, name) in [
+        ("trafficpolicy", "all"),
+        ("accesspolicy", "trial"),
+        ("tcproute", "db"),
+        ("grpcroute", "stock"),
+        ("route", "api"),
+    ] {
+        mesh.cli(&["delete", kind, name, "-n", "shop"])?.ok()?;
+    }
+    mesh.cli(&["delete", "grant", "from-shop", "-n", "legacy"])?.ok()?;
+    mesh.finish()
+}
+
 #[test]
 fn routes_are_shown_with_the_services_around_them() -> Result<()> {
     let mesh = Mesh::start()?;

@@ -13,11 +13,14 @@ use outrider_testkit::process::{Finished, command, run};
 use outrider_testkit::wait::LONG;
 use serde_json::{Value, json};
 
-/// Answers requests in order; the last answer to a path is given again and again.
+/// Answers requests in order; the last answer to a path is given again and again. To [`NEVER`] there is none.
 struct ControlPlane {
     folder: tempfile::TempDir,
     seen: Arc<Mutex<Vec<String>>>,
 }
+
+/// In the place of a status: the connection stays open, and nothing is said.
+const NEVER: u16 = 0;
 
 type Script = Vec<(&'static str, u16, Value)>;
 
@@ -96,6 +99,10 @@ fn answer(
         value => value.to_string(),
     };
     let mut stream = reader.into_inner();
+    if status == NEVER {
+        std::mem::forget(stream);
+        return Ok(());
+    }
     write!(
         stream,
         "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -122,7 +129,8 @@ fn life(target: &str, serving: u64, generations: Value, change: Value, quarantin
         "queued": null, "good": [release("1.0")], "quarantined": quarantined, "recentCrashes": 0,
         "crashLoop": false, "nextStartMs": null, "inbound": "open", "stopMs": null, "log": "/log/web-1.log",
         "releases": ["builtin", "1.1"], "isolation": {"memoryMax": 67_108_864, "cpuMaxMillis": 0, "pidsMax": 512,
-        "missing": ""}, "lastGoodAgeMs": null,
+        "missing": "", "confined": ["no_capabilities", "no_new_privileges", "system_calls", "file_system"],
+        "unconfined": ""}, "lastGoodAgeMs": null,
     })
 }
 
@@ -206,8 +214,16 @@ fn an_upgrade_waits_for_its_end_and_says_which() -> Result<()> {
     let limited = [&upgrade[..], &["--timeout", "1ms"]].concat();
     let ended = ControlPlane::start(script(vec![probation()]))?.cli(&limited)?;
     assert_eq!(ended.code, 3, "{ended:?}");
-    let waits = "native 1.1: #2 serves on probation, 23 s left; #1 is kept. It goes on";
+    let waits = "native 1.1: #2 serves on probation, 23 s left; #1 is kept; what has begun goes on";
     ensure!(ended.stderr.contains(waits), "{}", ended.stderr);
+
+    // A control plane that hangs, from the beginning and after it.
+    let later = vec![(UPGRADE, 200, begun(probation())), (LOOK, NEVER, json!(null))];
+    for (hangs, timeout) in [(vec![(UPGRADE, NEVER, json!(null))], "1ms"), (later, "1s")] {
+        let ended = ControlPlane::start(hangs)?.cli(&[&upgrade[..], &["--timeout", timeout]].concat())?;
+        let said = "shop/web-1: the control plane has not answered; what has begun goes on";
+        ensure!(ended.code == 3 && ended.stderr.contains(said), "{ended:?}");
+    }
 
     let control = ControlPlane::start(script(vec![]))?;
     let ended = control.cli(&[&upgrade[..], &["--no-wait"]].concat())?;
@@ -324,6 +340,7 @@ fn drains_restarts_rollbacks_and_pardons_ask_for_what_they_say() -> Result<()> {
 #[test]
 fn a_proxy_is_described_with_its_processes_and_what_happened() -> Result<()> {
     let mut view = instance("web-1", probation());
+    view["proxy"]["life"]["generations"][0]["open"] = json!({"http": 1, "websocket": 2, "tcp": 0});
     view["proxy"]["lastEvent"] = event(1, "signal", "native 1.0 #1 ended: signal 9; #2 was started");
     let control = ControlPlane::start(vec![("GET /v1/instances", 200, json!([view]))])?;
     let described = control.cli(&["proxy", "describe", "shop/web-1"])?.ok()?.stdout;
@@ -340,13 +357,14 @@ Instance shop/web-1  of service web
   ran well  native 1.0
   on node   builtin, 1.1
   limits    memory 64.0 MiB, 512 threads
+  confined  no capabilities, no new privileges, only the system calls it needs, only the files it needs
   log       /log/web-1.log
   last      2026-03-01T00:00:00Z  native 1.0 #1 ended: signal 9; #2 was started
 
 Processes
-  GEN  RELEASE     VERSION  PID   STATE      ROLE     FOR  UPTIME  LEFT  WHY
-  #1   native 1.0  1.0      1001  paused     reserve  3s   90s     -     -
-  #2   native 1.1  1.1      1002  accepting  serving  3s   90s     -     -
+  GEN  RELEASE     VERSION  PID   STATE      ROLE     FOR  UPTIME  LEFT  OPEN                 WHY
+  #1   native 1.0  1.0      1001  paused     reserve  3s   90s     -     1 http, 2 websocket  -
+  #2   native 1.1  1.1      1002  accepting  serving  3s   90s     -     -                    -
 ";
     ensure!(described.starts_with(expected), "{described}");
     assert_eq!(control.cli(&["describe", "instance", "web-1", "-n", "shop"])?.ok()?.stdout, described);

@@ -2,12 +2,13 @@
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use outrider_testkit::mesh::binary;
 use outrider_testkit::process::{Proc, command, kill_marked, marked, run, shell_code};
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{peers, ports, report, until};
+use outrider_testkit::{peers, ports, promised, report, until};
 use rustix::process::Signal;
 
 /// A folder and the `up` that runs it; whatever is left of a test that failed is killed with the value.
@@ -158,8 +159,12 @@ fn a_second_signal_ends_at_once() -> Result<()> {
     up.says("│ deaf")?;
     up.process.signal(Signal::INT)?;
     up.says("stopping 1 process;")?;
+    let again = Instant::now();
     up.process.signal(Signal::INT)?;
     up.end().context("after the second signal")?;
+    let took = again.elapsed();
+    report(&format!("ended {took:?} after the second signal"));
+    ensure!(took <= promised(Duration::from_secs(2)), "ended only {took:?} after the second signal");
     ensure!(!up.file(".outrider").exists(), "the state is left");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use outrider_intent::model::{Mtls, Port, Protocol, Service};
+use outrider_intent::model::{Engine, InboundLimits, Mtls, Port, Protocol, Service};
 use outrider_xds_types::names;
 use outrider_xds_types::pb::envoy::config::cluster::v3 as cluster;
 use outrider_xds_types::pb::envoy::config::core::v3 as core;
@@ -14,9 +14,10 @@ use outrider_xds_types::prost::Name;
 
 use crate::envoy::{any, limit, over_ads, seconds, socket_address, uint};
 use crate::http::http1_options;
+use crate::http2;
 use crate::inbound::CONNECTION_IDLE_SECONDS;
-use crate::tls;
 use crate::view::View;
+use crate::{tls, traffic};
 
 use cluster::circuit_breakers::Thresholds;
 use cluster::cluster::{
@@ -33,15 +34,16 @@ const IDLE_MARGIN_SECONDS: u64 = 4;
 /// least, and a connection over loopback costs next to nothing.
 const APPLICATION_IDLE_SECONDS: u64 = 4;
 
-/// Most connections, waiting requests and open requests to one cluster.
+/// Most connections, waiting requests and open requests to the application.
 const MAX_CONCURRENT: u32 = 1024;
 
-/// Below this share of healthy endpoints health is no longer believed, in percent.
-const PANIC_PERCENT: f64 = 50.0;
+/// Below this share of healthy endpoints health is no longer believed, in percent: of the application, which is one.
+const PANIC_PERCENT: u32 = 50;
 
 /// The cluster through which a port of another service is called.
-pub(crate) fn outbound(view: &View<'_>, callee: &Service, port: &Port) -> cluster::Cluster {
-    let id = &callee.id;
+pub(crate) fn outbound(view: &View<'_>, engine: Engine, callee: &Service, port: &Port) -> cluster::Cluster {
+    let (id, traffic) = (&callee.id, &callee.traffic);
+    let (lb_policy, lb_config) = traffic::balancing(&traffic.balancing, port.protocol);
     let mut cluster = cluster::Cluster {
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(over_ads()),
@@ -55,10 +57,19 @@ pub(crate) fn outbound(view: &View<'_>, callee: &Service, port: &Port) -> cluste
                 Some(tls::upstream(port.protocol, sni, view.spiffe_id(id)))
             }
         },
+        lb_policy: lb_policy as i32,
+        lb_config,
+        load_balancing_policy: traffic::policies(&traffic.balancing, port.protocol),
+        common_lb_config: Some(panic(traffic.balancing.panic_threshold_percent)),
+        circuit_breakers: Some(traffic::circuit_breakers(traffic, engine)),
+        outlier_detection: traffic::outlier(traffic, engine),
+        health_checks: traffic::health_checks(callee, port),
         ..base(names::outbound(&id.namespace, &id.name, &port.name), callee.timeouts.connect)
     };
+    let age = traffic::max_connection_age(traffic, engine);
     let idle = CONNECTION_IDLE_SECONDS - IDLE_MARGIN_SECONDS;
-    cluster.typed_extension_protocol_options = protocol_options(port.protocol, idle);
+    let remote = cluster.transport_socket.is_some();
+    cluster.typed_extension_protocol_options = protocol_options(port.protocol, idle, age, remote);
     cluster
 }
 
@@ -83,7 +94,12 @@ pub(crate) fn inbound(port: &Port) -> cluster::Cluster {
     cluster::Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
         load_assignment: Some(load_assignment),
-        typed_extension_protocol_options: protocol_options(port.protocol, APPLICATION_IDLE_SECONDS),
+        typed_extension_protocol_options: protocol_options(
+            port.protocol,
+            APPLICATION_IDLE_SECONDS,
+            None,
+            false,
+        ),
         ..base(name, Duration::from_secs(1))
     }
 }
@@ -97,10 +113,7 @@ fn base(name: String, connect_timeout: Duration) -> cluster::Cluster {
             choice_count: Some(uint(2)),
             ..Default::default()
         })),
-        common_lb_config: Some(CommonLbConfig {
-            healthy_panic_threshold: Some(Percent { value: PANIC_PERCENT }),
-            ..Default::default()
-        }),
+        common_lb_config: Some(panic(PANIC_PERCENT)),
         circuit_breakers: Some(cluster::CircuitBreakers {
             thresholds: vec![Thresholds {
                 max_connections: Some(uint(MAX_CONCURRENT)),
@@ -123,21 +136,37 @@ fn base(name: String, connect_timeout: Duration) -> cluster::Cluster {
     }
 }
 
+fn panic(percent: u32) -> CommonLbConfig {
+    let healthy_panic_threshold = Some(Percent { value: f64::from(percent) });
+    CommonLbConfig { healthy_panic_threshold, ..Default::default() }
+}
+
 /// One entry, so that the encoding of the map is a function of its content.
 fn protocol_options(
     protocol: Protocol,
     idle_seconds: u64,
+    age: Option<Duration>,
+    remote: bool,
 ) -> HashMap<String, outrider_xds_types::pb::google::protobuf::Any> {
     if protocol == Protocol::Tcp {
         return HashMap::new();
     }
+    let spoken = match http2::is_spoken(protocol) {
+        true => explicit_http_config::ProtocolConfig::Http2ProtocolOptions(http2::options(
+            protocol,
+            remote,
+            InboundLimits::default().streams,
+        )),
+        false => explicit_http_config::ProtocolConfig::HttpProtocolOptions(http1_options()),
+    };
     let options = upstreams::HttpProtocolOptions {
         common_http_protocol_options: Some(core::HttpProtocolOptions {
             idle_timeout: Some(seconds(idle_seconds)),
+            max_connection_duration: age.map(|age| limit(Some(age))),
             ..Default::default()
         }),
         upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(explicit_http_config::ProtocolConfig::HttpProtocolOptions(http1_options())),
+            protocol_config: Some(spoken),
         })),
         ..Default::default()
     };

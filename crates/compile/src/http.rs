@@ -3,7 +3,7 @@
 //! The aim of most of them is that the application's bytes arrive as they were sent: header case, path and
 //! `server` stay, nothing is appended to `x-forwarded-for`, no request id is made up.
 
-use outrider_intent::model::Timeouts;
+use outrider_intent::model::{InboundLimits, Protocol, Timeouts};
 use outrider_xds_types::pb::envoy::config::accesslog::v3 as accesslog;
 use outrider_xds_types::pb::envoy::config::core::v3 as core;
 use outrider_xds_types::pb::envoy::config::listener::v3 as listener;
@@ -12,9 +12,11 @@ use outrider_xds_types::pb::envoy::extensions::filters::http::router::v3::Router
 use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use outrider_xds_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use outrider_xds_types::pb::envoy::r#type::matcher::v3::StringMatcher;
+use outrider_xds_types::pb::google::protobuf::Any;
 use outrider_xds_types::prost::Name;
 
 use crate::envoy::{any, boolean, limit, seconds, uint};
+use crate::http2;
 use crate::routes::REASON_HEADER;
 use crate::tls::exactly;
 
@@ -23,20 +25,18 @@ use core::header_value_option::HeaderAppendAction;
 use hcm::http_connection_manager::{CodecType, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig};
 use route::header_matcher::HeaderMatchSpecifier;
 
-/// Largest request head, in KiB.
-const MAX_REQUEST_HEAD_KIB: u32 = 96;
-/// Most headers of a message.
-const MAX_HEADERS: u32 = 200;
-/// From the first byte of a request to the end of its head, in seconds.
-const REQUEST_HEAD_SECONDS: u64 = 10;
-
 /// The one protocol that a connection may be switched to.
 const UPGRADE: &str = "websocket";
 
 /// What differs between connection managers.
 pub(crate) struct Manager<'a> {
     pub(crate) name: &'a str,
+    pub(crate) protocol: Protocol,
+    /// Whether callers are on other hosts.
+    pub(crate) remote: bool,
     pub(crate) timeouts: &'a Timeouts,
+    /// Of what is taken of callers.
+    pub(crate) limits: InboundLimits,
     /// Seconds after which a connection without a request is closed.
     pub(crate) connection_idle: u64,
     pub(crate) routes: RouteSpecifier,
@@ -61,22 +61,31 @@ pub(crate) fn manager(manager: Manager<'_>) -> listener::Filter {
         http_filters: filters,
         common_http_protocol_options: Some(core::HttpProtocolOptions {
             idle_timeout: Some(seconds(manager.connection_idle)),
-            max_headers_count: Some(uint(MAX_HEADERS)),
+            max_headers_count: Some(uint(manager.limits.headers_count)),
             ..Default::default()
         }),
         http_protocol_options: Some(http1_options()),
         server_header_transformation: ServerHeaderTransformation::PassThrough as i32,
-        max_request_headers_kb: Some(uint(MAX_REQUEST_HEAD_KIB)),
-        stream_idle_timeout: Some(limit(manager.timeouts.idle)),
-        request_headers_timeout: Some(seconds(REQUEST_HEAD_SECONDS)),
+        max_request_headers_kb: Some(uint(manager.limits.headers_kb)),
+        stream_idle_timeout: Some(limit(manager.timeouts.idle_of(manager.protocol))),
+        request_headers_timeout: Some(limit(Some(manager.limits.headers_timeout))),
         skip_xff_append: true,
         generate_request_id: Some(boolean(false)),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: UPGRADE.to_owned(), ..UpgradeConfig::default() }],
         normalize_path: Some(boolean(false)),
-        local_reply_config: Some(local_replies()),
+        local_reply_config: Some(local_replies(manager.protocol)),
         route_specifier: Some(manager.routes),
         ..Default::default()
     };
+    if http2::is_spoken(manager.protocol) {
+        config.codec_type = CodecType::Http2 as i32;
+        config.http_protocol_options = None;
+        let streams = manager.limits.streams;
+        config.http2_protocol_options = Some(http2::options(manager.protocol, manager.remote, streams));
+        if !http2::has_sockets(manager.protocol) {
+            config.upgrade_configs.clear();
+        }
+    }
     if manager.client_certificates.is_some() {
         config.forward_client_cert_details =
             hcm::http_connection_manager::ForwardClientCertDetails::SanitizeSet as i32;
@@ -94,9 +103,14 @@ pub(crate) fn manager(manager: Manager<'_>) -> listener::Filter {
 
 /// An HTTP filter under its stable name.
 pub(crate) fn filter<M: Name>(name: &str, config: &M) -> hcm::HttpFilter {
+    filter_of(name, any(config))
+}
+
+/// The same of a packed message.
+pub(crate) fn filter_of(name: &str, config: Any) -> hcm::HttpFilter {
     hcm::HttpFilter {
         name: name.to_owned(),
-        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(config))),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     }
 }
@@ -132,13 +146,14 @@ const FLAGS: [(&str, &str); 9] = [
 ];
 
 /// Status codes of local replies without a flag of their own, the refusal of an upgrade (which is a 403 as well)
-/// told apart before. The native proxy refuses none: it forwards such a request without its upgrade.
+/// told apart before. The native proxy refuses none in HTTP/1.1: it forwards such a request without its upgrade. In HTTP/2 a
+/// stream cannot be opened without one, and both say so.
 const CODES: [(u32, &str); 3] =
     [(403, "caller_not_allowed"), (408, "request_head_timeout"), (431, "header_too_large")];
 
 /// What the proxy answers by itself says why, in the same words whatever the engine. Envoy's own words where
 /// there is no reason of ours.
-pub(crate) fn local_replies() -> hcm::LocalReplyConfig {
+pub(crate) fn local_replies(protocol: Protocol) -> hcm::LocalReplyConfig {
     let flag = |(flag, reason): (&str, &str)| {
         let filter = accesslog::ResponseFlagFilter { flags: vec![flag.to_owned()] };
         mapper(FilterSpecifier::ResponseFlagFilter(filter), reason)
@@ -159,12 +174,19 @@ pub(crate) fn local_replies() -> hcm::LocalReplyConfig {
         .map(|filter| accesslog::AccessLogFilter { filter_specifier: Some(filter) })
         .into(),
     };
+    let upgrade = FilterSpecifier::AndFilter(upgrade);
+    let upgrade = match http2::has_sockets(protocol) {
+        true => {
+            hcm::ResponseMapper { status_code: Some(uint(501)), ..mapper(upgrade, "protocol_not_supported") }
+        }
+        false => mapper(upgrade, "%RESPONSE_CODE_DETAILS%"),
+    };
     let any_code = comparison(accesslog::comparison_filter::Op::Ge, 100);
     hcm::LocalReplyConfig {
         mappers: FLAGS
             .map(flag)
             .into_iter()
-            .chain([mapper(FilterSpecifier::AndFilter(upgrade), "%RESPONSE_CODE_DETAILS%")])
+            .chain([upgrade])
             .chain(CODES.map(code))
             .chain([mapper(any_code, "%RESPONSE_CODE_DETAILS%")])
             .collect(),

@@ -13,7 +13,13 @@
 //! | `routes` | the route configuration of each HTTP outbound listener, from HTTPRoutes |
 //! | `inbound` | listeners `inbound/PORT`: authentication, access decision, then the application |
 //! | `clusters` | `outbound/…` (EDS, mTLS) and `inbound/PORT` (127.0.0.1:TARGET-PORT) |
-//! | `http`, `tls`, `envoy` | building blocks: connection managers, TLS contexts, small messages |
+//! | `traffic` | what traffic policies say, in all of these |
+//! | `access` | what access policies say, in inbound listeners |
+//! | `matching` | conditions on requests, of routes and of access policies |
+//! | `engines` | what each engine lacks, and findings about documents that ask for it |
+//! | `http`, `http2`, `tls`, `envoy` | building blocks: connection managers, TLS contexts, small messages |
+//! | `staged` | what callers and servers get while a change is under way |
+//! | `zones` | load assignments in which zones are told apart, and when they are |
 //! | `shared` | load assignments and workloads |
 //! | `diff` | differences of two sets, for people |
 //!
@@ -25,25 +31,37 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use outrider_intent::model::{Intent, Protocol, ServiceRef};
+use outrider_intent::model::{Intent, Service, ServiceRef};
 use outrider_xds::{Resource, ResourceSet};
 use outrider_xds_types::names;
 
+mod access;
+mod ambiguous;
+mod anchors;
 mod clusters;
 mod diff;
+mod engines;
 mod envoy;
 mod http;
+mod http2;
 mod inbound;
+mod matching;
 mod outbound;
 mod routes;
 mod shared;
+mod staged;
 mod tls;
+mod traffic;
 mod view;
+mod zones;
 
 pub use diff::{Action, Difference, diff};
+pub use engines::refusals;
 pub use envoy::version_of;
 pub use outbound::MAX_CONNECT_ATTEMPTS;
 pub use routes::REASON_HEADER;
+pub use staged::{Kept, Stage};
+pub use zones::{MAX_ZONE_LOAD_PERCENT, endpoints_by_zone, zones_can_carry};
 
 use view::View;
 
@@ -104,16 +122,7 @@ pub enum Note {
         /// The called service.
         service: ServiceRef,
     },
-    /// The port speaks what no engine is given yet.
-    ProtocolNotSupported {
-        /// Whose port.
-        service: ServiceRef,
-        /// Its name.
-        port: String,
-        /// What it speaks.
-        protocol: Protocol,
-    },
-    /// A route names a destination that is not an HTTP port of a declared service; it gets no traffic.
+    /// A route names a destination that is no port of a declared service, or speaks something else; it gets no traffic.
     UnusableBackend {
         /// Namespace and name of the route.
         route: (String, String),
@@ -130,11 +139,8 @@ impl fmt::Display for Note {
             Self::MissingService { service } => {
                 write!(f, "service {service} is called but not declared; its ports are unknown")
             }
-            Self::ProtocolNotSupported { service, port, protocol } => {
-                write!(f, "port {port} of service {service} speaks {protocol:?}, which is not supported yet")
-            }
             Self::UnusableBackend { route: (namespace, name), service, port } => {
-                write!(f, "route {namespace}/{name} sends to {service}, which has no HTTP port {port}")
+                write!(f, "route {namespace}/{name} sends to {service}, which has no such port {port}")
             }
         }
     }
@@ -144,20 +150,37 @@ impl fmt::Display for Note {
 #[derive(Debug)]
 pub struct Compiler<'a> {
     view: View<'a>,
+    /// What callers go by, where that is something else.
+    calls: Option<View<'a>>,
+    stage: Option<&'a Stage>,
 }
 
 impl<'a> Compiler<'a> {
     /// A compiler for this intent and trust domain.
     pub fn new(intent: &'a Intent, trust_domain: &'a str) -> Self {
-        Self { view: View::new(intent, trust_domain) }
+        Self { view: View::new(intent, trust_domain), calls: None, stage: None }
+    }
+
+    /// The same while a change to this intent is under way.
+    pub fn staged(intent: &'a Intent, stage: &'a Stage, trust_domain: &'a str) -> Self {
+        let calls = stage.calls.as_ref().map(|calls| View::new(calls, trust_domain));
+        Self { view: View::new(intent, trust_domain), calls, stage: Some(stage) }
+    }
+
+    /// What the service's own calls are compiled by.
+    fn calls<'s>(&'s self, service: &'s Service) -> (&'s View<'a>, &'s Service) {
+        let view = self.calls.as_ref().unwrap_or(&self.view);
+        (view, view.intent.services.get(&service.id).unwrap_or(service))
     }
 
     /// What the proxies of a service get; `None` if it is not declared.
     pub fn proxy(&self, service: &ServiceRef) -> Option<ProxyResources> {
         let service = self.view.intent.services.get(service)?;
         let mut proxy = ProxyResources::default();
-        outbound::compile(&self.view, service, &mut proxy);
-        inbound::compile(&self.view, service, &mut proxy);
+        let (calls, caller) = self.calls(service);
+        outbound::compile(calls, caller, &mut proxy);
+        let kept = self.stage.and_then(|stage| stage.kept.get(&service.id));
+        inbound::compile(&self.view, service, kept, &mut proxy);
         proxy.notes.sort_by_cached_key(ToString::to_string);
         proxy.notes.dedup();
         Some(proxy)
@@ -165,11 +188,12 @@ impl<'a> Compiler<'a> {
 
     /// The workload of a service, `None` if it is not declared.
     pub fn workload(&self, service: &ServiceRef) -> Option<Arc<Resource>> {
-        Some(shared::workload(&self.view, self.view.intent.services.get(service)?))
+        let service = self.view.intent.services.get(service)?;
+        Some(shared::workload(&self.view, service, self.calls(service)))
     }
 
-    /// Services whose proxies may connect to this one: those that call it, and those that call a parent of a
-    /// route that leads to it.
+    /// Services whose proxies may connect to this one by what is declared: those that call it, and those that call a
+    /// parent of a route that leads to it.
     pub fn callers(&self, service: &ServiceRef) -> impl Iterator<Item = &ServiceRef> {
         self.view.callers(service)
     }
@@ -188,7 +212,7 @@ pub fn compile(input: &Input<'_>) -> Output {
         if let Some(proxy) = compiler.proxy(id) {
             output.proxies.insert(id.clone(), proxy);
         }
-        output.shared.insert(shared::workload(&compiler.view, service));
+        output.shared.insert(shared::workload(&compiler.view, service, compiler.calls(service)));
         for port in &service.ports {
             let ready = input.endpoints.get(&(id.clone(), port.name.clone()));
             let ready = ready.map(Vec::as_slice).unwrap_or_default();

@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use outrider_intent::model::{Port, Protocol, Role, Service};
+use outrider_intent::model::{BackendRef, HashKey, InboundLimits, Port, Protocol, Role, Service};
 use outrider_xds_types::names::{self, ListenerMetadata};
 use outrider_xds_types::pb::envoy::config::core::v3::TrafficDirection;
 use outrider_xds_types::pb::envoy::config::listener::v3 as listener;
 use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use outrider_xds_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use outrider_xds_types::pb::envoy::r#type::v3 as types;
 use outrider_xds_types::type_url;
 
 use crate::envoy::{any, limit, over_ads, resource, socket_address, uint};
 use crate::http::{self, Manager};
 use crate::view::View;
-use crate::{Note, ProxyResources, clusters, routes};
+use crate::{Note, ProxyResources, clusters, routes, traffic};
 
 /// Endpoints tried before a TCP connection is given up.
 pub const MAX_CONNECT_ATTEMPTS: u32 = 3;
@@ -36,30 +37,18 @@ pub(crate) fn compile(view: &View<'_>, service: &Service, proxy: &mut ProxyResou
         };
         for port in &callee.ports {
             let name = names::outbound(&callee.id.namespace, &callee.id.name, &port.name);
-            let filter = match port.protocol {
-                Protocol::Http => {
-                    let routes = routes::compile(view, callee, port, &mut proxy.notes);
-                    for (target, port) in routes.targets {
-                        let cluster = clusters::outbound(view, target, port);
-                        clusters.insert(cluster.name.clone(), cluster);
-                    }
+            let (filter, targets) = match port.protocol {
+                Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
+                    let routes = routes::compile(view, service.engine, callee, port, &mut proxy.notes);
                     proxy.resources.insert(resource(type_url::ROUTE, &name, &routes.configuration));
-                    http_filter(callee, &name)
+                    (http_filter(callee, port, &name), routes.targets)
                 }
-                Protocol::Tcp => {
-                    let cluster = clusters::outbound(view, callee, port);
-                    clusters.insert(cluster.name.clone(), cluster);
-                    tcp_filter(&name, &name, view.tcp_idle(&callee.id))
-                }
-                Protocol::Http2 | Protocol::Grpc => {
-                    proxy.notes.push(Note::ProtocolNotSupported {
-                        service: callee.id.clone(),
-                        port: port.name.clone(),
-                        protocol: port.protocol,
-                    });
-                    continue;
-                }
+                Protocol::Tcp => tcp_route(view, callee, port, &name, &mut proxy.notes),
             };
+            for (target, port) in targets {
+                let cluster = clusters::outbound(view, service.engine, target, port);
+                clusters.insert(cluster.name.clone(), cluster);
+            }
             let listener = listener(service, callee, port, &name, filter);
             proxy.resources.insert(resource(type_url::LISTENER, &name, &listener));
         }
@@ -78,7 +67,6 @@ pub(crate) fn listener_names(view: &View<'_>, service: &Service) -> Vec<String> 
     let callees = service.calls.iter().filter_map(|callee| view.intent.services.get(callee));
     let mut names: Vec<String> = callees
         .flat_map(|callee| callee.ports.iter().map(move |port| (&callee.id, port)))
-        .filter(|(_, port)| matches!(port.protocol, Protocol::Http | Protocol::Tcp))
         .map(|(id, port)| names::outbound(&id.namespace, &id.name, &port.name))
         .collect();
     names.sort_unstable();
@@ -114,27 +102,92 @@ fn listener(
     }
 }
 
-fn http_filter(callee: &Service, name: &str) -> listener::Filter {
+/// Bytes to the called service, or to where its route leads.
+fn tcp_route<'a>(
+    view: &View<'a>,
+    callee: &'a Service,
+    port: &'a Port,
+    name: &str,
+    notes: &mut Vec<Note>,
+) -> (listener::Filter, Vec<(&'a Service, &'a Port)>) {
+    let mut targets = Vec::new();
+    let mut weighted = Vec::new();
+    if let Some(route) = view.tcp_route(&callee.id, port.port) {
+        for BackendRef { service, port, weight } in &route.backends {
+            let Some((service, port)) = view.port(service, *port, Protocol::Tcp) else {
+                notes.push(Note::UnusableBackend {
+                    route: (route.namespace.clone(), route.name.clone()),
+                    service: service.clone(),
+                    port: *port,
+                });
+                continue;
+            };
+            targets.push((service, port));
+            if *weight > 0 {
+                let name = names::outbound(&service.id.namespace, &service.id.name, &port.name);
+                weighted.push((name, *weight, service));
+            }
+        }
+    }
+    if weighted.is_empty() {
+        // No route; a route has a destination with a weight, or is refused when it is declared.
+        targets.push((callee, port));
+        weighted.push((name.to_owned(), 1, callee));
+    }
+    let by_address = weighted.iter().any(|(.., service)| {
+        let balancing = &service.traffic.balancing;
+        balancing.policy.hashes() && balancing.hash_keys.contains(&HashKey::SourceAddress)
+    });
+    let clusters = weighted.into_iter().map(|(name, weight, _)| (name, weight)).collect();
+    (tcp_filter(name, clusters, by_address, view.tcp_idle(&callee.id)), targets)
+}
+
+fn http_filter(callee: &Service, port: &Port, name: &str) -> listener::Filter {
     http::manager(Manager {
         name,
+        protocol: port.protocol,
+        remote: false,
         timeouts: &callee.timeouts,
+        // Of the application of this host: what its callees take is their proxies' affair.
+        limits: InboundLimits::default(),
         connection_idle: APPLICATION_IDLE_SECONDS,
         routes: hcm::http_connection_manager::RouteSpecifier::Rds(hcm::Rds {
             config_source: Some(over_ads()),
             route_config_name: name.to_owned(),
         }),
-        filters: Vec::new(),
+        filters: traffic::fault_filter(callee).into_iter().collect(),
         client_certificates: None,
     })
 }
 
-/// Bytes in both directions to one cluster.
-pub(crate) fn tcp_filter(name: &str, cluster: &str, idle: Option<std::time::Duration>) -> listener::Filter {
+/// Bytes in both directions to one of these clusters, by weight.
+pub(crate) fn tcp_filter(
+    name: &str,
+    clusters: Vec<(String, u32)>,
+    by_address: bool,
+    idle: Option<std::time::Duration>,
+) -> listener::Filter {
+    use tcp::tcp_proxy::weighted_cluster::ClusterWeight;
+    let specifier = match clusters.as_slice() {
+        [(only, _)] => tcp::tcp_proxy::ClusterSpecifier::Cluster(only.clone()),
+        _ => tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(tcp::tcp_proxy::WeightedCluster {
+            clusters: clusters
+                .into_iter()
+                .map(|(name, weight)| ClusterWeight { name, weight, ..Default::default() })
+                .collect(),
+        }),
+    };
+    let source = types::HashPolicy {
+        policy_specifier: Some(types::hash_policy::PolicySpecifier::SourceIp(
+            types::hash_policy::SourceIp {},
+        )),
+    };
     let config = tcp::TcpProxy {
         stat_prefix: name.to_owned(),
         idle_timeout: Some(limit(idle)),
         max_connect_attempts: Some(uint(MAX_CONNECT_ATTEMPTS)),
-        cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
+        hash_policy: by_address.then_some(source).into_iter().collect(),
+        cluster_specifier: Some(specifier),
         ..Default::default()
     };
     listener::Filter {

@@ -1,26 +1,34 @@
-//! HTTPRoutes of one port → one route configuration, in the Gateway API's order of precedence.
+//! Routes of one port → one route configuration, in the Gateway API's order of precedence.
+//!
+//! Where it leaves the order open: exact paths come before regular expressions, longer patterns before shorter ones,
+//! and both before prefixes, because they name more of the path. Documents do not say when they were made, so of two
+//! routes that are equal in everything the first by namespace and name counts.
 
 use std::cmp::Reverse;
 
 use outrider_intent::model::{
-    BackendRef, HeaderEdits, HttpMatch, HttpRoute, HttpRule, PathMatch, Port, Service, ServiceRef,
+    BackendRef, Engine, HeaderEdits, HttpMatch, HttpRoute, HttpRule, Mirror, PathChange, PathMatch, Port,
+    Protocol, Redirect, Rewrite, Service, ServiceRef, ValueMatch,
 };
 use outrider_xds_types::names;
 use outrider_xds_types::pb::envoy::config::core::v3 as core;
 use outrider_xds_types::pb::envoy::config::route::v3 as route;
+use outrider_xds_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
+use outrider_xds_types::pb::envoy::r#type::v3 as types;
 
-use crate::Note;
-use crate::envoy::{limit, uint};
+use crate::envoy::{boolean, limit, uint};
 use crate::http::header;
-use crate::tls::exactly;
+use crate::matching::{conditions, escaped, regex};
 use crate::view::View;
+use crate::{Note, matching, traffic};
 
 use core::header_value_option::HeaderAppendAction::{
     self, AddIfAbsent, AppendIfExistsOrAdd, OverwriteIfExistsOrAdd,
 };
+use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
 use route::route::Action;
-use route::route_action::ClusterSpecifier;
-use route::route_match::PathSpecifier;
+use route::route_action::{ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy};
+use route::weighted_cluster::RandomValueSpecifier;
 
 /// Carries the reason of a response that the proxy made by itself.
 pub const REASON_HEADER: &str = "x-outrider-reason";
@@ -42,6 +50,7 @@ struct Candidate<'a> {
 
 pub(crate) fn compile<'a>(
     view: &View<'a>,
+    engine: Engine,
     callee: &'a Service,
     port: &'a Port,
     notes: &mut Vec<Note>,
@@ -50,7 +59,7 @@ pub(crate) fn compile<'a>(
     let mut targets = Vec::new();
     let mut attached = false;
     let mut candidates: Vec<Candidate<'a>> = Vec::new();
-    for route in view.routes(&callee.id, port.port) {
+    for route in view.routes(&callee.id, port) {
         attached = true;
         for (rule_index, rule) in route.rules.iter().enumerate() {
             for (match_index, matched) in rule.matches.iter().enumerate() {
@@ -63,15 +72,24 @@ pub(crate) fn compile<'a>(
 
     let mut routes = Vec::new();
     for candidate in &candidates {
-        routes.push(compile_one(view, callee, candidate, &mut targets, notes));
+        routes.push(compile_one(view, engine, callee, port, candidate, &mut targets, notes));
     }
     if !attached {
         targets.push((callee, port));
         let cluster = ClusterSpecifier::Cluster(name.clone());
         routes.push(route::Route {
             name: "default".to_owned(),
-            r#match: Some(prefix("/")),
-            action: Some(Action::Route(forward(cluster, callee, callee.timeouts.request))),
+            r#match: Some(everything()),
+            action: Some(Action::Route(forward(&Forward {
+                cluster,
+                parent: callee,
+                engine,
+                protocol: port.protocol,
+                request: callee.timeouts.request,
+                one_try: None,
+                targets: &[callee],
+            }))),
+            typed_per_filter_config: traffic::faults(callee),
             ..Default::default()
         });
     }
@@ -92,18 +110,29 @@ pub(crate) fn configuration(name: &str, routes: Vec<route::Route>) -> route::Rou
     }
 }
 
-/// Lower comes first: exact paths, longer prefixes, a method, more headers.
+/// Lower comes first: exact paths, patterns, longer prefixes, a method, more headers, more parameters; of gRPC names
+/// that are written out, more of the service, more of the method, more headers.
 fn precedence(matched: &HttpMatch) -> impl Ord + use<> {
-    let (kind, length) = match &matched.path {
-        PathMatch::Exact(path) => (0, path.len()),
-        PathMatch::Prefix(path) => (1, path.trim_end_matches('/').len()),
+    let length = |part: &Option<ValueMatch>| match part {
+        None => (1, Reverse(0)),
+        Some(ValueMatch::Exact(name)) => (0, Reverse(name.len())),
+        Some(ValueMatch::Regex(pattern)) => (1, Reverse(pattern.len())),
     };
-    (kind, Reverse(length), matched.method.is_none(), Reverse(matched.headers.len()))
+    let (kind, first, second) = match &matched.path {
+        PathMatch::Exact(path) => (0, (0, Reverse(path.len())), (0, Reverse(0))),
+        PathMatch::Regex(pattern) => (1, (0, Reverse(pattern.len())), (0, Reverse(0))),
+        PathMatch::Prefix(path) => (2, (2, Reverse(path.trim_end_matches('/').len())), (0, Reverse(0))),
+        PathMatch::Grpc { service, method } => (2, length(service), length(method)),
+    };
+    let (headers, query) = (Reverse(matched.headers.len()), Reverse(matched.query.len()));
+    (kind, first, second, matched.method.is_none(), headers, query)
 }
 
 fn compile_one<'a>(
     view: &View<'a>,
-    parent: &Service,
+    engine: Engine,
+    parent: &'a Service,
+    port: &'a Port,
     candidate: &Candidate<'a>,
     targets: &mut Vec<(&'a Service, &'a Port)>,
     notes: &mut Vec<Note>,
@@ -118,43 +147,160 @@ fn compile_one<'a>(
         response_headers_to_remove: rule.response_headers.remove.clone(),
         ..Default::default()
     };
-    let mut weighted: Vec<(String, u32)> = Vec::new();
+    if let Some(redirect) = &rule.redirect {
+        compiled.action = Some(Action::Redirect(redirect_action(redirect, matched, port)));
+        return compiled;
+    }
+    let mut destination = |service: &ServiceRef, number: u16| {
+        let found = view.port(service, number, port.protocol);
+        match found {
+            Some(found) => targets.push(found),
+            None => notes.push(unusable(route, service, number)),
+        }
+        found.map(|(service, port)| {
+            (service, names::outbound(&service.id.namespace, &service.id.name, &port.name))
+        })
+    };
+    let mut weighted: Vec<(&Service, String, u32)> = Vec::new();
     for BackendRef { service, port, weight } in &rule.backends {
-        let Some((service, port)) = view.http_port(service, *port) else {
-            notes.push(unusable(route, service, *port));
-            continue;
-        };
-        targets.push((service, port));
-        if *weight > 0 {
-            weighted.push((names::outbound(&service.id.namespace, &service.id.name, &port.name), *weight));
+        if let Some((service, name)) = destination(service, *port).filter(|_| *weight > 0) {
+            weighted.push((service, name, *weight));
         }
     }
+    let mut mirrors = Vec::new();
+    for Mirror { service, port, per_million } in &rule.mirrors {
+        if let Some((_, cluster)) = destination(service, *port) {
+            mirrors.push(mirror(cluster, *per_million));
+        }
+    }
+    // Who has a key stays with a destination while weights move.
+    let keeps_keys = weighted.iter().any(|(service, ..)| service.traffic.balancing.policy.hashes());
     let cluster = match weighted.as_slice() {
         [] => None,
-        [(only, _)] => Some(ClusterSpecifier::Cluster(only.clone())),
+        [(_, only, _)] => Some(ClusterSpecifier::Cluster(only.clone())),
         several => Some(ClusterSpecifier::WeightedClusters(route::WeightedCluster {
             clusters: several
                 .iter()
-                .map(|(name, weight)| route::weighted_cluster::ClusterWeight {
+                .map(|(_, name, weight)| route::weighted_cluster::ClusterWeight {
                     name: name.clone(),
                     weight: Some(uint(*weight)),
                     ..Default::default()
                 })
                 .collect(),
+            random_value_specifier: keeps_keys.then(|| RandomValueSpecifier::UseHashPolicy(boolean(true))),
             ..Default::default()
         })),
     };
     compiled.action = Some(match cluster {
         Some(cluster) => {
-            let timeout = rule.request_timeout.unwrap_or(parent.timeouts.request);
-            Action::Route(forward(cluster, parent, timeout))
+            let services: Vec<&Service> = weighted.iter().map(|(service, ..)| *service).collect();
+            let mut action = forward(&Forward {
+                cluster,
+                parent,
+                engine,
+                protocol: port.protocol,
+                request: rule.request_timeout.unwrap_or(parent.timeouts.request),
+                one_try: rule.try_timeout,
+                targets: &services,
+            });
+            action.request_mirror_policies = mirrors;
+            if let Some(rewrite) = &rule.rewrite {
+                rewrite_with(&mut action, rewrite, matched);
+            }
+            compiled.typed_per_filter_config = traffic::faults(parent);
+            Action::Route(action)
         }
         None => {
             compiled.response_headers_to_add.push(header(REASON_HEADER, "no_backends", AddIfAbsent));
-            Action::DirectResponse(route::DirectResponseAction { status: 500, ..Default::default() })
+            // What the Gateway API says: 500, and UNAVAILABLE for gRPC, which 503 means there.
+            let status = if port.protocol == Protocol::Grpc { 503 } else { 500 };
+            Action::DirectResponse(route::DirectResponseAction { status, ..Default::default() })
         }
     });
     compiled
+}
+
+fn mirror(cluster: String, per_million: u32) -> RequestMirrorPolicy {
+    let share = types::FractionalPercent {
+        numerator: per_million,
+        denominator: types::fractional_percent::DenominatorType::Million as i32,
+    };
+    RequestMirrorPolicy {
+        cluster,
+        runtime_fraction: Some(core::RuntimeFractionalPercent {
+            default_value: Some(share),
+            ..Default::default()
+        }),
+        // A copy is the request as it was sent.
+        disable_shadow_host_suffix_append: true,
+        ..Default::default()
+    }
+}
+
+/// How the path changes.
+enum NewPath {
+    /// The matched prefix becomes this.
+    Prefix(String),
+    /// What matches becomes this.
+    Regex(RegexMatchAndSubstitute),
+}
+
+fn new_path(change: &PathChange, matched: &HttpMatch) -> NewPath {
+    let substitute = |pattern: String, with: &str| {
+        NewPath::Regex(RegexMatchAndSubstitute {
+            pattern: Some(regex(&pattern)),
+            substitution: with.replace('\\', "\\\\"),
+        })
+    };
+    let prefix = match &matched.path {
+        PathMatch::Prefix(prefix) => prefix.trim_end_matches('/'),
+        _ => "",
+    };
+    match change {
+        PathChange::Full(path) => substitute("^/.*$".to_owned(), path),
+        // Of `/a` nothing would be left, and of `/a/b` a second slash.
+        PathChange::Prefix(with) if with.is_empty() && prefix.is_empty() => NewPath::Prefix("/".to_owned()),
+        PathChange::Prefix(with) if with.is_empty() => substitute(format!("^{}/*", escaped(prefix)), "/"),
+        // The prefix `/` is followed by no slash.
+        PathChange::Prefix(with) if prefix.is_empty() => NewPath::Prefix(format!("{with}/")),
+        PathChange::Prefix(with) => NewPath::Prefix(with.clone()),
+    }
+}
+
+fn rewrite_with(action: &mut route::RouteAction, rewrite: &Rewrite, matched: &HttpMatch) {
+    let host = rewrite.hostname.clone().map(HostRewriteSpecifier::HostRewriteLiteral);
+    action.host_rewrite_specifier = host;
+    match rewrite.path.as_ref().map(|change| new_path(change, matched)) {
+        None => {}
+        Some(NewPath::Prefix(prefix)) => action.prefix_rewrite = prefix,
+        Some(NewPath::Regex(rewrite)) => action.regex_rewrite = Some(rewrite),
+    }
+}
+
+fn redirect_action(redirect: &Redirect, matched: &HttpMatch, port: &Port) -> route::RedirectAction {
+    let code = match redirect.status {
+        301 => RedirectResponseCode::MovedPermanently,
+        303 => RedirectResponseCode::SeeOther,
+        307 => RedirectResponseCode::TemporaryRedirect,
+        308 => RedirectResponseCode::PermanentRedirect,
+        _ => RedirectResponseCode::Found,
+    };
+    let path = redirect.path.as_ref().map(|change| match (change, new_path(change, matched)) {
+        (PathChange::Full(path), _) => PathRewriteSpecifier::PathRedirect(path.clone()),
+        (_, NewPath::Prefix(prefix)) => PathRewriteSpecifier::PrefixRewrite(prefix),
+        (_, NewPath::Regex(rewrite)) => PathRewriteSpecifier::RegexRewrite(rewrite),
+    });
+    // Another host is at the same port unless something else is said; 80 goes without saying.
+    let same = redirect.hostname.is_some() && redirect.scheme.is_none() && port.port != 80;
+    let number = redirect.port.or(same.then_some(port.port));
+    route::RedirectAction {
+        host_redirect: redirect.hostname.clone().unwrap_or_default(),
+        port_redirect: number.map(u32::from).unwrap_or_default(),
+        response_code: code as i32,
+        scheme_rewrite_specifier: redirect.scheme.clone().map(SchemeRewriteSpecifier::SchemeRedirect),
+        path_rewrite_specifier: path,
+        ..Default::default()
+    }
 }
 
 fn unusable(route: &HttpRoute, service: &ServiceRef, port: u16) -> Note {
@@ -165,55 +311,39 @@ fn unusable(route: &HttpRoute, service: &ServiceRef, port: u16) -> Note {
     }
 }
 
-/// Forwarding. The request limit is a limit on the only try, which ends with the response head: a response
-/// that flows is never cut. There is no limit on the whole exchange, only on its silence.
-pub(crate) fn forward(
-    cluster: ClusterSpecifier,
-    limits_of: &Service,
-    request_timeout: Option<std::time::Duration>,
-) -> route::RouteAction {
+/// What a route that forwards depends on.
+pub(crate) struct Forward<'f> {
+    pub(crate) cluster: ClusterSpecifier,
+    /// Whose limits and retries hold.
+    pub(crate) parent: &'f Service,
+    /// Of the proxy that forwards.
+    pub(crate) engine: Engine,
+    pub(crate) protocol: Protocol,
+    /// Limit of the request.
+    pub(crate) request: Option<std::time::Duration>,
+    /// Limit of one try, if the route has one of its own.
+    pub(crate) one_try: Option<Option<std::time::Duration>>,
+    /// Where it may lead.
+    pub(crate) targets: &'f [&'f Service],
+}
+
+/// Forwarding. What limits what is in [`traffic::tries`].
+pub(crate) fn forward(forward: &Forward<'_>) -> route::RouteAction {
+    let Forward { parent, engine, protocol, request, one_try, .. } = *forward;
+    let (whole, retry_policy) = traffic::tries(parent, engine, request, one_try, protocol);
     route::RouteAction {
-        timeout: Some(limit(None)),
-        idle_timeout: Some(limit(limits_of.timeouts.idle)),
-        retry_policy: request_timeout.map(|timeout| route::RetryPolicy {
-            num_retries: Some(uint(0)),
-            per_try_timeout: Some(limit(Some(timeout))),
-            ..Default::default()
-        }),
-        cluster_specifier: Some(cluster),
+        timeout: Some(limit(whole)),
+        idle_timeout: Some(limit(parent.timeouts.idle_of(protocol))),
+        retry_policy,
+        hash_policy: traffic::hash_policies(forward.targets.iter().copied()),
+        cluster_specifier: Some(forward.cluster.clone()),
         ..Default::default()
     }
 }
 
-pub(crate) fn prefix(path: &str) -> route::RouteMatch {
-    let path = match path.trim_end_matches('/') {
-        "" => PathSpecifier::Prefix("/".to_owned()),
-        elements => PathSpecifier::PathSeparatedPrefix(elements.to_owned()),
-    };
-    route::RouteMatch { path_specifier: Some(path), ..Default::default() }
-}
-
-fn conditions(matched: &HttpMatch) -> route::RouteMatch {
-    let mut conditions = match &matched.path {
-        PathMatch::Exact(path) => route::RouteMatch {
-            path_specifier: Some(PathSpecifier::Path(path.clone())),
-            ..Default::default()
-        },
-        PathMatch::Prefix(path) => prefix(path),
-    };
-    let method = matched.method.iter().map(|method| (":method", method.as_str()));
-    let headers = matched.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    conditions.headers = method
-        .chain(headers)
-        .map(|(name, value)| route::HeaderMatcher {
-            name: name.to_owned(),
-            header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(exactly(
-                value.to_owned(),
-            ))),
-            ..Default::default()
-        })
-        .collect();
-    conditions
+/// Every request.
+pub(crate) fn everything() -> route::RouteMatch {
+    route::RouteMatch { path_specifier: Some(matching::prefix("/")), ..Default::default() }
 }
 
 /// `%` begins a variable in Envoy's header values; what people write is meant as it stands. Envoy removes before it

@@ -17,16 +17,7 @@ pub(crate) fn load_assignment(service: &ServiceRef, port: &str, endpoints: &[End
     let mut sorted: Vec<&Endpoint> = endpoints.iter().collect();
     sorted.sort();
     sorted.dedup();
-    let lb_endpoints: Vec<endpoint::LbEndpoint> = sorted
-        .into_iter()
-        .map(|at| endpoint::LbEndpoint {
-            host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
-                address: Some(socket_address(&at.address.to_string(), at.port)),
-                ..Default::default()
-            })),
-            ..Default::default()
-        })
-        .collect();
+    let lb_endpoints: Vec<endpoint::LbEndpoint> = sorted.into_iter().map(lb_endpoint).collect();
     let localities = match lb_endpoints.is_empty() {
         true => Vec::new(),
         false => vec![endpoint::LocalityLbEndpoints { lb_endpoints, ..Default::default() }],
@@ -39,7 +30,18 @@ pub(crate) fn load_assignment(service: &ServiceRef, port: &str, endpoints: &[End
     resource(type_url::ENDPOINT, &name, &assignment)
 }
 
-pub(crate) fn workload(view: &View<'_>, service: &Service) -> Arc<Resource> {
+pub(crate) fn lb_endpoint(at: &Endpoint) -> endpoint::LbEndpoint {
+    endpoint::LbEndpoint {
+        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
+            address: Some(socket_address(&at.address.to_string(), at.port)),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+/// `calls` is the view by which the service's own calls are compiled, and the service in it.
+pub(crate) fn workload(view: &View<'_>, service: &Service, calls: (&View<'_>, &Service)) -> Arc<Resource> {
     let name = service.id.to_string();
     let workload = Workload {
         service: name.clone(),
@@ -56,7 +58,7 @@ pub(crate) fn workload(view: &View<'_>, service: &Service) -> Arc<Resource> {
             })
             .collect(),
         // What a host waits for before it calls the set of a proxy whole.
-        outbound: outbound::listener_names(view, service),
+        outbound: outbound::listener_names(calls.0, calls.1),
     };
     resource(type_url::WORKLOAD, &name, &workload)
 }

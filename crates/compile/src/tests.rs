@@ -8,11 +8,15 @@ use outrider_xds_types::type_url;
 
 use super::*;
 
+mod access;
 mod edits;
+mod engines;
 mod envoy_accepts;
 mod golden;
+mod outliers;
 mod properties;
 mod text;
+mod zones;
 
 const TRUST_DOMAIN: &str = "outrider.internal";
 
@@ -104,8 +108,9 @@ fn scoping_changes_names_only() {
     }
 }
 
+/// Edge case 69, with `e69_compiling_again_gives_the_same_bytes`.
 #[test]
-fn versions_are_functions_of_content() {
+fn e69_versions_are_functions_of_content() {
     let at = |last, port| Endpoint { address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), port };
     let id = service("shop/inventory");
     let one = endpoints(&id, "http", &[at(1, 80), at(2, 80)]);

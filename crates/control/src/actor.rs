@@ -4,7 +4,7 @@
 //! Commands are taken in the order sent; what they change is published once per batch. A fact carries the
 //! time it arrived at, so waiting in the queue makes no host look silent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -47,7 +47,12 @@ pub(crate) struct Handle {
     pub(crate) revision: watch::Receiver<u64>,
     /// The cursor of the last event of a proxy.
     pub(crate) events: watch::Receiver<u64>,
+    /// Instances that leave and that nobody calls any more, by node.
+    pub(crate) left: watch::Receiver<Left>,
 }
+
+/// Names of instances by node.
+pub(crate) type Left = Arc<BTreeMap<String, BTreeSet<String>>>;
 
 #[derive(Clone, Copy)]
 struct Clock(Instant);
@@ -153,8 +158,10 @@ pub(crate) fn start(
     let (changes, changes_out) = watch::channel(0);
     let (revision, revision_out) = watch::channel(world.declared().revision);
     let (events, events_out) = watch::channel(world.event_cursor());
+    let (left, left_out) = watch::channel(Left::default());
     let pulse = Pulse::new(timing, clock.now());
-    let actor = Actor { world, store, clock, pulse, published, changes, revision, events, stirred: false };
+    let actor =
+        Actor { world, store, clock, pulse, published, changes, revision, events, left, stirred: false };
     let (alive, ended) = oneshot::channel();
     let join = std::thread::Builder::new().name("world".to_owned()).spawn(move || {
         // Dropped when the thread ends, also by a panic.
@@ -168,6 +175,7 @@ pub(crate) fn start(
         changes: changes_out,
         revision: revision_out,
         events: events_out,
+        left: left_out,
     };
     Ok((handle, Thread { join, ended }))
 }
@@ -181,6 +189,7 @@ struct Actor {
     changes: watch::Sender<u64>,
     revision: watch::Sender<u64>,
     events: watch::Sender<u64>,
+    left: watch::Sender<Left>,
     /// Something happened that a view may show. Reading is not such a thing.
     stirred: bool,
 }
@@ -290,11 +299,20 @@ impl Actor {
             }
             !same
         });
+        self.stirred |= self.world.take_step();
         let revision = self.world.declared().revision;
         self.stirred |=
             self.revision.send_if_modified(|current| std::mem::replace(current, revision) != revision);
         let cursor = self.world.event_cursor();
         self.events.send_if_modified(|current| std::mem::replace(current, cursor) != cursor);
+        let left = self.world.left();
+        self.left.send_if_modified(|current| {
+            let changed = **current != left;
+            if changed {
+                *current = Arc::new(left);
+            }
+            changed
+        });
         if std::mem::take(&mut self.stirred) {
             self.changes.send_modify(|count| *count = count.wrapping_add(1));
         }

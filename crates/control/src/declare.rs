@@ -30,7 +30,7 @@ pub(crate) struct Plan {
 /// A key does not name an object that is declared.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum KeyError {
-    #[error("there is no kind `{0}`; kinds are Namespace, Service and HTTPRoute")]
+    #[error("there is no kind `{0}`; kinds are {all}", all = Kind::ALL.map(Kind::as_str).join(", "))]
     Kind(String),
     #[error("{0} is not declared")]
     Absent(Key),
@@ -160,7 +160,10 @@ fn finish(
     options: &ResolveOptions,
 ) -> Plan {
     let all: Vec<Document> = documents.values().map(|(_, document)| document.clone()).collect();
-    let resolved = resolve(&all, options);
+    let mut resolved = resolve(&all, options);
+    if let Some(intent) = &resolved.intent {
+        resolved.diagnostics.extend(outrider_compile::refusals(&all, intent));
+    }
     let mut diagnostics: Vec<DiagnosticView> = findings.iter().map(view).collect();
     for finding in resolved.diagnostics.iter().map(view) {
         if !diagnostics.contains(&finding) {

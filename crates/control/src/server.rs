@@ -34,7 +34,7 @@ use crate::grpc::agents::{AgentsService, Throttle};
 use crate::http::{self, Api};
 use crate::incoming::{StrangerLimits, TlsLimits, accept_tls};
 use crate::limits::{Connections, raise_descriptors};
-use crate::world::{Admission, Declared, HostRecord, Timing};
+use crate::world::{Admission, Declared, HostRecord, Timing, forgotten};
 
 /// How often a quiet connection of an agent is pinged, and how long the answer may take: a host that vanished
 /// is noticed in five seconds.
@@ -52,7 +52,7 @@ const MAX_CALLS: u32 = 128;
 /// How many seconds a node is shown whose certificates have all ended.
 const FORGET_NODE: u64 = 7 * 24 * 3600;
 /// How often the server's own certificate is looked at.
-const RENEW_CHECK: Duration = Duration::from_secs(600);
+const RENEW_CHECK: Duration = Duration::from_secs(1);
 
 /// What to serve, and where.
 #[derive(Clone, Debug)]
@@ -376,19 +376,16 @@ fn open(folder: &Path, trust_domain: &str) -> Result<(Opened, Loaded, Secret), S
 /// Admitted nodes. Those are forgotten that have had no certificate for a week: they need a token anyway.
 fn admitted(store: &Store) -> Result<BTreeMap<String, Admission>, ServeError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let (mut admitted, mut over) = (BTreeMap::new(), Vec::new());
+    let mut admitted = BTreeMap::new();
     for (node, record) in store.nodes()? {
         let admission: Option<Admission> = serde_json::from_value(record)
             .map_err(|error| ServeError::StoredHost { host: node.clone(), cause: error.to_string() })?;
-        let admission = admission.unwrap_or_default();
-        if admission.is_over(now.saturating_sub(FORGET_NODE)) {
-            over.push((node, None));
-        } else {
-            admitted.insert(node, admission);
-        }
+        admitted.insert(node, admission.unwrap_or_default());
     }
+    let over = forgotten(&admitted, now.saturating_sub(FORGET_NODE));
     if !over.is_empty() {
-        store.put_nodes(&over)?;
+        admitted.retain(|node, _| !over.contains(node));
+        store.put_nodes(&over.into_iter().map(|node| (node, None)).collect::<Vec<_>>())?;
     }
     Ok(admitted)
 }
@@ -424,27 +421,28 @@ fn joined(part: Result<Result<(), ServeError>, tokio::task::JoinError>) -> Resul
 /// The certificate the server presents. Its key lives in memory only.
 struct OwnCertificate {
     slot: Arc<CertificateSlot>,
+    not_before: SystemTime,
     renew_at: SystemTime,
 }
 
 fn own_chain(
     authority: &Authority,
-) -> Result<(Vec<outrider_identity::CertificateDer<'static>>, PrivateKey, SystemTime), ServeError> {
+) -> Result<(Vec<outrider_identity::CertificateDer<'static>>, PrivateKey, [SystemTime; 2]), ServeError> {
     let key = PrivateKey::generate()?;
     let id = SpiffeId::parse(&names::spiffe_server(authority.trust_domain()))
         .map_err(|error| ServeError::Authority(error.into()))?;
     let mut chain = authority.sign_own(&key, &id, &["localhost".to_owned()], SystemTime::now())?;
     let info = chain.first().map(|leaf| CertificateInfo::read(leaf)).transpose().map_err(TlsError::Peer)?;
-    let renew_at = info.map_or_else(SystemTime::now, |info| info.renew_at(0.5));
+    let times = info.map_or_else(|| [SystemTime::now(); 2], |info| [info.not_before, info.renew_at(0.5)]);
     // With the root, for agents that join by its fingerprint.
     chain.extend(authority.bundle());
-    Ok((chain, key, renew_at))
+    Ok((chain, key, times))
 }
 
 impl OwnCertificate {
     fn issue(authority: &Authority) -> Result<Self, ServeError> {
-        let (chain, key, renew_at) = own_chain(authority)?;
-        Ok(Self { slot: CertificateSlot::new(chain, &key)?, renew_at })
+        let (chain, key, [not_before, renew_at]) = own_chain(authority)?;
+        Ok(Self { slot: CertificateSlot::new(chain, &key)?, not_before, renew_at })
     }
 }
 
@@ -460,12 +458,14 @@ async fn renew(
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(RENEW_CHECK) => {}
         }
-        if SystemTime::now() < own.renew_at {
+        // A clock that was set back makes one that is not good yet.
+        let now = SystemTime::now();
+        if own.not_before <= now && now < own.renew_at {
             continue;
         }
-        let renewed = own_chain(&authority).and_then(|(chain, key, renew_at)| {
+        let renewed = own_chain(&authority).and_then(|(chain, key, [not_before, renew_at])| {
             own.slot.set(chain, &key)?;
-            own.renew_at = renew_at;
+            (own.not_before, own.renew_at) = (not_before, renew_at);
             Ok(())
         });
         match renewed {

@@ -10,32 +10,40 @@ mod admissions;
 mod events;
 mod hold;
 mod hosts;
+mod leaving;
 mod lives;
 mod resources;
 mod rollout;
+mod shift;
+mod staging;
 mod versions;
 mod views;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use outrider_api::agent as wire;
 use outrider_api::http::{EventList, ProxyChange, TrafficView};
+use outrider_compile::Stage;
 use outrider_intent::model::{Intent, ServiceRef};
 use outrider_intent::{Document, Key};
 use outrider_xds::ResourceSet;
 
 use acks::Acks;
 use admissions::Admissions;
-pub(crate) use admissions::{Admission, NotAdmitted, Scope};
+pub(crate) use admissions::{Admission, NotAdmitted, Scope, forgotten};
 use events::Events;
 pub(crate) use events::{EventFilter, PER_SERVICE as EVENTS_PER_SERVICE};
 pub(crate) use hold::HoldNote;
 use hold::{Cause, Hold};
 use hosts::{Changed, Hosts, Refusal};
 pub(crate) use hosts::{FactError, HostRecord, is_label, is_node_name, printable};
+use leaving::Leaving;
 use lives::Lives;
+pub(crate) use lives::read as life;
 use resources::Resources;
+use shift::Shift;
 
 /// Milliseconds on a clock that never goes back and starts anywhere.
 pub(crate) type Millis = u64;
@@ -146,6 +154,8 @@ pub(crate) struct World {
     lives: Lives,
     events: Events,
     resources: Resources,
+    shift: Shift,
+    leaving: Leaving,
     unsaved: BTreeSet<String>,
 }
 
@@ -162,7 +172,7 @@ impl World {
         let hosts = Hosts::new(timing, known, now);
         let mut resources = Resources::new(trust_domain);
         let hold = Hold::new(timing.grace_ms, &hosts);
-        resources.rebuild(&declared.intent, &hosts, &hold);
+        resources.rebuild(&declared.intent, Stage::default(), &hosts, &hold);
         Self {
             declared,
             admissions: Admissions::new(admitted),
@@ -173,6 +183,8 @@ impl World {
             lives: Lives::default(),
             events: Events::default(),
             resources,
+            shift: Shift::default(),
+            leaving: Leaving::default(),
             unsaved: BTreeSet::new(),
         }
     }
@@ -192,7 +204,8 @@ impl World {
         let all: BTreeSet<&ServiceRef> = before.keys().chain(after.keys()).collect();
         let changed = all.into_iter().filter(|service| before.get(*service) != after.get(*service)).cloned();
         self.hold.declared(changed, now);
-        self.resources.rebuild(&declared.intent, &self.hosts, &self.hold);
+        let stage = self.stage(&declared.intent, now);
+        self.resources.rebuild(&declared.intent, stage, &self.hosts, &self.hold);
         self.declared = declared;
     }
 
@@ -285,7 +298,8 @@ impl World {
         let changed = self.hosts.heard(node, now);
         self.changed(changed, Cause::Report, now);
         match fact {
-            wire::FactKind::Hello(_) | wire::FactKind::Heartbeat(_) => {}
+            wire::FactKind::Hello(_) => {}
+            wire::FactKind::Heartbeat(beat) => self.hosts.set_problems(node, &beat.problems),
             wire::FactKind::Occurred(occurred) => self.occurred(node, occurred)?,
             wire::FactKind::ProxyStatus(status) => {
                 self.own(node, &status.proxy)?;
@@ -301,6 +315,7 @@ impl World {
                 let scope = self.admissions.get(node).map(|admission| admission.scope.clone());
                 let (changed, refused) = self.hosts.instances(node, report, &scope.unwrap_or_default())?;
                 self.changed(changed, Cause::Report, now);
+                self.note_leaving(node);
                 taken.refused = refused.into_iter().map(|(proxy, why)| (proxy, why.text())).collect();
                 let all = self.hosts.get(node).into_iter().flat_map(|host| &host.refused);
                 let all = all.map(|(proxy, why)| refused_instance(proxy, why));
@@ -311,6 +326,8 @@ impl World {
                 let service = self.hosts.find(&applied.proxy).map(|(.., instance)| &instance.service);
                 let expected = service.map(|service| self.resources.expected(service)).unwrap_or_default();
                 let kept = self.acks.apply(node, applied, &expected);
+                self.shift.stir();
+                self.leaving.stir();
                 let too_much = kept.err().filter(|error| *error == acks::AckError::TooMuch);
                 if self.hosts.set_too_much(node, too_much.is_some()) {
                     taken.too_much = too_much.map(|error| error.to_string());
@@ -398,6 +415,7 @@ impl World {
         self.changed(changed, Cause::Silence { observed }, now);
         let released = Changed { endpoints: self.hold.tick(now), ..Changed::default() };
         self.resources.follow(&released, &self.declared.intent, &self.hosts, &self.hold);
+        self.go_on(now);
         ticked
     }
 
@@ -418,7 +436,8 @@ impl World {
 
     /// When [`World::tick`] has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Millis> {
-        self.hosts.next_deadline().into_iter().chain(self.hold.next_deadline()).min()
+        let deadlines = [self.hosts.next_deadline(), self.hold.next_deadline(), self.shift.next_deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Host records to be stored since the last call; `None` for hosts to be forgotten.
@@ -438,8 +457,11 @@ impl World {
             self.acks.forget(proxy);
             self.traffic.remove(proxy);
             self.lives.forget(proxy);
+            self.leaving.forget(proxy);
         }
         self.resources.follow(&changed, &self.declared.intent, &self.hosts, &self.hold);
+        self.shift.stir();
+        self.leaving.stir();
         self.unsaved.extend(changed.records);
     }
 }

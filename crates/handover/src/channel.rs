@@ -4,7 +4,7 @@
 //! received descriptors are close-on-exec; receiving is cancel-safe. Does not: give messages a meaning, or
 //! limit time.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -128,6 +128,51 @@ impl Channel {
     }
 }
 
+/// Says `word` on an inherited socket and waits for what is answered, before there is a runtime: on a descriptor that was not
+/// used yet, and which stays as it is for [`Channel::from_fd`]. `None` when the other end has closed. Reads not one byte
+/// beyond the answer, so that descriptors of the next message arrive with it.
+///
+/// # Errors
+/// See [`ChannelError`]; an answer of more than 64 KiB is too large here.
+pub fn ask_first<Q: Serialize, A: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    word: &Q,
+) -> Result<Option<A>, ChannelError> {
+    /// Nobody has anything longer to say to a process that is nothing yet.
+    const MOST: usize = 64 << 10;
+    let mut stream = StdUnixStream::from(socket.try_clone_to_owned()?);
+    stream.set_nonblocking(false)?;
+    match stream.write_all(&framed(word)?) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
+        said => said?,
+    }
+    let mut frame = vec![0; 4];
+    let begun = loop {
+        match stream.read(&mut frame[..1]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read? > 0,
+        }
+    };
+    if !begun {
+        return Ok(None);
+    }
+    stream.read_exact(&mut frame[1..]).map_err(cut)?;
+    let total = match frame_length(&frame)? {
+        Some(total) if total <= MOST => total,
+        total => return Err(ChannelError::TooLarge(total.unwrap_or_default())),
+    };
+    frame.resize(total, 0);
+    stream.read_exact(&mut frame[4..]).map_err(cut)?;
+    serde_json::from_slice(&frame[4..]).map(Some).map_err(ChannelError::Decode)
+}
+
+fn cut(error: io::Error) -> ChannelError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => ChannelError::Truncated,
+        _ => ChannelError::Io(error),
+    }
+}
+
 impl Sender {
     /// Sends one message with at most [`MAX_DESCRIPTORS`] descriptors, which stay open here.
     ///
@@ -140,18 +185,10 @@ impl Sender {
         message: &M,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
-        let mut frame = vec![0; 4];
-        serde_json::to_writer(&mut frame, message).map_err(ChannelError::Encode)?;
-        let length = frame.len() - 4;
-        if length > MAX_MESSAGE {
-            return Err(ChannelError::TooLarge(length));
-        }
+        let frame = framed(message)?;
         if fds.len() > MAX_DESCRIPTORS {
             return Err(ChannelError::TooManyDescriptors);
         }
-        let length_field = u32::try_from(length).map_err(|_| ChannelError::TooLarge(length))?;
-        frame[..4].copy_from_slice(&length_field.to_be_bytes());
-
         let mut sent = 0;
         while sent < frame.len() {
             let attached = if sent == 0 { fds } else { &[] };
@@ -198,6 +235,19 @@ impl Receiver {
         let message = serde_json::from_slice(&frame[4..]).map_err(ChannelError::Decode)?;
         Ok(Some((message, descriptors)))
     }
+}
+
+/// Header and body of a message.
+fn framed<M: Serialize>(message: &M) -> Result<Vec<u8>, ChannelError> {
+    let mut frame = vec![0; 4];
+    serde_json::to_writer(&mut frame, message).map_err(ChannelError::Encode)?;
+    let length = frame.len() - 4;
+    if length > MAX_MESSAGE {
+        return Err(ChannelError::TooLarge(length));
+    }
+    let length_field = u32::try_from(length).map_err(|_| ChannelError::TooLarge(length))?;
+    frame[..4].copy_from_slice(&length_field.to_be_bytes());
+    Ok(frame)
 }
 
 /// Header and body together, once the header is there.

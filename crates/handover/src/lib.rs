@@ -20,6 +20,10 @@
 //!   │ ◄─ Drained │ exits                                │
 //! ```
 //!
+//! # A spare
+//! A process started with `--spare` waits at the very beginning of its life for [`ToProxy::Begin`], so that whoever
+//! needs one does not wait for the kernel to make it. It says so ([`FromProxy::Waiting`]), which older ones do not. When the socket ends first, it exits.
+//!
 //! # Wire format
 //! ```text
 //! length: u32 big endian, at most MAX_MESSAGE │ JSON of that length
@@ -28,13 +32,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 mod channel;
+pub mod keep;
 mod pairs;
 
-pub use channel::{Channel, ChannelError, Receiver, Sender};
+pub use channel::{Channel, ChannelError, Receiver, Sender, ask_first};
 
 /// The descriptor at which a proxy finds its end of the socket.
 pub const CONTROL_FD: i32 = 3;
@@ -53,6 +59,16 @@ pub const MAX_DESCRIPTORS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToProxy {
+    /// The first message to a process that was started as a spare (`--spare`): from here on it is as if it had been
+    /// started with these. Carries no descriptors. Others leave it unanswered.
+    Begin {
+        /// Which process in the life of the proxy it is.
+        generation: u64,
+        /// Whether it begins as [`State::Held`].
+        hold: bool,
+        /// Path of the Unix socket of its xDS server.
+        xds: PathBuf,
+    },
     /// Listening sockets for the `Listener` resource of this name; carries one or more descriptors (more
     /// than one is a SO_REUSEPORT group, spread over the workers). Replaces earlier ones of the same name.
     Listener {
@@ -119,7 +135,9 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromProxy {
-    /// First message on every connection.
+    /// A spare waits for [`ToProxy::Begin`]. Before `Hello`, and only then.
+    Waiting,
+    /// First message on every connection, but for that of a spare.
     Hello {
         /// `CARGO_PKG_VERSION` of the proxy.
         version: String,
@@ -166,9 +184,10 @@ pub enum FromProxy {
         /// How many there were.
         listeners: u64,
     },
-    /// Answer to [`ToProxy::Stats`].
+    /// Answer to [`ToProxy::Stats`]; said without having been asked, at most ten times a second, while what is used
+    /// nears the limit of memory.
     Stats {
-        /// Echoed.
+        /// Echoed; 0 if nobody asked.
         id: u64,
         /// The numbers.
         stats: Stats,
@@ -291,6 +310,8 @@ pub struct Stats {
     pub memory_limit: Option<u64>,
     /// How near it is to that.
     pub pressure: Pressure,
+    /// A connection could not be taken or made lately, because no more files may be open.
+    pub out_of_descriptors: bool,
     /// The drain that goes on.
     pub drain: Option<DrainStats>,
     /// Milliseconds since the process started.
@@ -332,6 +353,17 @@ pub struct ListenerStats {
     /// response head. Requests by the shortest time in their bucket, in microseconds. Empty if the engine does not tell.
     #[serde(with = "pairs", skip_serializing_if = "BTreeMap::is_empty")]
     pub added_us: BTreeMap<u64, u64>,
+    /// What policies that are audited would have refused, by policy. Envoy tells only the sum.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub audited: BTreeMap<String, u64>,
+    /// Calls of gRPC that were answered, by the number of their status, `other` for one that has no meaning and `missing`
+    /// where there was none. Envoy does not tell.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub grpc: BTreeMap<String, u64>,
+    /// How often the body of a response waited for the window of its stream of HTTP/2: the caller reads slowly.
+    pub stream_window_waits: u64,
+    /// How often one waited for the window of the caller's connection, which other streams had used up.
+    pub connection_window_waits: u64,
 }
 
 /// Numbers of one cluster.
@@ -348,4 +380,22 @@ pub struct ClusterStats {
     pub connect_failures: u64,
     /// Requests (or TCP connections) sent.
     pub requests: u64,
+    /// Requests sent again.
+    pub retries: u64,
+    /// Copies of requests that were sent and answered. Envoy does not tell them apart from requests.
+    pub copies: u64,
+    /// Copies that were given up, or that nobody answered.
+    pub copies_lost: u64,
+    /// Requests not sent again, because there were too many retries already.
+    pub retries_refused: u64,
+    /// Endpoints ejected so far.
+    pub ejections: u64,
+    /// How often the body of a request waited for the window of its stream of HTTP/2: the endpoint reads slowly. Envoy does not
+    /// tell.
+    pub stream_window_waits: u64,
+    /// How often one waited for the window of the connection, which other streams had used up. Envoy does not tell.
+    pub connection_window_waits: u64,
+    /// Endpoints that are left alone now while there are others, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub unused: BTreeMap<String, String>,
 }

@@ -14,7 +14,7 @@ pub struct SpiffeId {
 }
 
 /// A text is not a SPIFFE ID.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a SPIFFE ID: {cause}")]
 pub struct SpiffeError {
     /// The text, cut to 200 characters.

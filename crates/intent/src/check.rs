@@ -90,7 +90,14 @@ impl Checker<'_> {
             match fields.iter().find(|field| field.name == entry.key) {
                 // An empty value is an unset field, as in Kubernetes.
                 Some(_) if matches!(entry.value.value, Value::Null) => {}
-                Some(field) => self.value(&entry.value, &field.shape, &entry.key, entry.span),
+                Some(field) => match (&field.shape.content, &entry.value.value) {
+                    // Some texts are read by the word beside them.
+                    (Content::Text(Some(format)), Value::Text(text)) => {
+                        let kind = written.get("type").and_then(|entry| entry.value.text());
+                        self.format(text, Some(format.beside(kind)), entry.value.span);
+                    }
+                    _ => self.value(&entry.value, &field.shape, &entry.key, entry.span),
+                },
                 None => self.unknown_field(entry, shape, name),
             }
         }

@@ -9,6 +9,10 @@ use crate::document::Kind;
 use crate::formats::duration_text;
 use crate::model::{Channel, Engine, Mtls, Protocol, Role};
 
+mod traffic;
+
+pub(crate) use traffic::*;
+
 /// A default.
 #[derive(Debug)]
 pub(crate) struct Setting<T: 'static> {
@@ -130,6 +134,12 @@ pub(crate) const IDLE: Setting<Option<Duration>> = Setting {
     ground: "the same as in Service Connect and App Mesh; if it is shorter than the request limit, it wins",
 };
 
+pub(crate) const CALL_IDLE: Setting<Option<Duration>> = Setting {
+    path: "timeouts.idle (gRPC)",
+    default: Some(Duration::from_secs(3600)),
+    ground: "a stream of gRPC may mean to be silent; proxies ask each other whether they are there",
+};
+
 pub(crate) const CONNECT: Setting<Duration> = Setting {
     path: "timeouts.connect",
     default: Duration::from_secs(5),
@@ -163,6 +173,12 @@ pub(crate) const CALLS_GROUND: &str = "a service calls nobody until it says whom
 
 /// The ground of a rule without `matches`.
 pub(crate) const MATCHES_GROUND: &str = "the Gateway API's default: every request";
+
+/// The ground of a policy without `targetRef`.
+pub(crate) const TARGET_GROUND: &str = "a policy without a service is for all of its namespace";
+
+/// The ground of an access policy without `mode`.
+pub(crate) const MODE_GROUND: &str = "a policy that is written is meant";
 
 /// A default as the schema shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -88,12 +88,24 @@ codes! {
     RoleMismatch = "role-mismatch",
     /// A reference to a service that nothing declares.
     UnknownService = "unknown-service",
+    /// A namespace that nothing declares, with a name like one that is declared.
+    UnknownNamespace = "unknown-namespace",
     /// A reference to a port that the service does not have.
     UnknownPort = "unknown-port",
     /// A reference to a service or port that cannot be used in this way.
     NotCallable = "not-callable",
     /// A route is attached to, or sends to, a port that speaks something else.
     ProtocolMismatch = "protocol-mismatch",
+    /// A reference to another namespace that nothing there permits.
+    NotGranted = "not-granted",
+    /// A rule names callers where connections without a certificate are taken.
+    CallersUnknown = "callers-unknown",
+    /// A route leads callers of a service to another one, where the access policy does not hold.
+    PolicyElsewhere = "policy-elsewhere",
+    /// A rule names a service that does not call the one that the rule is about.
+    NotACaller = "not-a-caller",
+    /// The engine that would carry it out cannot, yet.
+    EngineCannot = "engine-cannot",
     /// A match that can never be reached, because an earlier one is the same.
     UnreachableMatch = "unreachable-match",
     /// The idle limit ends a request before its request limit can.
@@ -166,7 +178,7 @@ impl Diagnostic {
     }
 
     /// An error at a place.
-    pub(crate) fn error(code: Code, place: Place, message: impl Into<String>) -> Self {
+    pub fn error(code: Code, place: Place, message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Error,
             code,
@@ -183,7 +195,8 @@ impl Diagnostic {
     }
 
     /// With a sentence on what to do.
-    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(printable(help.into()));
         self
     }

@@ -15,8 +15,11 @@ use crate::defaults;
 use crate::diagnostic::{Code, Diagnostic, Place};
 use crate::schema::shape;
 use crate::tree::{self, MAX_DEPTH, MAX_TOTAL_WEIGHT, Node, Span, Value};
-use crate::wire::{HttpRouteDocument, NamespaceDocument, ServiceDocument};
-use crate::words::{nearest, shown};
+use crate::wire::{
+    AccessPolicyDocument, GrpcRouteDocument, HttpRouteDocument, NamespaceDocument, ReferenceGrantDocument,
+    ServiceDocument, TcpRouteDocument, TrafficPolicyDocument,
+};
+use crate::words::{listed, nearest, shown};
 
 /// Most bytes over all sources.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -26,17 +29,12 @@ const MAX_DOCUMENTS: usize = 10_000;
 pub(crate) const MAX_FINDINGS: usize = 1_000;
 
 /// Kinds that exist, or will, but are not honoured by this version.
-const LATER_KINDS: [&str; 17] = [
-    "GRPCRoute",
-    "TCPRoute",
+const LATER_KINDS: [&str; 12] = [
     "TLSRoute",
     "UDPRoute",
     "Gateway",
     "GatewayClass",
-    "ReferenceGrant",
     "BackendTLSPolicy",
-    "TrafficPolicy",
-    "AccessPolicy",
     "Engine",
     "Release",
     "Channel",
@@ -82,11 +80,32 @@ pub enum Kind {
     /// `gateway.networking.k8s.io/v1` `HTTPRoute`.
     #[serde(rename = "HTTPRoute")]
     HttpRoute,
+    /// `gateway.networking.k8s.io/v1` `GRPCRoute`.
+    #[serde(rename = "GRPCRoute")]
+    GrpcRoute,
+    /// `gateway.networking.k8s.io/v1alpha2` `TCPRoute`.
+    #[serde(rename = "TCPRoute")]
+    TcpRoute,
+    /// `gateway.networking.k8s.io/v1beta1` `ReferenceGrant`.
+    ReferenceGrant,
+    /// `outrider.dev/v1alpha1` `TrafficPolicy`.
+    TrafficPolicy,
+    /// `outrider.dev/v1alpha1` `AccessPolicy`.
+    AccessPolicy,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 3] = [Self::Namespace, Self::Service, Self::HttpRoute];
+    pub const ALL: [Kind; 8] = [
+        Self::Namespace,
+        Self::Service,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TcpRoute,
+        Self::ReferenceGrant,
+        Self::TrafficPolicy,
+        Self::AccessPolicy,
+    ];
 
     /// As written in `kind`.
     pub fn as_str(self) -> &'static str {
@@ -94,14 +113,23 @@ impl Kind {
             Self::Namespace => "Namespace",
             Self::Service => "Service",
             Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::TrafficPolicy => "TrafficPolicy",
+            Self::AccessPolicy => "AccessPolicy",
         }
     }
 
     /// As written in `apiVersion`.
     pub fn api_version(self) -> &'static str {
         match self {
-            Self::Namespace | Self::Service => "outrider.dev/v1alpha1",
-            Self::HttpRoute => "gateway.networking.k8s.io/v1",
+            Self::Namespace | Self::Service | Self::TrafficPolicy | Self::AccessPolicy => {
+                "outrider.dev/v1alpha1"
+            }
+            Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io/v1",
+            Self::TcpRoute => "gateway.networking.k8s.io/v1alpha2",
+            Self::ReferenceGrant => "gateway.networking.k8s.io/v1beta1",
         }
     }
 
@@ -153,6 +181,11 @@ pub(crate) enum Wire {
     Namespace(NamespaceDocument),
     Service(ServiceDocument),
     HttpRoute(HttpRouteDocument),
+    GrpcRoute(GrpcRouteDocument),
+    TcpRoute(TcpRouteDocument),
+    ReferenceGrant(ReferenceGrantDocument),
+    TrafficPolicy(Box<TrafficPolicyDocument>),
+    AccessPolicy(AccessPolicyDocument),
 }
 
 impl Document {
@@ -179,6 +212,11 @@ impl Document {
             Wire::Namespace(document) => serde_json::to_value(document),
             Wire::Service(document) => serde_json::to_value(document),
             Wire::HttpRoute(document) => serde_json::to_value(document),
+            Wire::GrpcRoute(document) => serde_json::to_value(document),
+            Wire::TcpRoute(document) => serde_json::to_value(document),
+            Wire::ReferenceGrant(document) => serde_json::to_value(document),
+            Wire::TrafficPolicy(document) => serde_json::to_value(document),
+            Wire::AccessPolicy(document) => serde_json::to_value(document),
         }
         .ok()
     }
@@ -213,7 +251,7 @@ impl Document {
 
     /// The place of what is at a path like `spec/ports/0/name`: of a scalar itself, of the key of a mapping or
     /// list; of the nearest thing around it if there is nothing.
-    pub(crate) fn at(&self, path: &str) -> Place {
+    pub fn at(&self, path: &str) -> Place {
         let mut node: &Node = &self.root;
         let mut span = node.span;
         for part in path.split('/') {
@@ -338,9 +376,7 @@ fn document(root: Node, sound: bool, checker: &mut Checker<'_>) -> Option<Docume
     let name = metadata.get("name")?.text().filter(|name| !name.is_empty())?.to_owned();
     let namespace = match kind {
         Kind::Namespace => String::new(),
-        Kind::Service | Kind::HttpRoute => {
-            metadata.get("namespace").and_then(Node::text).unwrap_or(defaults::NAMESPACE).to_owned()
-        }
+        _ => metadata.get("namespace").and_then(Node::text).unwrap_or(defaults::NAMESPACE).to_owned(),
     };
     let mut document = Document {
         key: Key { kind, namespace, name },
@@ -354,6 +390,11 @@ fn document(root: Node, sound: bool, checker: &mut Checker<'_>) -> Option<Docume
             Kind::Namespace => serde_json::from_value(json).map(Wire::Namespace),
             Kind::Service => serde_json::from_value(json).map(Wire::Service),
             Kind::HttpRoute => serde_json::from_value(json).map(Wire::HttpRoute),
+            Kind::GrpcRoute => serde_json::from_value(json).map(Wire::GrpcRoute),
+            Kind::TcpRoute => serde_json::from_value(json).map(Wire::TcpRoute),
+            Kind::ReferenceGrant => serde_json::from_value(json).map(Wire::ReferenceGrant),
+            Kind::TrafficPolicy => serde_json::from_value(json).map(Wire::TrafficPolicy),
+            Kind::AccessPolicy => serde_json::from_value(json).map(Wire::AccessPolicy),
         };
         match wire {
             Ok(wire) => document.wire = Some(Arc::new(wire)),
@@ -394,7 +435,7 @@ fn kind(root: &Node, checker: &mut Checker<'_>) -> Option<Kind> {
             let near = nearest(name, Kind::ALL.map(Kind::as_str));
             let help = match near {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => "kinds are `Namespace`, `Service` and `HTTPRoute`".to_owned(),
+                None => format!("kinds are {}", listed(Kind::ALL.map(Kind::as_str))),
             };
             let message = format!("there is no kind `{}`", shown(name));
             checker.error(Code::UnknownKind, entry.value.span, message).help = Some(help);

@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use crate::diagnostic::Code;
 
+mod regex;
+
+pub(crate) use regex::regex;
+
 /// Longest duration anything may be set to.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -39,6 +43,16 @@ pub(crate) enum Format {
     HeaderValue,
     /// Gateway API path.
     Path,
+    /// The same, or where the field `type` beside it says so a regular expression over paths.
+    PathPattern,
+    /// A Gateway API path, or nothing.
+    PathReplacement,
+    /// Up to 1,024 characters that are not control characters, compared or read as a pattern.
+    Pattern,
+    /// The same, in RE2's syntax.
+    Regex,
+    /// Host name without wildcards, no address.
+    Hostname,
     /// Key of a label or annotation.
     MetadataKey,
     /// Value of a label.
@@ -46,7 +60,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    const NAMES: [(&'static str, Format); 11] = [
+    const NAMES: [(&'static str, Format); 15] = [
         ("label", Self::Label),
         ("service-name", Self::ServiceName),
         ("subdomain", Self::Subdomain),
@@ -56,6 +70,10 @@ impl Format {
         ("header-name", Self::HeaderName),
         ("header-value", Self::HeaderValue),
         ("path", Self::Path),
+        ("path-pattern", Self::PathPattern),
+        ("path-replacement", Self::PathReplacement),
+        ("pattern", Self::Pattern),
+        ("hostname", Self::Hostname),
         ("metadata-key", Self::MetadataKey),
         ("label-value", Self::LabelValue),
     ];
@@ -63,6 +81,14 @@ impl Format {
     /// The rule of this name.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, format)| *format)
+    }
+
+    /// The rule for a text beside a field `type` that says this.
+    pub(crate) fn beside(self, kind: Option<&str>) -> Self {
+        match (self, kind) {
+            (Self::PathPattern, Some("RegularExpression")) => Self::Regex,
+            (own, _) => own,
+        }
     }
 
     /// Checks a text.
@@ -83,7 +109,12 @@ impl Format {
             },
             Self::HeaderName => header_name(text),
             Self::HeaderValue => header_value(text),
-            Self::Path => path(text),
+            Self::Path | Self::PathPattern => path(text),
+            Self::PathReplacement if text.is_empty() => Ok(()),
+            Self::PathReplacement => path(text),
+            Self::Pattern => pattern(text),
+            Self::Regex => pattern(text).and_then(|()| regex(text)),
+            Self::Hostname => hostname(text),
             Self::MetadataKey => metadata_key(text),
             Self::LabelValue => {
                 if text.is_empty() {
@@ -277,7 +308,7 @@ fn header_value(text: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn path(text: &str) -> Result<(), Refusal> {
+pub(crate) fn path(text: &str) -> Result<(), Refusal> {
     if text.len() > 1024 {
         return Err(too_long("path", 1024));
     }
@@ -316,6 +347,28 @@ fn path(text: &str) -> Result<(), Refusal> {
             };
             return Err(value("contains a character that a path cannot have", help));
         }
+    }
+    Ok(())
+}
+
+fn pattern(text: &str) -> Result<(), Refusal> {
+    if text.chars().count() > 1024 {
+        return Err(too_long("value", 1024));
+    }
+    if text.is_empty() {
+        return Err(value("is empty", "write at least one character, or leave the field out"));
+    }
+    if text.contains(char::is_control) {
+        return Err(value("contains a control character", "remove it"));
+    }
+    Ok(())
+}
+
+fn hostname(text: &str) -> Result<(), Refusal> {
+    subdomain(text)?;
+    // Kubernetes lets names of digits pass; an address is none.
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return Err(value("is an address", "write the name of a host"));
     }
     Ok(())
 }

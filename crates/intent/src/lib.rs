@@ -15,18 +15,22 @@
 //! assert!(resolved.intent.is_some_and(|intent| intent.namespaces.contains_key("shop")));
 //! ```
 
+mod access;
 mod check;
 mod defaults;
 pub mod diagnostic;
 mod document;
 mod effective;
+pub mod features;
 mod formats;
 pub mod model;
+mod reach;
 mod render;
 mod resolve;
 mod route;
 mod schema;
 mod settings;
+mod traffic;
 mod tree;
 mod wire;
 mod words;

@@ -11,6 +11,16 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::document::{Key, Kind};
+
+mod access;
+mod route;
+mod traffic;
+
+pub use access::*;
+pub use route::*;
+pub use traffic::*;
+
 /// The name of a service: its namespace and its name inside it. Prints as `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceRef {
@@ -42,6 +52,34 @@ pub struct Intent {
     pub services: BTreeMap<ServiceRef, Service>,
     /// HTTP routes by (namespace, name).
     pub http_routes: BTreeMap<(String, String), HttpRoute>,
+    /// gRPC routes likewise: the same, with matches by service and method.
+    pub grpc_routes: BTreeMap<(String, String), HttpRoute>,
+    /// TCP routes likewise.
+    pub tcp_routes: BTreeMap<(String, String), TcpRoute>,
+    /// Traffic and access policies and the service each is for, all of its namespace if none. What they say is in
+    /// the services.
+    pub policies: BTreeMap<Key, Option<ServiceRef>>,
+}
+
+impl Intent {
+    /// Every route of every kind, with its parents and where it leads.
+    pub fn routes(&self) -> impl Iterator<Item = Links<'_>> {
+        let http = self.http_routes.values().map(|route| route.links(Kind::HttpRoute));
+        let grpc = self.grpc_routes.values().map(|route| route.links(Kind::GrpcRoute));
+        let tcp = self.tcp_routes.values().map(TcpRoute::links);
+        http.chain(grpc).chain(tcp)
+    }
+}
+
+/// A route of any kind: what it is attached to and where it leads.
+#[derive(Clone, Debug)]
+pub struct Links<'a> {
+    /// Which.
+    pub key: Key,
+    /// Parent services, with the port if only one is meant.
+    pub parents: &'a [(ServiceRef, Option<u16>)],
+    /// Services and ports that get traffic by it, copies included.
+    pub targets: Vec<(&'a ServiceRef, u16)>,
 }
 
 /// Whether connections between proxies are authenticated with mutual TLS.
@@ -85,8 +123,18 @@ pub struct Timeouts {
     pub request: Option<Duration>,
     /// Without a byte in either direction: an HTTP exchange or a TCP connection is ended.
     pub idle: Option<Duration>,
+    /// The same for a call of gRPC, which may mean to be silent: where `idle` is not declared, far longer.
+    #[serde(default)]
+    pub call_idle: Option<Duration>,
     /// To open a connection to an endpoint.
     pub connect: Duration,
+}
+
+impl Timeouts {
+    /// The limit of silence on a port that speaks this.
+    pub fn idle_of(&self, protocol: Protocol) -> Option<Duration> {
+        if protocol == Protocol::Grpc { self.call_idle } else { self.idle }
+    }
 }
 
 /// A namespace with its effective settings.
@@ -119,7 +167,7 @@ pub enum Role {
 }
 
 /// What a port speaks. Declared, never sniffed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// HTTP/1.1, carried as HTTP/1.1.
@@ -162,74 +210,8 @@ pub struct Service {
     pub engine: Engine,
     /// Limits that apply to calls *to* this service: its own, else its namespace's.
     pub timeouts: Timeouts,
-}
-
-/// How a path is matched (Gateway API `HTTPPathMatch`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PathMatch {
-    /// The whole path.
-    Exact(String),
-    /// Path elements from the start: `/a` matches `/a` and `/a/b`, not `/ab`.
-    Prefix(String),
-}
-
-/// One condition of a rule; all parts must hold (Gateway API `HTTPRouteMatch`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HttpMatch {
-    /// Path condition.
-    pub path: PathMatch,
-    /// Method, upper case.
-    pub method: Option<String>,
-    /// Headers that must be present with exactly this value; names lower case.
-    pub headers: Vec<(String, String)>,
-}
-
-/// A weighted destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackendRef {
-    /// The service.
-    pub service: ServiceRef,
-    /// Its port, as callers see it.
-    pub port: u16,
-    /// Share relative to the sum, 0–1,000,000.
-    pub weight: u32,
-}
-
-/// A rule of an HTTP route.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HttpRule {
-    /// Alternatives; never empty (the default is prefix `/`).
-    pub matches: Vec<HttpMatch>,
-    /// Request headers to set, add, remove before forwarding, in that order of application.
-    pub request_headers: HeaderEdits,
-    /// Response headers likewise.
-    pub response_headers: HeaderEdits,
-    /// Destinations. Empty means 500 with `no_backends`, as the Gateway API says.
-    pub backends: Vec<BackendRef>,
-    /// `timeouts.request` of the rule; `None` inside means no limit; absent means the service's.
-    pub request_timeout: Option<Option<Duration>>,
-}
-
-/// Header modification (Gateway API `HTTPHeaderFilter`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeaderEdits {
-    /// Overwrites.
-    pub set: Vec<(String, String)>,
-    /// Appends.
-    pub add: Vec<(String, String)>,
-    /// Removes by name.
-    pub remove: Vec<String>,
-}
-
-/// A Gateway API `HTTPRoute` whose parents are services.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HttpRoute {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-    /// Parent services, with the port if only one is meant.
-    pub parents: Vec<(ServiceRef, Option<u16>)>,
-    /// Rules in the order written.
-    pub rules: Vec<HttpRule>,
+    /// How it is called: from its policy, else its namespace's, else defaults.
+    pub traffic: Traffic,
+    /// Who may do what here, among those who may call it; by name.
+    pub access: Vec<AccessPolicy>,
 }

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Document, Key, Kind, MAX_FINDINGS, Wire};
-use crate::model::{Intent, Namespace, Port, Protocol, Role, Service, ServiceRef};
-use crate::route;
+use crate::model::{AccessPolicy, Intent, Namespace, Port, Protocol, Role, Service, ServiceRef};
 use crate::settings::{self, Limits, NamespaceSettings};
-use crate::wire::ServiceSpec;
-use crate::words::{listed, nearest};
+use crate::traffic::{ByTarget, Policies};
+use crate::wire::{ReferenceGrantSpec, RouteKindName, ServiceSpec};
+use crate::words::nearest;
+use crate::{access, reach, route, traffic};
 
 /// How to resolve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,7 +58,10 @@ pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
         };
         intent.namespaces.insert(name.clone(), namespace);
     }
+    findings.extend(set.mistyped_namespaces());
     let mut more = false;
+    // Sorted by namespace and name, as the documents are.
+    let mut access: Vec<(&str, Option<ServiceRef>, AccessPolicy)> = Vec::new();
     for (key, document) in &set.documents {
         if findings.len() > MAX_FINDINGS {
             more = true;
@@ -76,13 +80,66 @@ pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
                 let route = route::http_route(&set, document, &wire.spec, &mut findings);
                 intent.http_routes.insert((key.namespace.clone(), key.name.clone()), route);
             }
-            Some(Wire::Namespace(_)) | None => {}
+            Some(Wire::GrpcRoute(wire)) => {
+                let route = route::grpc_route(&set, document, &wire.spec, &mut findings);
+                intent.grpc_routes.insert((key.namespace.clone(), key.name.clone()), route);
+            }
+            Some(Wire::TcpRoute(wire)) => {
+                let route = route::tcp_route(&set, document, &wire.spec, &mut findings);
+                intent.tcp_routes.insert((key.namespace.clone(), key.name.clone()), route);
+            }
+            Some(Wire::TrafficPolicy(wire)) => {
+                traffic::check(&set, document, &wire.spec, &mut findings);
+                traffic::twice(&set, document, &wire.spec, &mut findings);
+                let target = wire.spec.target_ref.as_ref().map(|target| traffic::target_id(document, target));
+                intent.policies.insert((*key).clone(), target);
+            }
+            Some(Wire::AccessPolicy(wire)) => {
+                let policy = access::access_policy(&set, document, &wire.spec, &mut findings);
+                let target = wire.spec.target_ref.as_ref().map(|target| traffic::target_id(document, target));
+                access.push((key.namespace.as_str(), target.clone(), policy));
+                intent.policies.insert((*key).clone(), target);
+            }
+            Some(Wire::Namespace(_) | Wire::ReferenceGrant(_)) | None => {}
         }
     }
+    one_tcp_route_each(&set, &intent, &mut findings);
+    for service in intent.services.values_mut() {
+        let holds = |(namespace, target, _): &&(&str, Option<ServiceRef>, AccessPolicy)| match target {
+            Some(target) => *target == service.id,
+            None => *namespace == service.id.namespace,
+        };
+        service.access = access.iter().filter(holds).map(|(.., policy)| policy.clone()).collect();
+    }
+    reach::check(&set, &intent, &access, &mut findings);
     limit(&mut findings, more);
     let valid = set.documents.values().all(|document| document.is_valid());
     let intent = Some(intent).filter(|_| valid && !findings.iter().any(Diagnostic::is_error));
     Resolved { intent, diagnostics: findings }
+}
+
+/// A connection has nothing to choose between routes by, so a port has one.
+fn one_tcp_route_each(set: &Set<'_>, intent: &Intent, findings: &mut Vec<Diagnostic>) {
+    let mut first: BTreeMap<(&ServiceRef, u16), &str> = BTreeMap::new();
+    for route in intent.tcp_routes.values() {
+        let Some(document) = set.find(Kind::TcpRoute, &route.namespace, &route.name) else { continue };
+        for (parent, only) in &route.parents {
+            let ports =
+                intent.services.get(parent).map(|service| service.ports.as_slice()).unwrap_or_default();
+            let ports = ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            for port in ports.filter(|port| only.is_none_or(|only| only == port.port)) {
+                let taken = *first.entry((parent, port.port)).or_insert(&route.name);
+                if taken != route.name {
+                    let message =
+                        format!("the port {} of {parent} has the TCPRoute {taken} already", port.port);
+                    findings.push(
+                        Diagnostic::error(Code::DuplicateValue, document.at("spec/parentRefs"), message)
+                            .help("put all destinations in one route"),
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// Brings findings in order and keeps the first of them, errors rather than warnings. `more`: there were others.
@@ -106,6 +163,9 @@ pub(crate) struct Set<'a> {
     documents: BTreeMap<&'a Key, &'a Document>,
     services: BTreeMap<ServiceRef, &'a Document>,
     namespaces: BTreeMap<String, NamespaceSettings>,
+    traffic: ByTarget<'a>,
+    /// By the namespace that grants.
+    grants: BTreeMap<&'a str, Vec<&'a ReferenceGrantSpec>>,
 }
 
 /// What a reference leads to.
@@ -122,7 +182,19 @@ impl<'a> Set<'a> {
             documents.iter().map(|document| (document.key(), document)).collect();
         let mut namespaces = BTreeMap::new();
         let mut services = BTreeMap::new();
+        let mut traffic = ByTarget::new();
+        let mut grants: BTreeMap<&str, Vec<&ReferenceGrantSpec>> = BTreeMap::new();
         for (key, document) in &documents {
+            match document.wire() {
+                Some(Wire::TrafficPolicy(wire)) => {
+                    let target = wire.spec.target_ref.as_ref().map(|target| target.name.0.as_str());
+                    traffic.entry((&key.namespace, target)).or_insert((*document, &wire.spec));
+                }
+                Some(Wire::ReferenceGrant(wire)) => {
+                    grants.entry(&key.namespace).or_default().push(&wire.spec);
+                }
+                _ => {}
+            }
             if key.kind == Kind::Service {
                 services.insert(ServiceRef::new(&key.namespace, &key.name), *document);
             }
@@ -136,7 +208,7 @@ impl<'a> Set<'a> {
                 None => {}
             }
         }
-        Self { documents, services, namespaces }
+        Self { documents, services, namespaces, traffic, grants }
     }
 
     pub(crate) fn find(&self, kind: Kind, namespace: &str, name: &str) -> Option<&'a Document> {
@@ -144,9 +216,59 @@ impl<'a> Set<'a> {
         self.documents.get(&key).copied()
     }
 
+    /// Namespaces need not be declared, so only a name that is nearly a declared one is taken for a mistake. Each is
+    /// named once, where it occurs first.
+    fn mistyped_namespaces(&self) -> Vec<Diagnostic> {
+        let declared = |key: &&&Key| key.kind == Kind::Namespace;
+        let declared: BTreeSet<&str> =
+            self.documents.keys().filter(declared).map(|key| key.name.as_str()).collect();
+        let mut first: BTreeMap<&str, &Document> = BTreeMap::new();
+        for (key, document) in self.documents.iter().filter(|(key, _)| key.kind != Kind::Namespace) {
+            // A name that is wrong in itself was reported already.
+            if document.is_valid() && !declared.contains(key.namespace.as_str()) {
+                first.entry(&key.namespace).or_insert(document);
+            }
+        }
+        let mistyped = |(name, document): (&str, &Document)| {
+            let near = nearest(name, declared.iter().copied())?;
+            let place = document.at("metadata/namespace");
+            let message = format!("nothing declares the namespace `{name}`, so it has every default");
+            let help = format!("did you mean `{near}`?");
+            Some(Diagnostic::warning(Code::UnknownNamespace, place, message).help(help))
+        };
+        first.into_iter().filter_map(mistyped).collect()
+    }
+
     /// The settings of a namespace; defaults if nothing declares it.
     pub(crate) fn namespace(&self, name: &str) -> NamespaceSettings {
         self.namespaces.get(name).cloned().unwrap_or_else(|| settings::namespace(None))
+    }
+
+    /// The traffic policies that hold for a service.
+    pub(crate) fn policies(&self, id: &ServiceRef) -> Policies<'a> {
+        let get = |name| self.traffic.get(&(id.namespace.as_str(), name)).copied();
+        Policies { own: get(Some(id.name.as_str())), namespace: get(None) }
+    }
+
+    /// The traffic policy that counts for a service, or for a namespace.
+    pub(crate) fn traffic_policy(&self, namespace: &str, service: Option<&str>) -> Option<&'a Document> {
+        self.traffic.get(&(namespace, service)).map(|(document, _)| *document)
+    }
+
+    /// Whether routes of a kind in `namespace` may lead to a service elsewhere.
+    pub(crate) fn grants(&self, kind: Kind, namespace: &str, to: &ServiceRef) -> bool {
+        let is_kind = |name: RouteKindName| {
+            matches!(
+                (name, kind),
+                (RouteKindName::Http, Kind::HttpRoute)
+                    | (RouteKindName::Grpc, Kind::GrpcRoute)
+                    | (RouteKindName::Tcp, Kind::TcpRoute)
+            )
+        };
+        self.grants.get(to.namespace.as_str()).into_iter().flatten().any(|grant| {
+            let from = grant.from.iter().any(|from| is_kind(from.kind) && from.namespace.0 == namespace);
+            from && grant.to.iter().any(|one| one.name.as_ref().is_none_or(|name| name.0 == to.name))
+        })
     }
 
     pub(crate) fn service(&self, id: &ServiceRef) -> Found<'a> {
@@ -250,6 +372,7 @@ fn service(
             }
         }
     }
+    let (traffic, _) = set.policies(&id).traffic(false);
     Service {
         id,
         role: settings.role.value,
@@ -258,6 +381,8 @@ fn service(
         missing_calls,
         engine: settings.engine.value,
         timeouts: settings.limits.timeouts(),
+        traffic,
+        access: Vec::new(),
     }
 }
 
@@ -326,11 +451,4 @@ fn check_role(document: &Document, spec: Option<&ServiceSpec>, role: Role, findi
                 .help("remove `calls`, or use `client-server`"),
         );
     }
-}
-
-/// The HTTP ports of a service, for a message.
-pub(crate) fn http_ports(spec: Option<&ServiceSpec>) -> String {
-    let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
-    let http = ports.iter().filter(|port| port.protocol == Protocol::Http);
-    listed(http.map(|port| port.port.to_string()))
 }

@@ -1,40 +1,39 @@
-//! HTTP routes: the Gateway API's rules that concern several fields or objects.
+//! Routes: the Gateway API's rules that concern several fields or objects.
+//!
+//! | kind | attaches to ports that speak |
+//! |---|---|
+//! | HTTPRoute | `http`, `http2` |
+//! | GRPCRoute | `grpc` |
+//! | TCPRoute | `tcp` |
+//!
+//! What was declared is what is carried: a backend speaks what the parent's port speaks. A service of another
+//! namespace is a backend only if a ReferenceGrant there says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::diagnostic::{Code, Diagnostic};
-use crate::document::{Document, Key};
+use crate::document::{Document, Key, Kind};
+use crate::formats;
 use crate::model::{
-    BackendRef, HeaderEdits, HttpMatch, HttpRoute, HttpRule, PathMatch, Protocol, ServiceRef,
+    BackendRef, HttpMatch, HttpRoute, HttpRule, PathMatch, Protocol, ServiceRef, TcpRoute, ValueMatch,
 };
-use crate::resolve::{Found, Set, http_ports};
+use crate::resolve::{Found, Set};
 use crate::settings;
 use crate::wire::{
-    FilterKind, FilterSpec, HeaderModifier, HeaderSpec, HttpRouteSpec, MatchSpec, ParentRef, PathKind,
-    PortSpec, RuleSpec, ServiceSpec,
+    BackendRefSpec, GrpcMatchSpec, GrpcRouteSpec, HeaderMatchSpec, HttpRouteSpec, Label, MatchSpec,
+    ParentRef, PathKind, PathSpec, PortSpec, RuleSpec, RuleTimeouts, ServiceSpec, TcpRouteSpec,
+    ValueMatchKind,
 };
+use crate::words::listed;
+
+mod filters;
+
+use filters::Filters;
 
 /// Most matches over all rules of a route.
 const MAX_MATCHES: usize = 128;
 
-/// Headers that belong to the connection, to the framing of the message or to the proxy: changing them would change
-/// where a message ends, which host it is for, or who vouches for its caller. Underscores count as hyphens, because
-/// applications that see fields as variables cannot tell them apart; the native proxy refuses such edits.
-const RESERVED_HEADERS: [&str; 11] = [
-    "host",
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "x-forwarded-client-cert",
-    "x-outrider-reason",
-];
-
-/// The meaning of a route. Parts with findings are left out.
+/// The meaning of an HTTP route. Parts with findings are left out.
 pub(crate) fn http_route(
     set: &Set<'_>,
     document: &Document,
@@ -42,7 +41,7 @@ pub(crate) fn http_route(
     findings: &mut Vec<Diagnostic>,
 ) -> HttpRoute {
     let Key { namespace, name, .. } = document.key();
-    let mut route = Walk { set, document, namespace, findings };
+    let mut route = Walk::new(set, document, Family::Http, findings);
     let parents = route.parents(&spec.parent_refs);
     let rules: Vec<HttpRule> =
         spec.rules.iter().enumerate().map(|(index, rule)| route.rule(index, rule)).collect();
@@ -51,14 +50,126 @@ pub(crate) fn http_route(
     HttpRoute { namespace: namespace.clone(), name: name.clone(), parents, rules }
 }
 
+/// The meaning of a gRPC route likewise.
+pub(crate) fn grpc_route(
+    set: &Set<'_>,
+    document: &Document,
+    spec: &GrpcRouteSpec,
+    findings: &mut Vec<Diagnostic>,
+) -> HttpRoute {
+    let Key { namespace, name, .. } = document.key();
+    let mut route = Walk::new(set, document, Family::Grpc, findings);
+    let parents = route.parents(&spec.parent_refs);
+    let mut rules = Vec::new();
+    for (index, rule) in spec.rules.iter().enumerate() {
+        let path = format!("spec/rules/{index}");
+        let written = rule.matches.as_deref().unwrap_or_default();
+        let matches = written
+            .iter()
+            .enumerate()
+            .map(|(index, spec)| route.grpc_match(&format!("{path}/matches/{index}"), spec))
+            .collect();
+        let filters = route.filters(&path, rule.filters.as_deref(), written.is_empty(), None);
+        let backends = route.backends(&path, rule.backend_refs.as_deref());
+        rules.push(route.finish(&path, matches, filters, backends, rule.timeouts.as_ref()));
+    }
+    route.count_matches(&rules);
+    route.find_unreachable(&rules);
+    HttpRoute { namespace: namespace.clone(), name: name.clone(), parents, rules }
+}
+
+/// The meaning of a TCP route likewise.
+pub(crate) fn tcp_route(
+    set: &Set<'_>,
+    document: &Document,
+    spec: &TcpRouteSpec,
+    findings: &mut Vec<Diagnostic>,
+) -> TcpRoute {
+    let Key { namespace, name, .. } = document.key();
+    let mut route = Walk::new(set, document, Family::Tcp, findings);
+    let parents = route.parents(&spec.parent_refs);
+    let backends =
+        spec.rules.iter().enumerate().flat_map(|(index, rule)| {
+            route.backends(&format!("spec/rules/{index}"), Some(&rule.backend_refs))
+        });
+    let backends: Vec<BackendRef> = backends.collect();
+    if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
+        let message = "a connection has nowhere to go: every weight is 0";
+        let help = "give one of the backends a weight";
+        route.error(Code::InvalidValue, "spec/rules/0/backendRefs", message, help);
+    }
+    TcpRoute { namespace: namespace.clone(), name: name.clone(), parents, backends }
+}
+
+/// What a kind of route is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Http,
+    Grpc,
+    Tcp,
+}
+
+impl Family {
+    fn takes(self, protocol: Protocol) -> bool {
+        match self {
+            Self::Http => matches!(protocol, Protocol::Http | Protocol::Http2),
+            Self::Grpc => protocol == Protocol::Grpc,
+            Self::Tcp => protocol == Protocol::Tcp,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP",
+            Self::Grpc => "gRPC",
+            Self::Tcp => "TCP",
+        }
+    }
+
+    fn route(self) -> &'static str {
+        match self {
+            Self::Http => "an HTTP route",
+            Self::Grpc => "a gRPC route",
+            Self::Tcp => "a TCP route",
+        }
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::Http => Kind::HttpRoute,
+            Self::Grpc => Kind::GrpcRoute,
+            Self::Tcp => Kind::TcpRoute,
+        }
+    }
+
+    /// The ports of a service that it takes, for a message.
+    fn ports(self, spec: Option<&ServiceSpec>) -> String {
+        let ports = ports(spec).iter().filter(|port| self.takes(port.protocol));
+        listed(ports.map(|port| port.port.to_string()))
+    }
+}
+
 struct Walk<'a> {
     set: &'a Set<'a>,
     document: &'a Document,
     namespace: &'a str,
+    family: Family,
+    /// What the parents' ports speak.
+    spoken: BTreeSet<Protocol>,
     findings: &'a mut Vec<Diagnostic>,
 }
 
 impl<'a> Walk<'a> {
+    fn new(
+        set: &'a Set<'a>,
+        document: &'a Document,
+        family: Family,
+        findings: &'a mut Vec<Diagnostic>,
+    ) -> Self {
+        let namespace = &document.key().namespace;
+        Self { set, document, namespace, family, spoken: BTreeSet::new(), findings }
+    }
+
     fn error(&mut self, code: Code, path: &str, message: impl Into<String>, help: impl Into<String>) {
         self.findings.push(Diagnostic::error(code, self.document.at(path), message).help(help));
     }
@@ -71,13 +182,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The service a reference leads to, or a finding. `None` in the result: it has errors of its own.
-    fn service(&mut self, path: &str, namespace: Option<&str>, name: &str, why: &str) -> Option<Target<'a>> {
-        if namespace.is_some_and(|namespace| namespace != self.namespace) {
-            let message = "a service of another namespace is not supported yet";
-            self.error(Code::NotSupportedYet, &format!("{path}/namespace"), message, why);
-            return None;
-        }
-        let id = ServiceRef::new(self.namespace, name);
+    fn service(&mut self, path: &str, id: ServiceRef) -> Option<Target<'a>> {
         match self.set.service(&id) {
             Found::Nothing => {
                 let help = self.set.meant(self.namespace, &id, false);
@@ -90,14 +195,54 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// A service that gets traffic, and the port of it.
+    fn target(
+        &mut self,
+        path: &str,
+        namespace: Option<&Label>,
+        name: &str,
+        port: u16,
+    ) -> Option<(ServiceRef, u16)> {
+        let namespace = namespace.map_or(self.namespace, |label| label.0.as_str());
+        let Target { id, spec } = self.service(path, ServiceRef::new(namespace, name))?;
+        if namespace != self.namespace && !self.set.grants(self.family.kind(), self.namespace, &id) {
+            let message = format!("nothing in the namespace {namespace} lets this route send to {id}");
+            let help = format!(
+                "declare a ReferenceGrant in {namespace} from {} of {} to this service",
+                self.family.kind(),
+                self.namespace
+            );
+            self.error(Code::NotGranted, &format!("{path}/namespace"), message, help);
+            return None;
+        }
+        let found = self.port(&format!("{path}/port"), &id, spec, port)?;
+        let spoken = self.spoken.iter().find(|spoken| **spoken != found.protocol);
+        if let Some(spoken) = spoken.copied() {
+            let word = |protocol: Protocol| crate::defaults::Yaml::yaml(&protocol);
+            let (theirs, ours) = (word(found.protocol), word(spoken));
+            let message =
+                format!("the port {port} of {id} speaks `{theirs}`, and the parent's port `{ours}`");
+            let help =
+                "nothing is translated: send to a port that speaks the same, or name one port of the parent";
+            self.error(Code::ProtocolMismatch, &format!("{path}/port"), message, help);
+            return None;
+        }
+        Some((id, port))
+    }
+
     fn parents(&mut self, refs: &[ParentRef]) -> Vec<(ServiceRef, Option<u16>)> {
         let mut parents = Vec::new();
         let mut seen = BTreeMap::new();
         for (index, parent) in refs.iter().enumerate() {
             let path = format!("spec/parentRefs/{index}");
-            let namespace = parent.namespace.as_ref().map(|label| label.0.as_str());
-            let why = "a route applies to the callers of a service of its own namespace";
-            let Some(Target { id, spec }) = self.service(&path, namespace, &parent.name.0, why) else {
+            if parent.namespace.as_ref().is_some_and(|label| label.0 != self.namespace) {
+                let message = "a service of another namespace is not supported yet";
+                let help = "a route applies to the callers of a service of its own namespace";
+                self.error(Code::NotSupportedYet, &format!("{path}/namespace"), message, help);
+                continue;
+            }
+            let id = ServiceRef::new(self.namespace, &parent.name.0);
+            let Some(Target { id, spec }) = self.service(&path, id) else {
                 continue;
             };
             let found = match self.parent_port(&path, parent, &id, spec) {
@@ -115,7 +260,7 @@ impl<'a> Walk<'a> {
         parents
     }
 
-    /// The port a parent reference means: outside `None` after a finding, inside `None` for every HTTP port.
+    /// The port a parent reference means: outside `None` after a finding, inside `None` for every one that fits.
     fn parent_port(
         &mut self,
         path: &str,
@@ -123,14 +268,14 @@ impl<'a> Walk<'a> {
         id: &ServiceRef,
         spec: Option<&ServiceSpec>,
     ) -> Option<Option<u16>> {
-        let ports = ports(spec);
+        let (ports, family) = (ports(spec), self.family);
         let by_name = match &parent.section_name {
             None => None,
             Some(name) => match ports.iter().find(|port| port.name == *name) {
                 Some(port) => Some(port),
                 None => {
                     let message = format!("the service {id} has no port named `{}`", name.0);
-                    let help = format!("its HTTP ports are {}", http_ports(spec));
+                    let help = format!("its {} ports are {}", family.word(), family.ports(spec));
                     self.error(Code::UnknownPort, &format!("{path}/sectionName"), message, help);
                     return None;
                 }
@@ -138,7 +283,7 @@ impl<'a> Walk<'a> {
         };
         let by_number = match parent.port {
             None => None,
-            Some(number) => Some(self.http_port(&format!("{path}/port"), id, spec, number)?),
+            Some(number) => Some(self.port(&format!("{path}/port"), id, spec, number)?),
         };
         if let (Some(named), Some(numbered)) = (by_name, by_number)
             && named.port != numbered.port
@@ -149,34 +294,39 @@ impl<'a> Walk<'a> {
         }
         if let Some(port) = by_name.or(by_number) {
             // For a port given by number this has been checked.
-            if port.protocol != Protocol::Http {
-                let message = format!("the port `{}` of {id} does not speak HTTP", port.name.0);
-                let help = format!("its HTTP ports are {}", http_ports(spec));
+            if !family.takes(port.protocol) {
+                let message = format!("the port `{}` of {id} does not speak {}", port.name.0, family.word());
+                let help = format!("its {} ports are {}", family.word(), family.ports(spec));
                 self.error(Code::ProtocolMismatch, &format!("{path}/sectionName"), message, help);
                 return None;
             }
+            self.spoken.insert(port.protocol);
             return Some(Some(port.port));
         }
-        if !ports.iter().any(|port| port.protocol == Protocol::Http) {
-            let message = format!("the service {id} has no HTTP port");
-            let help = "an HTTP route needs a parent that is called over HTTP";
+        let fitting = ports.iter().map(|port| port.protocol).filter(|protocol| family.takes(*protocol));
+        let fitting: BTreeSet<Protocol> = fitting.collect();
+        if fitting.is_empty() {
+            let message = format!("the service {id} has no {} port", family.word());
+            let help = format!("{} needs a parent that is called over {}", family.route(), family.word());
             self.error(Code::ProtocolMismatch, &format!("{path}/name"), message, help);
             return None;
         }
+        self.spoken.extend(fitting);
         Some(None)
     }
 
-    /// The HTTP port of this number, or a finding.
-    fn http_port<'s>(
+    /// The port of this number, or a finding.
+    fn port<'s>(
         &mut self,
         path: &str,
         id: &ServiceRef,
         spec: Option<&'s ServiceSpec>,
         number: u16,
     ) -> Option<&'s PortSpec> {
-        let help = || match http_ports(spec).as_str() {
-            "none" => "it has no HTTP port".to_owned(),
-            ports => format!("its HTTP ports are {ports}"),
+        let (family, word) = (self.family, self.family.word());
+        let help = || match family.ports(spec).as_str() {
+            "none" => format!("it has no {word} port"),
+            ports => format!("its {word} ports are {ports}"),
         };
         match ports(spec).iter().find(|port| port.port == number) {
             None => {
@@ -184,8 +334,8 @@ impl<'a> Walk<'a> {
                 self.error(Code::UnknownPort, path, message, help());
                 None
             }
-            Some(port) if port.protocol != Protocol::Http => {
-                let message = format!("the port {number} of {id} does not speak HTTP");
+            Some(port) if !family.takes(port.protocol) => {
+                let message = format!("the port {number} of {id} does not speak {word}");
                 self.error(Code::ProtocolMismatch, path, message, help());
                 None
             }
@@ -196,157 +346,110 @@ impl<'a> Walk<'a> {
     fn rule(&mut self, index: usize, rule: &RuleSpec) -> HttpRule {
         let path = format!("spec/rules/{index}");
         let written = rule.matches.as_deref().unwrap_or_default();
-        let mut matches: Vec<HttpMatch> = written
+        let matches: Vec<HttpMatch> = written
             .iter()
             .enumerate()
             .map(|(index, spec)| self.one_match(&format!("{path}/matches/{index}"), spec))
             .collect();
+        // What a prefix can be replaced in.
+        let prefix = match matches.as_slice() {
+            [only] => matches!(only.path, PathMatch::Prefix(_)),
+            several => several.is_empty(),
+        };
+        let backend_refs = rule.backend_refs.as_deref();
+        let filters = self.filters(&path, rule.filters.as_deref(), prefix, backend_refs);
+        let backends = self.backends(&path, backend_refs);
+        self.finish(&path, matches, filters, backends, rule.timeouts.as_ref())
+    }
+
+    fn finish(
+        &mut self,
+        path: &str,
+        mut matches: Vec<HttpMatch>,
+        filters: Filters,
+        backends: Vec<BackendRef>,
+        timeouts: Option<&RuleTimeouts>,
+    ) -> HttpRule {
         if matches.is_empty() {
             matches.push(HttpMatch {
                 path: PathMatch::Prefix("/".to_owned()),
                 method: None,
                 headers: Vec::new(),
+                query: Vec::new(),
             });
         }
-        let filters = rule.filters.as_deref().unwrap_or_default();
-        let (request_headers, response_headers) = self.filters(&path, filters);
-        let timeout = rule.timeouts.as_ref().and_then(|timeouts| timeouts.request.as_ref());
+        let limit = |of: fn(&RuleTimeouts) -> Option<&str>| settings::written(timeouts.and_then(of));
+        let request_timeout = limit(|all| all.request.as_ref().map(|text| text.0.as_str()));
+        let try_timeout = limit(|all| all.backend_request.as_ref().map(|text| text.0.as_str()));
+        if let (Some(Some(whole)), Some(one)) = (request_timeout, try_timeout)
+            && one.is_none_or(|one| one > whole)
+        {
+            let message = "the limit of one try is longer than the limit of the request";
+            let help = "make `backendRequest` at most as long as `request`";
+            self.error(Code::OutOfBounds, &format!("{path}/timeouts/backendRequest"), message, help);
+        }
         HttpRule {
             matches,
-            request_headers,
-            response_headers,
-            backends: self.backends(&path, rule),
-            request_timeout: settings::written(timeout.map(|text| text.0.as_str())),
+            request_headers: filters.request_headers,
+            response_headers: filters.response_headers,
+            redirect: filters.redirect,
+            rewrite: filters.rewrite,
+            mirrors: filters.mirrors,
+            backends,
+            request_timeout,
+            try_timeout,
         }
     }
 
     fn one_match(&mut self, path: &str, spec: &MatchSpec) -> HttpMatch {
-        let written = spec.path.as_ref();
-        let value = written.and_then(|path| path.value.as_ref()).map_or("/", |value| value.0.as_str());
-        let kind = written.and_then(|path| path.kind).unwrap_or(PathKind::PathPrefix);
-        let mut headers: Vec<(String, String)> = Vec::new();
-        for (index, header) in spec.headers.as_deref().unwrap_or_default().iter().enumerate() {
-            let name = header.name.0.to_ascii_lowercase();
-            if let Some(first) = headers.iter().position(|(known, _)| *known == name) {
-                self.repeated(
-                    &format!("{path}/headers/{index}/name"),
-                    &format!("{path}/headers/{first}/name"),
-                    format!("a condition on the header `{name}` is here a second time"),
-                );
-            }
-            headers.push((name, header.value.0.clone()));
-        }
+        let mut conditions = Conditions { document: self.document, findings: self.findings };
         HttpMatch {
-            path: match kind {
-                PathKind::Exact => PathMatch::Exact(value.to_owned()),
-                // `/a/` and `/a` are the same prefix, since whole elements are compared.
-                PathKind::PathPrefix => match value.trim_end_matches('/') {
-                    "" => PathMatch::Prefix("/".to_owned()),
-                    prefix => PathMatch::Prefix(prefix.to_owned()),
-                },
-            },
+            path: Conditions::path(spec.path.as_ref()),
             method: spec.method.map(|method| method.as_str().to_owned()),
-            headers,
+            headers: conditions.headers(&format!("{path}/headers"), spec.headers.as_deref()),
+            query: conditions.query(&format!("{path}/queryParams"), spec),
         }
     }
 
-    fn filters(&mut self, rule: &str, filters: &[FilterSpec]) -> (HeaderEdits, HeaderEdits) {
-        let mut request: Option<(usize, HeaderEdits)> = None;
-        let mut response: Option<(usize, HeaderEdits)> = None;
-        for (index, filter) in filters.iter().enumerate() {
-            let path = format!("{rule}/filters/{index}");
-            let (slot, own, own_name, other, other_name) = match filter.kind {
-                FilterKind::RequestHeaderModifier => (
-                    &mut request,
-                    &filter.request_header_modifier,
-                    "requestHeaderModifier",
-                    &filter.response_header_modifier,
-                    "responseHeaderModifier",
-                ),
-                FilterKind::ResponseHeaderModifier => (
-                    &mut response,
-                    &filter.response_header_modifier,
-                    "responseHeaderModifier",
-                    &filter.request_header_modifier,
-                    "requestHeaderModifier",
-                ),
-            };
-            if other.is_some() {
-                let message = format!("`{other_name}` does not belong to a filter of this type");
-                let help = "write one filter for each type";
-                self.error(Code::InvalidValue, &format!("{path}/{other_name}"), message, help);
-            }
-            let Some(modifier) = own else {
-                let message = format!("the filter lacks the field `{own_name}`");
-                let help = format!("add `{own_name}`");
-                self.error(Code::MissingField, &format!("{path}/type"), message, help);
-                continue;
-            };
-            if let Some((first, _)) = slot {
-                let first = format!("{rule}/filters/{first}/type");
-                let message = "a filter of this type is here a second time in the rule";
-                self.repeated(&format!("{path}/type"), &first, message);
-                continue;
-            }
-            *slot = Some((index, self.edits(&format!("{path}/{own_name}"), modifier)));
-        }
-        let edits = |slot: Option<(usize, HeaderEdits)>| slot.map(|(_, edits)| edits).unwrap_or_default();
-        (edits(request), edits(response))
-    }
-
-    fn edits(&mut self, path: &str, modifier: &HeaderModifier) -> HeaderEdits {
-        let mut list = |part: &str, headers: Option<&[HeaderSpec]>| {
-            let mut known: Vec<(String, String)> = Vec::new();
-            for (index, header) in headers.unwrap_or_default().iter().enumerate() {
-                let name = header.name.0.to_ascii_lowercase();
-                self.editable(&format!("{path}/{part}/{index}/name"), &name);
-                if let Some(first) = known.iter().position(|(known, _)| *known == name) {
-                    self.repeated(
-                        &format!("{path}/{part}/{index}/name"),
-                        &format!("{path}/{part}/{first}/name"),
-                        format!("the header `{name}` is here a second time"),
-                    );
+    fn grpc_match(&mut self, path: &str, spec: &GrpcMatchSpec) -> HttpMatch {
+        let mut conditions = Conditions { document: self.document, findings: self.findings };
+        let headers = conditions.headers(&format!("{path}/headers"), spec.headers.as_deref());
+        let matched = match &spec.method {
+            None => PathMatch::Prefix("/".to_owned()),
+            Some(method) => {
+                let kind = method.kind.unwrap_or_default();
+                let mut part = |field: &str, text: Option<&str>, dots: bool| {
+                    let text = text?;
+                    let path = format!("{path}/method/{field}");
+                    if kind == ValueMatchKind::Exact && !is_grpc_name(text, dots) {
+                        let message = format!("`{}` is no name of gRPC", crate::words::shown(text));
+                        let help =
+                            "use letters, digits and `_`, parts of a service's name with `.` between them";
+                        conditions.error(Code::InvalidName, &path, message, help);
+                    }
+                    Some(conditions.value(&path, Some(kind), text))
+                };
+                let service = part("service", method.service.as_ref().map(|name| name.0.as_str()), true);
+                let name = part("method", method.method.as_ref().map(|name| name.0.as_str()), false);
+                if service.is_none() && name.is_none() {
+                    let message = "a condition on the method names neither `service` nor `method`";
+                    let help = "add one of the two, or leave `method` out";
+                    conditions.error(Code::MissingField, &format!("{path}/method"), message, help);
                 }
-                known.push((name, header.value.0.clone()));
+                PathMatch::Grpc { service, method: name }
             }
-            known
         };
-        let set = list("set", modifier.set.as_deref());
-        let add = list("add", modifier.add.as_deref());
-        let mut remove: Vec<String> = Vec::new();
-        for (index, header) in modifier.remove.as_deref().unwrap_or_default().iter().enumerate() {
-            let name = header.0.to_ascii_lowercase();
-            let here = format!("{path}/remove/{index}");
-            self.editable(&here, &name);
-            if let Some(first) = remove.iter().position(|known| *known == name) {
-                let first = format!("{path}/remove/{first}");
-                self.repeated(&here, &first, format!("the header `{name}` is here a second time"));
-            }
-            remove.push(name);
-        }
-        HeaderEdits { set, add, remove }
+        HttpMatch { path: matched, method: None, headers, query: Vec::new() }
     }
 
-    fn editable(&mut self, path: &str, name: &str) {
-        if RESERVED_HEADERS.contains(&&*name.replace('_', "-")) {
-            let message = format!("the header `{name}` cannot be changed by a route");
-            let help = "it belongs to the connection, to the message's framing or to the proxy; remove it";
-            self.error(Code::InvalidValue, path, message, help);
-        }
-    }
-
-    fn backends(&mut self, rule: &str, spec: &RuleSpec) -> Vec<BackendRef> {
+    fn backends(&mut self, rule: &str, refs: Option<&[BackendRefSpec]>) -> Vec<BackendRef> {
         let mut backends = Vec::new();
-        for (index, backend) in spec.backend_refs.as_deref().unwrap_or_default().iter().enumerate() {
+        for (index, backend) in refs.unwrap_or_default().iter().enumerate() {
             let path = format!("{rule}/backendRefs/{index}");
-            let namespace = backend.namespace.as_ref().map(|label| label.0.as_str());
-            let why = "it would need a ReferenceGrant; use a service of the route's own namespace";
-            let Some(Target { id, spec }) = self.service(&path, namespace, &backend.name.0, why) else {
-                continue;
-            };
-            if self.http_port(&format!("{path}/port"), &id, spec, backend.port).is_some() {
+            let namespace = backend.namespace.as_ref();
+            if let Some((service, port)) = self.target(&path, namespace, &backend.name.0, backend.port) {
                 let weight = backend.weight.unwrap_or(crate::defaults::WEIGHT.default);
-                backends.push(BackendRef { service: id, port: backend.port, weight });
+                backends.push(BackendRef { service, port, weight });
             }
         }
         backends
@@ -367,7 +470,8 @@ impl<'a> Walk<'a> {
         for (rule_index, rule) in rules.iter().enumerate() {
             for (index, condition) in rule.matches.iter().enumerate() {
                 let headers: BTreeSet<_> = condition.headers.iter().collect();
-                let same = format!("{:?} {:?} {headers:?}", condition.path, condition.method);
+                let query: BTreeSet<_> = condition.query.iter().collect();
+                let same = format!("{:?} {:?} {headers:?} {query:?}", condition.path, condition.method);
                 let path = format!("spec/rules/{rule_index}/matches/{index}");
                 if let Some(first) = seen.get(&same) {
                     let finding = Diagnostic::warning(
@@ -394,4 +498,102 @@ struct Target<'a> {
 
 fn ports(spec: Option<&ServiceSpec>) -> &[PortSpec] {
     spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default()
+}
+
+/// Whether a text is a name of a gRPC service (`dots`) or method.
+fn is_grpc_name(text: &str, dots: bool) -> bool {
+    let part = |part: &str| {
+        let letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+        part.bytes().next().is_some_and(letter)
+            && part.bytes().all(|byte| letter(byte) || byte.is_ascii_digit())
+    };
+    if dots { text.trim_start_matches('.').split('.').all(part) } else { part(text) }
+}
+
+/// Reads conditions on requests, wherever they are written.
+pub(crate) struct Conditions<'a> {
+    pub(crate) document: &'a Document,
+    pub(crate) findings: &'a mut Vec<Diagnostic>,
+}
+
+impl Conditions<'_> {
+    fn error(&mut self, code: Code, path: &str, message: impl Into<String>, help: impl Into<String>) {
+        self.findings.push(Diagnostic::error(code, self.document.at(path), message).help(help));
+    }
+
+    fn check(&mut self, path: &str, text: &str, checked: Result<(), formats::Refusal>) {
+        if let Err(refusal) = checked {
+            let message = format!("`{}` {}", crate::words::shown(text), refusal.message);
+            let mut finding = Diagnostic::error(refusal.code, self.document.at(path), message);
+            finding.help = refusal.help;
+            self.findings.push(finding);
+        }
+    }
+
+    pub(crate) fn path(spec: Option<&PathSpec>) -> PathMatch {
+        let value = spec.and_then(|spec| spec.value.as_ref()).map_or("/", |value| value.0.as_str());
+        // What it says was checked where it was read.
+        match spec.and_then(|spec| spec.kind).unwrap_or(PathKind::PathPrefix) {
+            PathKind::RegularExpression => PathMatch::Regex(value.to_owned()),
+            PathKind::Exact => PathMatch::Exact(value.to_owned()),
+            // `/a/` and `/a` are the same prefix, since whole elements are compared.
+            PathKind::PathPrefix => match value.trim_end_matches('/') {
+                "" => PathMatch::Prefix("/".to_owned()),
+                prefix => PathMatch::Prefix(prefix.to_owned()),
+            },
+        }
+    }
+
+    fn value(&mut self, path: &str, kind: Option<ValueMatchKind>, text: &str) -> ValueMatch {
+        match kind.unwrap_or_default() {
+            ValueMatchKind::Exact => ValueMatch::Exact(text.to_owned()),
+            ValueMatchKind::RegularExpression => {
+                self.check(path, text, formats::regex(text));
+                ValueMatch::Regex(text.to_owned())
+            }
+        }
+    }
+
+    fn twice(&mut self, path: &str, index: usize, first: usize, message: String) {
+        let finding = Diagnostic::error(
+            Code::DuplicateValue,
+            self.document.at(&format!("{path}/{index}/name")),
+            message,
+        )
+        .related(self.document.at(&format!("{path}/{first}/name")), "first here")
+        .help("remove one of the two");
+        self.findings.push(finding);
+    }
+
+    pub(crate) fn headers(
+        &mut self,
+        path: &str,
+        specs: Option<&[HeaderMatchSpec]>,
+    ) -> Vec<(String, ValueMatch)> {
+        let mut headers: Vec<(String, ValueMatch)> = Vec::new();
+        for (index, header) in specs.unwrap_or_default().iter().enumerate() {
+            let name = header.name.0.to_ascii_lowercase();
+            if let Some(first) = headers.iter().position(|(known, _)| *known == name) {
+                let message = format!("a condition on the header `{name}` is here a second time");
+                self.twice(path, index, first, message);
+            }
+            let value = self.value(&format!("{path}/{index}/value"), header.kind, &header.value.0);
+            headers.push((name, value));
+        }
+        headers
+    }
+
+    fn query(&mut self, path: &str, spec: &MatchSpec) -> Vec<(String, ValueMatch)> {
+        let mut all: Vec<(String, ValueMatch)> = Vec::new();
+        for (index, parameter) in spec.query_params.as_deref().unwrap_or_default().iter().enumerate() {
+            let name = parameter.name.0.clone();
+            if let Some(first) = all.iter().position(|(known, _)| *known == name) {
+                let message = format!("a condition on the parameter `{name}` is here a second time");
+                self.twice(path, index, first, message);
+            }
+            let value = self.value(&format!("{path}/{index}/value"), parameter.kind, &parameter.value.0);
+            all.push((name, value));
+        }
+        all
+    }
 }

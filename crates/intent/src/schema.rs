@@ -12,7 +12,10 @@ use serde_json::{Map, Value, json};
 use crate::defaults;
 use crate::document::Kind;
 use crate::formats::Format;
-use crate::wire::{HttpRouteDocument, NamespaceDocument, ServiceDocument};
+use crate::wire::{
+    AccessPolicyDocument, GrpcRouteDocument, HttpRouteDocument, NamespaceDocument, ReferenceGrantDocument,
+    ServiceDocument, TcpRouteDocument, TrafficPolicyDocument,
+};
 
 /// Prefix of our own keywords.
 const OWN: &str = "x-outrider-";
@@ -77,12 +80,18 @@ pub(crate) struct Field {
 
 /// The shape of a document of this kind.
 pub(crate) fn shape(kind: Kind) -> &'static Shape {
-    static SHAPES: LazyLock<[Shape; 3]> = LazyLock::new(|| Kind::ALL.map(|kind| compile(&derived(kind))));
-    let [namespace, service, http_route] = &*SHAPES;
+    static SHAPES: LazyLock<[Shape; 8]> = LazyLock::new(|| Kind::ALL.map(|kind| compile(&derived(kind))));
+    // The order of the kinds is that of `Kind::ALL`.
+    let [namespace, service, http, grpc, tcp, grant, traffic, access] = &*SHAPES;
     match kind {
         Kind::Namespace => namespace,
         Kind::Service => service,
-        Kind::HttpRoute => http_route,
+        Kind::HttpRoute => http,
+        Kind::GrpcRoute => grpc,
+        Kind::TcpRoute => tcp,
+        Kind::ReferenceGrant => grant,
+        Kind::TrafficPolicy => traffic,
+        Kind::AccessPolicy => access,
     }
 }
 
@@ -104,6 +113,11 @@ fn derived(kind: Kind) -> Value {
         Kind::Namespace => of::<NamespaceDocument>(),
         Kind::Service => of::<ServiceDocument>(),
         Kind::HttpRoute => of::<HttpRouteDocument>(),
+        Kind::GrpcRoute => of::<GrpcRouteDocument>(),
+        Kind::TcpRoute => of::<TcpRouteDocument>(),
+        Kind::ReferenceGrant => of::<ReferenceGrantDocument>(),
+        Kind::TrafficPolicy => of::<TrafficPolicyDocument>(),
+        Kind::AccessPolicy => of::<AccessPolicyDocument>(),
     };
     for (field, text) in [("apiVersion", kind.api_version()), ("kind", kind.as_str())] {
         if let Some(Value::Object(field)) = schema.pointer_mut(&format!("/properties/{field}")) {

@@ -16,6 +16,7 @@ pub(crate) enum Origin {
     Declared,
     Namespace(String),
     Service(String),
+    Policy(String),
     Default(&'static str),
 }
 
@@ -35,6 +36,7 @@ impl fmt::Display for Origin {
             Self::Declared => f.write_str("declared"),
             Self::Namespace(name) => write!(f, "namespace {name}"),
             Self::Service(name) => write!(f, "service {name}"),
+            Self::Policy(name) => write!(f, "TrafficPolicy {name}"),
             Self::Default(_) => f.write_str("default"),
         }
     }
@@ -97,7 +99,20 @@ pub(crate) struct Limits {
 
 impl Limits {
     pub(crate) fn timeouts(&self) -> Timeouts {
-        Timeouts { request: self.request.value, idle: self.idle.value, connect: self.connect.value }
+        Timeouts {
+            request: self.request.value,
+            idle: self.idle.value,
+            call_idle: self.call_idle().value,
+            connect: self.connect.value,
+        }
+    }
+
+    /// The limit of silence in calls of gRPC: what is declared for all, or far more.
+    pub(crate) fn call_idle(&self) -> Effective<Option<Duration>> {
+        match self.idle.origin {
+            Origin::Default(_) => Effective::own_or_default(None, &defaults::CALL_IDLE),
+            _ => Effective { path: defaults::CALL_IDLE.path, ..self.idle.clone() },
+        }
     }
 
     /// Whether something written here lets the idle limit cut requests short.

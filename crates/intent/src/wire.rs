@@ -12,7 +12,19 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Channel, Engine, Mtls, Protocol, Role};
+use crate::model::{Channel, Engine, Mtls, Protocol, Role, ValueMatch};
+
+mod access;
+mod filter;
+mod grpc;
+mod tcp;
+mod traffic;
+
+pub(crate) use access::*;
+pub(crate) use filter::*;
+pub(crate) use grpc::*;
+pub(crate) use tcp::*;
+pub(crate) use traffic::*;
 
 macro_rules! text {
     ($($(#[doc = $doc:literal])+ $name:ident: $format:literal, $max:literal, $pattern:literal;)*) => { $(
@@ -62,6 +74,16 @@ text! {
     HeaderValue: "header-value", 4096, "^[^ \\t]";
     /// Path.
     PathText: "path", 1024, "^/(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})*$";
+    /// Path, or a regular expression over paths.
+    PathPattern: "path-pattern", 1024, "^[^\\x00-\\x1f\\x7f]+$";
+    /// Path, or nothing.
+    PathReplacement: "path-replacement", 1024, "^$|^/(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})*$";
+    /// Value of a query parameter, or a regular expression over such values.
+    QueryValue: "pattern", 1024, "^[^\\x00-\\x1f\\x7f]+$";
+    /// Host name without wildcards.
+    Hostname: "hostname", 253, "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+    /// Name of a gRPC service or method, or a regular expression over such names.
+    GrpcName: "pattern", 1024, "^[^\\x00-\\x1f\\x7f]+$";
     /// Key of a label or annotation.
     MetadataKey: "metadata-key", 317, "^([-a-z0-9.]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
     /// Value of a label.
@@ -233,7 +255,6 @@ pub(crate) struct PortSpec {
     #[schemars(range(min = 1, max = 65535))]
     pub(crate) target_port: Option<u16>,
     /// What is spoken. Declared, never guessed.
-    #[schemars(extend("x-outrider-later" = ["http2", "grpc"]))]
     pub(crate) protocol: Protocol,
 }
 
@@ -266,10 +287,10 @@ pub(crate) struct ParentRef {
     pub(crate) namespace: Option<Label>,
     /// Name of the service.
     pub(crate) name: ServiceName,
-    /// Name of the port. Default: every HTTP port.
+    /// Name of the port. Default: every port that speaks what the route is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) section_name: Option<Label>,
-    /// Number of the port, as callers see it. Default: every HTTP port.
+    /// Number of the port, as callers see it. Default: every port that speaks what the route is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub(crate) port: Option<u16>,
@@ -315,7 +336,6 @@ pub(crate) struct RuleSpec {
 /// A condition: everything in it must hold.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-outrider-later" = ["queryParams"]))]
 pub(crate) struct MatchSpec {
     /// Path of the request. Default: prefix `/`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -327,6 +347,23 @@ pub(crate) struct MatchSpec {
     /// Method of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) method: Option<Method>,
+    /// Parameters in the query of the request; of several with the same name the first counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub(crate) query_params: Option<Vec<QueryParamMatchSpec>>,
+}
+
+/// A condition on a parameter of the query.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct QueryParamMatchSpec {
+    /// How it is compared.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<ValueMatchKind>,
+    /// Parameter, compared as it is written.
+    pub(crate) name: HeaderName,
+    /// Its value.
+    pub(crate) value: QueryValue,
 }
 
 /// A condition on the path.
@@ -335,11 +372,10 @@ pub(crate) struct MatchSpec {
 pub(crate) struct PathSpec {
     /// How it is compared.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-outrider-later" = ["RegularExpression"]))]
     pub(crate) kind: Option<PathKind>,
-    /// The path.
+    /// The path. A regular expression is RE2 and must match the whole of it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) value: Option<PathText>,
+    pub(crate) value: Option<PathPattern>,
 }
 
 /// Ways to compare a path.
@@ -349,6 +385,8 @@ pub(crate) enum PathKind {
     Exact,
     /// Path elements from the start.
     PathPrefix,
+    /// RE2, over the whole path without its query.
+    RegularExpression,
 }
 
 /// A condition on a header.
@@ -357,19 +395,31 @@ pub(crate) enum PathKind {
 pub(crate) struct HeaderMatchSpec {
     /// How it is compared.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-outrider-later" = ["RegularExpression"]))]
-    pub(crate) kind: Option<HeaderMatchKind>,
+    pub(crate) kind: Option<ValueMatchKind>,
     /// Header, in any case.
     pub(crate) name: HeaderName,
     /// Its value.
     pub(crate) value: HeaderValue,
 }
 
-/// Ways to compare a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) enum HeaderMatchKind {
+impl HeaderMatchSpec {
+    /// What it compares with, as it stands.
+    pub(crate) fn plain(&self) -> ValueMatch {
+        match self.kind.unwrap_or_default() {
+            ValueMatchKind::Exact => ValueMatch::Exact(self.value.0.clone()),
+            ValueMatchKind::RegularExpression => ValueMatch::Regex(self.value.0.clone()),
+        }
+    }
+}
+
+/// Ways to compare a value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum ValueMatchKind {
     /// The whole value.
+    #[default]
     Exact,
+    /// RE2, over the whole value.
+    RegularExpression,
 }
 
 /// Request methods.
@@ -413,64 +463,6 @@ impl Method {
     }
 }
 
-/// A change to requests or responses: `type` says which field holds it.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-outrider-later" = [
-    "requestMirror", "requestRedirect", "urlRewrite", "cors", "externalAuth", "extensionRef"
-]))]
-pub(crate) struct FilterSpec {
-    /// Which change.
-    #[serde(rename = "type")]
-    #[schemars(extend("x-outrider-later" = [
-        "RequestMirror", "RequestRedirect", "URLRewrite", "CORS", "ExternalAuth", "ExtensionRef"
-    ]))]
-    pub(crate) kind: FilterKind,
-    /// Changes to the headers of requests.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) request_header_modifier: Option<HeaderModifier>,
-    /// Changes to the headers of responses.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) response_header_modifier: Option<HeaderModifier>,
-}
-
-/// Kinds of change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) enum FilterKind {
-    /// Change headers of the request.
-    RequestHeaderModifier,
-    /// Change headers of the response.
-    ResponseHeaderModifier,
-}
-
-/// Changes to headers.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct HeaderModifier {
-    /// Overwrites.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16))]
-    pub(crate) set: Option<Vec<HeaderSpec>>,
-    /// Appends.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16))]
-    pub(crate) add: Option<Vec<HeaderSpec>>,
-    /// Removes by name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16))]
-    pub(crate) remove: Option<Vec<HeaderName>>,
-}
-
-/// A header.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct HeaderSpec {
-    /// Name, in any case.
-    pub(crate) name: HeaderName,
-    /// Value.
-    pub(crate) value: HeaderValue,
-}
-
 /// A destination.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -497,12 +489,36 @@ pub(crate) struct BackendRefSpec {
     pub(crate) weight: Option<u32>,
 }
 
+/// A destination without a weight.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct BackendTarget {
+    /// API group: empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) group: Option<Group>,
+    /// Kind: `Service`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-outrider-later" = ["ServiceImport"]))]
+    pub(crate) kind: Option<ParentKind>,
+    /// Name of the service.
+    pub(crate) name: ServiceName,
+    /// Namespace of the service: the route's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<Label>,
+    /// Number of the port, as callers see it.
+    #[schemars(range(min = 1, max = 65535))]
+    pub(crate) port: u16,
+}
+
 /// Limits of a rule.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-outrider-later" = ["backendRequest"]))]
 pub(crate) struct RuleTimeouts {
     /// From the end of the request until the head of its response; `0s` is no limit. Default: the service's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) request: Option<DurationText>,
+    /// Of one try, at most the limit of the request; `0s` is no limit. With it, the limit of the request is one of
+    /// the whole exchange. Default: what a TrafficPolicy says, or the limit of the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) backend_request: Option<DurationText>,
 }

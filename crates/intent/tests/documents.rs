@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use outrider_intent::model::Intent;
+use outrider_intent::model::{BackendRef, HttpRoute, Intent, ServiceRef, ValueMatch};
 use outrider_intent::{
     Code, Diagnostic, Document, ResolveOptions, Source, effective, parse, resolve, schema,
 };
@@ -85,31 +85,67 @@ fn summary(intent: &Intent) -> String {
             timeouts(&service.timeouts)
         )
         .unwrap();
+        if !service.traffic.declared.is_empty() {
+            writeln!(out, "    {:?}", service.traffic).unwrap();
+        }
+        for policy in &service.access {
+            writeln!(out, "    {policy:?}").unwrap();
+        }
     }
-    for route in intent.http_routes.values() {
-        let parents: Vec<String> =
-            route.parents.iter().map(|(service, port)| format!("{service} {port:?}")).collect();
-        writeln!(out, "  route {}/{} parents {parents:?}", route.namespace, route.name).unwrap();
-        for rule in &route.rules {
-            let backends: Vec<String> = rule
-                .backends
-                .iter()
-                .map(|backend| format!("{}:{}*{}", backend.service, backend.port, backend.weight))
-                .collect();
-            writeln!(out, "    to {backends:?} within {:?}", rule.request_timeout).unwrap();
-            for condition in &rule.matches {
-                writeln!(out, "      if {:?} {:?} {:?}", condition.path, condition.method, condition.headers)
-                    .unwrap();
-            }
-            for (side, edits) in [("request", &rule.request_headers), ("response", &rule.response_headers)] {
-                if *edits != Default::default() {
-                    writeln!(
-                        out,
-                        "      {side} set {:?} add {:?} remove {:?}",
-                        edits.set, edits.add, edits.remove
-                    )
-                    .unwrap();
-                }
+    for (kind, routes) in [("route", &intent.http_routes), ("grpc route", &intent.grpc_routes)] {
+        for route in routes.values() {
+            out.push_str(&route_summary(kind, route));
+        }
+    }
+    for route in intent.tcp_routes.values() {
+        let backends: Vec<String> = route.backends.iter().map(backend).collect();
+        let parents = parents(&route.parents);
+        writeln!(out, "  tcp route {}/{} parents {parents:?} to {backends:?}", route.namespace, route.name)
+            .unwrap();
+    }
+    out
+}
+
+fn parents(parents: &[(ServiceRef, Option<u16>)]) -> Vec<String> {
+    parents.iter().map(|(service, port)| format!("{service} {port:?}")).collect()
+}
+
+fn backend(backend: &BackendRef) -> String {
+    format!("{}:{}*{}", backend.service, backend.port, backend.weight)
+}
+
+fn route_summary(kind: &str, route: &HttpRoute) -> String {
+    let mut out = String::new();
+    let parents = parents(&route.parents);
+    writeln!(out, "  {kind} {}/{} parents {parents:?}", route.namespace, route.name).unwrap();
+    for rule in &route.rules {
+        let backends: Vec<String> = rule.backends.iter().map(backend).collect();
+        writeln!(out, "    to {backends:?} within {:?}", rule.request_timeout).unwrap();
+        if let Some(limit) = rule.try_timeout {
+            writeln!(out, "      each try {limit:?}").unwrap();
+        }
+        if let Some(redirect) = &rule.redirect {
+            writeln!(out, "      {redirect:?}").unwrap();
+        }
+        if let Some(rewrite) = &rule.rewrite {
+            writeln!(out, "      {rewrite:?}").unwrap();
+        }
+        for mirror in &rule.mirrors {
+            writeln!(out, "      copies {} to {}:{}", mirror.per_million, mirror.service, mirror.port)
+                .unwrap();
+        }
+        for condition in &rule.matches {
+            let list = |all: &[(String, ValueMatch)]| -> Vec<String> {
+                all.iter().map(|(name, value)| format!("{name}={value}")).collect()
+            };
+            let (headers, query) = (list(&condition.headers), list(&condition.query));
+            writeln!(out, "      if {:?} {:?} {headers:?} {query:?}", condition.path, condition.method)
+                .unwrap();
+        }
+        for (side, edits) in [("request", &rule.request_headers), ("response", &rule.response_headers)] {
+            if *edits != Default::default() {
+                let (set, add, remove) = (&edits.set, &edits.add, &edits.remove);
+                writeln!(out, "      {side} set {set:?} add {add:?} remove {remove:?}").unwrap();
             }
         }
     }
@@ -159,6 +195,8 @@ fn bad_documents_give_the_expected_findings() {
         failures.extend(check_golden(&path.with_extension("expect"), &actual).err());
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    // Engines are the affair of the crate `compile`, which finds this one.
+    codes.insert(Code::EngineCannot);
     let unused: Vec<&Code> = Code::ALL.iter().filter(|code| !codes.contains(code)).collect();
     assert!(unused.is_empty(), "no bad document shows {unused:?}");
 }

@@ -258,6 +258,7 @@ fn effective_values_name_their_origin() {
          engine = native (default because)\n\
          timeouts.request = 1m30s (declared)\n\
          timeouts.idle = 5m (default because)\n\
+         timeouts.idle (gRPC) = 1h (default because)\n\
          timeouts.connect = 5s (default because)\n\
          tcpIdle = 1h (default because)\n"
     );
@@ -272,6 +273,7 @@ fn effective_values_name_their_origin() {
          engine = native (default because)\n\
          timeouts.request = 1m30s (namespace shop)\n\
          timeouts.idle = 0s (declared)\n\
+         timeouts.idle (gRPC) = 0s (declared)\n\
          timeouts.connect = 5s (default because)\n\
          mtls = both (namespace shop)\n\
          channel = regular (default because)\n\
@@ -299,7 +301,10 @@ fn schema_defaults_are_the_effective_defaults() {
     let set = documents("apiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {name: bare}\n");
     let schema = schema();
     let spec = &schema["oneOf"][0]["properties"]["spec"]["properties"];
-    let values = effective(&set, &key(Kind::Namespace, "", "bare"));
+    let mut values = effective(&set, &key(Kind::Namespace, "", "bare"));
+    // The same field with another default for calls of gRPC.
+    let calls = values.extract_if(.., |value| value.path == "timeouts.idle (gRPC)").next().unwrap();
+    assert_eq!((calls.value.as_str(), calls.origin.as_str()), ("1h", "default"));
     let mut fields = 0;
     for (name, field) in spec.as_object().unwrap() {
         fields += field.get("properties").and_then(|inner| inner.as_object()).map_or(1, |inner| inner.len());
@@ -324,7 +329,7 @@ fn schema_defaults_are_the_effective_defaults() {
 fn schema_shows_only_what_is_honoured() {
     let text = schema().to_string();
     assert!(!text.contains("x-outrider"));
-    assert!(!text.contains("http2"), "protocols that are not supported yet are not offered");
+    assert!(!text.contains("CORS"), "what is not supported yet is not offered");
     insta::assert_json_snapshot!(schema()["oneOf"][1]["properties"]["spec"]);
 }
 

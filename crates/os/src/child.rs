@@ -1,12 +1,16 @@
-//! What a child process gets between `fork` and `exec`: a descriptor at an agreed number, and a signal when
-//! its parent ends.
+//! What a child process gets between `fork` and `exec`: a descriptor at an agreed number, a signal when its parent
+//! ends, and its program without a shell's help.
 //!
 //! Holds: everything that allocates or can block happens before the fork; what runs in the child is system
 //! calls only. Does not: start the child, or decide what runs in it.
 
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsString, c_char};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use rustix::io::FdFlags;
@@ -74,6 +78,78 @@ pub fn signal_on_parent_exit(command: &mut Command, signal: Signal) {
     }
 }
 
+/// Has the next child of `command` execute the file `program` and nothing else.
+///
+/// `Command` by itself asks the C library, which gives a file that the kernel does not know how to execute to `/bin/sh`,
+/// whatever is in it; here spawning fails with `ENOEXEC`. A script that names its interpreter is known to the kernel.
+/// Register it after everything else that happens before exec. Arguments and environment are those of now; an
+/// environment that was cleared is not seen, and what was set is added to our own.
+///
+/// # Errors
+/// A NUL byte in the program, an argument or the environment.
+pub fn execute(command: &mut Command, program: &Path) -> io::Result<()> {
+    let c_string = |text: OsString| Ok::<_, io::Error>(CString::new(text.into_vec())?);
+    let arguments = std::iter::once(command.get_program()).chain(command.get_args());
+    let arguments: Vec<_> = arguments.map(|text| c_string(text.to_owned())).collect::<Result<_, _>>()?;
+    let mut environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => environment.insert(name.to_owned(), value.to_owned()),
+            None => environment.remove(name),
+        };
+    }
+    let pairs = environment.into_iter().map(|(mut name, value)| {
+        name.push("=");
+        name.push(value);
+        c_string(name)
+    });
+    let pairs: Vec<_> = pairs.collect::<Result<_, _>>()?;
+    let execution = Execution {
+        program: c_string(program.as_os_str().to_owned())?,
+        argv: pointers(&arguments),
+        envp: pointers(&pairs),
+        _texts: [arguments, pairs],
+    };
+    let setup = move || Err(execution.begin());
+    // SAFETY: the closure makes one system call and neither allocates nor takes locks: the error is a number.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(setup);
+    }
+    Ok(())
+}
+
+/// As `execve` wants it. The texts are never changed, so the pointers into them stay good when they are moved.
+struct Execution {
+    program: CString,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    _texts: [Vec<CString>; 2],
+}
+
+// SAFETY: the pointers lead to what the structure itself owns and nobody writes to.
+#[allow(unsafe_code)]
+unsafe impl Send for Execution {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for Execution {}
+
+impl Execution {
+    /// Returns only if it fails.
+    fn begin(&self) -> io::Error {
+        // SAFETY: a text, and two lists of texts that end with a null pointer, all of which live as long as `self`.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::execve(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
+        }
+        io::Error::last_os_error()
+    }
+}
+
+fn pointers(texts: &[CString]) -> Vec<*const c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -118,6 +194,54 @@ mod tests {
         let mut text = String::new();
         ours.read_to_string(&mut text).unwrap();
         assert_eq!(text, "here\n");
+    }
+
+    #[test]
+    fn a_file_that_is_no_program_is_not_given_to_a_shell() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name);
+        let file = |name: &str, content: &[u8]| {
+            std::fs::write(place(name), content).unwrap();
+            std::fs::set_permissions(place(name), std::fs::Permissions::from_mode(0o700)).unwrap();
+            place(name)
+        };
+        let touched = place("touched");
+        let text = format!("touch {}\n", touched.display());
+        for (name, content, error) in [
+            ("text", text.as_bytes(), rustix::io::Errno::NOEXEC),
+            ("elf", b"\x7fELF and nothing else", rustix::io::Errno::NOEXEC),
+            ("empty", b"", rustix::io::Errno::NOEXEC),
+            ("script", b"#!/no/such/interpreter\n", rustix::io::Errno::NOENT),
+        ] {
+            let program = file(name, content);
+            let mut command = Command::new(&program);
+            execute(&mut command, &program).unwrap();
+            assert_eq!(command.spawn().unwrap_err().raw_os_error(), Some(error.raw_os_error()), "{name}");
+        }
+        assert!(!touched.exists(), "a shell made sense of it");
+        assert!(execute(&mut Command::new("sh"), Path::new("a\0b")).is_err());
+    }
+
+    #[test]
+    fn a_program_that_is_executed_has_its_arguments_its_environment_and_what_was_set_up_before() {
+        let (mut ours, theirs) = std::io::pipe().unwrap();
+        let mut command = Command::new("/bin/sh");
+        command.args([
+            "-c",
+            "echo $0 $1 $OUTRIDER_TEST_SET ${CARGO_MANIFEST_DIR-removed} ${PATH+path} >&9",
+            "x",
+            "y z",
+        ]);
+        command.env("OUTRIDER_TEST_SET", "set").env_remove("CARGO_MANIFEST_DIR");
+        inherit_at(&mut command, theirs.into(), 9).unwrap();
+        execute(&mut command, Path::new("/bin/sh")).unwrap();
+        let mut child = command.spawn().unwrap();
+        drop(command);
+        let mut text = String::new();
+        ours.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "x y z set removed path\n");
+        assert!(child.wait().unwrap().success());
     }
 
     #[test]

@@ -29,8 +29,11 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 mod landlock;
+mod observed;
 mod privileges;
 pub mod seccomp;
+
+pub use observed::Observed;
 
 /// How much of one part applies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +107,16 @@ impl View {
     /// else. Descriptors that it inherits and Unix sockets that it connects to need no mention.
     pub fn of_program(program: &Path) -> Self {
         let paths = |list: &[&str]| list.iter().map(PathBuf::from).collect::<Vec<_>>();
-        let mut execute = paths(&["/lib", "/lib64", "/usr/lib", "/usr/lib64"]);
+        // The last two are where systems that keep every package apart have theirs.
+        let mut execute = paths(&[
+            "/lib",
+            "/lib64",
+            "/usr/lib",
+            "/usr/lib64",
+            "/usr/local/lib",
+            "/nix/store",
+            "/gnu/store",
+        ]);
         execute.push(program.to_owned());
         Self {
             execute,
@@ -146,9 +158,21 @@ const VARIABLE: &str = "OUTRIDER_CONFINED";
 /// # Errors
 /// [`ConfineError`]. A kernel without Landlock is none.
 pub fn before_exec(command: &mut Command, view: &View) -> Result<Step, ConfineError> {
-    use std::os::unix::process::CommandExt;
     let (rules, step) = landlock::prepare(view)?;
-    let told = match &step {
+    enter(command, rules, &step);
+    Ok(step)
+}
+
+/// The same without a view: the next children see all of the file system, and are told `why`.
+pub fn before_exec_unseen(command: &mut Command, why: &str) -> Step {
+    let step = Step::Missing(why.to_owned());
+    enter(command, None, &step);
+    step
+}
+
+fn enter(command: &mut Command, rules: Option<landlock::Rules>, step: &Step) {
+    use std::os::unix::process::CommandExt;
+    let told = match step {
         Step::Applied => String::new(),
         Step::Partly(why) => format!("partly {why}"),
         Step::Missing(why) => format!("missing {why}"),
@@ -165,7 +189,6 @@ pub fn before_exec(command: &mut Command, view: &View) -> Result<Step, ConfineEr
     unsafe {
         command.pre_exec(confine);
     }
-    Ok(step)
 }
 
 /// What the process itself needs.

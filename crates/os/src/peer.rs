@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use crate::process::{Process, ProcessId};
+use crate::process::{Entry, Process};
 
 /// The process that connected.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ pub fn of(socket: &impl AsFd) -> io::Result<Peer> {
     let process = match (pidfd, pid) {
         (Ok(Some(pidfd)), Some(pid)) => Process::of_pidfd(pid, pidfd)?,
         (Err(error), Some(pid)) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
-            ProcessId::of(pid).map(ProcessId::open).transpose()?.flatten()
+            Entry::read(pid)?.map(|entry| entry.id.open()).transpose()?.flatten()
         }
         // Ended, or nothing that a pid of ours could name.
         _ => None,
@@ -73,6 +73,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::process::ProcessId;
 
     #[tokio::test]
     async fn a_peer_is_named_by_user_and_process() {

@@ -4,9 +4,9 @@
 //! not: reap children (the one who spawned them does).
 //!
 //! # How a process ended that is not our child
-//! Its parent alone is told by `wait`. Linux tells others since 6.15, through a pidfd that was opened before it was
-//! reaped: [`Process::ending`]. On older kernels what can be learned is what was known before, and the count of kills
-//! for want of memory in its cgroup ([`crate::cgroup::oom`]).
+//! Its parent alone is told by `wait`. As long as it has not been, the table of processes tells others of the same user
+//! (`/proc/PID/stat`, field 52, proc(5)), and afterwards Linux does since 6.15, through a pidfd that was opened before:
+//! [`Process::ending`]. What is left is the count of kills for want of memory in its cgroup ([`crate::cgroup::oom`]).
 
 use std::fs;
 use std::io;
@@ -30,7 +30,7 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// The process that has `pid` now, if one has.
+    /// The process that has `pid` now, if one has and it can be seen.
     pub fn of(pid: u32) -> Option<Self> {
         Some(Entry::of(pid)?.id)
     }
@@ -51,8 +51,8 @@ impl ProcessId {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // Opened before compared: from here on the pid cannot be recycled under us.
-        if !self.exists() {
+        // Opened before compared: from here on the pid cannot be recycled under us. What cannot be read is not gone.
+        if Entry::read(self.pid)?.is_none_or(|entry| entry.id != self) {
             return Ok(None);
         }
         Ok(Some(Process::watched(self, fd)?))
@@ -64,7 +64,7 @@ impl ProcessId {
 pub enum Ending {
     /// By this status: an exit code or a signal.
     Status(ExitStatus),
-    /// It has ended, but its parent has not taken note of that yet; only then it is told to others.
+    /// It has ended with 0 or nobody may know how, and its parent has not taken note of that yet, which may tell more.
     NotReaped,
     /// This kernel does not say, or it was reaped before it was opened.
     Unknown,
@@ -108,7 +108,7 @@ impl Process {
     pub(crate) fn of_pidfd(pid: u32, fd: OwnedFd) -> io::Result<Option<Self>> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-        let Some(id) = ProcessId::of(pid) else { return Ok(None) };
+        let Some(Entry { id, .. }) = Entry::read(pid)? else { return Ok(None) };
         // Alive after its start was read: it was read of this process, whose pid nobody else had meanwhile.
         // An ended one can be read.
         let mut poll = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
@@ -129,15 +129,15 @@ impl Process {
                 std::ptr::from_mut(&mut info),
             )
         };
-        if outcome != 0 {
-            return Ending::Unknown;
-        }
-        if info.mask & PIDFD_INFO_EXIT != 0 {
+        if outcome == 0 && info.mask & PIDFD_INFO_EXIT != 0 {
             return Ending::Status(ExitStatus::from_raw(info.exit_code));
         }
         match Entry::of(self.id.pid) {
-            Some(entry) if entry.id == self.id && entry.zombie => Ending::NotReaped,
-            _ => Ending::Unknown,
+            Some(entry) if entry.id != self.id || !entry.zombie => Ending::Unknown,
+            // 0 is also what is shown to those who may not know.
+            Some(Entry { status: 0, .. }) if outcome == 0 => Ending::NotReaped,
+            Some(Entry { status: 0, .. }) | None => Ending::Unknown,
+            Some(Entry { status, .. }) => Ending::Status(ExitStatus::from_raw(status)),
         }
     }
 
@@ -202,12 +202,32 @@ pub struct Entry {
     pub group: u32,
     /// It has ended and waits for its parent to notice.
     pub zombie: bool,
+    /// How, as `wait` tells it; 0 also of one that runs, and where this process may not know.
+    pub status: i32,
 }
 
 impl Entry {
-    /// The entry of the process that has `pid` now, if one has.
+    /// The entry of the process that has `pid` now, if one has and it can be seen. Where it matters that a process has
+    /// gone, ask [`Entry::read`].
     pub fn of(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Self::read(pid).ok().flatten()
+    }
+
+    /// The entry of the process that has `pid` now; `None` if none has.
+    ///
+    /// # Errors
+    /// It cannot be known: no descriptor left, most likely.
+    pub fn read(pid: u32) -> io::Result<Option<Self>> {
+        match fs::read(format!("/proc/{pid}/stat")) {
+            Ok(stat) => Ok(Self::parse(pid, &String::from_utf8_lossy(&stat))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // It ended between the opening and the reading.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn parse(pid: u32, stat: &str) -> Option<Self> {
         // The second field is the program's name in parentheses and may hold anything, parentheses included.
         let fields: Vec<&str> = stat.get(stat.rfind(')')? + 2..)?.split(' ').collect();
         Some(Self {
@@ -215,6 +235,7 @@ impl Entry {
             parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
             zombie: matches!(*fields.first()?, "Z" | "X"),
+            status: fields.get(49).and_then(|status| status.trim().parse().ok()).unwrap_or_default(),
         })
     }
 }
@@ -367,19 +388,52 @@ mod tests {
             assert_eq!(process.ending(), Ending::Unknown, "it runs");
             drop(ours);
             tokio::time::timeout(Duration::from_secs(20), process.ended()).await.unwrap().unwrap();
+            // Told by the table of processes, on any kernel.
             let unreaped = process.ended_how(Duration::ZERO).await.unwrap();
+            let Ending::Status(status) = unreaped else { panic!("{unreaped:?}") };
+            assert_eq!((status.code(), status.signal()), expected);
             std::io::Write::write_all(parent.stdin.as_mut().unwrap(), b"reap\n").unwrap();
             let ending = process.ended_how(Duration::from_secs(20)).await.unwrap();
             match ending {
                 Ending::Status(status) => assert_eq!((status.code(), status.signal()), expected),
-                _ => {
-                    assert_eq!((ending, unreaped), (Ending::Unknown, Ending::Unknown));
-                    println!("skipped: this kernel does not tell (Linux 6.15)");
-                }
+                other => panic!("{other:?}"),
             }
             parent.kill().unwrap();
             parent.wait().unwrap();
         }
+    }
+
+    #[test]
+    fn without_a_descriptor_nobody_is_taken_for_gone() {
+        // This test binary runs itself, as a process that has one descriptor left.
+        const MARK: &str = "OUTRIDER_TEST_ONE_DESCRIPTOR";
+        if std::env::var_os(MARK).is_some() {
+            let me = ProcessId::of(std::process::id()).unwrap();
+            let most = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
+            rustix::process::setrlimit(rustix::process::Resource::Nofile, most).unwrap();
+            let mut all: Vec<fs::File> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+            assert_eq!(Entry::read(me.pid).unwrap_err().raw_os_error(), Some(libc::EMFILE));
+            all.pop();
+            assert_eq!(me.open().unwrap_err().raw_os_error(), Some(libc::EMFILE));
+            return;
+        }
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args([
+            "--exact",
+            "process::tests::without_a_descriptor_nobody_is_taken_for_gone",
+            "--nocapture",
+        ]);
+        let ended = again.env(MARK, "1").output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+    }
+
+    #[test]
+    fn a_process_with_any_name_is_read_and_one_that_is_not_there_is_gone() {
+        let stat = "7 (a) Z b) S 3 5 0 0 0 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0";
+        let entry = Entry::parse(7, stat).unwrap();
+        assert_eq!((entry.id, entry.parent, entry.group), (ProcessId { pid: 7, start_ticks: 99 }, 3, 5));
+        assert!(!entry.zombie);
+        assert_eq!(Entry::read(u32::MAX).unwrap(), None);
     }
 
     #[tokio::test]

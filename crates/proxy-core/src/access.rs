@@ -1,4 +1,4 @@
-//! Who may call: the decision of an inbound listener, once per connection.
+//! Who may call: the decision of an inbound listener about callers; [`Rules`] decides about requests, where there are any.
 //!
 //! Identities are compared as whole strings; there are no patterns. Holds: a list never admits a caller
 //! without an identity. Does not: verify certificates; the peer given here has been verified.
@@ -6,6 +6,10 @@
 use hashbrown::HashSet;
 
 use crate::reason::Reason;
+
+mod rules;
+
+pub use rules::{Callers, Denied, Effect, NO_RULE_ALLOWS, Permission, Rule, RuleList, Rules};
 
 /// Who is at the other end, as the transport proved it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

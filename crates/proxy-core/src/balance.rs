@@ -1,81 +1,44 @@
 //! Choosing an endpoint of a cluster, on one worker.
 //!
+//! ```text
+//! request ─► priority ─► locality ─► endpoint        (by load)  (by weight)  (by policy)
+//! ```
 //! Endpoints live in slots that keep their place while the endpoint exists, so what runs on them survives an
-//! update; dense tables of the pickable slots make a pick O(1). Holds: a removed endpoint is never picked, an
-//! unhealthy one only while too few are healthy (fail open); every [`EndpointIndex`] handed out is counted until
-//! [`Balancer::done`], once, whatever updates come between. Does not: connect, check health, or know of
-//! other workers.
+//! update; pools of the slots that can be picked make a pick constant time, or logarithmic where weights differ. An
+//! update compares lists and touches what is different. Holds: a removed endpoint is never picked, an unhealthy one
+//! only while too few are healthy (fail open); every [`EndpointIndex`] handed out is counted until
+//! [`Balancer::done`], once, whatever updates come between; a pick allocates nothing. Does not: connect, check health,
+//! or know of other workers.
 
 use std::hash::Hash;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use crate::reason::Reason;
 
-mod alias;
+mod config;
+mod ewma;
+mod levels;
+mod pick;
+mod pool;
+mod slow_start;
+mod table;
+mod update;
 
-use alias::Weights;
+use ewma::Ewma;
+use levels::Levels;
+use pool::Pool;
 
-/// How endpoints are chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
-    /// The less busy of two drawn by weight; busy is requests running per weight.
-    #[default]
-    LeastRequest,
-    /// In turn, by weight over a round. (Weighted rounds are drawn, equal ones are exact.)
-    RoundRobin,
-    /// Drawn by weight.
-    Random,
-}
+pub use config::{BalanceConfig, Endpoint, Layout, Policy};
+pub use levels::OVERPROVISIONING;
+pub use pick::{Ask, EndpointIndex};
+pub use slow_start::SlowStart;
+pub use table::{DEFAULT_MAGLEV, DEFAULT_RING, MAX_MAGLEV, MAX_RING, Table, TableError, TableKind};
 
-/// Settings of a [`Balancer`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BalanceConfig {
-    /// Policy.
-    pub policy: Policy,
-    /// While less than this percentage of the endpoints is healthy, all are used: then health says more about
-    /// the check than about the endpoints. 0 never does that.
-    pub fail_open_below_percent: u8,
-}
-
-impl Default for BalanceConfig {
-    fn default() -> Self {
-        Self { policy: Policy::default(), fail_open_below_percent: 50 }
-    }
-}
-
-/// One endpoint as configuration names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint<K = SocketAddr> {
-    /// Its identity across updates.
-    pub key: K,
-    /// Share relative to the others; 0 gets nothing.
-    pub weight: u32,
-    /// Whether discovery calls it healthy.
-    pub healthy: bool,
-}
-
-/// A picked endpoint. Valid until [`Balancer::done`]; after that it refers to nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[must_use = "a pick counts as running until `done`"]
-pub struct EndpointIndex {
-    slot: u32,
-    generation: u32,
-}
-
-impl EndpointIndex {
-    /// Its slot: small and stable while the endpoint exists, for tables beside the balancer. A slot is used
-    /// again after its endpoint was removed and everything on it was done.
-    pub const fn slot(self) -> usize {
-        self.slot as usize
-    }
-
-    /// Tells apart the successive endpoints of a slot.
-    pub const fn generation(self) -> u32 {
-        self.generation
-    }
-}
+/// What a full weight of 1 is in a pool, so that a part of it is a number too.
+const ONE: u64 = 1 << 10;
 
 #[derive(Clone, Debug)]
 struct Slot<K> {
@@ -86,27 +49,48 @@ struct Slot<K> {
     weight: u32,
     healthy: bool,
     ejected: bool,
-    /// Still configured. A slot that is not stays until `pending` is 0.
-    listed: bool,
-    /// Marks listed keys during an update.
-    seen: u64,
+    priority: u8,
+    locality: u16,
+    /// How often the list has it. A slot that is not listed stays until `pending` is 0.
+    listed: u32,
+    /// The weight it has in pools: less than its own while it is new.
+    scaled: u64,
+    /// When it came, in milliseconds, while it is new.
+    born: Option<u64>,
+    /// Places in the pools of its group.
+    usable_at: Option<u32>,
+    available_at: Option<u32>,
+    cost: Ewma,
+}
+
+impl<K> Slot<K> {
+    const fn is_usable(&self) -> bool {
+        self.listed > 0 && self.weight > 0
+    }
+
+    const fn is_available(&self) -> bool {
+        self.is_usable() && self.healthy && !self.ejected
+    }
 }
 
 /// The endpoints of one cluster on one worker.
 #[derive(Clone, Debug)]
 pub struct Balancer<K = SocketAddr> {
     config: BalanceConfig,
+    layout: Arc<Layout>,
     slots: Vec<Slot<K>>,
     free: Vec<u32>,
     by_key: HashMap<K, u32, foldhash::fast::RandomState>,
-    /// Slots that may be picked now.
-    pickable: Vec<u32>,
-    /// How to draw a place in `pickable`.
-    weights: Weights,
-    next: usize,
-    listed: usize,
-    healthy: usize,
-    epoch: u64,
+    /// Slots in the order of the list.
+    list: Vec<u32>,
+    levels: Levels,
+    /// Slots that are new.
+    warming: Vec<u32>,
+    /// Where the next look at them begins, and when.
+    warm_from: usize,
+    warm_at: u64,
+    /// In milliseconds.
+    now: u64,
 }
 
 impl<K: Clone + Eq + Hash> Default for Balancer<K> {
@@ -120,158 +104,96 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
     pub fn new(config: BalanceConfig) -> Self {
         Self {
             config,
+            layout: Arc::default(),
             slots: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::default(),
-            pickable: Vec::new(),
-            weights: Weights::default(),
-            next: 0,
-            listed: 0,
-            healthy: 0,
-            epoch: 0,
+            list: Vec::new(),
+            levels: Levels::default(),
+            warming: Vec::new(),
+            warm_from: 0,
+            warm_at: 0,
+            now: 0,
         }
     }
 
     /// Changes the settings; endpoints and counts stay.
     pub fn configure(&mut self, config: BalanceConfig) {
+        let regroup = config.by_locality != self.config.by_locality;
+        let rescale = config.slow_start != self.config.slow_start;
         self.config = config;
-        self.rebuild();
-    }
-
-    /// Replaces the endpoints. Those named again keep their slot, count and ejection; the others get nothing
-    /// more and leave when everything on them is done. Of a key named twice the last entry counts.
-    pub fn update(&mut self, endpoints: impl IntoIterator<Item = Endpoint<K>>) {
-        self.epoch += 1;
-        for endpoint in endpoints {
-            let slot = match self.by_key.get(&endpoint.key) {
-                Some(&slot) => slot,
-                None => {
-                    let slot = self.claim(endpoint.key.clone());
-                    self.by_key.insert(endpoint.key, slot);
-                    slot
+        if regroup {
+            self.levels = Levels::default();
+            for index in 0..self.slots.len() as u32 {
+                if let Some(slot) = self.slots.get_mut(index as usize) {
+                    (slot.usable_at, slot.available_at) = (None, None);
                 }
-            };
-            if let Some(slot) = self.slots.get_mut(slot as usize) {
-                // An endpoint that was gone and is back is judged afresh.
-                slot.ejected &= slot.listed;
-                slot.weight = endpoint.weight;
-                slot.healthy = endpoint.healthy;
-                slot.listed = true;
-                slot.seen = self.epoch;
+                self.place(index);
             }
         }
-        for index in 0..self.slots.len() {
-            let slot = &mut self.slots[index];
-            if slot.listed && slot.seen != self.epoch {
-                slot.listed = false;
-                if slot.pending == 0 {
-                    self.release(index);
-                }
+        if rescale {
+            for index in std::mem::take(&mut self.warming) {
+                self.warm(index);
             }
         }
-        self.rebuild();
+        self.settle();
     }
 
-    fn claim(&mut self, key: K) -> u32 {
-        if let Some(index) = self.free.pop() {
-            if let Some(slot) = self.slots.get_mut(index as usize) {
-                slot.key = Some(key);
-            }
-            return index;
+    const fn group_of(&self, slot: &Slot<K>) -> (usize, usize) {
+        (slot.priority as usize, if self.config.by_locality { slot.locality as usize } else { 0 })
+    }
+
+    /// Puts a slot into the pools it belongs to, and takes it out of others.
+    fn place(&mut self, index: u32) {
+        let Some(slot) = self.slots.get(index as usize) else { return };
+        let wanted = (slot.is_usable(), slot.is_available());
+        if (slot.usable_at.is_some(), slot.available_at.is_some()) == wanted {
+            return;
         }
-        self.slots.push(Slot {
-            key: Some(key),
-            generation: 0,
-            pending: 0,
-            weight: 0,
-            healthy: false,
-            ejected: false,
-            listed: false,
-            seen: 0,
-        });
-        (self.slots.len() - 1) as u32
-    }
-
-    fn release(&mut self, index: usize) {
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        if let Some(key) = slot.key.take() {
-            self.by_key.remove(&key);
-            slot.generation = slot.generation.wrapping_add(1);
-            slot.ejected = false;
-            self.free.push(index as u32);
+        self.displace(index);
+        let Some(slot) = self.slots.get(index as usize) else { return };
+        let (level, group) = self.group_of(slot);
+        if !wanted.0 {
+            return;
         }
+        let Some(group) = self.levels.group_mut(level, group) else { return };
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        slot.usable_at = Some(group.usable.push(index, slot.scaled));
+        slot.available_at = wanted.1.then(|| group.available.push(index, slot.scaled));
     }
 
-    fn rebuild(&mut self) {
-        let usable = |slot: &Slot<K>| slot.listed && slot.weight > 0;
-        let available = |slot: &Slot<K>| usable(slot) && slot.healthy && !slot.ejected;
-        self.listed = self.slots.iter().filter(|slot| usable(slot)).count();
-        self.healthy = self.slots.iter().filter(|slot| available(slot)).count();
-        let open = self.is_failing_open();
-        self.pickable.clear();
-        for (index, slot) in self.slots.iter().enumerate() {
-            if available(slot) || (open && usable(slot)) {
-                self.pickable.push(index as u32);
-            }
-        }
-        let slots = &self.slots;
-        self.weights.rebuild(self.pickable.iter().map(|&index| slots[index as usize].weight));
-    }
-
-    /// Picks an endpoint and counts it as running; `random` is uniform over all of `u64`.
-    pub fn pick(&mut self, random: u64) -> Option<EndpointIndex> {
-        self.pick_avoiding(random, None)
-    }
-
-    /// The same, but not `avoid` if there is another: for a second attempt.
-    pub fn pick_avoiding(&mut self, random: u64, avoid: Option<EndpointIndex>) -> Option<EndpointIndex> {
-        let count = self.pickable.len();
-        let avoid = avoid.filter(|avoid| count > 1 && self.slot(*avoid).is_some()).map(|avoid| avoid.slot);
-        let place = match self.config.policy {
-            _ if count <= 1 => 0,
-            Policy::Random => self.weights.draw(random),
-            Policy::RoundRobin if self.weights.are_equal() => {
-                self.next = (self.next + 1) % count;
-                self.next
-            }
-            Policy::RoundRobin => self.weights.draw(random),
-            Policy::LeastRequest => self.less_busy(random, avoid),
+    /// Takes a slot out of its pools.
+    fn displace(&mut self, index: u32) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        let (usable, available) = (slot.usable_at.take(), slot.available_at.take());
+        let weight = slot.scaled;
+        let Some(slot) = self.slots.get(index as usize) else { return };
+        let (level, group) = self.group_of(slot);
+        let Some(group) = self.levels.group_mut(level, group) else { return };
+        let slots = &mut self.slots;
+        let last = |pool: &Pool, slots: &[Slot<K>]| {
+            let slot = pool.len().checked_sub(1).and_then(|last| pool.get(last));
+            slot.and_then(|slot| slots.get(slot as usize)).map_or(0, |slot| slot.scaled)
         };
-        let mut index = *self.pickable.get(place)?;
-        if Some(index) == avoid {
-            // Somewhere else, uniformly: this is the rare path of a second attempt.
-            let step = 1 + below(mix(random ^ 0x5bd1), count - 1);
-            index = *self.pickable.get((place + step) % count)?;
-        }
-        let slot = self.slots.get_mut(index as usize)?;
-        slot.pending += 1;
-        Some(EndpointIndex { slot: index, generation: slot.generation })
-    }
-
-    fn less_busy(&self, random: u64, avoid: Option<u32>) -> usize {
-        let first = self.weights.draw(random);
-        // Another constant than `draw` mixes with, so that the two draws are unrelated.
-        let mut second = self.weights.draw(mix(random ^ 0xd1b5_4a32_d192_ed03));
-        if first == second {
-            // Two draws of one endpoint are no choice; with equal weights take any other.
-            if self.weights.are_equal() {
-                second = (first + 1 + below(mix(!random), self.pickable.len() - 1)) % self.pickable.len();
-            } else {
-                return first;
+        if let Some(at) = usable {
+            let last = last(&group.usable, slots);
+            let moved = group.usable.remove(at as usize, weight, last);
+            if let Some(slot) = moved.and_then(|moved| slots.get_mut(moved as usize)) {
+                slot.usable_at = Some(at);
             }
         }
-        let load = |place: usize| {
-            let index = self.pickable.get(place).copied().unwrap_or_default();
-            self.slots.get(index as usize).map_or((false, 0, 1), |slot| {
-                (Some(index) == avoid, u64::from(slot.pending), u64::from(slot.weight))
-            })
-        };
-        let (a, b) = (load(first), load(second));
-        if a.0 != b.0 {
-            return if a.0 { second } else { first };
+        if let Some(at) = available {
+            let last = last(&group.available, slots);
+            let moved = group.available.remove(at as usize, weight, last);
+            if let Some(slot) = moved.and_then(|moved| slots.get_mut(moved as usize)) {
+                slot.available_at = Some(at);
+            }
         }
-        // pending/weight compared without dividing; the first of a tie, so that idle endpoints are drawn by weight.
-        if b.1 * a.2 < a.1 * b.2 { second } else { first }
+    }
+
+    fn settle(&mut self) {
+        let weights = self.config.by_locality.then_some(&*self.layout.localities);
+        self.levels.settle(self.config.fail_open_below_percent, self.layout.overprovisioning, weights);
     }
 
     /// Ends what a pick began. `false` if the index refers to nothing (it was done before).
@@ -281,22 +203,46 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
             return false;
         }
         slot.pending -= 1;
-        if slot.pending == 0 && !slot.listed {
-            self.release(index.slot());
+        if slot.pending == 0 && slot.listed == 0 {
+            self.release(index.slot);
         }
         true
     }
 
+    /// Tells how long a request took that was answered, for [`Policy::PeakEwma`]. Before [`Self::done`].
+    pub fn answered(&mut self, index: EndpointIndex, micros: u64) {
+        let now = self.now;
+        if let Some(slot) = self.slots.get_mut(index.slot())
+            && slot.generation == index.generation
+        {
+            slot.cost.observe(micros, now);
+        }
+    }
+
     /// Takes an endpoint out of choice, or back in, whatever discovery says of it. `false` if it is gone.
     pub fn set_ejected(&mut self, index: EndpointIndex, ejected: bool) -> bool {
-        let known = self.slot(index).is_some_and(|slot| slot.listed);
+        let known = self.is_listed(index);
         if let Some(slot) = self.slots.get_mut(index.slot()).filter(|_| known)
             && slot.ejected != ejected
         {
             slot.ejected = ejected;
-            self.rebuild();
+            self.place(index.slot);
+            self.settle();
         }
         known
+    }
+
+    /// The same for all endpoints at once: out of choice are those that `out` names.
+    pub fn eject(&mut self, out: impl Fn(&K) -> bool) {
+        for index in 0..self.slots.len() as u32 {
+            let Some(slot) = self.slots.get_mut(index as usize) else { return };
+            let ejected = slot.listed > 0 && slot.key.as_ref().is_some_and(&out);
+            if slot.ejected != ejected {
+                slot.ejected = ejected;
+                self.place(index);
+            }
+        }
+        self.settle();
     }
 
     fn slot(&self, index: EndpointIndex) -> Option<&Slot<K>> {
@@ -310,7 +256,7 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
 
     /// Whether the endpoint is still configured: if not, its idle connections should be closed.
     pub fn is_listed(&self, index: EndpointIndex) -> bool {
-        self.slot(index).is_some_and(|slot| slot.listed)
+        self.slot(index).is_some_and(|slot| slot.listed > 0)
     }
 
     /// Requests running on the endpoint, as this worker counts.
@@ -320,53 +266,51 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
 
     /// Configured endpoints that may ever be picked (weight above 0).
     pub const fn len(&self) -> usize {
-        self.listed
+        self.levels.usable
     }
 
     /// Whether there are none.
     pub const fn is_empty(&self) -> bool {
-        self.listed == 0
+        self.levels.usable == 0
     }
 
     /// How many of them are healthy and not ejected.
     pub const fn healthy(&self) -> usize {
-        self.healthy
+        self.levels.available
     }
 
-    /// Whether unhealthy endpoints are used because too few are healthy.
-    pub fn is_failing_open(&self) -> bool {
-        self.listed > 0
-            && (self.healthy as u64) * 100
-                < u64::from(self.config.fail_open_below_percent) * (self.listed as u64)
+    /// Whether unhealthy endpoints are used because too few are healthy, in any priority.
+    pub const fn is_failing_open(&self) -> bool {
+        self.levels.panics
+    }
+
+    /// Whether there is an endpoint to choose that is not among `tried`, which names each once.
+    pub fn has_others(&self, tried: &[Option<EndpointIndex>]) -> bool {
+        let panics = self.is_failing_open();
+        let taken = tried.iter().flatten().filter(|index| {
+            self.slot(**index).is_some_and(|slot| if panics { slot.is_usable() } else { slot.is_available() })
+        });
+        let choice = if panics { self.len() } else { self.healthy() };
+        choice > taken.count()
+    }
+
+    /// By priority: percent of the requests, and whether unhealthy endpoints are used.
+    pub fn loads(&self) -> impl Iterator<Item = (u32, bool)> {
+        self.levels.loads()
     }
 
     /// Why a pick gave nothing.
     pub const fn why_none(&self) -> Reason {
-        if self.listed == 0 { Reason::NoEndpoints } else { Reason::NoHealthyEndpoints }
+        if self.levels.usable == 0 { Reason::NoEndpoints } else { Reason::NoHealthyEndpoints }
     }
 
     /// Configured endpoints, to show: key, requests running, whether it may be picked as healthy.
     pub fn iter(&self) -> impl Iterator<Item = (&K, u32, bool)> {
         self.slots
             .iter()
-            .filter(|slot| slot.listed)
+            .filter(|slot| slot.listed > 0)
             .filter_map(|slot| Some((slot.key.as_ref()?, slot.pending, slot.healthy && !slot.ejected)))
     }
-}
-
-/// A number below `bound`, as uniform as `random`; 0 if `bound` is 0.
-#[inline]
-fn below(random: u64, bound: usize) -> usize {
-    ((u128::from(random) * bound as u128) >> 64) as usize
-}
-
-/// SplitMix64's finaliser: another number that looks unrelated.
-#[inline]
-const fn mix(random: u64) -> u64 {
-    let mut z = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -9,11 +9,20 @@
 //!   nothing is normalised on one path only.
 //! - What is ambiguous is refused with a [`reason::Reason`], never repaired.
 //!
-//! What it does not do: HTTP/2, TLS, sockets, retries over time. Those belong to the process around it.
+//! What it does not do: HTTP/2 (crate `http2`), TLS, sockets, waiting. Those belong to the process around it.
 
 pub mod access;
+pub mod authority;
 pub mod balance;
+pub mod fault;
+pub mod grpc;
+pub mod hash;
+pub mod health;
 pub mod http1;
+pub mod limit;
+pub mod outlier;
 pub mod reason;
+pub mod retry;
 pub mod route;
+pub mod span;
 pub mod stats;

@@ -78,7 +78,7 @@ macro_rules! reasons {
 
 reasons! {
     // What the caller sent.
-    BadRequest "bad_request" 400 Client "The request is not valid HTTP/1.1.";
+    BadRequest "bad_request" 400 Client "The request is not valid HTTP.";
     AmbiguousFraming "ambiguous_framing" 400 Client "The length of the message can be understood in more than one way.";
     InvalidHost "invalid_host" 400 Client "The Host field is missing, repeated or malformed.";
     HeaderTooLarge "header_too_large" 431 Client "The head of the request is larger than the limit.";
@@ -86,6 +86,7 @@ reasons! {
     UnsupportedVersion "unsupported_version" 505 Client "Only HTTP/1.1 and HTTP/1.0 are spoken on this port.";
     UnsupportedTransferCoding "unsupported_transfer_coding" 501 Client "The only transfer coding supported is chunked.";
     ConnectNotSupported "connect_not_supported" 501 Client "The CONNECT method is not supported.";
+    ProtocolNotSupported "protocol_not_supported" 501 Client "The only protocol that a stream can be opened for here is websocket, where it is allowed.";
     ExpectationFailed "expectation_failed" 417 Client "The only expectation supported is 100-continue.";
     InvalidBody "invalid_body" 400 Client "The body of the request breaks the rules of its framing.";
     RequestHeadTimeout "request_head_timeout" 408 Client "The head of the request did not arrive in time.";
@@ -96,10 +97,13 @@ reasons! {
     NoRoute "no_route" 404 Policy "No route matches the request.";
     NoBackends "no_backends" 500 Policy "The matching route has no backend to send to.";
     DirectResponse "direct_response" none Policy "The matching route answers by itself.";
+    RateLimited "rate_limited" 429 Policy "There are more requests than the declared rate limit lets through.";
+    FaultInjected "fault_injected" 503 Policy "A fault was declared for this request, to try out what its caller makes of it.";
     CallerNotAllowed "caller_not_allowed" 403 Policy "The caller is not allowed to call this service.";
     MtlsRequired "mtls_required" 403 Policy "This service accepts only callers that authenticate with mutual TLS.";
     RequestTimeout "request_timeout" 504 Policy "The response did not start within the request timeout.";
     TotalTimeout "total_timeout" 504 Policy "The exchange took longer than its total timeout.";
+    DeadlineExceeded "deadline_exceeded" 504 Policy "The deadline that the caller gave in grpc-timeout has passed.";
     IdleTimeout "idle_timeout" 504 Policy "No byte moved in either direction within the idle timeout.";
     // The way to the called service.
     NoEndpoints "no_endpoints" 503 Upstream "The called service has no endpoint.";
@@ -111,7 +115,8 @@ reasons! {
     UpstreamClosedBeforeResponse "upstream_closed_before_response" 503 Upstream "The endpoint closed the connection before it answered.";
     UpstreamClosedReusedConnection "upstream_closed_reused_connection" 503 Upstream "The endpoint closed an idle connection just as it was used again.";
     UpstreamReset "upstream_reset" 503 Upstream "The endpoint reset the connection.";
-    UpstreamProtocolError "upstream_protocol_error" 502 Upstream "The response is not valid HTTP/1.1.";
+    UpstreamProtocolError "upstream_protocol_error" 502 Upstream "The response is not valid HTTP.";
+    UpstreamNoWebsocket "upstream_no_websocket" 502 Upstream "The endpoint does not take WebSockets in a way that they can be carried on.";
     UpstreamHeaderTooLarge "upstream_header_too_large" 502 Upstream "The head of the response is larger than the limit.";
     UpstreamBodyIncomplete "upstream_body_incomplete" none Upstream "The response body ended before its announced length.";
     UpstreamBodyInvalid "upstream_body_invalid" none Upstream "The body of the response breaks the rules of its framing.";

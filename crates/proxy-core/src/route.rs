@@ -4,15 +4,34 @@
 //! authority, or not at all when the table has a single virtual host for `*`. Holds: a look-up does not allocate;
 //! what is matched is the path as it is forwarded. Does not: know clusters by more than a number.
 
+use std::net::IpAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
 use thiserror::Error;
 
+use crate::fault::{Fault, Share};
+use crate::http1::HeaderEdits;
 use crate::http1::fields::is_token;
-use crate::http1::{HeaderEdits, RequestHead};
+use crate::limit::RateLimit;
 use crate::reason::Reason;
+use crate::retry::RetryPolicy;
+
+mod key;
+mod matches;
+mod pattern;
+mod rewrite;
+mod split;
+mod view;
+
+pub use key::{HashPolicy, KeySource, Lifetime, Made, address_key};
+pub use matches::{HeaderMatch, Part, PathMatch, QueryMatch, RouteMatch, ValueMatch};
+pub use pattern::{MAX_PATTERN, MAX_PROGRAM, Pattern, PatternError, Substitution};
+pub use rewrite::{MAX_PATH, PathRewrite, Redirect, RedirectPath, Rewrite, RewriteError};
+pub use split::{Backend, MAX_BACKENDS, Split, SplitBy};
+pub use view::{Http1View, RequestView};
 
 /// The place of a cluster in the caller's table.
 pub type ClusterIndex = u32;
@@ -29,9 +48,18 @@ pub enum RouteTableError {
     /// Not a header name.
     #[error("`{0}` is not a header name")]
     HeaderName(String),
+    /// A cookie with a name or path that cannot be.
+    #[error("`{0}` is not a cookie that can be made")]
+    Cookie(String),
     /// Weights that overflow 32 bits in sum.
     #[error("the weights of a route have a sum over {max}", max = u32::MAX)]
     Weights,
+    /// More clusters than [`MAX_BACKENDS`] in one split.
+    #[error("{0} clusters with weights; at most {MAX_BACKENDS} are supported")]
+    Backends(usize),
+    /// A redirect that is not one.
+    #[error(transparent)]
+    Redirect(#[from] RewriteError),
     /// Status outside 200–599.
     #[error("{0} is not a status for a direct response")]
     Status(u16),
@@ -47,131 +75,15 @@ pub struct VirtualHost {
     pub routes: Vec<Route>,
 }
 
-/// A condition on the path, compared byte for byte with the path as it is forwarded, query left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PathMatch {
-    /// Any path.
-    Any,
-    /// The whole path.
-    Exact(Box<[u8]>),
-    /// Its first bytes.
-    Prefix(Box<[u8]>),
-    /// Its first elements: `/a` matches `/a` and `/a/b`, not `/ab`. A `/` at the end does not count.
-    ElementPrefix(Box<[u8]>),
-}
-
-impl PathMatch {
-    fn matches(&self, path: &[u8]) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Exact(exact) => path == &**exact,
-            Self::Prefix(prefix) => path.starts_with(prefix),
-            Self::ElementPrefix(prefix) => {
-                let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
-                path.strip_prefix(prefix).is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
-            }
-        }
-    }
-}
-
-/// A condition on a header. Several lines of one name count as their values joined with commas.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeaderMatch {
-    /// Name in any case. `:method` and `:authority` stand for method and host.
-    pub name: Box<str>,
-    /// What its value must be.
-    pub value: ValueMatch,
-    /// The condition holds when this does not.
-    pub invert: bool,
-}
-
-/// A condition on a header's value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ValueMatch {
-    /// The header is there.
-    Present,
-    /// Exactly this.
-    Exact(Box<[u8]>),
-    /// Starts with this.
-    Prefix(Box<[u8]>),
-}
-
-impl HeaderMatch {
-    /// `name: value`, exactly.
-    pub fn exact(name: impl Into<Box<str>>, value: impl AsRef<[u8]>) -> Self {
-        Self { name: name.into(), value: ValueMatch::Exact(value.as_ref().into()), invert: false }
-    }
-
-    fn matches(&self, head: &RequestHead, buf: &[u8]) -> bool {
-        let held = match &*self.name {
-            ":method" => self.value.holds(std::iter::once(head.method_bytes(buf))),
-            ":authority" => self.value.holds(std::iter::once(head.authority(buf))),
-            name => self.value.holds(head.values(buf, name.as_bytes())),
-        };
-        held != self.invert
-    }
-}
-
-impl ValueMatch {
-    fn holds<'a>(&self, mut values: impl Iterator<Item = &'a [u8]>) -> bool {
-        let Some(first) = values.next() else { return false };
-        let (Self::Exact(wanted) | Self::Prefix(wanted)) = self else { return true };
-        let is_prefix = matches!(self, Self::Prefix(_));
-        let mut rest: &[u8] = wanted;
-        let mut value = first;
-        loop {
-            if is_prefix && value.starts_with(rest) {
-                return true;
-            }
-            match rest.strip_prefix(value) {
-                None => return false,
-                Some(after) => rest = after,
-            }
-            match values.next() {
-                None => return rest.is_empty(),
-                Some(next) => value = next,
-            }
-            if rest.is_empty() {
-                return is_prefix;
-            }
-            let Some(after) = rest.strip_prefix(b",") else { return false };
-            rest = after;
-        }
-    }
-}
-
-/// What a request must be; all parts must hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RouteMatch {
-    /// Path.
-    pub path: PathMatch,
-    /// Method, exactly; `None` is any.
-    pub method: Option<Box<str>>,
-    /// Headers.
-    pub headers: Vec<HeaderMatch>,
-}
-
-impl Default for RouteMatch {
-    fn default() -> Self {
-        Self { path: PathMatch::Any, method: None, headers: Vec::new() }
-    }
-}
-
-impl RouteMatch {
-    fn matches(&self, head: &RequestHead, buf: &[u8]) -> bool {
-        self.path.matches(head.path(buf))
-            && self.method.as_ref().is_none_or(|method| method.as_bytes() == head.method_bytes(buf))
-            && self.headers.iter().all(|header| header.matches(head, buf))
-    }
-}
-
 /// Where a matching request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteAction {
     /// To this cluster.
     Cluster(ClusterIndex),
     /// To one of these, in proportion to their weights. Without any weight above zero: `no_backends`.
-    Weighted(Vec<(ClusterIndex, u32)>),
+    Weighted(Split),
+    /// The caller is sent elsewhere.
+    Redirect(Redirect),
     /// Answered by the proxy.
     Direct(DirectResponse),
 }
@@ -210,13 +122,41 @@ pub struct Route {
     pub action: RouteAction,
     /// Time limits.
     pub timeouts: RouteTimeouts,
+    /// Changes of the request's path and host.
+    pub rewrite: Rewrite,
+    /// What a request is hashed by, for policies that send one key to one endpoint.
+    pub hash: Vec<HashPolicy>,
+    /// How requests are sent again.
+    pub retry: RetryPolicy,
+    /// Faults on purpose; none takes the listener's.
+    pub fault: Option<Arc<Fault>>,
+    /// Limit of its requests; none takes the listener's.
+    pub limit: Option<Arc<RateLimit>>,
+    /// Where copies of its requests go.
+    pub mirrors: Box<[Mirror]>,
     /// Edits of the request's headers.
     pub request_headers: HeaderEdits,
     /// Edits of the response's headers.
     pub response_headers: HeaderEdits,
 }
 
+/// Where copies of requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// To this cluster.
+    pub cluster: ClusterIndex,
+    /// So many of them.
+    pub share: Share,
+    /// Their host ends with `-shadow`.
+    pub shadow_host: bool,
+}
+
 impl Route {
+    /// Whether requests go on as something else than they came as, beyond what every proxy adds and takes away.
+    pub fn changes_requests(&self) -> bool {
+        self.rewrite != Rewrite::default() || !self.request_headers.is_empty()
+    }
+
     /// Everything to one cluster, without limits or edits.
     pub fn to_cluster(name: impl Into<Box<str>>, cluster: ClusterIndex) -> Self {
         Self {
@@ -224,6 +164,12 @@ impl Route {
             matches: RouteMatch::default(),
             action: RouteAction::Cluster(cluster),
             timeouts: RouteTimeouts::default(),
+            rewrite: Rewrite::default(),
+            hash: Vec::new(),
+            retry: RetryPolicy::default(),
+            fault: None,
+            limit: None,
+            mirrors: Box::default(),
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
         }
@@ -237,6 +183,8 @@ pub enum Destination<'t> {
     Cluster(ClusterIndex),
     /// Answered by the proxy.
     Direct(&'t DirectResponse),
+    /// Answered by the proxy with where to go.
+    Redirect(&'t Redirect),
 }
 
 /// Longest authority that is looked up by name; a longer one only matches `*`. DNS names end at 253 bytes.
@@ -315,11 +263,11 @@ impl RouteTable {
     ///
     /// # Errors
     /// [`Reason::NoRoute`].
-    pub fn find(&self, head: &RequestHead, buf: &[u8]) -> Result<&Route, Reason> {
-        let host = self.host(head.authority(buf)).ok_or(Reason::NoRoute)?;
+    pub fn find(&self, request: &impl RequestView) -> Result<&Route, Reason> {
+        let host = self.host(request.authority()).ok_or(Reason::NoRoute)?;
         let range = self.hosts.get(host as usize).cloned().unwrap_or_default();
         let routes = self.routes.get(range.start as usize..range.end as usize).unwrap_or_default();
-        routes.iter().find(|route| route.matches.matches(head, buf)).ok_or(Reason::NoRoute)
+        routes.iter().find(|route| route.matches.matches(request)).ok_or(Reason::NoRoute)
     }
 
     fn host(&self, authority: &[u8]) -> Option<u32> {
@@ -347,26 +295,48 @@ impl RouteTable {
 }
 
 impl Route {
-    /// Where a request on this route goes; `random` is uniform over all of `u64`.
+    /// Whether [`Self::key`] looks at where the caller connected from.
+    pub fn asks_for_source(&self) -> bool {
+        self.hash.iter().any(|policy| policy.source == KeySource::SourceAddress)
+    }
+
+    /// What a request on this route is hashed by, and the cookie that was made of `random` for it, if one was missing:
+    /// [`Self::set_cookie`] goes into the response then. `from` is where the caller connected from.
+    pub fn key(
+        &self,
+        request: &impl RequestView,
+        from: Option<IpAddr>,
+        random: u64,
+    ) -> (Option<u64>, Option<Made>) {
+        key::key(&self.hash, request, from, random)
+    }
+
+    /// Appends the header line, with its CRLF, that gives a caller the cookie made for its request.
+    pub fn set_cookie(&self, made: Made, out: &mut Vec<u8>) {
+        key::set_cookie(&self.hash, made, out);
+    }
+
+    /// Where a request on this route goes. `key` is its [`Self::key`]; `random` is uniform over all of `u64`.
     ///
     /// # Errors
     /// [`Reason::NoBackends`] if there is nowhere to go.
-    pub fn destination(&self, random: u64) -> Result<Destination<'_>, Reason> {
+    pub fn destination(
+        &self,
+        request: &impl RequestView,
+        key: Option<u64>,
+        random: u64,
+    ) -> Result<Destination<'_>, Reason> {
         match &self.action {
             RouteAction::Cluster(cluster) => Ok(Destination::Cluster(*cluster)),
             RouteAction::Direct(response) => Ok(Destination::Direct(response)),
-            RouteAction::Weighted(clusters) => {
-                let total: u64 = clusters.iter().map(|(_, weight)| u64::from(*weight)).sum();
-                // Multiply and shift: as uniform as `random`, without a division.
-                let mut point = ((u128::from(random) * u128::from(total)) >> 64) as u64;
-                for (cluster, weight) in clusters {
-                    let weight = u64::from(*weight);
-                    if point < weight {
-                        return Ok(Destination::Cluster(*cluster));
-                    }
-                    point -= weight;
-                }
-                Err(Reason::NoBackends)
+            RouteAction::Redirect(redirect) => Ok(Destination::Redirect(redirect)),
+            RouteAction::Weighted(split) => {
+                let key = match &split.by {
+                    SplitBy::Random => None,
+                    SplitBy::Header(name) => key::header_key(request, name),
+                    SplitBy::HashPolicy => key,
+                };
+                split.pick(key, random).map(Destination::Cluster).ok_or(Reason::NoBackends)
             }
         }
     }
@@ -375,17 +345,19 @@ impl Route {
 fn check(route: &Route) -> Result<(), RouteTableError> {
     for header in &route.matches.headers {
         let name = &*header.name;
-        if !matches!(name, ":method" | ":authority") && !is_token(name.as_bytes()) {
+        if !matches!(name, ":method" | ":scheme" | ":authority" | ":path") && !is_token(name.as_bytes()) {
             return Err(RouteTableError::HeaderName(name.to_owned()));
         }
     }
-    match &route.action {
-        RouteAction::Weighted(clusters) => {
-            let total: u64 = clusters.iter().map(|(_, weight)| u64::from(*weight)).sum();
-            if total > u64::from(u32::MAX) {
-                return Err(RouteTableError::Weights);
-            }
+    for policy in &route.hash {
+        if let KeySource::Cookie(name, life) = &policy.source
+            && !key::is_cookie(name, life.as_ref().map_or("", |life| &life.path))
+        {
+            return Err(RouteTableError::Cookie(name.to_string()));
         }
+    }
+    match &route.action {
+        RouteAction::Redirect(redirect) => redirect.check()?,
         RouteAction::Direct(response) if !(200..600).contains(&response.status) => {
             return Err(RouteTableError::Status(response.status));
         }

@@ -4,6 +4,10 @@
 //! addition at an index. Holds: merging is associative and commutative, and loses nothing. Does not: name
 //! anything or share memory between threads (no atomics, no locks).
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::grpc::{SAID, Said};
 use crate::reason::Reason;
 
 mod added;
@@ -11,6 +15,11 @@ mod histogram;
 
 pub use added::{Added, Stopwatch};
 pub use histogram::Histogram;
+
+/// Most audited policies of one listener that are told apart.
+pub const MAX_AUDITED: usize = 256;
+/// Name under which the others are counted.
+pub const OTHERS: &str = "(others)";
 
 /// Numbers of one listener on one worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +43,16 @@ pub struct ListenerStats {
     /// Microseconds spent waiting for endpoints, from the end of a request to the first byte of its response, of
     /// requests that were not upgraded.
     pub upstream_us: u64,
+    /// Responses' bodies that waited.
+    pub waits: Waits,
     /// Microseconds from request head to response end, of requests that were not upgraded.
     pub latency: Histogram,
     /// What of that was the proxy's own.
     pub added: Added,
+    /// What policies that are audited would have denied, by policy, of at most [`MAX_AUDITED`] and [`OTHERS`].
+    pub audited: BTreeMap<Arc<str>, u64>,
+    /// How calls of gRPC ended, by [`Said::as_index`]; nothing before the first.
+    pub grpc: Option<Box<[u64; SAID]>>,
 }
 
 impl Default for ListenerStats {
@@ -52,8 +67,11 @@ impl Default for ListenerStats {
             bytes_in: 0,
             bytes_out: 0,
             upstream_us: 0,
+            waits: Waits::default(),
             latency: Histogram::default(),
             added: Added::default(),
+            audited: BTreeMap::new(),
+            grpc: None,
         }
     }
 }
@@ -76,6 +94,37 @@ impl ListenerStats {
         }
     }
 
+    /// Counts a call of gRPC by how it ended.
+    #[inline]
+    pub fn grpc(&mut self, said: Said) {
+        let counts = self.grpc.get_or_insert_with(|| Box::new([0; SAID]));
+        if let Some(count) = counts.get_mut(said.as_index()) {
+            *count += 1;
+        }
+    }
+
+    /// The statuses that occurred, by name, with how often.
+    pub fn grpc_statuses(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let counts = self.grpc.iter().flat_map(|counts| counts.iter().copied().enumerate());
+        counts.filter(|(_, count)| *count > 0).map(|(index, count)| (Said::name(index), count))
+    }
+
+    /// Counts what an audited policy would have denied.
+    pub fn audited(&mut self, policy: &Arc<str>) {
+        if let Some(count) = self.audited.get_mut(policy) {
+            *count += 1;
+        } else if self.audited.len() < MAX_AUDITED {
+            self.audited.insert(Arc::clone(policy), 1);
+        } else {
+            *self.audited.entry(OTHERS.into()).or_default() += 1;
+        }
+    }
+
+    /// Forgets policies that are not audited any more, so that those that are have a place.
+    pub fn keep_audited(&mut self, is_audited: impl Fn(&str) -> bool) {
+        self.audited.retain(|policy, _| **policy == *OTHERS || is_audited(policy));
+    }
+
     /// The reasons that occurred, with how often.
     pub fn reasons(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
         Reason::ALL.iter().zip(self.reasons).filter(|(_, count)| *count > 0).map(|(r, count)| (*r, count))
@@ -92,8 +141,33 @@ impl ListenerStats {
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.upstream_us += other.upstream_us;
+        self.waits.add(other.waits);
         self.latency.merge(&other.latency);
         self.added.merge(&other.added);
+        if let Some(counts) = &other.grpc {
+            add(&mut self.grpc.get_or_insert_with(|| Box::new([0; SAID]))[..], &counts[..]);
+        }
+        for (policy, count) in &other.audited {
+            *self.audited.entry(Arc::clone(policy)).or_default() += count;
+        }
+    }
+}
+
+/// How often a body that was sent over HTTP/2 had to wait for the flow control of who receives it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// For the window of its own stream: who receives it reads slowly.
+    pub stream: u64,
+    /// For the window of its connection, which other streams have used up.
+    pub connection: u64,
+}
+
+impl Waits {
+    /// Adds more of them.
+    #[inline]
+    pub fn add(&mut self, more: Self) {
+        self.stream += more.stream;
+        self.connection += more.connection;
     }
 }
 
@@ -112,6 +186,12 @@ pub struct ClusterStats {
     pub active_requests: u64,
     /// Requests sent a second time.
     pub retries: u64,
+    /// Copies of requests that were sent here and answered.
+    pub copies: u64,
+    /// Those that were given up, or that nobody answered.
+    pub copies_lost: u64,
+    /// Requests' bodies that waited.
+    pub waits: Waits,
 }
 
 impl ClusterStats {
@@ -123,6 +203,9 @@ impl ClusterStats {
         self.requests += other.requests;
         self.active_requests += other.active_requests;
         self.retries += other.retries;
+        self.copies += other.copies;
+        self.copies_lost += other.copies_lost;
+        self.waits.add(other.waits);
     }
 }
 
@@ -182,6 +265,22 @@ fn add(into: &mut [u64], from: &[u64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn audits_are_counted_whatever_their_number() {
+        let mut stats = ListenerStats::default();
+        let name = |n: usize| Arc::<str>::from(format!("policy/{n:03}"));
+        (0..300).for_each(|n| stats.audited(&name(n)));
+        assert_eq!(stats.audited.values().sum::<u64>(), 300);
+        assert_eq!(stats.audited[OTHERS], 300 - MAX_AUDITED as u64);
+        // A listener whose policies change again and again counts the last as the first.
+        for n in 300..700 {
+            stats.keep_audited(|policy| policy == &*name(n));
+            stats.audited(&name(n));
+            assert_eq!(stats.audited[&*name(n)], 1);
+        }
+        assert_eq!(stats.audited.len(), 2);
+    }
 
     #[test]
     fn classes_and_reasons_are_counted_and_merged() {

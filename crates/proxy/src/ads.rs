@@ -1,26 +1,158 @@
-//! The ADS stream: connecting over a Unix socket, again and again, and carrying messages.
+//! The ADS stream: connecting, over a Unix socket or TCP, again and again, and carrying messages.
 //!
 //! Holds: what the server does never blocks the main thread; a server that accepts and stays silent is left
-//! after [`SILENCE`]; waiting between attempts grows and is spread. Does not: understand messages (that is
-//! `xds::client`).
+//! after [`SILENCE`] by a proxy that needs something of it, and by no other: who has everything already is told
+//! nothing, for good; waiting between attempts grows and is spread; a server on another host that is lost with its power is
+//! noticed by probes of TCP. Does not: understand messages (that is `xds::client`), ask by pings of HTTP/2 (common servers
+//! of gRPC end a connection that asks more often than every five minutes), or speak TLS.
 
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use outrider_xds_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Endpoint, Uri};
 
-/// First answer on a stream at the latest after this.
+/// First answer on a stream at the latest after this, for who has nothing yet.
 pub const SILENCE: Duration = Duration::from_secs(15);
 /// Shortest and longest wait between attempts.
 const WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Largest response: 100,000 endpoints fit several times.
 const MAX_RESPONSE: usize = 64 << 20;
+
+/// Probes of a silent connection over TCP: after so long, so far apart, so many.
+const PROBES: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
+
+/// How long one of several addresses may take to answer, so that the next is reached within [`SILENCE`].
+const FOR_ONE: Duration = Duration::from_secs(5);
+
+/// How long a server may take to acknowledge bytes. While some are on their way there are no [`PROBES`].
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// Where an xDS server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// A Unix socket: `unix:PATH`.
+    Unix(PathBuf),
+    /// `http://HOST:PORT`, in plaintext.
+    Http {
+        /// A name or an address, without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// Why a text is not the place of an xDS server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServerError {
+    /// TLS was asked for.
+    #[error(
+        "TLS to an xDS server is not supported: use http://HOST:PORT or unix:PATH of something near that speaks it"
+    )]
+    Tls,
+    /// Something behind the port, or before the host.
+    #[error("http://HOST:PORT has neither a path nor a user")]
+    More,
+    /// No port, or none that can be.
+    #[error("a port from 1 to 65535 is required: http://HOST:PORT")]
+    Port,
+    /// No host, or none that can be.
+    #[error("a name, an IPv4 address or an IPv6 address in brackets is required: http://HOST:PORT")]
+    Host,
+    /// Anything else.
+    #[error("supported are unix:PATH and http://HOST:PORT")]
+    Form,
+}
+
+impl FromStr for Server {
+    type Err = ServerError;
+
+    fn from_str(text: &str) -> Result<Self, ServerError> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Self::Unix(path.into()));
+        }
+        if text.starts_with("https://") {
+            return Err(ServerError::Tls);
+        }
+        let place = text.strip_prefix("http://").ok_or(ServerError::Form)?;
+        let place = place.strip_suffix('/').unwrap_or(place);
+        if place.contains(['/', '?', '#', '@']) {
+            return Err(ServerError::More);
+        }
+        let (host, port) = place.rsplit_once(':').ok_or(ServerError::Port)?;
+        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        let port = port.parse().ok().filter(|port| digits && *port != 0).ok_or(ServerError::Port)?;
+        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(host) => host.parse::<std::net::Ipv6Addr>().ok().map(|_| host),
+            None => Some(host).filter(|host| {
+                !host.is_empty()
+                    && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+            }),
+        };
+        Ok(Self::Http { host: host.ok_or(ServerError::Host)?.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Http { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
+            Self::Http { host, port } => write!(f, "http://{host}:{port}"),
+        }
+    }
+}
+
+impl Server {
+    /// The host, if it has to be looked up to be found.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Http { host, .. } if host.parse::<IpAddr>().is_err() => Some(host),
+            _ => None,
+        }
+    }
+}
+
+/// Connects to the first address that answers.
+async fn connect(host: &str, port: u16) -> std::io::Result<TcpStream> {
+    connect_any(tokio::net::lookup_host((host, port)).await?, FOR_ONE).await
+}
+
+async fn connect_any(
+    addresses: impl Iterator<Item = SocketAddr>,
+    limit: Duration,
+) -> std::io::Result<TcpStream> {
+    let mut failed = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return prepared(stream),
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = std::io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failed)
+}
+
+/// Sees to it that a server that is lost is noticed, whether anything is on its way to it or not.
+fn prepared(stream: TcpStream) -> std::io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    let (time, interval, retries) = PROBES;
+    let probes = socket2::TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(stream)
+}
 
 /// What happens on the stream.
 pub enum Event {
@@ -32,13 +164,20 @@ pub enum Event {
     Disconnected(String),
 }
 
-/// Keeps a stream open until the receiver of events is gone.
-pub async fn drive(path: PathBuf, events: mpsc::Sender<Event>) {
+/// Keeps a stream open until the receiver of events is gone. `complete` says whether there is a configuration already,
+/// `silence` is [`SILENCE`].
+pub async fn drive(
+    server: Server,
+    events: mpsc::Sender<Event>,
+    complete: Arc<AtomicBool>,
+    silence: Duration,
+) {
     let mut wait = WAIT.0;
     loop {
         let mut answered = false;
-        let ended = stream(&path, &events, &mut answered).await;
-        if answered {
+        let opened = Instant::now();
+        let ended = stream(&server, &events, &complete, silence, &mut answered).await;
+        if answered || opened.elapsed() > silence {
             wait = WAIT.0;
         }
         if events.send(Event::Disconnected(ended)).await.is_err() {
@@ -56,14 +195,38 @@ pub fn jitter() -> f64 {
     0.5 + 0.5 * (random as f64 / (1_u64 << 53) as f64)
 }
 
-async fn stream(path: &std::path::Path, events: &mpsc::Sender<Event>, answered: &mut bool) -> String {
-    let path = path.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    let endpoint = Endpoint::from_static("http://localhost").connect_timeout(SILENCE);
-    let channel = match endpoint.connect_with_connector(connector).await {
+async fn stream(
+    server: &Server,
+    events: &mpsc::Sender<Event>,
+    complete: &AtomicBool,
+    silence: Duration,
+    answered: &mut bool,
+) -> String {
+    let endpoint = match server {
+        Server::Unix(_) => Endpoint::from_static("http://localhost"),
+        Server::Http { .. } => match Endpoint::from_shared(server.to_string()) {
+            Ok(endpoint) => endpoint,
+            Err(e) => return chain(&e),
+        },
+    };
+    let endpoint = endpoint.connect_timeout(silence);
+    let connecting = match server.clone() {
+        Server::Unix(path) => {
+            let connector = tower::service_fn(move |_: Uri| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            });
+            endpoint.connect_with_connector(connector).await
+        }
+        Server::Http { host, port } => {
+            let connector = tower::service_fn(move |_: Uri| {
+                let host = host.clone();
+                async move { connect(&host, port).await.map(TokioIo::new) }
+            });
+            endpoint.connect_with_connector(connector).await
+        }
+    };
+    let channel = match connecting {
         Ok(channel) => channel,
         Err(e) => return chain(&e),
     };
@@ -73,19 +236,19 @@ async fn stream(path: &std::path::Path, events: &mpsc::Sender<Event>, answered: 
     }
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
     let opened = client.delta_aggregated_resources(UnboundedReceiverStream::new(outgoing));
-    let mut responses = match tokio::time::timeout(SILENCE, opened).await {
+    let mut responses = match tokio::time::timeout(silence, opened).await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return status.to_string(),
-        Err(_) => return format!("no answer within {SILENCE:?}"),
+        Err(_) => return format!("no answer within {silence:?}"),
     };
     loop {
         let next = responses.message();
-        let message = if *answered {
+        let message = if *answered || complete.load(Ordering::Relaxed) {
             next.await
         } else {
-            match tokio::time::timeout(SILENCE, next).await {
+            match tokio::time::timeout(silence, next).await {
                 Ok(message) => message,
-                Err(_) => return format!("no answer within {SILENCE:?}"),
+                Err(_) => return format!("no answer within {silence:?}"),
             }
         };
         match message {
@@ -109,4 +272,103 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use outrider_xds::serve::DeltaServer;
+    use outrider_xds::server::Options;
+    use tokio_stream::wrappers::UnixListenerStream;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// Of several addresses of one name one may be of a host without power: it has a part of the time only.
+    #[tokio::test]
+    async fn the_next_address_is_tried_if_one_swallows_the_attempt() {
+        use socket2::{Domain, Socket, Type};
+        let swallows = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        swallows.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        swallows.listen(0).unwrap();
+        let address = swallows.local_addr().unwrap();
+        // Its queue is full: what comes is not answered.
+        let _waiting: Vec<Socket> = (0..4)
+            .map(|_| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let _ = socket.connect(&address);
+                socket
+            })
+            .collect();
+        let answers = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let expected = answers.local_addr().unwrap();
+        let addresses = [address.as_socket().unwrap(), expected];
+        let found = connect_any(addresses.into_iter(), Duration::from_millis(200)).await.unwrap();
+        assert_eq!(found.peer_addr().unwrap(), expected);
+        assert_eq!(socket2::SockRef::from(&found).tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+        let none = connect_any(addresses.into_iter().take(1), Duration::from_millis(50)).await;
+        assert_eq!(none.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn places_of_servers_are_read_and_what_is_not_supported_is_named() {
+        let http = |host: &str, port| Server::Http { host: host.to_owned(), port };
+        for (text, expected) in [
+            ("unix:/run/xds.sock", Ok(Server::Unix("/run/xds.sock".into()))),
+            ("http://127.0.0.1:18000", Ok(http("127.0.0.1", 18_000))),
+            ("http://[::1]:18000", Ok(http("::1", 18_000))),
+            ("http://xds.internal:80/", Ok(http("xds.internal", 80))),
+            ("https://xds.internal:443", Err(ServerError::Tls)),
+            ("http://xds.internal", Err(ServerError::Port)),
+            ("http://xds.internal:0", Err(ServerError::Port)),
+            ("http://xds.internal:+80", Err(ServerError::Port)),
+            ("http://xds.internal:65536", Err(ServerError::Port)),
+            ("http://:80", Err(ServerError::Host)),
+            ("http://::1:80", Err(ServerError::Host)),
+            ("http://a b:80", Err(ServerError::Host)),
+            ("http://user@xds.internal:80", Err(ServerError::More)),
+            ("http://xds.internal:80/path", Err(ServerError::More)),
+            ("unix:", Err(ServerError::Form)),
+            ("xds.internal:80", Err(ServerError::Form)),
+            ("", Err(ServerError::Form)),
+        ] {
+            let read = text.parse::<Server>();
+            assert_eq!(read, expected, "{text}");
+            if let Ok(server) = read {
+                assert_eq!(server.to_string(), text.trim_end_matches('/'));
+            }
+        }
+        assert_eq!(http("xds.internal", 80).name(), Some("xds.internal"));
+        assert_eq!(http("::1", 80).name(), None);
+    }
+
+    /// Edge case 74.
+    #[tokio::test]
+    async fn a_silent_server_is_left_only_by_who_needs_something_of_it() {
+        const SHORT: Duration = Duration::from_millis(200);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("xds.sock");
+        // It has nothing to say for as long as nothing is set.
+        let (_set, watched) = tokio::sync::watch::channel(None);
+        let service =
+            DeltaServer::new(watched, Options::for_proxy(), CancellationToken::new()).into_service();
+        let incoming = UnixListenerStream::new(tokio::net::UnixListener::bind(&path).unwrap());
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+
+        for complete in [false, true] {
+            let (events_in, mut events) = mpsc::channel(16);
+            let complete_now = Arc::new(AtomicBool::new(complete));
+            let driver = tokio::spawn(drive(Server::Unix(path.clone()), events_in, complete_now, SHORT));
+            let Some(Event::Connected(_requests)) = events.recv().await else { panic!("not connected") };
+            let next = tokio::time::timeout(SHORT * 5, events.recv()).await;
+            match next {
+                Ok(Some(Event::Disconnected(why))) => {
+                    assert!(!complete && why.contains("no answer"), "{why}")
+                }
+                Ok(_) => panic!("something else"),
+                Err(_) => assert!(complete, "it waits for nothing"),
+            }
+            driver.abort();
+        }
+    }
 }

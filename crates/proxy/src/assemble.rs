@@ -11,21 +11,27 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use outrider_handover::configuration_version;
-use outrider_proxy_core::route::RouteTable;
+use outrider_proxy_core::route::{RouteTable, Split};
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
 use rustls::ServerConfig;
 
+use crate::config::balance::Assignment;
 use crate::config::cluster::{ParsedCluster, Source};
 use crate::config::listener::{ParsedListener, ParsedService, Routes};
 use crate::config::secret::ParsedSecret;
 use crate::config::{
-    Cluster, Endpoint, HttpService, Listener, Refusal, Service, Slots, Snapshot, TcpService, UpstreamTls,
-    cluster, listener, route, secret,
+    Cluster, HttpService, Listener, Refusal, Service, Slots, Snapshot, TcpService, UpstreamTls, cluster,
+    listener, route, secret,
 };
 use crate::tls::{self, Bundle, Identity};
 
+mod waiting;
+
 /// Counts resources as they arrive; a later one has a larger number.
 type Serial = u64;
+
+/// Names to subscribe to, by type.
+pub type Wanted = [(&'static str, BTreeSet<String>); 3];
 
 /// A resource as it arrives.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +104,7 @@ pub struct Assembler {
     listeners: BTreeMap<Arc<str>, Latest<ParsedListener>>,
     routes: BTreeMap<Arc<str>, Latest<route::Table>>,
     clusters: BTreeMap<Arc<str>, Latest<ParsedCluster>>,
-    endpoints: BTreeMap<String, Latest<Arc<[Endpoint]>>>,
+    endpoints: BTreeMap<String, Latest<Assignment>>,
     identity: Option<Latest<Identity>>,
     bundle: Option<Latest<Bundle>>,
     sockets: BTreeMap<String, SocketAddr>,
@@ -107,10 +113,15 @@ pub struct Assembler {
     active_routes: BTreeMap<Arc<str>, ActiveRoutes>,
     active_listeners: BTreeMap<Arc<str>, ActiveListener>,
     generation: u64,
+    wanted: Arc<Wanted>,
+    /// What leads where may have changed.
+    relink: bool,
     seen_listeners: bool,
     seen_clusters: bool,
     /// Failures to make TLS settings, by type and resource name.
     broken: BTreeMap<(&'static str, Arc<str>), String>,
+    /// Resources whose newest version was refused, by type and name, and why.
+    refused: BTreeMap<(Arc<str>, String), String>,
 }
 
 impl Assembler {
@@ -125,30 +136,67 @@ impl Assembler {
         self.seen_listeners |= **type_url == *type_url::LISTENER;
         self.seen_clusters |= **type_url == *type_url::CLUSTER;
         for arrival in added {
+            let name = arrival.name.to_owned();
+            if let Some(serial) = self.known(type_url, &arrival) {
+                ingested.items.push(Item { type_url: Arc::clone(type_url), name, serial });
+                continue;
+            }
             self.next += 1;
             let serial = self.next;
-            let name = arrival.name.to_owned();
+            let key = (Arc::clone(type_url), name);
             match self.take(type_url, arrival, serial) {
-                Ok(()) => ingested.items.push(Item { type_url: Arc::clone(type_url), name, serial }),
-                Err(refusal) => ingested.refused.push((name, refusal)),
+                Ok(()) => {
+                    self.refused.remove(&key);
+                    ingested.items.push(Item { type_url: key.0, name: key.1, serial });
+                }
+                Err(refusal) => {
+                    ingested.refused.push((key.1.clone(), refusal.clone()));
+                    self.refused.insert(key, refusal.to_string());
+                }
             }
         }
         for name in removed {
             self.next += 1;
+            self.refused.remove(&(Arc::clone(type_url), name.clone()));
             match &**type_url {
                 type_url::LISTENER => drop(self.listeners.remove(name.as_str())),
                 type_url::ROUTE => drop(self.routes.remove(name.as_str())),
                 type_url::CLUSTER => drop(self.clusters.remove(name.as_str())),
                 // Discovery says that there are none, which is an answer.
                 type_url::ENDPOINT => {
-                    let none = Latest { serial: self.next, version: Arc::default(), value: Arc::from([]) };
+                    let none =
+                        Latest { serial: self.next, version: Arc::default(), value: Assignment::default() };
                     self.endpoints.insert(name.clone(), none);
                 }
                 // A withdrawn secret is no reason to end what works.
                 _ => {}
             }
         }
+        // Endpoints change most often, and lead nowhere.
+        if **type_url != *type_url::ENDPOINT {
+            self.relink = true;
+            self.wanted = Arc::new(self.find_wanted());
+        }
         ingested
+    }
+
+    /// The serial of what is known already: servers send again, and nothing is to be done for that. Versions are
+    /// functions of the content.
+    fn known(&self, type_url: &str, arrival: &Arrival<'_>) -> Option<Serial> {
+        fn of<T>(latest: Option<&Latest<T>>) -> Option<(Serial, &str)> {
+            latest.map(|latest| (latest.serial, &*latest.version))
+        }
+        let name = arrival.name;
+        let (serial, version) = match type_url {
+            type_url::LISTENER => of(self.listeners.get(name)),
+            type_url::ROUTE => of(self.routes.get(name)),
+            type_url::CLUSTER => of(self.clusters.get(name)),
+            type_url::ENDPOINT => of(self.endpoints.get(name)),
+            type_url::SECRET if name == SECRET_SVID => of(self.identity.as_ref()),
+            type_url::SECRET if name == SECRET_BUNDLE => of(self.bundle.as_ref()),
+            _ => None,
+        }?;
+        (!version.is_empty() && version == arrival.version).then_some(serial)
     }
 
     fn take(&mut self, type_url: &str, arrival: Arrival<'_>, serial: Serial) -> Result<(), Refusal> {
@@ -199,11 +247,13 @@ impl Assembler {
     /// Says that sockets bound to `address` are with the workers for this listener.
     pub fn add_sockets(&mut self, name: &str, address: SocketAddr) {
         self.sockets.insert(name.to_owned(), address);
+        self.relink = true;
     }
 
     /// Says that they are gone.
     pub fn remove_sockets(&mut self, name: &str) {
         self.sockets.remove(name);
+        self.relink = true;
     }
 
     /// Listeners without sockets at their address.
@@ -212,8 +262,12 @@ impl Assembler {
         listeners.filter(|(name, address)| self.sockets.get(&**name) != Some(address)).collect()
     }
 
-    /// Names to subscribe to, by type.
-    pub fn interest(&self) -> [(&'static str, BTreeSet<String>); 3] {
+    /// Names to subscribe to, by type. The same as long as they are the same.
+    pub fn interest(&self) -> &Arc<Wanted> {
+        &self.wanted
+    }
+
+    fn find_wanted(&self) -> Wanted {
         let mut routes = BTreeSet::new();
         let mut secure = false;
         for latest in self.listeners.values() {
@@ -240,13 +294,17 @@ impl Assembler {
 
     /// Makes whatever is ready the thing to use. `None` if nothing changed.
     pub fn assemble(&mut self) -> Option<Arc<Snapshot>> {
-        let wanted = self.interest();
-        // Endpoints of a cluster that went and comes back must be asked for again.
-        self.endpoints.retain(|name, _| wanted[1].1.contains(name));
+        if self.relink {
+            // Endpoints of a cluster that went and comes back must be asked for again.
+            let wanted = Arc::clone(&self.wanted);
+            self.endpoints.retain(|name, _| wanted[1].1.contains(name));
+        }
         let mut changed = self.warm_clusters();
-        changed |= self.warm_routes();
-        changed |= self.warm_listeners();
-        changed |= self.drop_clusters();
+        if self.relink {
+            changed |= self.warm_routes();
+            changed |= self.warm_listeners();
+            changed |= self.drop_clusters();
+        }
         if !changed {
             return None;
         }
@@ -274,9 +332,9 @@ impl Assembler {
         for (name, latest) in &self.clusters {
             let parsed = &latest.value;
             let (endpoints, endpoints_serial) = match &parsed.endpoints {
-                Source::Static(list) => (Arc::clone(list), 0),
+                Source::Static(assignment) => (assignment, 0),
                 Source::Eds(service) => match self.endpoints.get(service) {
-                    Some(known) => (Arc::clone(&known.value), known.serial),
+                    Some(known) => (&known.value, known.serial),
                     None => continue,
                 },
             };
@@ -314,13 +372,18 @@ impl Assembler {
             let value = Arc::new(Cluster {
                 name: Arc::clone(name),
                 connect_timeout: parsed.connect_timeout,
-                policy: parsed.policy,
-                panic_threshold: parsed.panic_threshold,
+                probes: parsed.probes,
+                balance: parsed.balance,
                 tls,
+                version: parsed.version,
                 pool_idle: parsed.pool_idle,
-                max_requests: parsed.max_requests,
-                max_connections: parsed.max_connections,
-                endpoints,
+                max_age: parsed.max_age,
+                limits: parsed.limits,
+                outlier: parsed.outlier,
+                check: parsed.check.clone(),
+                endpoints: Arc::clone(&endpoints.list),
+                layout: endpoints.layout_for(&parsed.balance),
+                shared: active.map(|a| Arc::clone(&a.value.shared)).unwrap_or_default(),
             });
             let active = ActiveCluster {
                 cluster: latest.serial,
@@ -333,6 +396,7 @@ impl Assembler {
         }
         let changed = !fresh.is_empty();
         for (name, _) in &fresh {
+            self.relink |= !self.active_clusters.contains_key(name);
             self.broken.remove(&(type_url::CLUSTER, Arc::clone(name)));
         }
         self.broken.extend(broken);
@@ -425,7 +489,7 @@ impl Assembler {
         let mut clusters = Vec::new();
         for service in listener.services() {
             match service {
-                ParsedService::Tcp { cluster, .. } => clusters.push(*cluster),
+                ParsedService::Tcp { split, .. } => clusters.extend(slots_of(split)),
                 ParsedService::Http(http) => match &http.routes {
                     Routes::Inline(_, slots) => clusters.extend(slots),
                     Routes::Rds(name) => {
@@ -445,13 +509,18 @@ impl Assembler {
         kept: Option<Arc<ServerConfig>>,
     ) -> Result<Listener, String> {
         let service = |parsed: &ParsedService| match parsed {
-            ParsedService::Tcp { cluster, access, idle, attempts } => Service::Tcp(Arc::new(TcpService {
-                cluster: *cluster,
-                access: access.clone(),
-                idle: *idle,
-                attempts: *attempts,
-            })),
+            ParsedService::Tcp { split, by_source, access, rules, idle, attempts } => {
+                Service::Tcp(Arc::new(TcpService {
+                    split: split.clone(),
+                    by_source: *by_source,
+                    access: access.clone(),
+                    rules: rules.clone(),
+                    idle: *idle,
+                    attempts: *attempts,
+                }))
+            }
             ParsedService::Http(http) => Service::Http(Arc::new(HttpService {
+                version: http.version,
                 routes: match &http.routes {
                     Routes::Inline(table, _) => Arc::clone(table),
                     Routes::Rds(name) => self
@@ -461,12 +530,16 @@ impl Assembler {
                         .unwrap_or_default(),
                 },
                 access: http.access.clone(),
+                rules: http.rules.clone(),
                 forward_client_cert: http.forward_client_cert,
                 upgrades: http.upgrades,
+                tunnels: Arc::clone(&http.tunnels),
                 idle: http.idle,
                 connection_idle: http.connection_idle,
                 head_timeout: http.head_timeout,
                 limits: http.limits,
+                limit: http.limit.clone(),
+                fault: http.fault.clone(),
                 default_host: Arc::clone(&parsed_listener.default_host),
             })),
         };
@@ -493,7 +566,8 @@ impl Assembler {
 
     /// Drops routes without listener or resource, and clusters without resource that nothing leads to.
     fn drop_clusters(&mut self) -> bool {
-        let wanted = self.interest();
+        self.relink = false;
+        let wanted = Arc::clone(&self.wanted);
         self.active_routes.retain(|name, _| wanted[0].1.contains(&**name));
         self.routes.retain(|name, _| wanted[0].1.contains(&**name));
         let used: BTreeSet<&str> = self
@@ -507,56 +581,9 @@ impl Assembler {
         self.active_clusters.len() != before
     }
 
-    /// Whether this item is used, or was overtaken by a later one or a removal.
-    pub fn is_in_use(&self, item: &Item) -> bool {
-        let name = item.name.as_str();
-        match &*item.type_url {
-            type_url::LISTENER => {
-                let latest = self.listeners.get(name).map(|l| l.serial);
-                latest != Some(item.serial)
-                    || self.active_listeners.get(name).is_some_and(|a| a.listener == item.serial)
-            }
-            type_url::CLUSTER => {
-                let latest = self.clusters.get(name).map(|l| l.serial);
-                latest != Some(item.serial)
-                    || self.active_clusters.get(name).is_some_and(|a| a.cluster == item.serial)
-            }
-            type_url::ROUTE => {
-                let latest = self.routes.get(name).map(|l| l.serial);
-                latest != Some(item.serial)
-                    || self.active_routes.get(name).is_some_and(|a| a.serial == item.serial)
-            }
-            // Endpoints and certificates go into everything that is warm in the same step as they arrive.
-            _ => true,
-        }
-    }
-
-    /// Why an item that is not in use never will be, if that is clear already.
-    pub fn is_broken(&self, item: &Item) -> Option<&str> {
-        if self.is_in_use(item) {
-            return None;
-        }
-        let kind = match &*item.type_url {
-            type_url::CLUSTER => type_url::CLUSTER,
-            type_url::LISTENER => type_url::LISTENER,
-            _ => return None,
-        };
-        self.broken.get(&(kind, item.name.as_str().into())).map(String::as_str)
-    }
-
-    /// Whether the first configuration has arrived and all of it is in use.
-    pub fn is_complete(&self) -> bool {
-        self.seen_listeners
-            && self.seen_clusters
-            && self.listeners.iter().all(|(name, latest)| {
-                self.active_listeners.get(name).is_some_and(|active| active.listener == latest.serial)
-            })
-            && self.clusters.keys().all(|name| self.active_clusters.contains_key(name))
-    }
-
     /// What is in use, as one string.
     pub fn configuration(&self) -> String {
-        let [_, endpoints, secrets] = self.interest();
+        let [_, endpoints, secrets] = &*self.wanted;
         let listeners =
             self.active_listeners.iter().map(|(name, a)| [type_url::LISTENER, &**name, &*a.version]);
         let routes = self.active_routes.iter().map(|(name, a)| [type_url::ROUTE, &**name, &*a.version]);
@@ -579,52 +606,8 @@ impl Assembler {
     pub fn is_inbound(&self, name: &str) -> bool {
         self.listeners.get(name).is_some_and(|latest| latest.value.inbound)
     }
+}
 
-    /// What an item waits for, in a sentence.
-    pub fn waits_for(&self, item: &Item) -> String {
-        let name = item.name.as_str();
-        if let Some(error) = self.is_broken(item) {
-            return error.to_owned();
-        }
-        let secrets = || self.secrets().is_none().then(|| "its certificates".to_owned());
-        let cold = |slots: &[u32]| {
-            let names = slots.iter().map(|slot| self.slots.name(*slot));
-            names
-                .filter(|name| !self.active_clusters.contains_key(*name))
-                .map(|name| format!("cluster {name}"))
-                .next()
-        };
-        let missing = match &*item.type_url {
-            type_url::CLUSTER => self.clusters.get(name).and_then(|latest| {
-                let endpoints = match &latest.value.endpoints {
-                    Source::Eds(service) if !self.endpoints.contains_key(service) => {
-                        Some(format!("endpoints {service}"))
-                    }
-                    _ => None,
-                };
-                endpoints.or_else(secrets)
-            }),
-            type_url::ROUTE => self.routes.get(name).and_then(|latest| cold(&latest.value.1)),
-            type_url::LISTENER => self.listeners.get(name).and_then(|latest| {
-                if self.sockets.get(name) != Some(&latest.value.address) {
-                    return Some(format!("its sockets at {}", latest.value.address));
-                }
-                if latest.value.tls.is_some() && self.secrets().is_none() {
-                    return secrets();
-                }
-                latest.value.services().find_map(|service| match service {
-                    ParsedService::Tcp { cluster, .. } => cold(&[*cluster]),
-                    ParsedService::Http(http) => match &http.routes {
-                        Routes::Inline(_, slots) => cold(slots),
-                        Routes::Rds(rds) if !self.active_routes.contains_key(rds.as_str()) => {
-                            Some(format!("routes {rds}"))
-                        }
-                        Routes::Rds(_) => None,
-                    },
-                })
-            }),
-            _ => None,
-        };
-        format!("waits for {}", missing.unwrap_or_else(|| "nothing".to_owned()))
-    }
+fn slots_of(split: &Split) -> impl Iterator<Item = u32> {
+    split.backends().iter().map(|backend| backend.cluster)
 }

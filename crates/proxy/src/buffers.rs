@@ -22,8 +22,8 @@ const KEPT: [usize; 3] = [64, 8, 4];
 
 type Block = Box<[u8]>;
 
-/// So much new memory is reason to look how much there is.
-const NUDGE: usize = 4 << 20;
+/// So much new memory of a worker is reason to look how much there is: with two of them 3 % of the smallest limit.
+const NUDGE: usize = 1 << 20;
 
 /// A worker's free blocks.
 #[derive(Default)]

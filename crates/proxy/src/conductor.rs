@@ -7,6 +7,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use outrider_handover::{Connections, FromProxy, State};
@@ -15,17 +17,18 @@ use outrider_xds::client::{Client, Limits, Token};
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
 use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use outrider_xds_types::prost::Message;
-use outrider_xds_types::type_url;
+use outrider_xds_types::{features, type_url};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::ads::{self, Event};
-use crate::assemble::{Arrival, Assembler, Item};
+use crate::assemble::{Arrival, Assembler, Item, Wanted};
 use crate::control::{self, Letter, Outbox};
 use crate::crew::Crew;
 use crate::drain::Drain;
 use crate::grant::{Meter, System};
 use crate::log::Log;
+use crate::probe::Probers;
 use crate::stream;
 use crate::worker::Scope;
 
@@ -39,6 +42,9 @@ use gauge::Gauge;
 pub const WARMING: Duration = Duration::from_secs(15);
 /// Drain on SIGTERM.
 const DRAIN_ON_SIGTERM: Duration = Duration::from_secs(20);
+/// From being ready to giving back what only starting needed of the program: whoever waited for the process has been
+/// served by then.
+const SLIM: Duration = Duration::from_millis(300);
 /// A paused proxy whose agent stays away for so long accepts again: nobody else may be there, and two that accept
 /// the same connections harm nobody.
 pub const ALONE: Duration = Duration::from_secs(10);
@@ -46,8 +52,8 @@ pub const ALONE: Duration = Duration::from_secs(10);
 /// How to run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Socket of the xDS server.
-    pub xds: Option<PathBuf>,
+    /// The xDS server.
+    pub xds: Option<ads::Server>,
     /// `NS/INSTANCE`.
     pub node: String,
     /// Worker threads; `None` follows the processors that are granted.
@@ -66,6 +72,10 @@ pub struct Options {
     pub control: Option<PathBuf>,
     /// See [`ALONE`].
     pub alone: Duration,
+    /// What it says that it knows; `None` is everything that it does.
+    pub features: Option<Vec<String>>,
+    /// Give back what only starting needed of the program's memory: for a process that does nothing else.
+    pub slim: bool,
 }
 
 impl Default for Options {
@@ -81,6 +91,8 @@ impl Default for Options {
             generation: 0,
             control: None,
             alone: ALONE,
+            features: None,
+            slim: false,
         }
     }
 }
@@ -144,33 +156,44 @@ pub fn run_metered(
 struct Open {
     token: Token,
     items: Vec<Item>,
-    refused: Option<String>,
+    /// Names, and why.
+    refused: Vec<(String, String)>,
     since: Instant,
 }
 
 struct Conductor {
     crew: Crew,
+    probers: Probers,
     assembler: Assembler,
     client: Client,
     to_server: Option<mpsc::UnboundedSender<DeltaDiscoveryRequest>>,
     to_agent: Option<Outbox>,
     open: Vec<Open>,
+    /// What the client was told to subscribe to.
+    subscribed: Option<Arc<Wanted>>,
+    /// What was refused because of what it waits for. It may come.
+    given_up: Vec<Item>,
     /// Snapshots sent to the workers and not confirmed by all.
     applying: usize,
     inner: mpsc::UnboundedSender<Inner>,
+    /// It takes over from another process, and must not do less than that.
+    follows: bool,
     /// The first configuration is in use.
     ready: bool,
+    /// The same, for who keeps the ADS stream.
+    complete: Arc<AtomicBool>,
     state: State,
     /// The agent waits for [`FromProxy::Accepting`].
     accept_asked: bool,
     /// Since when there is no agent.
     alone: Option<Instant>,
     alone_for: Duration,
-    drain: Option<Drain>,
-    /// What was still open when it came to cutting.
-    cut: Connections,
+    /// Of everything, and of inbound alone, each with what was still open when it came to cutting: a process that leaves
+    /// may have to let go of its callers sooner than of those that it calls.
+    drains: Vec<(Drain, Connections)>,
     gauge: Gauge,
     standalone: bool,
+    slim: bool,
     generation: u64,
     started: Instant,
 }
@@ -197,6 +220,7 @@ impl Conductor {
             id: options.node.clone(),
             cluster: options.node.split('/').next().unwrap_or_default().to_owned(),
             user_agent_name: "outrider-proxy".to_owned(),
+            client_features: options.features.clone().unwrap_or_else(features::advertised),
             ..Node::default()
         };
         let mut client = Client::new(node, Limits::default());
@@ -204,22 +228,27 @@ impl Conductor {
         client.subscribe(type_url::CLUSTER, [WILDCARD]);
         Self {
             crew,
+            probers: Probers::default(),
             assembler: Assembler::default(),
             client,
             to_server: None,
             to_agent: None,
             open: Vec::new(),
+            subscribed: None,
+            given_up: Vec::new(),
             applying: 0,
             inner,
+            follows: options.hold,
             ready: false,
+            complete: Arc::default(),
             state: if options.hold { State::Held } else { State::Accepting },
             accept_asked: false,
             alone: None,
             alone_for: options.alone,
-            drain: None,
-            cut: Connections::default(),
+            drains: Vec::new(),
             gauge,
             standalone: options.standalone,
+            slim: options.slim,
             generation: options.generation,
             started: Instant::now(),
         }
@@ -235,8 +264,9 @@ impl Conductor {
         let (agent_in, mut agent) = mpsc::channel(16);
         tokio::spawn(control::drive(control, options.control.clone(), agent_in.clone()));
         let (events_in, mut events) = mpsc::channel(16);
-        if let Some(path) = options.xds.clone() {
-            tokio::spawn(ads::drive(path, events_in.clone()));
+        if let Some(server) = options.xds.clone() {
+            let complete = self.complete.clone();
+            tokio::spawn(ads::drive(server, events_in.clone(), complete, ads::SILENCE));
         }
         let mut terminate = signal(SignalKind::terminate()).map_err(io("SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(io("SIGINT"))?;
@@ -291,16 +321,17 @@ impl Conductor {
             self.answer();
             self.become_ready().await;
             self.end_loneliness().await;
-            self.look_around();
+            self.look_around().await;
         }
     }
 
     /// When something is to be done although nothing happens.
     fn look_at(&self) -> Option<Instant> {
         let warming = (!self.open.is_empty()).then(|| Instant::now() + Duration::from_secs(1));
-        let drain = self.drain.as_ref().map(Drain::next);
+        let drain = self.drains.iter().map(|(drain, _)| drain.next()).min();
         let lonely = self.alone.filter(|_| self.state == State::Paused).map(|since| since + self.alone_for);
-        [warming, drain, lonely, Some(self.gauge.grant_at), self.gauge.used_at].into_iter().flatten().min()
+        let Gauge { grant_at, used_at, slim_at, .. } = self.gauge;
+        [warming, drain, lonely, Some(grant_at), used_at, slim_at].into_iter().flatten().min()
     }
 
     fn tell(&mut self, message: FromProxy) {
@@ -360,12 +391,8 @@ impl Conductor {
                         body: &resource.body,
                     });
                     let ingested = self.assembler.ingest(&update.type_url, added, &update.removed);
-                    let refused = (!ingested.refused.is_empty()).then(|| {
-                        let list = ingested.refused.iter();
-                        list.map(|(name, refusal)| format!("{name}: {refusal}"))
-                            .collect::<Vec<_>>()
-                            .join("; ")
-                    });
+                    let refused = ingested.refused.into_iter();
+                    let refused = refused.map(|(name, refusal)| (name, refusal.to_string())).collect();
                     let since = Instant::now();
                     self.open.push(Open { token: update.token, items: ingested.items, refused, since });
                 }
@@ -397,6 +424,7 @@ impl Conductor {
                 listeners = snapshot.listeners.len(),
                 "new configuration"
             );
+            self.probers.follow(&snapshot);
             let answers = self.crew.apply(&snapshot);
             self.applying += 1;
             let inner = self.inner.clone();
@@ -409,13 +437,19 @@ impl Conductor {
     }
 
     fn subscribe(&mut self) {
-        for (type_url, wanted) in self.assembler.interest() {
+        let wanted = self.assembler.interest();
+        if self.subscribed.as_ref().is_some_and(|before| Arc::ptr_eq(before, wanted)) {
+            return;
+        }
+        let wanted = Arc::clone(wanted);
+        self.subscribed = Some(Arc::clone(&wanted));
+        for (type_url, wanted) in wanted.iter() {
             let told = self.client.interest(type_url).map(|i| i.iter().collect()).unwrap_or_default();
-            let gone: Vec<_> = std::collections::BTreeSet::difference(&told, &wanted).cloned().collect();
+            let gone: Vec<_> = std::collections::BTreeSet::difference(&told, wanted).cloned().collect();
             if !gone.is_empty() {
                 self.client.unsubscribe(type_url, gone);
             }
-            if wanted != told {
+            if *wanted != told {
                 self.client.subscribe(type_url, wanted);
             }
         }
@@ -424,32 +458,55 @@ impl Conductor {
         }
     }
 
-    /// Answers updates that are in use, refused, or late.
+    /// Answers updates once it is known of everything in them whether it is used. What is refused is named, and the
+    /// rest of its response is in use.
     fn answer(&mut self) {
         if self.applying > 0 {
             return;
         }
         for mut open in std::mem::take(&mut self.open) {
-            let broken = open
-                .items
-                .iter()
-                .find_map(|item| Some(format!("{}: {}", item.name, self.assembler.is_broken(item)?)));
-            let cold = open.items.iter().find(|item| !self.assembler.is_in_use(item));
-            let late = cold.filter(|_| open.since.elapsed() >= WARMING).map(|item| {
-                format!("{}: not in use after {WARMING:?}: {}", item.name, self.assembler.waits_for(item))
-            });
-            let request = match (open.refused.take().or(broken).or(late), cold) {
-                (Some(error), _) => {
-                    tracing::warn!(error, "refused");
-                    self.client.nack(open.token, &error)
+            let late = open.since.elapsed() >= WARMING;
+            let (mut given_up, mut waits) = (Vec::new(), false);
+            for item in open.items.iter().filter(|item| !self.assembler.is_in_use(item)) {
+                match self.assembler.hopeless(item) {
+                    Some(why) => given_up.push((item.clone(), why)),
+                    None if late => {
+                        let why = self.assembler.waits_for(item);
+                        given_up.push((item.clone(), format!("not in use after {WARMING:?}: {why}")));
+                    }
+                    None => waits = true,
                 }
-                (None, None) => self.client.ack(open.token),
-                (None, Some(_)) => {
-                    self.open.push(open);
-                    continue;
+            }
+            if waits {
+                self.open.push(open);
+                continue;
+            }
+            for (item, why) in given_up {
+                open.refused.push((item.name.clone(), why));
+                self.given_up.push(item);
+            }
+            let request = if open.refused.is_empty() {
+                self.client.ack(open.token)
+            } else {
+                for (name, why) in &open.refused {
+                    tracing::warn!(name, why, "refused");
                 }
+                self.client.refuse(open.token, &open.refused)
             };
             if let Some(request) = request {
+                self.send(request);
+            }
+        }
+        self.take_back_refusals();
+    }
+
+    /// Has the server send again what is used after all.
+    fn take_back_refusals(&mut self) {
+        let assembler = &self.assembler;
+        self.given_up.retain(|item| assembler.is_latest(item));
+        let now_used = self.given_up.extract_if(.., |item| assembler.is_in_use(item));
+        for item in now_used.collect::<Vec<_>>() {
+            if let Some(request) = self.client.ask_again(&item.type_url, &item.name) {
                 self.send(request);
             }
         }

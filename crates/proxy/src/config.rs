@@ -13,14 +13,27 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrider_proxy_core::access::AccessPolicy;
-use outrider_proxy_core::route::RouteTable;
+use outrider_proxy_core::access::{AccessPolicy, Rules};
+use outrider_proxy_core::balance::{BalanceConfig, Layout};
+use outrider_proxy_core::fault::Fault;
+use outrider_proxy_core::http1::encode::ClientCert;
+use outrider_proxy_core::limit::RateLimit;
+use outrider_proxy_core::outlier::OutlierConfig;
+use outrider_proxy_core::route::{RouteTable, Split};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 
+use crate::liveness::Probes;
+use crate::shared::{Limits, Shared};
+
+pub mod access;
+pub mod balance;
+pub mod check;
 pub mod cluster;
 pub mod fields;
+pub mod http2;
 pub mod listener;
+pub mod resilience;
 pub mod route;
 pub mod secret;
 
@@ -91,25 +104,75 @@ pub struct Listener {
     pub detect: Option<Duration>,
 }
 
+impl Listener {
+    /// Whether its connections may carry requests that do not end soon.
+    pub fn has_streams(&self) -> bool {
+        let services = self.tls.iter().map(|(_, service)| service).chain(&self.plain);
+        services.into_iter().any(|service| service.http2().is_some())
+    }
+
+    /// Whether a policy of this name is audited.
+    pub fn audits(&self, policy: &str) -> bool {
+        let services = self.tls.iter().map(|(_, service)| service).chain(&self.plain);
+        let mut audits = services.filter_map(|service| service.access().1).flat_map(Rules::audits);
+        audits.any(|audited| audited == policy)
+    }
+
+    /// Whether both let the same callers do the same.
+    pub fn admits_as(&self, other: &Self) -> bool {
+        let secure = |listener: &Self| listener.tls.as_ref().map(|(_, service)| service.clone());
+        let same = |one: Option<&Service>, other: Option<&Service>| match (one, other) {
+            (Some(one), Some(other)) => one.access() == other.access(),
+            (None, None) => true,
+            _ => false,
+        };
+        same(secure(self).as_ref(), secure(other).as_ref()) && same(self.plain.as_ref(), other.plain.as_ref())
+    }
+}
+
 /// What is done with a connection.
 #[derive(Clone)]
 pub enum Service {
-    /// HTTP/1.1 requests.
+    /// Requests.
     Http(Arc<HttpService>),
     /// Bytes.
     Tcp(Arc<TcpService>),
 }
 
+impl Service {
+    /// Who may, and what.
+    pub fn access(&self) -> (&AccessPolicy, Option<&Rules>) {
+        match self {
+            Self::Http(http) => (&http.access, http.rules.as_deref()),
+            Self::Tcp(tcp) => (&tcp.access, tcp.rules.as_deref()),
+        }
+    }
+
+    /// The settings of HTTP/2, if that is spoken.
+    pub fn http2(&self) -> Option<&Http2> {
+        match self {
+            Self::Http(http) => http.version.http2(),
+            Self::Tcp(_) => None,
+        }
+    }
+}
+
 /// How requests are served.
 pub struct HttpService {
+    /// What is spoken with callers.
+    pub version: Version,
     /// Where they go.
     pub routes: Arc<RouteTable>,
     /// Who may.
     pub access: AccessPolicy,
+    /// And what, where that is said.
+    pub rules: Option<Arc<Rules>>,
     /// Whether `x-forwarded-client-cert` is replaced by who the caller proved to be.
     pub forward_client_cert: bool,
-    /// Whether callers may ask for WebSocket, and a 101 from upstream makes a tunnel.
+    /// Whether callers may ask for WebSocket: by Upgrade, and in HTTP/2 by extended CONNECT if that is on as well.
     pub upgrades: bool,
+    /// Other protocols that a connection of HTTP/1.1 may be switched to, lower case: bytes that are not looked at.
+    pub tunnels: Arc<[Box<str>]>,
     /// Longest silence within an exchange; `None` is no limit.
     pub idle: Option<Duration>,
     /// Longest silence between two requests.
@@ -118,16 +181,72 @@ pub struct HttpService {
     pub head_timeout: Duration,
     /// Limits of heads.
     pub limits: outrider_proxy_core::http1::Limits,
+    /// Limit of requests where the route has none of its own.
+    pub limit: Option<Arc<RateLimit>>,
+    /// Faults on purpose where the route has none of its own.
+    pub fault: Option<Arc<Fault>>,
     /// `Host` of a request that has none, which HTTP/1.0 allows.
     pub default_host: Arc<str>,
 }
 
+impl HttpService {
+    /// What endpoints and rules are told of a caller who is called `xfcc`, which is empty for one who proved nothing.
+    pub fn told<'a>(&self, xfcc: &'a [u8]) -> Option<&'a [u8]> {
+        (self.forward_client_cert && !xfcc.is_empty()).then_some(xfcc)
+    }
+
+    /// The same as what becomes of the field in a request that is sent on.
+    pub fn client_cert<'a>(&self, xfcc: &'a [u8]) -> ClientCert<'a> {
+        self.told(xfcc).map_or(ClientCert::Remove, ClientCert::Replace)
+    }
+}
+
+/// A version of HTTP. What is declared is what is carried: nothing is translated between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.1, and HTTP/1.0 of callers.
+    #[default]
+    Http1,
+    /// HTTP/2, with prior knowledge or as ALPN says.
+    Http2(Http2),
+}
+
+impl Version {
+    /// The settings of HTTP/2, if it is that.
+    pub const fn http2(&self) -> Option<&Http2> {
+        match self {
+            Self::Http1 => None,
+            Self::Http2(settings) => Some(settings),
+        }
+    }
+}
+
+/// Settings of connections of HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http2 {
+    /// Streams that a caller may have open on one connection; towards endpoints the most that we open.
+    pub max_streams: u32,
+    /// Bytes of one body that may arrive before any is passed on.
+    pub stream_window: u32,
+    /// The same of all bodies of a connection.
+    pub connection_window: u32,
+    /// Whether streams may be opened for WebSockets (RFC 8441), as far as listeners let callers ask for them and endpoints
+    /// take them.
+    pub connect: bool,
+    /// How often a silent peer is asked whether it is there, and how long it may take to answer.
+    pub keepalive: Option<(Duration, Duration)>,
+}
+
 /// How a byte stream is served.
 pub struct TcpService {
-    /// Slot of the cluster.
-    pub cluster: u32,
+    /// Where they go, as slots of clusters.
+    pub split: Split,
+    /// Whether policies that keep a key at an endpoint go by the caller's address.
+    pub by_source: bool,
     /// Who may.
     pub access: AccessPolicy,
+    /// What else is asked of who calls, or audited.
+    pub rules: Option<Arc<Rules>>,
     /// Longest silence; `None` is no limit.
     pub idle: Option<Duration>,
     /// Endpoints tried before giving up.
@@ -140,20 +259,30 @@ pub struct Cluster {
     pub name: Arc<str>,
     /// Connect and handshake.
     pub connect_timeout: Duration,
+    /// How silent connections are probed.
+    pub probes: Probes,
     /// How an endpoint is picked.
-    pub policy: outrider_proxy_core::balance::Policy,
-    /// Share of healthy endpoints, in percent, below which health is ignored.
-    pub panic_threshold: u8,
+    pub balance: BalanceConfig,
     /// TLS towards endpoints.
     pub tls: Option<UpstreamTls>,
+    /// What is spoken with endpoints; bytes go through whatever it says.
+    pub version: Version,
     /// How long an unused connection is kept.
     pub pool_idle: Duration,
-    /// Most requests at once, per worker.
-    pub max_requests: u32,
-    /// Most connections at once, per worker.
-    pub max_connections: u32,
+    /// How long a connection is used for further requests; `None` is without end.
+    pub max_age: Option<Duration>,
+    /// Most of it at once.
+    pub limits: Limits,
+    /// When endpoints are ejected; `None` is never.
+    pub outlier: Option<OutlierConfig>,
+    /// How endpoints are checked; `None` is not at all.
+    pub check: Option<Arc<check::Check>>,
     /// Endpoints.
     pub endpoints: Arc<[Endpoint]>,
+    /// What is said of them together, with the tables that [`Self::balance`] needs.
+    pub layout: Arc<Layout>,
+    /// What all workers know of it; the same as long as there is a cluster of this name.
+    pub shared: Arc<Shared>,
 }
 
 /// TLS towards endpoints.
@@ -165,5 +294,5 @@ pub struct UpstreamTls {
     pub server_name: ServerName<'static>,
 }
 
-/// One endpoint: address, weight of at least 1, and whether discovery says it can serve.
+/// One endpoint: address, weight of at least 1, place, and whether discovery says it can serve.
 pub type Endpoint = outrider_proxy_core::balance::Endpoint;

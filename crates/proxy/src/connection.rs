@@ -5,13 +5,16 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use outrider_proxy_core::access::Peer;
+use outrider_proxy_core::access::{Denied, Peer};
 use outrider_proxy_core::http1::reply::Reply;
+use outrider_proxy_core::http1::{Limits, Parsed, RequestHead};
 use outrider_proxy_core::reason::{ProxyError, Reason, Side};
+use outrider_proxy_core::route::Http1View;
 use rustls::ServerConfig;
 use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -22,8 +25,8 @@ use crate::log::Context;
 use crate::secured::ReadAhead;
 use crate::stream::Stream;
 use crate::timers::Alarm;
-use crate::worker::{Kind, Open, Serving, Stage};
-use crate::{http, tcp, tls};
+use crate::worker::{Http, Kind, Open, Serving, Stage, Worker};
+use crate::{http, http2, tcp, tls};
 
 /// First byte of a TLS record that carries a handshake.
 const HANDSHAKE: u8 = 0x16;
@@ -47,7 +50,7 @@ impl Downstream {
     }
 }
 
-fn as_peer(id: Option<&str>) -> Peer<'_> {
+pub(crate) fn as_peer(id: Option<&str>) -> Peer<'_> {
     id.map_or(Peer::Anonymous, Peer::Authenticated)
 }
 
@@ -57,48 +60,140 @@ fn service(serving: &Serving, secure: bool) -> Option<Service> {
     if secure { config.tls.as_ref().map(|(_, service)| service.clone()) } else { config.plain.clone() }
 }
 
-/// The HTTP service of now; `None` if the listener has become something else.
-pub fn http_service(serving: &Serving, secure: bool) -> Option<Arc<HttpService>> {
-    match service(serving, secure)? {
-        Service::Http(http) => Some(http),
-        Service::Tcp(_) => None,
-    }
+/// The service of HTTP/1.1 of now; `None` if the listener has become something else.
+pub fn http_service(serving: &Serving, secure: bool) -> Option<Http> {
+    serving.http(secure).filter(|http| http.version.http2().is_none())
 }
 
-/// Whether whoever is there may still call, by the configuration of now. What a listener that is gone has begun
-/// ends by itself.
-fn may_call(serving: &Serving, peer: Option<&str>) -> Result<(), Reason> {
-    if serving.is_removed() {
+/// The same of HTTP/2.
+pub fn http2_service(serving: &Serving, secure: bool) -> Option<Http> {
+    serving.http(secure).filter(|http| http.version.http2().is_some())
+}
+
+/// What is under way.
+#[derive(Clone, Copy)]
+pub enum Asked<'a> {
+    /// Bytes.
+    Bytes,
+    /// A request of HTTP/1: begins with its head as it came, or as it was sent on where that says the same.
+    Request(&'a [u8]),
+}
+
+/// Whether what whoever is there asked for is still allowed, by the configuration of now. What a listener that is gone
+/// has begun ends by itself.
+fn may_call(serving: &Serving, peer: Option<&str>, asked: Asked<'_>) -> Result<(), ProxyError> {
+    // TLS that is needed no more harms nobody, and what was let in without it goes on as it began.
+    let Some(service) = service(serving, peer.is_some()).filter(|_| !serving.is_removed()) else {
         return Ok(());
-    }
-    match service(serving, peer.is_some()) {
-        Some(Service::Http(http)) => http.access.decide(as_peer(peer)),
-        Some(Service::Tcp(tcp)) => tcp.access.decide(as_peer(peer)),
-        // TLS that is needed no more harms nobody.
-        None if peer.is_some() => Ok(()),
-        None => Err(Reason::MtlsRequired),
-    }
+    };
+    let (access, rules) = service.access();
+    access.decide(as_peer(peer)).map_err(|reason| ProxyError::new(Side::Local, reason))?;
+    let Some(rules) = rules else { return Ok(()) };
+    let decided = match asked {
+        Asked::Bytes => rules.decide_bytes(as_peer(peer), |_| {}),
+        Asked::Request(buf) => {
+            let mut head = Box::new(RequestHead::new());
+            let Ok(Parsed::Complete(_)) = head.parse(buf, &Limits::ACCEPTED) else {
+                // It was understood when it came. Whatever this is, it is not what was let in.
+                return Err(ProxyError::new(Side::Local, Reason::CallerNotAllowed));
+            };
+            let told = matches!(&service, Service::Http(http) if http.forward_client_cert);
+            let client_cert = peer.filter(|_| told).map(|id| format!("URI={id}"));
+            let client_cert = client_cert.as_deref().map(str::as_bytes);
+            rules.decide(as_peer(peer), &Http1View { head: &head, buf }, client_cert, |_| {})
+        }
+    };
+    decided.map_err(not_allowed)
 }
 
-/// Looks whether the peer may still call: for streams of bytes, which bring no request to be decided about.
-#[derive(Default)]
+/// What is told where a rule denies: who it was is in the log, and by which policy as the cause.
+pub(crate) fn not_allowed(denied: Denied) -> ProxyError {
+    ProxyError::new(Side::Local, Reason::CallerNotAllowed).with_source(denied)
+}
+
+/// A policy that is audited would deny something: counted and logged, and nothing else.
+pub(crate) fn audited(open: (&Worker, &Serving), peer: Option<&str>, policy: &Arc<str>) {
+    let (worker, serving) = open;
+    serving.stats.borrow_mut().audited(policy);
+    let context = Context { listener: &serving.name, caller: peer, ..Context::default() };
+    worker.log.audited(policy, context);
+}
+
+/// Looks whether what was asked for is still allowed: for what takes long, and brings no request to be decided about.
+#[derive(Clone, Copy)]
 pub struct Allowed {
-    /// Of which change of the configuration this is known.
-    seen: Option<u64>,
+    /// Of which change of the configuration this is known. They are too few to come round.
+    seen: u32,
+}
+
+impl Default for Allowed {
+    /// Nothing is known.
+    fn default() -> Self {
+        Self { seen: u32::MAX }
+    }
 }
 
 impl Allowed {
+    /// Known as of this change.
+    pub const fn since(changes: u64) -> Self {
+        Self { seen: changes as u32 }
+    }
+
     /// Costs next to nothing while the configuration stays the same. Whoever has an alarm polled is woken by a change.
     ///
     /// # Errors
     /// It may not.
-    pub fn check(&mut self, serving: &Serving, peer: Option<&str>) -> Result<(), ProxyError> {
-        let now = Some(serving.changes());
+    pub fn check(
+        &mut self,
+        serving: &Serving,
+        peer: Option<&str>,
+        asked: Asked<'_>,
+    ) -> Result<(), ProxyError> {
+        let now = serving.changes() as u32;
         if self.seen == now {
             return Ok(());
         }
         self.seen = now;
-        may_call(serving, peer).map_err(|reason| ProxyError::new(Side::Local, reason))
+        may_call(serving, peer, asked)
+    }
+}
+
+/// What is looked at while a request waits for something.
+pub struct Watched<'a> {
+    /// As of which change it is known to be allowed.
+    pub allowed: &'a mut Allowed,
+    /// What was asked for.
+    pub asked: Asked<'a>,
+}
+
+impl Watched<'_> {
+    /// Whether the request may go on: it is allowed still, and no drain is over.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn may_go_on(&mut self, open: &Open, peer: Option<&str>) -> Result<(), ProxyError> {
+        if open.stage() == Stage::Cut {
+            return Err(ProxyError::new(Side::Local, Reason::Draining));
+        }
+        self.allowed.check(&open.serving, peer, self.asked)
+    }
+
+    /// Waits for `future`, which polls an alarm, for as long as the request may go on.
+    ///
+    /// # Errors
+    /// Those of `future`, and of [`Self::may_go_on`].
+    pub async fn unless_ended<T>(
+        &mut self,
+        open: &Open,
+        peer: Option<&str>,
+        future: impl Future<Output = Result<T, ProxyError>>,
+    ) -> Result<T, ProxyError> {
+        let mut future = std::pin::pin!(future);
+        poll_fn(|cx| match self.may_go_on(open, peer) {
+            Ok(()) => future.as_mut().poll(cx),
+            Err(error) => Poll::Ready(Err(error)),
+        })
+        .await
     }
 }
 
@@ -113,7 +208,7 @@ pub async fn serve(open: Open, tcp: TcpStream, number: Option<u64>) {
             let plain = config.plain.is_some();
             let detect = config.detect.filter(|_| plain);
             let settings = Arc::clone(settings);
-            let http = matches!(secure, Service::Http(_));
+            let http = Spoken::of(secure);
             Box::pin(greet(&open, &alarm, tcp, settings, plain, detect, http)).await
         }
     };
@@ -134,16 +229,44 @@ pub async fn serve(open: Open, tcp: TcpStream, number: Option<u64>) {
     let secure = peer.is_some();
     let mut downstream = Downstream { stream, peer, alarm };
     match service(serving, secure) {
-        Some(Service::Http(_)) => {
-            open.becomes(Kind::Http);
-            // Apart, so that a stream of bytes does not hold the space of a request.
-            Box::pin(http::serve(&open, &mut downstream)).await;
-        }
+        Some(Service::Http(service)) => requests(&open, &mut downstream, service).await,
         Some(Service::Tcp(service)) => {
             open.becomes(Kind::Tcp);
             tcp::serve(&open, &mut downstream, &service).await;
         }
         None => {}
+    }
+}
+
+/// Serves requests. What they get is asked anew for each of them. Apart, so that a stream of bytes does not hold the
+/// space of a request.
+fn requests<'a>(
+    open: &'a Open,
+    downstream: &'a mut Downstream,
+    service: Arc<HttpService>,
+) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+    open.becomes(Kind::Http);
+    match service.version.http2() {
+        Some(_) => Box::pin(http2::serve(open, downstream)),
+        None => Box::pin(http::serve(open, downstream)),
+    }
+}
+
+/// What a service speaks, as far as a refusal is concerned.
+#[derive(Clone, Copy)]
+enum Spoken {
+    Http1,
+    Http2,
+    Bytes,
+}
+
+impl Spoken {
+    fn of(service: &Service) -> Self {
+        match service {
+            Service::Tcp(_) => Self::Bytes,
+            Service::Http(http) if http.version.http2().is_some() => Self::Http2,
+            Service::Http(_) => Self::Http1,
+        }
     }
 }
 
@@ -157,7 +280,7 @@ async fn greet(
     settings: Arc<ServerConfig>,
     plain: bool,
     detect: Option<Duration>,
-    http: bool,
+    http: Spoken,
 ) -> Result<(Stream, Option<Arc<str>>), Farewell> {
     let failed = |error: ProxyError| Some((error, None));
     let mut first = [0; 1];
@@ -165,7 +288,7 @@ async fn greet(
     let spoke = poll_fn(|cx| {
         match tcp.poll_peek(cx, &mut ReadBuf::new(&mut first)) {
             // Who has said nothing until now has nothing to lose.
-            Poll::Pending if open.stage() >= Stage::Closing => Poll::Ready(Some(Ok(0))),
+            Poll::Pending if open.stage() >= Stage::Parting => Poll::Ready(Some(Ok(0))),
             Poll::Pending => alarm.poll_rung(cx).map(|()| None),
             Poll::Ready(read) => Poll::Ready(Some(read)),
         }
@@ -184,8 +307,16 @@ async fn greet(
             return Ok((Stream::Plain(tcp), None));
         }
         let error = ProxyError::new(Side::Downstream, Reason::MtlsRequired);
-        if !http {
-            return Err(failed(error));
+        match http {
+            Spoken::Bytes => return Err(failed(error)),
+            // It is told in its own words, at its first request, and stays a stranger until it leaves.
+            Spoken::Http2 => {
+                let alarm = open.worker.timers.alarm();
+                let mut stranger = Downstream { stream: Stream::Plain(tcp), peer: None, alarm };
+                Box::pin(http2::serve(open, &mut stranger)).await;
+                return Err(None);
+            }
+            Spoken::Http1 => {}
         }
         let reply = Reply { close: true, ..Reply::new(Reason::MtlsRequired) };
         let mut bytes = Vec::with_capacity(512);
@@ -196,11 +327,13 @@ async fn greet(
     }
     let handshake = Box::pin(TlsAcceptor::from(settings).accept(ReadAhead::new(tcp, &open.worker.buffers)));
     let handshake_failed = |error: io::Error| {
-        failed(ProxyError::new(Side::Downstream, Reason::TlsHandshakeFailed).with_source(error))
+        failed(
+            ProxyError::new(Side::Downstream, Reason::TlsHandshakeFailed).with_source(tls::in_words(error)),
+        )
     };
     match alarm.within(handshake).await {
         Some(Ok(stream)) => match tls::peer_id(stream.get_ref().1) {
-            Ok(peer) => Ok((Stream::Server(Box::new(stream)), Some(peer))),
+            Ok(peer) => Ok((Stream::server(stream), Some(peer))),
             Err(error) => Err(handshake_failed(io::Error::other(error))),
         },
         Some(Err(error)) => Err(handshake_failed(error)),
@@ -225,9 +358,11 @@ mod tests {
     #[test]
     fn a_connection_is_small() {
         let (connection, http) = (size(serve), size_of_http(http::serve));
-        println!("connection {connection}, of which a request is apart: {http}");
+        let http2 = size_of_http(http2::serve);
+        println!("connection {connection}, of which a request is apart: {http}, of HTTP/2 {http2}");
         // Behind the 144 bytes of the runtime, within the 1280 of one class of jemalloc.
         assert!(connection <= 1136, "{connection}");
         assert!(http <= 1536, "{http}");
+        assert!(http2 <= 640, "{http2}");
     }
 }

@@ -97,9 +97,19 @@ pub async fn drive(inherited: Option<OwnedFd>, path: Option<PathBuf>, events: mp
     }
 }
 
+/// Whoever is there says what this process does, and gets its sockets: only this user, or root, is an agent.
 async fn connect(path: &Path) -> std::io::Result<Channel> {
-    let stream = UnixStream::connect(path).await?.into_std()?;
-    Channel::from_fd(stream.into())
+    let stream = UnixStream::connect(path).await?;
+    let uid = stream.peer_cred()?.uid();
+    if !is_agent(uid, rustix::process::geteuid().as_raw()) {
+        tracing::warn!(uid, path = %path.display(), "another user's, not an agent of this proxy");
+        return Err(std::io::ErrorKind::PermissionDenied.into());
+    }
+    Channel::from_fd(stream.into_std()?.into())
+}
+
+fn is_agent(uid: u32, own: u32) -> bool {
+    uid == own || uid == 0
 }
 
 /// Carries messages until the connection ends; says whether the agent has said anything. `None`: nobody is interested
@@ -154,4 +164,19 @@ async fn converse(channel: Channel, inherited: bool, events: &mpsc::Sender<Event
     }
     events.send(Event::Lost).await.ok()?;
     Some(heard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_this_user_and_root_are_agents() {
+        assert!(is_agent(1000, 1000) && is_agent(0, 1000) && is_agent(0, 0));
+        assert!(!is_agent(1001, 1000) && !is_agent(1000, 0));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let _listener = tokio::net::UnixListener::bind(&path).unwrap();
+        connect(&path).await.unwrap();
+    }
 }

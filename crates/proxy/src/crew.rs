@@ -5,6 +5,7 @@
 //! numbers stay counted. Does not: decide how many there are.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::config::Snapshot;
 use crate::log::Log;
+use crate::timers;
 use crate::worker::{self, Command, Report, Scope, Stage, Start};
 
 /// The sockets of a listener.
@@ -254,7 +256,10 @@ impl Crew {
             Ok(report) => {
                 add(gone, report);
                 // Counters stay; what was open is closed.
-                gone.listeners.values_mut().for_each(|one| one.active_connections = 0);
+                gone.out_of_descriptors = false;
+                gone.listeners.values_mut().for_each(|one| {
+                    (one.active_connections, one.active_requests) = (0, 0);
+                });
                 gone.clusters.values_mut().for_each(|one| one.active_connections = 0);
                 false
             }
@@ -266,8 +271,27 @@ impl Crew {
         for report in self.ask(Command::Stats).all().await {
             add(&mut stats, report);
         }
+        self.add_shared(&mut stats);
         stats
     }
+}
+
+impl Crew {
+    /// What the workers know together.
+    fn add_shared(&self, stats: &mut Stats) {
+        let clusters = self.snapshot.iter().flat_map(|snapshot| snapshot.clusters.iter().flatten());
+        for cluster in clusters {
+            let numbers = cluster.shared.numbers(timers::coarse_ms(), random());
+            let into = stats.clusters.entry(cluster.name.to_string()).or_default();
+            into.ejections = numbers.ejections;
+            into.retries_refused = numbers.retries_refused;
+            into.unused = numbers.out;
+        }
+    }
+}
+
+fn random() -> u64 {
+    RandomState::new().hash_one(0_u8)
 }
 
 /// What workers answer.
@@ -285,6 +309,7 @@ impl<T> Answers<T> {
 }
 
 fn add(into: &mut Stats, report: Report) {
+    into.out_of_descriptors |= report.out_of_descriptors;
     for (name, one) in report.listeners {
         add_listener(into.listeners.entry(name.to_string()).or_default(), &one);
     }
@@ -295,6 +320,11 @@ fn add(into: &mut Stats, report: Report) {
         into.active_connections += one.active_connections;
         into.connect_failures += one.connect_failures;
         into.requests += one.requests;
+        into.retries += one.retries;
+        into.copies += one.copies;
+        into.copies_lost += one.copies_lost;
+        into.stream_window_waits += one.waits.stream;
+        into.connection_window_waits += one.waits.connection;
     }
 }
 
@@ -313,7 +343,15 @@ fn add_listener(into: &mut ListenerStats, one: &outrider_proxy_core::stats::List
     into.bytes_out += one.bytes_out;
     into.latency_us_sum += one.latency.sum();
     into.upstream_us_sum += one.upstream_us;
+    into.stream_window_waits += one.waits.stream;
+    into.connection_window_waits += one.waits.connection;
     for (us, count) in one.added.buckets() {
         *into.added_us.entry(us).or_default() += count;
+    }
+    for (policy, count) in &one.audited {
+        *into.audited.entry(policy.to_string()).or_default() += count;
+    }
+    for (status, count) in one.grpc_statuses() {
+        *into.grpc.entry(status.to_owned()).or_default() += count;
     }
 }

@@ -1,8 +1,8 @@
 //! What this process may use of processors and memory, and how much memory it uses.
 //!
-//! Holds: a limit that somebody sets on our cgroup while we run is seen within [`EVERY`]; memory of others is
-//! not taken for ours; pages that the kernel can take back at any time are not counted. Does not: decide what
-//! follows from it (see [`crate::pressure`]).
+//! Holds: a limit that somebody sets on our cgroup while we run is seen within [`EVERY`], and within [`SOON`] while memory
+//! is short; memory of others is not taken for ours; pages that the kernel can take back at any time are not counted.
+//! Does not: decide what follows from it (see [`crate::pressure`]).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +12,8 @@ use outrider_os::granted::Sources;
 
 /// Between two looks at what is granted.
 pub const EVERY: Duration = Duration::from_secs(5);
+/// The same while memory is short.
+pub const SOON: Duration = Duration::from_millis(25);
 
 /// What may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,48 +3,55 @@
 //! [`serve`] is the life of a connection, [`Request::serve`] that of a request, in the order of its phases;
 //! [`exchange`] moves the bytes. Holds: one task per connection, no task or allocation per request; a response
 //! ends up with the request it answers or not at all; after anything that leaves the position in a stream
-//! unclear, that connection is closed. Does not: change bytes beyond hop-by-hop fields and configured edits.
+//! unclear, that connection is closed; whatever waits reads the worker's clock when it is woken, so that all else may ask
+//! what it said [lately](crate::timers::Timers::lately). Does not: change bytes beyond hop-by-hop fields and configured edits.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use outrider_proxy_core::fault::Injected;
 use outrider_proxy_core::http1::body::BodyScanner;
-use outrider_proxy_core::http1::encode::{self, ClientCert, RequestEncoding};
 use outrider_proxy_core::http1::head::{Asked, Method};
 use outrider_proxy_core::http1::reply::Reply;
 use outrider_proxy_core::http1::{HeadError, Parsed, Version};
 use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
-use outrider_proxy_core::route::{Destination, Route};
+use outrider_proxy_core::retry::{Ended, Facts};
+use outrider_proxy_core::route::{Destination, Made, Route};
 use outrider_proxy_core::stats::Stopwatch;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::buffers::{Buffers, Filled, Inbox};
-use crate::config::HttpService;
-use crate::connection::{Downstream, http_service};
-use crate::log::Context;
+use crate::config::{HttpService, Version as Version2};
+use crate::connection::{self, Allowed, Downstream, Watched, http_service};
+use crate::log;
 use crate::stream::{ResetWatch, Stream};
-use crate::tcp::{Flow, Tunnel};
-use crate::timers::Alarm;
-use crate::upstream::{Connection, Picked, Upstream};
+use crate::tcp::{Flow, Switched, Tunnel};
+use crate::timers::{self, Alarm};
+use crate::upstream::{Connection, Upstream};
 use crate::websocket::Frames;
 use crate::worker::{Heads, Kind, Open, Stage, Worker};
 
+pub(crate) mod attempts;
+mod connecting;
+mod copies;
 mod exchange;
+pub(crate) mod gates;
+mod routing;
 
+use attempts::Tries;
 use exchange::{Exchange, Outcome};
 
-/// Endpoints tried for one request before the connect failure is told.
-const CONNECT_ATTEMPTS: u32 = 3;
 /// How long and how much a closing connection is still read, so that the last response is not lost to a reset.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
 /// The one protocol that a connection may be switched to.
-const UPGRADE: &[u8] = b"websocket";
+pub(crate) const UPGRADE: &[u8] = b"websocket";
 /// Limit of waits that have none of their own.
 const PARKED: Duration = Duration::from_secs(3600);
 
@@ -77,6 +84,7 @@ pub async fn serve(open: &Open, downstream: &mut Downstream) {
         reset: ResetWatch::default(),
         xfcc,
     };
+    worker.timers.now();
     let after = loop {
         if !client.wait(open, secure).await {
             break After::Linger;
@@ -85,7 +93,7 @@ pub async fn serve(open: &Open, downstream: &mut Downstream) {
             break refuse(open, &mut client, Reason::MtlsRequired).await;
         };
         let mut heads = worker.take_heads();
-        let (began, began_ms) = (Instant::now(), worker.timers.now());
+        let (began, began_ms) = (Instant::now(), worker.timers.lately());
         let head = client.read_head(worker, &service, &mut heads).await;
         // A head may take its time, and what was allowed at its first byte may not be at its last.
         let Some(service) = http_service(serving, secure) else {
@@ -170,7 +178,7 @@ struct Client<'a> {
 impl Client<'_> {
     /// Waits for the first byte of a request, holding no memory. `false`: the connection is over.
     ///
-    /// A drain does not end it before its deadline is near: a request may be on its way, and would be lost. It is
+    /// A drain does not end it before it was idle for long: a request may be on its way, and would be lost. It is
     /// the next response that ends it.
     async fn wait(&mut self, open: &Open, secure: bool) -> bool {
         if !self.inbox.is_empty() {
@@ -181,16 +189,62 @@ impl Client<'_> {
         }
         let idle = http_service(&open.serving, secure).map_or(PARKED, |service| service.connection_idle);
         let Downstream { stream, alarm, .. } = &mut *self.downstream;
-        alarm.set(Some(idle));
+        let timers = &open.worker.timers;
+        alarm.set_at(timers.lately().saturating_add(exchange::millis(Some(idle)).max(1)), timers.lately());
         let inbox = &mut self.inbox;
         poll_fn(|cx| {
+            timers.now();
             if let Poll::Ready(read) = inbox.poll_fill(cx, stream, &open.worker.buffers, 0) {
                 return Poll::Ready(matches!(read, Ok(Filled::Bytes(_))));
             }
-            if open.stage() >= Stage::Closing {
+            if open.stage() >= Stage::Parting {
                 return Poll::Ready(false);
             }
             alarm.poll_rung(cx).map(|()| false)
+        })
+        .await
+    }
+
+    /// Notices a caller that is gone while we wait for something else; reads ahead at most one block.
+    fn watch(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<Result<(), ProxyError>> {
+        let Client { downstream, inbox, half_closed, reset, .. } = self;
+        let gone = || ProxyError::new(Side::Downstream, Reason::ClientGone);
+        while !inbox.is_full() {
+            if *half_closed {
+                ready!(reset.poll(cx, &downstream.stream));
+                return Poll::Ready(Err(gone().with_source(io::Error::from(io::ErrorKind::ConnectionReset))));
+            }
+            match ready!(inbox.poll_fill(cx, &mut downstream.stream, &worker.buffers, 0)) {
+                Ok(Filled::Bytes(_)) => {}
+                // It may have only ended its sending, and still wants the answer.
+                Ok(Filled::End) => *half_closed = true,
+                Err(e) => return Poll::Ready(Err(gone().with_source(e))),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Waits for `what`, but for no longer than `time` (`None` then), nor for a caller that is gone or may not ask for this any
+    /// more, nor beyond the end of a drain.
+    async fn within<T>(
+        &mut self,
+        open: &Open,
+        time: Duration,
+        mut watched: Watched<'_>,
+        what: impl Future<Output = T>,
+    ) -> Result<Option<T>, ProxyError> {
+        self.downstream.alarm.set(Some(time));
+        let mut what = std::pin::pin!(what);
+        poll_fn(|cx| {
+            open.worker.timers.now();
+            watched.may_go_on(open, self.downstream.peer.as_deref())?;
+            if let Poll::Ready(value) = what.as_mut().poll(cx) {
+                return Poll::Ready(Ok(Some(value)));
+            }
+            if let Poll::Ready(Err(error)) = self.watch(cx, &open.worker) {
+                return Poll::Ready(Err(error));
+            }
+            self.downstream.alarm.poll_rung(cx).map(|()| Ok(None))
         })
         .await
     }
@@ -218,6 +272,7 @@ impl Client<'_> {
             }
             let inbox = &mut self.inbox;
             let read = poll_fn(|cx| {
+                worker.timers.now();
                 if let Poll::Ready(read) = inbox.poll_fill(cx, stream, &worker.buffers, 0) {
                     return Poll::Ready(Some(read));
                 }
@@ -245,7 +300,7 @@ impl Client<'_> {
 struct Request<'a, 'c> {
     open: &'a Open,
     client: &'a mut Client<'c>,
-    service: &'a Arc<HttpService>,
+    service: &'a HttpService,
     /// For the numbers.
     began: Instant,
     /// For the limits: the same on the worker's clock.
@@ -260,13 +315,28 @@ struct Asking {
     persistent: bool,
     body: BodyScanner,
     /// Bytes of the head that are still in the inbox.
-    unused: usize,
+    unused: u32,
     /// Body bytes at the front of the inbox that the scanner accepted and no endpoint took.
-    accepted: usize,
+    accepted: u32,
     /// What the proxy itself takes, in milliseconds of the worker's clock: fine enough to find a slow release.
     own: Stopwatch,
-    /// The connection is no longer one of HTTP.
-    upgraded: bool,
+    becomes: Becomes,
+    /// What its route hashes it by. As small as can be, because it is kept as long as the request is.
+    key: Option<NonZeroU64>,
+    /// The cookie that its response brings, so that its key is found in the next request.
+    made: Option<Box<Made>>,
+    tries: Tries,
+}
+
+/// What is to become of the connection if the endpoint switches.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Becomes {
+    /// A tunnel, or nothing.
+    Bytes,
+    /// A WebSocket.
+    Socket,
+    /// It is no longer one of HTTP.
+    Switched,
 }
 
 /// What a failure is told with.
@@ -293,36 +363,46 @@ impl Request<'_, '_> {
         let mut asking = {
             let bytes = self.client.inbox.bytes();
             // What else a caller would like to speak is left out, so that HTTP goes on.
-            let upgrade = self.service.upgrades
-                && heads.request.upgrade(bytes).is_some_and(|to| to.eq_ignore_ascii_case(UPGRADE));
+            let to = heads.request.upgrade(bytes);
+            let socket = self.service.upgrades && to.is_some_and(|to| to.eq_ignore_ascii_case(UPGRADE));
+            let upgrade = socket
+                || to.is_some_and(|to| {
+                    self.service.tunnels.iter().any(|one| to.eq_ignore_ascii_case(one.as_bytes()))
+                });
             Asking {
                 method: heads.request.method(),
                 version: heads.request.version(),
                 asked: Asked { head: heads.request.method() == Method::Head, upgrade },
                 persistent: heads.request.is_persistent(),
                 body: BodyScanner::new(heads.request.framing()),
-                unused: heads.request.length(),
+                // Far less than 4 GiB, as all that is in an inbox.
+                unused: heads.request.length() as u32,
                 accepted: 0,
                 own: Stopwatch::default(),
-                upgraded: false,
+                becomes: if socket { Becomes::Socket } else { Becomes::Bytes },
+                key: None,
+                made: None,
+                tries: Tries::default(),
             }
         };
-        asking.own.start(self.open.worker.timers.now());
+        // As of the service: nothing was waited for since it was looked up.
+        heads.allowed = Allowed::since(self.open.serving.changes());
+        asking.own.start(self.open.worker.timers.lately());
         let mut started = false;
         let after = match self.proxy(heads, &mut asking, &mut started).await {
             Ok(after) => after,
             Err(failure) => {
-                asking.own.start(self.open.worker.timers.now());
+                asking.own.start(self.open.worker.timers.lately());
                 self.fail(&failure, &asking, started).await
             }
         };
-        if !asking.upgraded {
-            asking.own.pause(self.open.worker.timers.now());
+        if asking.becomes != Becomes::Switched {
+            asking.own.pause(self.open.worker.timers.lately());
         }
         let mut stats = self.open.serving.stats.borrow_mut();
         stats.active_requests -= 1;
         // An upgraded one took as long as its caller liked.
-        if !asking.upgraded {
+        if asking.becomes != Becomes::Switched {
             stats.latency.record(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX));
             stats.added.record(asking.own.sum().saturating_mul(1000));
         }
@@ -336,8 +416,7 @@ impl Request<'_, '_> {
         asking: &mut Asking,
         started: &mut bool,
     ) -> Result<After, Failure> {
-        let service = Arc::clone(self.service);
-        let worker = Rc::clone(&self.open.worker);
+        let (service, worker) = (self.service, &self.open.worker);
         let local = |reason| Failure::from(ProxyError::new(Side::Local, reason));
 
         if worker.is_shedding() {
@@ -348,48 +427,53 @@ impl Request<'_, '_> {
 
         // May this caller call at all?
         service.access.decide(self.client.downstream.peer()).map_err(local)?;
+        if let Some(rules) = &service.rules {
+            self.permitted(rules, heads)?;
+        }
 
         // Where to?
-        let route = service.routes.find(&heads.request, self.client.inbox.bytes()).map_err(local)?;
-        let slot = match route.destination(worker.random()).map_err(local)? {
-            Destination::Cluster(slot) => slot,
-            Destination::Direct(direct) => {
-                let reply = Reply {
-                    status: Some(direct.status),
-                    body: Some(&direct.body),
-                    ..Reply::new(direct.reason)
-                };
-                return Ok(self.answer(reply, asking).await);
+        let route = service.routes.find(&self.view(heads)).map_err(local)?;
+        if let Some(limit) = route.limit.as_ref().or(service.limit.as_ref())
+            && let Err(empty) = limit.admit(timers::precise_ns(), worker.random())
+        {
+            return Ok(Box::pin(self.limited(limit, empty, asking)).await);
+        }
+        if let Some(fault) = route.fault.as_ref().or(service.fault.as_ref()) {
+            let injected = fault.draw(&self.view(heads), || worker.random());
+            if injected != Injected::default() {
+                self.keep_head(heads, asking);
+                if let Some(after) = Box::pin(self.inject(fault, injected, asking, heads)).await? {
+                    return Ok(after);
+                }
             }
+        }
+        let slot = match self.destination(heads, asking, route).map_err(local)? {
+            Destination::Cluster(slot) => slot,
+            own => return Box::pin(self.answer_by_route(own, route, heads, asking)).await.map_err(local),
         };
         let upstream = worker.upstream(slot).ok_or_else(|| local(Reason::ClusterNotReady))?;
-        if upstream.stats.borrow().active_requests >= u64::from(upstream.config().max_requests) {
-            return Err(local(Reason::OverloadRequests));
+        // Nothing is translated: a change of the protocol has reached only one of the two.
+        if upstream.version() != Version2::Http1 {
+            return Err(local(Reason::ClusterNotReady));
         }
+        let _running = upstream.begin()?;
 
         // The head as it goes out, kept until the response begins, so that it can be sent again.
-        let mut out = worker.buffers.take_scratch();
-        {
-            let bytes = self.client.inbox.bytes();
-            let how = RequestEncoding {
-                edits: Some(&route.request_headers),
-                client_cert: if self.service.forward_client_cert && !self.client.xfcc.is_empty() {
-                    ClientCert::Replace(&self.client.xfcc)
-                } else {
-                    ClientCert::Remove
-                },
-                upgrade: asking.asked.upgrade,
-                default_host: service.default_host.as_bytes(),
-                ..RequestEncoding::default()
-            };
-            encode::request(&heads.request, bytes, &how, &mut out);
+        let mut out = self.encode(heads, asking, route).map_err(local)?;
+        if service.rules.is_some() || route.changes_requests() {
+            self.keep_head(heads, asking);
         }
-        self.client.inbox.consume(std::mem::take(&mut asking.unused));
+        // Far less than 4 GiB, as that it was made of.
+        asking.tries.head = out.len() as u32;
+        if !route.mirrors.is_empty() {
+            heads.taps = self.copy(heads, asking, route, &out);
+        }
+        self.client.inbox.consume(std::mem::take(&mut asking.unused) as usize);
 
         upstream.stats.borrow_mut().active_requests += 1;
         let outcome = self.send(heads, asking, started, route, &upstream, &mut out).await;
         // What was not sent will not be: the next request begins behind it.
-        self.client.inbox.consume(std::mem::take(&mut asking.accepted));
+        self.client.inbox.consume(std::mem::take(&mut asking.accepted) as usize);
         {
             let mut stats = upstream.stats.borrow_mut();
             stats.active_requests = stats.active_requests.saturating_sub(1);
@@ -408,111 +492,106 @@ impl Request<'_, '_> {
         upstream: &Rc<Upstream>,
         out: &mut Vec<u8>,
     ) -> Result<After, Failure> {
-        let worker = Rc::clone(&self.open.worker);
-        let mut fresh_only = false;
-        loop {
-            let (picked, connection) = self.connection(upstream, fresh_only, &mut asking.own).await?;
-            upstream.stats.borrow_mut().requests += 1;
-            let reused = connection.reused;
-            let mut exchange =
-                Exchange::new(self.open, self.client, connection, asking, route, self.service, self.began_ms);
-            let outcome = exchange.run(heads, out).await;
-            *started |= exchange.response_started();
-            let replayable = exchange.is_replayable();
-            {
-                let mut stats = self.open.serving.stats.borrow_mut();
-                exchange.count(&mut stats);
-            }
-            let (connection, told) = exchange.into_connection();
-            match outcome {
-                Ok(Outcome::Done { keep, reuse }) => {
-                    if reuse && !worker.is_saving() {
-                        upstream.keep(connection, worker.timers.now(), told);
+        'again: loop {
+            let (ended, whole, failure) = 'attempt: {
+                let (picked, connection) = match self.found(upstream, asking, heads, out).await {
+                    Ok(connected) => connected,
+                    Err(failure) if failure.error.retry == Retry::Safe => {
+                        let ended = Ended::unconnected(failure.error.reason);
+                        break 'attempt (Some(ended), true, failure);
                     }
-                    return Ok(keep);
+                    Err(failure) => return Err(failure),
+                };
+                upstream.stats.borrow_mut().requests += 1;
+                let reused = connection.reused;
+                let mut exchange = Exchange::new(
+                    self.open,
+                    self.client,
+                    connection,
+                    asking,
+                    route,
+                    self.service,
+                    self.began_ms,
+                );
+                let outcome = exchange.run(heads, out).await;
+                *started |= exchange.response_started();
+                let whole = exchange.is_replayable() && !*started;
+                let status = exchange.status();
+                exchange.count(&mut self.open.serving.stats.borrow_mut());
+                if let Some(after) = exchange.answered() {
+                    upstream.answered(&picked, after);
                 }
-                Ok(Outcome::Tunnel) => {
-                    // They are the first bytes of the tunnel.
-                    asking.accepted = 0;
-                    asking.upgraded = true;
-                    return Ok(Box::pin(self.tunnel(connection)).await);
+                let (connection, told) = exchange.into_connection();
+                if let Some(outcome) = exchange::outcome(&outcome, status, self.open.worker.is_saving()) {
+                    upstream.ended(&picked, outcome, &self.open.worker);
                 }
-                Err(error) => {
-                    asking.own.start(worker.timers.now());
-                    let again = reused
-                        && !fresh_only
-                        && !*started
-                        && replayable
-                        && match error.retry {
-                            Retry::Safe => true,
-                            // The endpoint may have acted before it closed.
-                            Retry::OnReusedConnection => asking.method.is_idempotent(),
-                            Retry::Never => false,
-                        };
-                    if !again {
+                match outcome {
+                    Ok(Outcome::Done { keep, reuse }) => {
+                        if reuse && !self.open.worker.is_saving() {
+                            upstream.keep(connection, self.open.worker.timers.lately(), told);
+                        }
+                        return Ok(keep);
+                    }
+                    Ok(Outcome::Tunnel) => {
+                        // They are the first bytes of the tunnel.
+                        asking.accepted = 0;
+                        let socket =
+                            std::mem::replace(&mut asking.becomes, Becomes::Switched) == Becomes::Socket;
+                        let Watched { allowed, asked } = heads.watched(out);
+                        return Ok(Box::pin(self.tunnel(connection, asked, *allowed, socket)).await);
+                    }
+                    Ok(Outcome::Again { reuse }) => {
+                        if reuse && !self.open.worker.is_saving() {
+                            upstream.keep(connection, self.open.worker.timers.lately(), told);
+                        }
+                        drop(picked);
+                        Box::pin(self.again(upstream, asking, heads, out)).await?;
+                        continue 'again;
+                    }
+                    Err(error) => {
+                        asking.own.start(self.open.worker.timers.lately());
                         let endpoint = Some(picked.address());
                         let detail = exchange::explain(&error, route);
-                        return Err(Failure { error, detail, upstream: Some(Rc::clone(upstream)), endpoint });
+                        let ended = exchange::ended(&error, reused);
+                        (
+                            ended,
+                            whole,
+                            Failure { error, detail, upstream: Some(Rc::clone(upstream)), endpoint },
+                        )
                     }
-                    upstream.stats.borrow_mut().retries += 1;
-                    fresh_only = true;
                 }
+            };
+            let facts = Facts {
+                idempotent: asking.method.is_idempotent(),
+                whole,
+                left_ms: self.left_ms(route),
+                ..Facts::default()
+            };
+            let decided = ended.is_some_and(|ended| {
+                asking.tries.decide(&route.retry, upstream, ended, facts, self.open.worker.random())
+            });
+            if !decided {
+                return Err(failure);
             }
-        }
-    }
-
-    /// A connection to an endpoint: a kept one, or a new one, trying other endpoints if need be.
-    async fn connection(
-        &mut self,
-        upstream: &Rc<Upstream>,
-        fresh_only: bool,
-        own: &mut Stopwatch,
-    ) -> Result<(Picked, Connection), Failure> {
-        let mut avoid = None;
-        let mut attempt = 1;
-        loop {
-            let picked = upstream.pick(self.open.worker.random(), avoid).map_err(|error| Failure {
-                error,
-                detail: upstream.census(),
-                upstream: Some(Rc::clone(upstream)),
-                endpoint: None,
-            })?;
-            if !fresh_only && let Some(kept) = upstream.take_idle(&picked, self.open.worker.timers.now()) {
-                return Ok((picked, kept));
-            }
-            // The endpoint's doing for the most part; and a new process has yet to open what the old one keeps.
-            own.pause(self.open.worker.timers.now());
-            let connected =
-                Box::pin(upstream.connect(&picked, &self.client.downstream.alarm, &self.open.worker.buffers))
-                    .await;
-            own.start(self.open.worker.timers.now());
-            match connected {
-                Ok(connection) => return Ok((picked, connection)),
-                Err(error) if error.retry == Retry::Safe && attempt < CONNECT_ATTEMPTS => {
-                    attempt += 1;
-                    avoid = Some(picked.endpoint());
-                }
-                Err(error) => {
-                    let cause = error.source.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
-                    return Err(Failure {
-                        detail: format!("{} ({} tried{cause})", error.reason.sentence(), attempt),
-                        error,
-                        upstream: Some(Rc::clone(upstream)),
-                        endpoint: Some(picked.address()),
-                    });
-                }
-            }
+            drop(failure);
+            Box::pin(self.again(upstream, asking, heads, out)).await?;
         }
     }
 
     /// After a 101: bytes both ways, those already read first.
-    async fn tunnel(&mut self, mut connection: Connection) -> After {
-        self.open.becomes(Kind::WebSocket);
+    async fn tunnel(
+        &mut self,
+        mut connection: Connection,
+        asked: connection::Asked<'_>,
+        allowed: Allowed,
+        socket: bool,
+    ) -> After {
+        self.open.becomes(if socket { Kind::WebSocket } else { Kind::Tcp });
         let client = &mut *self.client;
-        let mut frames = Frames::default();
+        let mut switched = Switched { frames: socket.then(Frames::default), asked, allowed };
         let mut tunnel = Tunnel {
             open: self.open,
-            frames: Some(&mut frames),
+            switched: Some(&mut switched),
             peer: client.downstream.peer.as_deref(),
             downstream: &mut client.downstream.stream,
             downstream_in: &mut client.inbox,
@@ -547,7 +626,10 @@ impl Request<'_, '_> {
             unused: 0,
             accepted: 0,
             own: Stopwatch::default(),
-            upgraded: false,
+            becomes: Becomes::Bytes,
+            key: None,
+            made: None,
+            tries: Tries::default(),
         };
         self.open.serving.stats.borrow_mut().requests += 1;
         let failure = Failure { detail: detail.to_owned(), ..Failure::from(error) };
@@ -559,12 +641,18 @@ impl Request<'_, '_> {
     async fn fail(&mut self, failure: &Failure, asking: &Asking, started: bool) -> After {
         let reason = failure.error.reason;
         let answerable = !started && reason.status().is_some();
+        let mut append = self.open.worker.buffers.take_scratch();
         // What another attempt needs is a moment, or another endpoint.
-        let append: &[u8] = if reason == Reason::OverloadMemory { b"Retry-After: 1\r\n" } else { b"" };
-        let reply = Reply { detail: &failure.detail, append, ..Reply::new(reason) };
+        if reason == Reason::OverloadMemory {
+            append.extend_from_slice(b"Retry-After: 1\r\n");
+        }
+        if let Some(attempts) = asking.tries.told() {
+            attempts.write_line(&mut append);
+        }
+        let reply = Reply { detail: &failure.detail, append: &append, ..Reply::new(reason) };
         {
             let cluster = failure.upstream.as_ref().map(|upstream| upstream.config());
-            let context = Context {
+            let context = log::Context {
                 listener: &self.open.serving.name,
                 status: answerable.then(|| reply.status()),
                 caller: self.client.downstream.peer.as_deref(),
@@ -573,17 +661,20 @@ impl Request<'_, '_> {
             };
             self.open.worker.log.event(&failure.error, context);
         }
-        if answerable {
-            return self.answer(reply, asking).await;
-        }
-        self.open.serving.stats.borrow_mut().reason(reason);
-        After::Abort
+        let after = if answerable {
+            self.answer(reply, asking).await
+        } else {
+            self.open.serving.stats.borrow_mut().reason(reason);
+            After::Abort
+        };
+        self.open.worker.buffers.give_scratch(append);
+        after
     }
 
     /// Sends a reply of our own.
     async fn answer(&mut self, reply: Reply<'_>, asking: &Asking) -> After {
         // Without a body, the next request begins where this head ended; otherwise its place is unknown.
-        self.client.inbox.consume(asking.unused);
+        self.client.inbox.consume(asking.unused as usize);
         let clean = asking.body.is_done();
         let keep = clean && asking.persistent && self.open.may_stay();
         let reply = Reply { close: !keep, head: asking.asked.head, client: asking.version, ..reply };
@@ -592,7 +683,9 @@ impl Request<'_, '_> {
         let Downstream { stream, alarm, .. } = &mut *self.client.downstream;
         alarm.set(Some(self.service.idle.unwrap_or(PARKED)));
         let mut written = 0;
+        let timers = &self.open.worker.timers;
         let sent = poll_fn(|cx| {
+            timers.now();
             while written < out.len() {
                 match Pin::new(&mut *stream).poll_write(cx, &out[written..]) {
                     Poll::Ready(Ok(n)) if n > 0 => written += n,

@@ -1,19 +1,22 @@
 //! Lines about what the proxy answered or ended by itself: JSON on standard error.
 //!
 //! Holds: a worker never waits for the reader of the log. Lines go through a bounded queue to one thread, and
-//! a worker writes at most [`PER_SECOND`] of them; what is left out is counted and told in the next line.
+//! a worker writes at most [`PER_SECOND`] of them, and [`AUDITED_PER_SECOND`] about audits, which take nothing away from the
+//! others. What is left out is counted and told in the next line of its kind.
 //! Does not: log successful requests.
 
 use std::cell::Cell;
 use std::io::Write;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use outrider_proxy_core::reason::ProxyError;
+use outrider_proxy_core::reason::{ProxyError, Reason};
 use serde::Serialize;
 
 /// Most lines of one worker per second.
 pub const PER_SECOND: u32 = 50;
+/// The same of lines about what an audited policy would have denied: all of them are counted, and a few tell what they are.
+pub const AUDITED_PER_SECOND: u32 = 5;
 /// Lines that wait for the writing thread.
 const QUEUE: usize = 1024;
 
@@ -65,6 +68,8 @@ struct Line<'a> {
     endpoint: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    audit: bool,
     #[serde(skip_serializing_if = "is_zero")]
     left_out: u64,
 }
@@ -92,47 +97,142 @@ pub struct Context<'a> {
 /// A worker's share of the log.
 pub struct WorkerLog {
     log: Log,
+    events: Allowance,
+    audits: Allowance,
+}
+
+/// Lines of one kind.
+struct Allowance {
+    per_second: u32,
     second: Cell<Instant>,
     written: Cell<u32>,
     left_out: Cell<u64>,
 }
 
-impl WorkerLog {
-    /// An unused share.
-    pub fn new(log: Log) -> Self {
-        Self { log, second: Cell::new(Instant::now()), written: Cell::new(0), left_out: Cell::new(0) }
+impl Allowance {
+    fn new(per_second: u32) -> Self {
+        let second = Cell::new(Instant::now());
+        Self { per_second, second, written: Cell::new(0), left_out: Cell::new(0) }
     }
 
-    /// Writes a line, unless there were too many.
-    pub fn event(&self, error: &ProxyError, context: Context<'_>) {
+    /// Whether there may be one more now. If not, it is counted.
+    fn admits(&self) -> bool {
         if self.second.get().elapsed().as_secs() >= 1 {
             self.second.set(Instant::now());
             self.written.set(0);
         }
-        if self.written.get() >= PER_SECOND {
+        if self.written.get() >= self.per_second {
             self.left_out.set(self.left_out.get() + 1);
-            return;
+            return false;
         }
         self.written.set(self.written.get() + 1);
+        true
+    }
+}
+
+impl WorkerLog {
+    /// An unused share.
+    pub fn new(log: Log) -> Self {
+        Self { log, events: Allowance::new(PER_SECOND), audits: Allowance::new(AUDITED_PER_SECOND) }
+    }
+
+    /// Writes a line, unless there were too many.
+    pub fn event(&self, error: &ProxyError, context: Context<'_>) {
+        if !self.events.admits() {
+            return;
+        }
+        let cause = error.source.as_ref().map(ToString::to_string);
+        self.write(error.reason, error.reason.sentence(), cause, false, context);
+    }
+
+    /// Writes what an audited policy would have denied, unless there were too many lines of that.
+    pub fn audited(&self, policy: &str, context: Context<'_>) {
+        if self.audits.admits() {
+            let message = "A policy that is audited would deny this.";
+            let cause = Some(format!("access policy {policy}"));
+            self.write(Reason::CallerNotAllowed, message, cause, true, context);
+        }
+    }
+
+    fn write(&self, reason: Reason, message: &str, cause: Option<String>, audit: bool, context: Context<'_>) {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let allowance = if audit { &self.audits } else { &self.events };
+        let left_out = allowance.left_out.get();
         let line = Line {
             at_ms: u64::try_from(at.as_millis()).unwrap_or(0),
             level: "info",
-            message: error.reason.sentence(),
+            message,
             listener: context.listener,
-            reason: error.reason.as_str(),
-            fault: error.reason.fault().as_str(),
+            reason: reason.as_str(),
+            fault: reason.fault().as_str(),
             status: context.status,
             caller: context.caller,
             cluster: context.cluster,
             endpoint: context.endpoint.map(|address| address.to_string()),
-            cause: error.source.as_ref().map(ToString::to_string),
-            left_out: self.left_out.take(),
+            cause,
+            audit,
+            left_out,
         };
         let Ok(mut text) = serde_json::to_vec(&line) else { return };
         text.push(b'\n');
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.log.queue.try_send(text) {
-            self.left_out.set(self.left_out.get() + 1);
+        // Those that this line would have told of are still untold if it is not taken.
+        allowance.left_out.set(match self.log.queue.try_send(text) {
+            Ok(()) => 0,
+            Err(_) => left_out + 1,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::Receiver;
+
+    use outrider_proxy_core::reason::Side;
+
+    use super::*;
+
+    /// A log whose queue has so many places and nobody who writes.
+    fn log(places: usize) -> (WorkerLog, Receiver<Vec<u8>>) {
+        let (queue, lines) = sync_channel(places);
+        (WorkerLog::new(Log { queue }), lines)
+    }
+
+    fn lines(queue: &Receiver<Vec<u8>>) -> Vec<serde_json::Value> {
+        queue.try_iter().map(|line| serde_json::from_slice(&line).unwrap()).collect()
+    }
+
+    fn reset() -> ProxyError {
+        ProxyError::new(Side::Upstream, Reason::UpstreamReset)
+    }
+
+    #[test]
+    fn what_is_audited_leaves_the_lines_of_failures_alone() {
+        let (log, queue) = log(QUEUE);
+        for _ in 0..20 * PER_SECOND {
+            log.audited("trial/0", Context::default());
         }
+        log.event(&reset(), Context::default());
+        let lines = lines(&queue);
+        let (last, audits) = lines.split_last().unwrap();
+        assert_eq!((&last["reason"], last.get("audit")), (&"upstream_reset".into(), None));
+        assert_eq!(last.get("left_out"), None, "no line of its kind was left out");
+        assert!(audits.len() >= AUDITED_PER_SECOND as usize && audits.len() < PER_SECOND as usize);
+        assert!(audits.iter().all(|line| line["audit"] == true));
+    }
+
+    #[test]
+    fn what_is_left_out_is_told_once_in_the_next_line_that_is_taken() {
+        let (log, queue) = log(1);
+        let told = |log: &WorkerLog| {
+            log.event(&reset(), Context::default());
+            lines(&queue).iter().map(|line| line["left_out"].as_u64()).collect::<Vec<_>>()
+        };
+        log.event(&reset(), Context::default());
+        for _ in 0..3 {
+            log.event(&reset(), Context::default());
+        }
+        assert_eq!(told(&log), [None], "the queue is full of the first");
+        assert_eq!(told(&log), [Some(4)]);
+        assert_eq!(told(&log), [None]);
     }
 }

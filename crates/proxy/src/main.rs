@@ -1,10 +1,13 @@
 //! `outrider-proxy`: reads its command line and runs [`outrider_proxy::conductor`].
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use outrider_handover::{FromProxy, ToProxy, ask_first};
 use outrider_os::confine::{Confinement, Needs, View};
+use outrider_proxy::ads::Server;
 use outrider_proxy::conductor::{self, Options};
 use outrider_proxy::stamp;
 use tracing_subscriber::EnvFilter;
@@ -16,9 +19,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[derive(Parser)]
 #[command(name = "outrider-proxy", version = stamp::version())]
 struct Arguments {
-    /// The xDS server: `unix:PATH`.
-    #[arg(long, value_parser = unix_path)]
-    xds: Option<PathBuf>,
+    /// The xDS server, asked by delta ADS: `unix:PATH`, or `http://HOST:PORT` in plaintext; TLS is not supported. With
+    /// --confine, HOST is an address.
+    #[arg(long)]
+    xds: Option<Server>,
     /// Who we are towards the xDS server: NAMESPACE/INSTANCE.
     #[arg(long, default_value = "")]
     node: String,
@@ -31,6 +35,9 @@ struct Arguments {
     /// Get everything ready, but take no connection before the agent says so.
     #[arg(long)]
     hold: bool,
+    /// Wait until the agent says which process this is, with --xds, --hold and --generation; exit if it never does.
+    #[arg(long, requires = "control_fd", conflicts_with_all = ["xds", "hold", "generation", "snapshot"])]
+    spare: bool,
     /// Which process in the life of this proxy it is; the agent counts.
     #[arg(long, default_value_t = 0)]
     generation: u64,
@@ -56,22 +63,44 @@ struct Arguments {
     log: String,
 }
 
-fn unix_path(text: &str) -> Result<PathBuf, String> {
-    text.strip_prefix("unix:").map(PathBuf::from).ok_or_else(|| "only unix:PATH is supported".to_owned())
-}
+#[derive(Debug, thiserror::Error)]
+#[error("the agent said something else than which process this is")]
+struct NotBegun;
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--xds: with --confine an address is required in place of `{0}`: names cannot be looked up without files"
+)]
+struct NoNames(String);
 
 pub(crate) fn main() -> ExitCode {
+    outrider_proxy::panics::end_the_process();
     #[cfg(feature = "faults")]
     if let Err(status) = stamp::faults::start() {
         return ExitCode::from(status);
     }
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
     // Before anything else opens files: the number must still be the parent's.
     let control = match arguments.control_fd.map(outrider_os::take_inherited_fd).transpose() {
         Ok(control) => control,
         Err(error) => return fail(&error),
     };
+    if let Some(name) = arguments.xds.as_ref().filter(|_| arguments.confine).and_then(Server::name) {
+        return fail(&NoNames(name.to_owned()));
+    }
     let confinement = arguments.confine.then(|| confine(&arguments));
+    if arguments.spare {
+        match control.as_ref().map(|control| ask_first(control.as_fd(), &FromProxy::Waiting)).transpose() {
+            Ok(Some(Some(ToProxy::Begin { generation, hold, xds }))) => {
+                (arguments.generation, arguments.hold, arguments.xds) =
+                    (generation, hold, Some(Server::Unix(xds)));
+            }
+            // It was not needed.
+            Ok(None | Some(None)) => return ExitCode::SUCCESS,
+            Ok(Some(Some(_))) => return fail(&NotBegun),
+            Err(error) => return fail(&error),
+        }
+    }
     let filter = match EnvFilter::try_new(&arguments.log) {
         Ok(filter) => filter,
         Err(error) => return fail(&error),
@@ -96,6 +125,7 @@ pub(crate) fn main() -> ExitCode {
         hold: arguments.hold,
         generation: arguments.generation,
         control: arguments.control,
+        slim: true,
         ..Options::default()
     };
     match conductor::run(options, control) {

@@ -16,6 +16,20 @@ use outrider_handover::Pressure;
 const SAVING: [u64; 2] = [85, 80];
 const SHEDDING: [u64; 2] = [92, 88];
 
+/// Percent of the limit from which whoever sets it is told what is used without having asked: where the agent lets it
+/// grow (`supervise::size`, `grow_at`).
+const NEAR: u64 = 80;
+
+/// Least time between two times of telling that.
+pub const TELL: Duration = Duration::from_millis(100);
+
+/// How long nothing is refused after telling it, for the limit may be raised by then: an agent needs some two
+/// milliseconds.
+pub const ASK: Duration = Duration::from_millis(10);
+
+/// Percent of the limit from which nothing waits for that.
+const FULL: u64 = 97;
+
 /// Share of the limit and time between two looks up to there. Memory grows by megabytes in milliseconds when many
 /// requests come at once.
 const LOOKS: [(u64, Duration); 3] =
@@ -37,6 +51,16 @@ pub fn level(before: Pressure, used: u64, limit: Option<u64>) -> Pressure {
     } else {
         Pressure::None
     }
+}
+
+/// Whether so many bytes of `limit` are worth telling.
+pub fn is_near(used: u64, limit: Option<u64>) -> bool {
+    limit.is_some_and(|limit| percent(used, limit) >= NEAR)
+}
+
+/// Whether so many bytes of `limit` leave no time to ask for more.
+pub fn is_full(used: u64, limit: Option<u64>) -> bool {
+    limit.is_some_and(|limit| percent(used, limit) >= FULL)
 }
 
 /// How long until the next look; `None` if there is nothing to look at.
@@ -75,6 +99,15 @@ mod tests {
         }
         assert_eq!(level(Free, u64::MAX, Some(u64::MAX)), Free, "no overflow");
         assert_eq!(level(Free, 1, Some(0)), Shedding);
+    }
+
+    #[test]
+    fn what_nears_the_limit_is_told_before_anything_is_saved() {
+        assert!(!is_near(u64::MAX, None));
+        assert!(!is_near(79, Some(100)) && is_near(80, Some(100)));
+        for used in 0..=200 {
+            assert!(level(Free, used, Some(100)) == Free || is_near(used, Some(100)), "{used}");
+        }
     }
 
     #[test]

@@ -18,13 +18,27 @@ pub struct ReadAhead {
     tcp: TcpStream,
     ahead: Inbox,
     class: u8,
+    /// Bytes that the kernel took.
+    sent: u64,
     buffers: Rc<Buffers>,
 }
 
 impl ReadAhead {
     /// Around a socket on which the handshake has not begun.
     pub fn new(tcp: TcpStream, buffers: &Rc<Buffers>) -> Self {
-        Self { tcp, ahead: Inbox::default(), class: 0, buffers: Rc::clone(buffers) }
+        Self { tcp, ahead: Inbox::default(), class: 0, sent: 0, buffers: Rc::clone(buffers) }
+    }
+
+    /// Bytes that the kernel took so far: what a session takes is with the peer much later, if that reads slowly.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    fn count(&mut self, sent: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = sent {
+            self.sent += n as u64;
+        }
+        sent
     }
 
     /// The socket.
@@ -45,7 +59,7 @@ impl AsyncRead for ReadAhead {
         cx: &mut Context<'_>,
         space: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { tcp, ahead, class, buffers } = self.get_mut();
+        let Self { tcp, ahead, class, buffers, .. } = self.get_mut();
         if ahead.is_empty() {
             // A block of another size is taken only while this one is empty.
             ahead.park(buffers);
@@ -67,7 +81,9 @@ impl AsyncRead for ReadAhead {
 
 impl AsyncWrite for ReadAhead {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tcp).poll_write(cx, bytes)
+        let own = self.get_mut();
+        let sent = Pin::new(&mut own.tcp).poll_write(cx, bytes);
+        own.count(sent)
     }
 
     fn poll_write_vectored(
@@ -75,7 +91,9 @@ impl AsyncWrite for ReadAhead {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, bytes)
+        let own = self.get_mut();
+        let sent = Pin::new(&mut own.tcp).poll_write_vectored(cx, bytes);
+        own.count(sent)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,17 +1,22 @@
 //! A byte stream, plain or TLS, and the socket options every connection gets.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::buffers::SIZES;
+use crate::liveness::Probes;
 use crate::secured::ReadAhead;
+
+/// Most bytes that are sealed and written at once: a whole block, so that bulk goes to the kernel in one piece.
+const SEALED: usize = SIZES[SIZES.len() - 1];
 
 /// One side of a proxied connection.
 pub enum Stream {
@@ -34,6 +39,27 @@ macro_rules! each {
 }
 
 impl Stream {
+    /// A session in which we are the server, after its handshake.
+    pub fn server(mut tls: tokio_rustls::server::TlsStream<ReadAhead>) -> Self {
+        tls.get_mut().1.set_buffer_limit(Some(SEALED));
+        Self::Server(Box::new(tls))
+    }
+
+    /// A session in which we are the client, after its handshake.
+    pub fn client(mut tls: tokio_rustls::client::TlsStream<ReadAhead>) -> Self {
+        tls.get_mut().1.set_buffer_limit(Some(SEALED));
+        Self::Client(Box::new(tls))
+    }
+
+    /// Bytes of a session that are with the kernel. Of a stream without TLS none, for all that it takes are.
+    pub fn sent(&self) -> u64 {
+        match self {
+            Stream::Plain(_) => 0,
+            Stream::Server(tls) => tls.get_ref().0.sent(),
+            Stream::Client(tls) => tls.get_ref().0.sent(),
+        }
+    }
+
     /// The socket under it.
     pub fn tcp(&self) -> &TcpStream {
         match self {
@@ -41,6 +67,11 @@ impl Stream {
             Stream::Server(tls) => tls.get_ref().0.tcp(),
             Stream::Client(tls) => tls.get_ref().0.tcp(),
         }
+    }
+
+    /// Where the other side is. Costs a system call.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.tcp().peer_addr().ok().map(|address| address.ip().to_canonical())
     }
 
     /// The socket, if its bytes are the stream's bytes.
@@ -133,7 +164,18 @@ fn read_records<S: AsyncRead>(
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), inner => Pin::new(inner).poll_write(cx, bytes))
+        let stream = self.get_mut();
+        let sealed = match stream {
+            Stream::Plain(_) => false,
+            Stream::Server(tls) => tls.get_ref().1.wants_write(),
+            Stream::Client(tls) => tls.get_ref().1.wants_write(),
+        };
+        // The library would go on taking bytes up to its limit, the less at a time the fuller it is, for a peer that reads
+        // none: what waits for it is one block, and records are as long as they can be.
+        if sealed {
+            ready!(each!(&mut *stream, inner => Pin::new(inner).poll_flush(cx)))?;
+        }
+        each!(stream, inner => Pin::new(inner).poll_write(cx, bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -151,19 +193,15 @@ pub fn prepare_accepted(tcp: &TcpStream) {
     let _ = tcp.set_nodelay(true);
 }
 
-/// Connects, with TCP_NODELAY and keep-alive probes after a minute of silence.
+/// Connects, with TCP_NODELAY and these probes.
 ///
 /// # Errors
 /// What the kernel says. Does not limit the time.
-pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+pub async fn connect(address: SocketAddr, probes: Probes) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     let tcp = socket.connect(address).await?;
     tcp.set_nodelay(true)?;
-    let probes = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
-    SockRef::from(&tcp).set_tcp_keepalive(&probes)?;
+    probes.apply(SockRef::from(&tcp))?;
     Ok(tcp)
 }
 

@@ -12,12 +12,15 @@ use std::rc::Rc;
 use std::task::{Context as Task, Poll, ready};
 use std::time::Duration;
 
+use outrider_proxy_core::outlier::Outcome;
 use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
+use outrider_proxy_core::route::address_key;
 use tokio::io::AsyncWrite;
 
 use crate::buffers::{Buffers, Filled, Inbox, SIZES};
 use crate::config::TcpService;
-use crate::connection::{Allowed, Downstream};
+use crate::connection::{Allowed, Asked, Downstream, audited, not_allowed};
+use crate::liveness::Lookout;
 use crate::log::Context;
 use crate::pipes::Pipe;
 use crate::stream::{ResetWatch, Stream};
@@ -59,31 +62,52 @@ async fn forward(
 ) -> Result<(), ProxyError> {
     let Open { worker, serving, .. } = open;
     service.access.decide(downstream.peer()).map_err(|reason| ProxyError::new(Side::Local, reason))?;
-    let upstream = worker
-        .upstream(service.cluster)
-        .ok_or_else(|| ProxyError::new(Side::Local, Reason::ClusterNotReady))?;
+    permitted(open, downstream, service)?;
+    let slot = service.split.pick(None, worker.random());
+    let slot = slot.ok_or_else(|| ProxyError::new(Side::Local, Reason::NoBackends))?;
+    let upstream =
+        worker.upstream(slot).ok_or_else(|| ProxyError::new(Side::Local, Reason::ClusterNotReady))?;
     *cluster = Some(Rc::clone(&upstream));
 
-    let mut avoid = None;
+    let overload = |reason| ProxyError::new(Side::Local, reason);
+    let _running = upstream.begin_stream();
+    worker.timers.now();
+    let busy = upstream.try_busy().ok_or_else(|| overload(Reason::OverloadConnections))?;
+    let mut tried = [None; 2];
     let mut attempt = 1;
-    let (_picked, mut connection) = loop {
-        let picked = upstream.pick(worker.random(), avoid)?;
+    let (_picked, connection) = loop {
+        // Not kept, because everything that is makes a connection larger.
+        let key = if service.by_source { downstream.stream.peer().map(address_key) } else { None };
+        let picked = upstream.pick(worker.timers.lately_coarse(), || worker.random(), key, &tried)?;
         *endpoint = Some(picked.address());
-        match Box::pin(upstream.connect(&picked, &downstream.alarm, &worker.buffers)).await {
-            Ok(connection) => break (picked, connection),
-            Err(error) if error.retry == Retry::Safe && attempt < service.attempts => {
-                attempt += 1;
-                avoid = Some(picked.endpoint());
+        let connecting = upstream.connect(&picked, &downstream.alarm, worker);
+        match Box::pin(open.unless_cut(connecting)).await {
+            Ok(connection) => {
+                upstream.ended(&picked, Outcome::Answered(200), worker);
+                break (picked, connection);
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                if error.side == Side::Upstream {
+                    upstream.ended(&picked, Outcome::NotConnected, worker);
+                }
+                tried.rotate_left(1);
+                tried[1] = Some(picked.endpoint());
+                // Whoever has swallowed one attempt swallows the next.
+                let pointless = error.reason == Reason::ConnectTimeout && !upstream.has_others(&tried);
+                if error.retry != Retry::Safe || attempt >= service.attempts || pointless {
+                    return Err(error);
+                }
+                attempt += 1;
+            }
         }
     };
+    let mut connection = connection.with(busy);
     upstream.stats.borrow_mut().requests += 1;
 
     let mut inbox = Inbox::default();
     let mut tunnel = Tunnel {
         open,
-        frames: None,
+        switched: None,
         peer: downstream.peer.as_deref(),
         downstream: &mut downstream.stream,
         downstream_in: &mut inbox,
@@ -101,6 +125,13 @@ async fn forward(
         connection.stream.reset_on_close();
     }
     outcome
+}
+
+/// Whether rules let this caller in.
+fn permitted(open: &Open, downstream: &Downstream, service: &TcpService) -> Result<(), ProxyError> {
+    let Some(rules) = &service.rules else { return Ok(()) };
+    let audit = |policy: &_| audited((&open.worker, &open.serving), downstream.peer.as_deref(), policy);
+    rules.decide_bytes(downstream.peer(), audit).map_err(not_allowed)
 }
 
 /// One direction.
@@ -137,12 +168,22 @@ impl Flow {
     }
 }
 
+/// What is known of a connection that was one of HTTP.
+pub struct Switched<'a> {
+    /// Of what goes to the caller, if it is a WebSocket: of other protocols nothing is known, and nothing said in them.
+    pub frames: Option<Frames>,
+    /// What was asked for.
+    pub asked: Asked<'a>,
+    /// As of which change that is known to be allowed.
+    pub allowed: Allowed,
+}
+
 /// Two streams tied together.
 pub struct Tunnel<'a> {
     /// Whose it is.
     pub open: &'a Open,
-    /// Of what goes to the caller, if that is a WebSocket.
-    pub frames: Option<&'a mut Frames>,
+    /// What it was, if that is HTTP.
+    pub switched: Option<&'a mut Switched<'a>>,
     /// Who the caller proved to be.
     pub peer: Option<&'a str>,
     /// The caller.
@@ -163,21 +204,22 @@ impl Tunnel<'_> {
     /// Moves bytes until both directions have ended.
     ///
     /// # Errors
-    /// A side broke, nothing moved for `idle`, the caller may not call any more, or a drain is over.
+    /// A side broke or vanished, nothing moved for `idle`, the caller may not call any more, or a drain is over.
     pub async fn run(&mut self, alarm: &Alarm, idle: Option<Duration>) -> Result<(), ProxyError> {
         let buffers = &*self.open.worker.buffers;
-        let idle_ms = idle.map_or(u64::MAX, |idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
-        let mut moved = u64::MAX;
-        let mut allowed = Allowed::default();
+        let mut lookout = Lookout::new(idle);
+        // A stream of bytes may have waited for its connection since it was let in.
+        let mut allowed = self.switched.as_ref().map(|switched| switched.allowed).unwrap_or_default();
         poll_fn(|cx| {
-            allowed.check(&self.open.serving, self.peer)?;
+            let asked = self.switched.as_ref().map_or(Asked::Bytes, |switched| switched.asked);
+            allowed.check(&self.open.serving, self.peer, asked)?;
             let stage = self.open.stage();
             if stage == Stage::Cut {
                 return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::Draining)));
             }
             let up =
                 flow(cx, self.downstream, self.downstream_in, self.upstream, &mut self.up, None, buffers);
-            let mut frames = self.frames.as_deref_mut();
+            let mut frames = self.switched.as_mut().and_then(|switched| switched.frames.as_mut());
             if stage >= Stage::Closing
                 && let Some(frames) = &mut frames
             {
@@ -201,14 +243,20 @@ impl Tunnel<'_> {
                     return Poll::Ready(Err(broken(Broken::Reading(error), side)));
                 }
             }
-            let total = self.up.moved + self.down.moved;
-            if total != moved {
-                moved = total;
+            // What a session has taken moves on for as long as its peer reads.
+            let total = self.up.moved + self.down.moved + self.upstream.sent() + self.downstream.sent();
+            lookout.moved(total, alarm);
+            loop {
+                ready!(alarm.poll_rung(cx));
                 let now = alarm.now();
-                alarm.set_at(now.saturating_add(idle_ms), now);
+                if let Some((side, error)) = lookout.look(self.downstream, self.upstream, now) {
+                    return Poll::Ready(Err(broken(Broken::Reading(error), side)));
+                }
+                if lookout.is_idle(now) {
+                    return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::IdleTimeout)));
+                }
+                lookout.set(alarm, now);
             }
-            ready!(alarm.poll_rung(cx));
-            Poll::Ready(Err(ProxyError::new(Side::Local, Reason::IdleTimeout)))
         })
         .await
     }

@@ -2,9 +2,10 @@
 //!
 //! A connection has one [`Alarm`]. Moving its deadline later, which happens with every request and every
 //! chunk, writes one cell: the alarm stays in the slot it was in and moves on when that slot comes up.
-//! The clock is the kernel's coarse one, which costs next to nothing to read and is behind by up to its
-//! resolution (1 to 10 ms). Holds: an alarm rings never before its deadline and at most [`TICK`], twice that
-//! resolution and 1/32 of its distance after it; with no deadline set there is no timer. Does not: know why somebody waits.
+//! The clock is the kernel's coarse one, which is behind by up to its resolution (1 to 10 ms). A task reads it once
+//! when it is woken, and [`Timers::lately`] is what it read: a dozen readings in one turn would all say the same.
+//! Holds: an alarm rings never before its deadline and at most [`TICK`], twice that resolution and 1/32 of its distance
+//! after it; with no deadline set there is no timer. Does not: know why somebody waits.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -27,8 +28,25 @@ fn millis(time: Timespec) -> u64 {
     seconds.saturating_mul(1000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000)
 }
 
-fn coarse_ms() -> u64 {
+/// Milliseconds of the coarse clock that all threads have in common.
+pub fn coarse_ms() -> u64 {
     millis(clock_gettime(ClockId::MonotonicCoarse))
+}
+
+/// Nanoseconds of the clock that all threads have in common, exactly.
+pub fn precise_ns() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// How far apart slots for deadlines at this distance are, in milliseconds: a power of two, so that alarms share them, of
+/// at most 1/32 of the distance, or [`TICK`].
+const fn step(distance: u64) -> u64 {
+    match (distance / 32).checked_ilog2() {
+        Some(power) if 1 << power > TICK => 1 << power,
+        _ => TICK,
+    }
 }
 
 struct Entry {
@@ -45,6 +63,10 @@ pub struct Timers {
     origin: Instant,
     /// The same moment on the coarse clock, in milliseconds.
     coarse_origin: u64,
+    /// What the coarse clock said last.
+    lately: Cell<u64>,
+    /// What the exact clock said since then, if it was asked.
+    instant: Cell<Option<Instant>>,
     /// How far the coarse clock may be behind, in milliseconds.
     slack: u64,
     entries: RefCell<Vec<Entry>>,
@@ -60,9 +82,12 @@ pub struct Timers {
 impl Timers {
     /// No alarms. Somebody must poll [`drive`](Self::drive).
     pub fn new() -> Rc<Self> {
+        let coarse = coarse_ms();
         Rc::new(Self {
             origin: Instant::now(),
-            coarse_origin: coarse_ms(),
+            coarse_origin: coarse,
+            lately: Cell::new(coarse),
+            instant: Cell::new(None),
             slack: millis(clock_getres(ClockId::MonotonicCoarse)) + 1,
             entries: RefCell::default(),
             free: RefCell::default(),
@@ -75,7 +100,26 @@ impl Timers {
 
     /// Milliseconds since the worker began.
     pub fn now(&self) -> u64 {
-        coarse_ms().saturating_sub(self.coarse_origin)
+        self.lately.set(coarse_ms());
+        self.instant.set(None);
+        self.lately()
+    }
+
+    /// What [`Self::now`] said last. For tasks that have called it since they were woken.
+    pub fn lately(&self) -> u64 {
+        self.lately.get().saturating_sub(self.coarse_origin)
+    }
+
+    /// The same as [`coarse_ms`].
+    pub fn lately_coarse(&self) -> u64 {
+        self.lately.get()
+    }
+
+    /// The exact time, read at most once after each [`Self::now`]: what arrives together has one time.
+    pub fn instant(&self) -> Instant {
+        let instant = self.instant.get().unwrap_or_else(Instant::now);
+        self.instant.set(Some(instant));
+        instant
     }
 
     /// Rings alarms for ever.
@@ -133,7 +177,7 @@ impl Timers {
     }
 
     fn place(&self, id: u32, deadline: u64, now: u64) {
-        let coarse = (deadline.saturating_sub(now) / 32).next_power_of_two().max(TICK);
+        let coarse = step(deadline.saturating_sub(now));
         let slot = deadline.saturating_add(self.slack).div_ceil(coarse).saturating_mul(coarse);
         {
             let mut entries = self.entries.borrow_mut();
@@ -251,10 +295,16 @@ impl Alarm {
         self.timers.now()
     }
 
-    /// Waits for `future` no longer than the deadline.
+    /// See [`Timers::lately`].
+    pub fn lately(&self) -> u64 {
+        self.timers.lately()
+    }
+
+    /// Waits for `future` no longer than the deadline. The clock was read when this is ready.
     pub async fn within<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = std::pin::pin!(future);
         std::future::poll_fn(|cx| {
+            self.timers.now();
             if let Poll::Ready(value) = future.as_mut().poll(cx) {
                 return Poll::Ready(Some(value));
             }
@@ -279,6 +329,16 @@ impl Drop for Alarm {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_are_as_far_apart_as_is_promised() {
+        let far = (0..40).flat_map(|power| [(1u64 << power) - 1, 1 << power, (1 << power) + 1, 3 << power]);
+        for distance in (0..100_000).chain(far) {
+            let step = step(distance);
+            assert!(step <= TICK.max(distance / 32), "{distance}: {step}");
+            assert!(step == TICK || step > distance / 64, "{distance}: {step}");
+        }
+    }
 
     async fn on_worker<T>(test: impl AsyncFnOnce(Rc<Timers>) -> T) -> T {
         let timers = Timers::new();

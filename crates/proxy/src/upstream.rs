@@ -1,8 +1,8 @@
 //! One cluster on one worker: endpoints, load, and connections kept for later.
 //!
 //! Holds: a request counts as load of its endpoint until its [`Picked`] is dropped; connections of endpoints
-//! that left, or made with former certificates, are not used again; the pool is last in, first out, so that
-//! surplus connections age and are closed. Does not: know HTTP.
+//! that left, or made with former certificates, or that are too old, are not used again; the pool is last in, first out,
+//! so that surplus connections age and are closed. Does not: know HTTP.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -11,23 +11,33 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrider_proxy_core::balance::{BalanceConfig, Balancer, EndpointIndex};
+use outrider_proxy_core::balance::{Ask, Balancer, EndpointIndex, Policy};
+use outrider_proxy_core::outlier::Outcome;
 use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
 use outrider_proxy_core::stats::ClusterStats;
 use rustls::ClientConfig;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 
-use crate::buffers::{Buffers, Inbox};
-use crate::config::Cluster;
+use crate::buffers::Inbox;
+use crate::config::{Cluster, Version};
+use crate::http2::Pool;
 use crate::secured::ReadAhead;
+use crate::shared::{Busy, Lease, Limits, Opened, Places as _, Retrying, Running, Tally};
 use crate::stream::{self, Stream};
-use crate::timers::Alarm;
-use crate::tls;
+use crate::timers::{self, Alarm};
+use crate::worker::Worker;
+use crate::{descriptors, tls};
+
+/// The tally of an endpoint, and its generation.
+type Tallied = (u32, Arc<Tally>);
 
 /// A cluster's state on this worker.
 pub struct Upstream {
     config: RefCell<Arc<Cluster>>,
+    /// To what all workers know of it.
+    shared: RefCell<Lease>,
     balancer: RefCell<Balancer>,
     /// By slot of the endpoint.
     idle: RefCell<Vec<Vec<Idle>>>,
@@ -35,8 +45,14 @@ pub struct Upstream {
     /// what it has issued itself.
     sessions: RefCell<Vec<Option<Sessions>>>,
     kept: Rc<Kept>,
+    /// Its connections of HTTP/2.
+    pub h2: Pool,
     /// The cluster is gone: nothing is kept any more.
     retired: Cell<bool>,
+    /// The change of endpoints out of choice that the balancer knows.
+    epoch: Cell<u64>,
+    /// By slot of the endpoint, with its generation.
+    tallies: RefCell<Vec<Option<Tallied>>>,
     /// Numbers.
     pub stats: RefCell<ClusterStats>,
 }
@@ -85,9 +101,44 @@ pub struct Connection {
     pub inbox: Inbox,
     /// Whether it has served a request before.
     pub reused: bool,
+    /// When it was opened: worker's clock, in milliseconds.
+    born: u64,
+    /// How much of the last fifth of the greatest age is its, in parts of 256: what was opened together is not closed
+    /// together.
+    spread: u8,
     endpoint: EndpointIndex,
     settings: Option<Arc<ClientConfig>>,
     upstream: Rc<Upstream>,
+    /// Its place among those that serve something, while it does.
+    busy: Option<Busy>,
+    _opened: Opened,
+}
+
+impl Connection {
+    /// Where it leads to.
+    pub fn upstream(&self) -> &Rc<Upstream> {
+        &self.upstream
+    }
+
+    /// Gives it the place it takes while it serves something.
+    pub fn with(mut self, busy: Busy) -> Self {
+        self.busy = Some(busy);
+        self
+    }
+}
+
+impl Connection {
+    /// The TLS settings it was made with.
+    pub fn settings(&self) -> Option<&Arc<ClientConfig>> {
+        self.settings.as_ref()
+    }
+
+    /// From when on no further request is begun here, by the worker's clock: at its cluster's greatest age, or up to a fifth
+    /// of that before.
+    pub fn worn_at(&self) -> u64 {
+        let Some(age) = self.upstream.config.borrow().max_age else { return u64::MAX };
+        self.born.saturating_add(own_age(age, self.spread))
+    }
 }
 
 impl Drop for Connection {
@@ -125,15 +176,19 @@ impl Drop for Picked {
 impl Upstream {
     /// A cluster as configured.
     pub fn new(config: Arc<Cluster>, kept: &Rc<Kept>) -> Rc<Self> {
-        let mut balancer = Balancer::new(balance_config(&config));
-        balancer.update(config.endpoints.iter().cloned());
+        let mut balancer = Balancer::new(config.balance);
+        balancer.assign(&config.endpoints, &config.layout, timers::coarse_ms());
         Rc::new(Self {
+            shared: RefCell::new(Lease::new(Arc::clone(&config.shared))),
             config: RefCell::new(config),
             balancer: RefCell::new(balancer),
             idle: RefCell::default(),
             sessions: RefCell::default(),
             kept: Rc::clone(kept),
+            h2: Pool::default(),
             retired: Cell::new(false),
+            epoch: Cell::new(0),
+            tallies: RefCell::default(),
             stats: RefCell::default(),
         })
     }
@@ -143,6 +198,21 @@ impl Upstream {
         Arc::clone(&self.config.borrow())
     }
 
+    /// To what all workers know of it.
+    pub fn shared(&self) -> Lease {
+        self.shared.borrow().clone()
+    }
+
+    /// What is spoken with its endpoints.
+    pub fn version(&self) -> Version {
+        self.config.borrow().version
+    }
+
+    /// How long an unused connection is kept.
+    pub fn pool_idle(&self) -> Duration {
+        self.config.borrow().pool_idle
+    }
+
     /// Takes a new configuration; open connections stay, idle ones that do not fit it are closed.
     pub fn configure(&self, config: &Arc<Cluster>) {
         if Arc::ptr_eq(&self.config.borrow(), config) {
@@ -150,10 +220,13 @@ impl Upstream {
         }
         {
             let mut balancer = self.balancer.borrow_mut();
-            balancer.configure(balance_config(config));
-            balancer.update(config.endpoints.iter().cloned());
+            balancer.configure(config.balance);
+            balancer.assign(&config.endpoints, &config.layout, timers::coarse_ms());
         }
         *self.config.borrow_mut() = Arc::clone(config);
+        *self.shared.borrow_mut() = Lease::new(Arc::clone(&config.shared));
+        // It may be another cluster of the same name, of which other endpoints are out.
+        self.epoch.set(u64::MAX);
         self.sweep(None);
     }
 
@@ -162,13 +235,90 @@ impl Upstream {
         self.balancer.borrow().len()
     }
 
-    /// Chooses an endpoint other than `avoid`, if there is another.
+    /// Takes over who is out of choice, if that has changed.
+    fn follow(&self, now: u64, random: impl Fn() -> u64) {
+        let shared = self.shared.borrow();
+        let epoch = shared.epoch(now, random);
+        if self.epoch.replace(epoch) != epoch {
+            let mut balancer = self.balancer.borrow_mut();
+            shared.out(|out| balancer.eject(|address| out.contains(address)));
+        }
+    }
+
+    /// Counts a request.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn begin(&self) -> Result<Running, ProxyError> {
+        let running = self.shared.borrow().begin(&self.config.borrow().limits);
+        running.ok_or_else(|| ProxyError::new(Side::Local, Reason::OverloadRequests))
+    }
+
+    /// Counts a stream of bytes, of which there may be as many as connections.
+    pub fn begin_stream(&self) -> Option<Running> {
+        self.shared.borrow().begin(&Limits { requests: u32::MAX, ..self.config.borrow().limits })
+    }
+
+    /// A place for a connection that serves something, if there is one.
+    pub fn try_busy(&self) -> Option<Busy> {
+        self.shared.borrow().try_busy(&self.config.borrow().limits)
+    }
+
+    /// Whether a retry that is one more load on somebody may be made.
+    pub fn retry(&self) -> Option<Retrying> {
+        self.shared.borrow().retry(&self.config.borrow().limits, timers::coarse_ms())
+    }
+
+    /// An endpoint has answered, so long after the request was with it.
+    pub fn answered(&self, picked: &Picked, after: Duration) {
+        if self.config.borrow().balance.policy == Policy::PeakEwma {
+            let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+            self.balancer.borrow_mut().answered(picked.endpoint, micros);
+        }
+    }
+
+    /// A request of this worker to an endpoint has ended.
+    pub fn ended(&self, picked: &Picked, outcome: Outcome, worker: &Worker) {
+        let config = self.config.borrow();
+        if config.outlier.is_none() {
+            return;
+        }
+        let (slot, generation) = (picked.endpoint.slot(), picked.endpoint.generation());
+        let mut tallies = self.tallies.borrow_mut();
+        if tallies.len() <= slot {
+            tallies.resize_with(slot + 1, || None);
+        }
+        let Some(place) = tallies.get_mut(slot) else { return };
+        let tally = match place {
+            Some((of, tally)) if *of == generation => tally,
+            other => &mut other.insert((generation, config.shared.tally(picked.address))).1,
+        };
+        // Of the clock that all threads have in common.
+        let now = worker.timers.lately_coarse();
+        config.shared.ended(&config, &picked.address, tally, outcome, now, worker.random());
+    }
+
+    /// Whether there is an endpoint to choose that is not among `tried`.
+    pub fn has_others(&self, tried: &[Option<EndpointIndex>]) -> bool {
+        self.balancer.borrow().has_others(tried)
+    }
+
+    /// Chooses an endpoint that is not among `tried`, if there is one; by `key`, where one key gets one endpoint. `now` is
+    /// of the clock that all threads have in common.
     ///
     /// # Errors
     /// None is there, or none is healthy.
-    pub fn pick(self: &Rc<Self>, random: u64, avoid: Option<EndpointIndex>) -> Result<Picked, ProxyError> {
+    pub fn pick(
+        self: &Rc<Self>,
+        now: u64,
+        random: impl Fn() -> u64,
+        key: Option<u64>,
+        tried: &[Option<EndpointIndex>],
+    ) -> Result<Picked, ProxyError> {
+        self.follow(now, &random);
         let mut balancer = self.balancer.borrow_mut();
-        let picked = balancer.pick_avoiding(random, avoid);
+        balancer.tell(now);
+        let picked = balancer.choose(&Ask { random: random(), key, tried });
         let found = picked.and_then(|index| balancer.key(index).map(|address| (index, *address)));
         match found {
             Some((endpoint, address)) => Ok(Picked { upstream: Rc::clone(self), endpoint, address }),
@@ -196,6 +346,7 @@ impl Upstream {
             };
             if kept.connection.endpoint == picked.endpoint
                 && now.saturating_sub(kept.since) < kept.keep_ms
+                && now < kept.connection.worn_at()
                 && self.fits(&kept.connection)
                 && kept.connection.stream.is_quiet()
             {
@@ -206,11 +357,17 @@ impl Upstream {
     }
 
     /// Keeps a connection on which a request has just ended cleanly.
-    pub fn keep(&self, connection: Connection, now: u64, told: Option<u32>) {
-        if !self.fits(&connection) || !connection.inbox.is_empty() {
+    pub fn keep(&self, mut connection: Connection, now: u64, told: Option<u32>) {
+        let (ours, full) = {
+            let config = self.config.borrow();
+            (config.pool_idle, config.shared.open() > config.limits.connections)
+        };
+        let worn = now >= connection.worn_at();
+        if full || worn || !self.fits(&connection) || !connection.inbox.is_empty() {
             return;
         }
-        let ours = self.config.borrow().pool_idle;
+        // Its place is given up once it can be found here.
+        let _busy = connection.busy.take();
         // The endpoint closes at the time it named; a second of margin keeps us from racing it.
         let theirs = told.map(|s| Duration::from_secs(u64::from(s)).saturating_sub(Duration::from_secs(1)));
         let keep = theirs.map_or(ours, |theirs| theirs.min(ours));
@@ -228,27 +385,37 @@ impl Upstream {
 
     /// Whether a connection may serve further requests under the configuration of now.
     fn fits(&self, connection: &Connection) -> bool {
+        self.suits(connection.endpoint, connection.settings())
+    }
+
+    /// The same of a connection to this endpoint that was made with these settings.
+    pub fn suits(&self, endpoint: EndpointIndex, settings: Option<&Arc<ClientConfig>>) -> bool {
         let config = self.config.borrow();
-        let same = match (&connection.settings, &config.tls) {
+        let same = match (settings, &config.tls) {
             (None, None) => true,
             (Some(made_with), Some(now)) => Arc::ptr_eq(made_with, &now.config),
             _ => false,
         };
-        same && !self.retired.get() && self.balancer.borrow().is_listed(connection.endpoint)
+        same && !self.retired.get() && self.balancer.borrow().is_listed(endpoint)
     }
 
     /// Closes kept connections that are too old (if `now` is given), gone, or do not fit. Returns when the next
     /// of those that stay is too old; `None` if none stays.
     pub fn sweep(&self, now: Option<u64>) -> Option<u64> {
+        self.h2.sweep(self, false);
         let mut idle = std::mem::take(&mut *self.idle.borrow_mut());
         let mut next = None;
         for list in &mut idle {
             list.retain_mut(|kept| {
-                now.is_none_or(|now| now.saturating_sub(kept.since) < kept.keep_ms)
-                    && self.fits(&kept.connection)
+                now.is_none_or(|now| {
+                    now.saturating_sub(kept.since) < kept.keep_ms && now < kept.connection.worn_at()
+                }) && self.fits(&kept.connection)
                     && kept.connection.stream.is_quiet()
             });
-            let ends = list.iter().map(|kept| kept.since.saturating_add(kept.keep_ms)).min();
+            let ends = list
+                .iter()
+                .map(|kept| kept.since.saturating_add(kept.keep_ms).min(kept.connection.worn_at()));
+            let ends = ends.min();
             next = [next, ends].into_iter().flatten().min();
         }
         *self.idle.borrow_mut() = idle;
@@ -263,27 +430,44 @@ impl Upstream {
         self: &Rc<Self>,
         picked: &Picked,
         alarm: &Alarm,
-        buffers: &Rc<Buffers>,
+        worker: &Worker,
+    ) -> Result<Connection, ProxyError> {
+        self.connect_to(picked.endpoint, picked.address, alarm, worker).await
+    }
+
+    /// The same to this endpoint at this address.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn connect_to(
+        self: &Rc<Self>,
+        endpoint: EndpointIndex,
+        address: SocketAddr,
+        alarm: &Alarm,
+        worker: &Worker,
     ) -> Result<Connection, ProxyError> {
         let config = self.config();
-        let open = self.stats.borrow().active_connections;
-        if open >= u64::from(config.max_connections) && self.close_one_idle().is_none() {
-            return Err(ProxyError::new(Side::Local, Reason::OverloadConnections));
+        // Whoever connects has a place, so what is too many is idle.
+        if config.shared.open() >= config.limits.connections {
+            self.close_one_idle();
         }
         alarm.set(Some(config.connect_timeout));
         let attempt = async {
-            let tcp = stream::connect(picked.address).await.map_err(|e| failed(Reason::ConnectFailed, e))?;
+            let tcp = match stream::connect(address, config.probes).await {
+                Err(e) if descriptors::is_shortage(&e) => self.connect_short(address, e).await?,
+                outcome => outcome.map_err(|e| failed(Reason::ConnectFailed, e))?,
+            };
             let Some(settings) = &config.tls else { return Ok(Stream::Plain(tcp)) };
-            let connector = TlsConnector::from(self.resuming(picked.endpoint, &settings.config));
-            let socket = ReadAhead::new(tcp, buffers);
+            let connector = TlsConnector::from(self.resuming(endpoint, &settings.config));
+            let socket = ReadAhead::new(tcp, &worker.buffers);
             let handshake = Box::pin(connector.connect(settings.server_name.clone(), socket));
             match handshake.await {
                 Ok(stream) => match tls::peer_id(stream.get_ref().1) {
-                    Ok(_) => Ok(Stream::Client(Box::new(stream))),
+                    Ok(_) => Ok(Stream::client(stream)),
                     Err(e) => Err(failed(Reason::UpstreamIdentityMismatch, io::Error::other(e))),
                 },
                 Err(e) if tls::identity_error(&e).is_some() => {
-                    Err(failed(Reason::UpstreamIdentityMismatch, e))
+                    Err(failed(Reason::UpstreamIdentityMismatch, tls::in_words(e)))
                 }
                 Err(e) => Err(failed(Reason::UpstreamTlsFailed, e)),
             }
@@ -302,15 +486,39 @@ impl Upstream {
                     stream,
                     inbox: Inbox::default(),
                     reused: false,
-                    endpoint: picked.endpoint,
+                    born: worker.timers.now(),
+                    spread: (worker.random() >> 56) as u8,
+                    endpoint,
                     settings: config.tls.as_ref().map(|tls| Arc::clone(&tls.config)),
                     upstream: Rc::clone(self),
+                    busy: None,
+                    _opened: self.shared.borrow().opened(),
                 })
             }
             Err(e) => {
                 stats.connect_failures += 1;
                 Err(e)
             }
+        }
+    }
+
+    /// Connects where no descriptor is left, at the cost of a kept connection if there is one.
+    async fn connect_short(&self, address: SocketAddr, error: io::Error) -> Result<TcpStream, ProxyError> {
+        descriptors::feel();
+        let short = |error| {
+            ProxyError::new(Side::Local, Reason::OverloadConnections)
+                .with_retry(Retry::Safe)
+                .with_source(error)
+        };
+        match self.close_one_idle() {
+            None => Err(short(error)),
+            Some(()) => stream::connect(address, self.config().probes).await.map_err(|error| {
+                if descriptors::is_shortage(&error) {
+                    short(error)
+                } else {
+                    failed(Reason::ConnectFailed, error)
+                }
+            }),
         }
     }
 
@@ -336,6 +544,7 @@ impl Upstream {
     pub fn drop_idle(&self) {
         let idle = self.idle.take();
         drop(idle);
+        self.h2.sweep(self, true);
     }
 
     /// Closes all kept connections, and keeps none from now on: the cluster is gone. A connection that is kept
@@ -356,10 +565,26 @@ impl Upstream {
     }
 }
 
+/// In milliseconds: of the greatest age four fifths, and so many of 256 parts of the rest.
+fn own_age(greatest: Duration, spread: u8) -> u64 {
+    let greatest = u64::try_from(greatest.as_millis()).unwrap_or(u64::MAX);
+    let fifth = greatest / 5;
+    greatest - fifth + u64::try_from(u128::from(fifth) * u128::from(spread) / 256).unwrap_or(fifth)
+}
+
 fn failed(reason: Reason, error: io::Error) -> ProxyError {
     ProxyError::new(Side::Upstream, reason).with_retry(Retry::Safe).with_source(error)
 }
 
-fn balance_config(config: &Cluster) -> BalanceConfig {
-    BalanceConfig { policy: config.policy, fail_open_below_percent: config.panic_threshold }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_were_opened_together_end_within_a_fifth_of_their_age() {
+        let age = |seconds, spread| own_age(Duration::from_secs(seconds), spread);
+        assert_eq!([age(10, 0), age(10, 128), age(10, 255)], [8000, 9000, 9992]);
+        assert_eq!(own_age(Duration::from_millis(1), 255), 1);
+        assert!(own_age(Duration::MAX, 0) > u64::MAX / 2 && own_age(Duration::MAX, 255) < u64::MAX);
+    }
 }

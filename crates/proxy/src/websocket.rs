@@ -6,7 +6,28 @@
 //! Only what goes to the caller is looked at. The caller answers a close frame with its own, which travels to the
 //! endpoint like any other, so both end in an orderly way and nothing the caller sent is lost. Holds: the bytes of
 //! others are not changed; after a close frame, theirs or ours, no other frame of ours follows, and after ours none
-//! of theirs. Does not: check frames (both ends do), or read payloads.
+//! of theirs. Does not: check frames (both ends do), or read payloads. Beside that: the key of the opening handshake, for
+//! those that are opened by this proxy.
+
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// What the answer to a key is made with (RFC 6455 section 1.3).
+const MAGIC: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// A key of the opening handshake, made of 16 random bytes.
+pub fn key(high: u64, low: u64) -> String {
+    STANDARD.encode([high.to_be_bytes(), low.to_be_bytes()].concat())
+}
+
+/// What the server has to answer to a key.
+pub fn accept(key: &str) -> String {
+    let mut digest = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    digest.update(key.as_bytes());
+    digest.update(MAGIC);
+    STANDARD.encode(digest.finish())
+}
 
 /// A close frame from the server with the status 1001, "going away".
 const GOING_AWAY: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
@@ -113,6 +134,11 @@ impl Place {
 }
 
 impl Frames {
+    /// Whether all that is to be done is to write theirs.
+    pub fn is_passive(&self) -> bool {
+        self.goodbye == Goodbye::NotWanted
+    }
+
     /// Wants a close frame sent as soon as that is possible, unless there has been one.
     pub fn say_goodbye(&mut self) {
         if self.goodbye == Goodbye::NotWanted && !self.closed {
@@ -230,6 +256,14 @@ mod tests {
                 prop_assert_eq!(out, theirs);
             }
         }
+    }
+
+    /// The example of RFC 6455 section 1.3.
+    #[test]
+    fn the_answer_to_a_key_is_that_of_the_standard() {
+        assert_eq!(accept("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        let key = key(u64::from_be_bytes(*b"the samp"), u64::from_be_bytes(*b"le nonce"));
+        assert_eq!(key, "dGhlIHNhbXBsZSBub25jZQ==");
     }
 
     #[test]

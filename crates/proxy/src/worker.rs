@@ -1,4 +1,5 @@
-//! A worker: one thread that owns its connections, pools, balancing, timers and numbers, and shares nothing.
+//! A worker: one thread that owns its connections, pools, balancing, timers and numbers, and shares
+//! nothing but what [`crate::shared`] has.
 //!
 //! Commands come over a channel; configuration comes as a snapshot. Holds: sockets handed over are listened on
 //! only while the configuration has their listener and the process accepts, and connections wait in the kernel
@@ -20,7 +21,10 @@ use tokio::task::AbortHandle;
 
 use crate::buffers::Buffers;
 use crate::config::Snapshot;
+use crate::connection::{Allowed, Asked, Watched};
+use crate::descriptors;
 use crate::log::{Log, WorkerLog};
+use crate::mirror::Taps;
 use crate::timers::Timers;
 use crate::upstream::{Kept, Upstream};
 
@@ -28,7 +32,7 @@ mod accept;
 mod serving;
 
 use accept::Ear;
-pub use serving::{Kind, Open, Scope, Serving, Stage};
+pub use serving::{Http, Kind, Open, Scope, Serving, Stage};
 
 /// Most connections one worker serves at once.
 pub const MAX_CONNECTIONS: usize = 16_384;
@@ -91,6 +95,8 @@ pub struct Report {
     pub listeners: BTreeMap<Arc<str>, ListenerStats>,
     /// By name; with the number of endpoints.
     pub clusters: BTreeMap<Arc<str>, (ClusterStats, usize)>,
+    /// See [`descriptors`].
+    pub out_of_descriptors: bool,
 }
 
 /// Heads parsed in place, lent to a connection for one request.
@@ -100,6 +106,20 @@ pub struct Heads {
     pub request: RequestHead,
     /// Of the response.
     pub response: ResponseHead,
+    /// Whether what was asked for still is.
+    pub(crate) allowed: Allowed,
+    /// The head as it came, where access is decided by it or it goes on as something else.
+    pub(crate) came: Vec<u8>,
+    /// Copies of the request that want its body.
+    pub(crate) taps: Option<Box<Taps>>,
+}
+
+impl Heads {
+    /// What is looked at while the request waits. `sent` is its head as it was sent on.
+    pub(crate) fn watched<'a>(&'a mut self, sent: &'a [u8]) -> Watched<'a> {
+        let asked = Asked::Request(if self.came.is_empty() { sent } else { &self.came });
+        Watched { allowed: &mut self.allowed, asked }
+    }
 }
 
 /// Everything a connection's task can reach.
@@ -110,6 +130,10 @@ pub struct Worker {
     pub timers: Rc<Timers>,
     /// Lines for people.
     pub log: WorkerLog,
+    /// Heads of HTTP/2.
+    pub heads2: crate::http2::Heads,
+    /// Copies of requests.
+    pub(crate) copies: Rc<crate::mirror::Copies>,
     clusters: RefCell<Vec<Option<Rc<Upstream>>>>,
     servings: RefCell<BTreeMap<Arc<str>, Rc<Serving>>>,
     sockets: RefCell<BTreeMap<Arc<str>, Vec<Rc<Ear>>>>,
@@ -138,6 +162,8 @@ impl Worker {
             buffers: Rc::new(Buffers::new(start.nudge)),
             timers: Timers::new(),
             log: WorkerLog::new(start.log),
+            heads2: crate::http2::Heads::default(),
+            copies: Rc::default(),
             clusters: RefCell::default(),
             servings: RefCell::default(),
             sockets: RefCell::default(),
@@ -186,6 +212,7 @@ impl Worker {
         self.buffers.save(self.is_saving());
         if self.is_saving() {
             self.heads.take();
+            self.heads2.clear();
             for upstream in self.clusters.borrow().iter().flatten() {
                 upstream.drop_idle();
             }
@@ -200,6 +227,10 @@ impl Worker {
 
     /// Gives them back.
     pub fn give_heads(&self, mut heads: Box<Heads>) {
+        heads.taps = None;
+        if heads.came.capacity() > 0 {
+            self.buffers.give_scratch(std::mem::take(&mut heads.came));
+        }
         let mut kept = self.heads.borrow_mut();
         if kept.len() < KEPT_HEADS && !self.is_saving() {
             heads.request.reset();
@@ -313,7 +344,7 @@ impl Worker {
     }
 
     fn report(&self) -> Report {
-        let mut report = Report::default();
+        let mut report = Report { out_of_descriptors: descriptors::felt_lately(), ..Report::default() };
         for (name, serving) in &*self.servings.borrow() {
             report.listeners.insert(Arc::clone(name), serving.stats.borrow().clone());
         }

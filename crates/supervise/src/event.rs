@@ -39,7 +39,7 @@ pub enum Event {
         /// The one deadline.
         within: Duration,
     },
-    /// Take what matches out of quarantine. It is not started by that.
+    /// Take what matches out of quarantine. It is not started by that. Refused if nothing matches.
     Pardon {
         /// Engine.
         engine: Arc<str>,
@@ -263,6 +263,14 @@ pub enum Refusal {
     /// [`Event::Start`] did not come yet.
     #[error("the proxy was not started yet")]
     NotStarted,
+    /// There is nothing to be pardoned.
+    #[error("{engine} {release} is not in quarantine here, so there is nothing to pardon")]
+    NotQuarantined {
+        /// Engine.
+        engine: Arc<str>,
+        /// Release.
+        release: Arc<str>,
+    },
 }
 
 /// What has to survive a restart of the agent. Small: a few hundred bytes.

@@ -44,6 +44,7 @@ pub const MAX_REASONS: usize = 64;
 /// Reasons that an upstream, a caller, the load or what is declared can cause without any fault of the proxy.
 pub const SHARED: &[&str] = &[
     "connect_failed",
+    "connect_not_supported",
     "connect_timeout",
     "direct_response",
     "idle_timeout",
@@ -54,6 +55,7 @@ pub const SHARED: &[&str] = &[
     "overload_pending",
     "overload_requests",
     "overloaded",
+    "protocol_not_supported",
     "request_timeout",
     "total_timeout",
     "unknown_service",
@@ -63,6 +65,7 @@ pub const SHARED: &[&str] = &[
     "upstream_closed_reused_connection",
     "upstream_header_too_large",
     "upstream_identity_mismatch",
+    "upstream_no_websocket",
     "upstream_protocol_error",
     "upstream_reset",
     "upstream_tls_failed",

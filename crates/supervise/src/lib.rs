@@ -61,11 +61,14 @@
 //! ran well here, what did is started beside it: whichever is ready first accepts.
 
 pub mod gate;
+pub mod size;
 
 mod event;
 mod millis;
 mod policy;
 mod record;
+#[cfg(test)]
+mod seeds;
 mod status;
 mod supervisor;
 

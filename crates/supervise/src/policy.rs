@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::Limits;
+use crate::size;
 
 /// Times and counts. Durations are written in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,8 @@ pub struct Policy {
     pub attempts: u32,
     /// When a new release is worse than its predecessor.
     pub gate: Limits,
+    /// How much memory it gets.
+    pub size: size::Policy,
 }
 
 impl Default for Policy {
@@ -95,6 +98,7 @@ impl Default for Policy {
             young_crashes: 3,
             attempts: 3,
             gate: Limits::default(),
+            size: size::Policy::default(),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::Failure;
+use crate::size::Resize;
 
 /// Longest text taken over from outside, in bytes; the rest is cut.
 pub const MAX_TEXT: usize = 1024;
@@ -89,7 +90,7 @@ impl fmt::Display for Exit {
             Self::Signal(signal) => write!(f, "signal {signal}"),
             Self::Panic(text) => write!(f, "panic: {text}"),
             Self::OutOfMemory => f.write_str("out of memory"),
-            Self::Unknown => f.write_str("ended, nobody saw how"),
+            Self::Unknown => f.write_str("nobody saw how"),
         }
     }
 }
@@ -141,13 +142,15 @@ pub enum Cause {
     Superseded,
     /// The proxy is not needed any more.
     Stop,
+    /// It needs more memory, or less.
+    Resized(Resize),
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Crashed(exit) => write!(f, "{exit}"),
-            Self::Hung => f.write_str("it did not answer any more"),
+            Self::Hung => f.write_str("it did not answer"),
             Self::FetchFailed(error) => write!(f, "its binary could not be fetched: {error}"),
             Self::StartFailed { error, .. } => write!(f, "it could not be started: {error}"),
             Self::NotReady => f.write_str("it was not ready in time"),
@@ -160,6 +163,7 @@ impl fmt::Display for Cause {
             Self::Restart => f.write_str("restart by request"),
             Self::Superseded => f.write_str("not needed any more"),
             Self::Stop => f.write_str("stop"),
+            Self::Resized(resize) => resize.fmt(f),
         }
     }
 }
@@ -218,6 +222,8 @@ pub enum Happened {
     PutBack,
     /// It is gone.
     Ended,
+    /// Its limit of memory is another one. Whoever keeps the size of a proxy records it.
+    Resized,
 }
 
 /// One occurrence in a proxy's life.

@@ -171,6 +171,10 @@ pub struct Crashes {
     /// Until the next start.
     #[serde(with = "crate::millis::optional")]
     pub next_start: Option<Duration>,
+    /// Why there is no process of what shall run, if its program is not there or cannot be executed: then it does not
+    /// crash.
+    #[serde(default)]
+    pub absent: Option<Cause>,
 }
 
 /// Everything there is to show. Durations are as of the moment it was asked for.

@@ -197,6 +197,14 @@ impl Supervisor {
         self.serving
     }
 
+    /// What serves while nothing else is under way or asked for: no change, no crash loop, no stop.
+    pub fn settled_on(&self) -> Option<&Target> {
+        let busy =
+            self.change.is_some() || self.queued.is_some() || self.crashes.looping() || self.stop.is_some();
+        let serving = self.serving.and_then(|generation| self.processes.get(&generation))?;
+        (!busy).then_some(&serving.target)
+    }
+
     /// What has to be kept, as of now.
     pub fn memory(&self) -> &Memory {
         &self.memory
@@ -232,7 +240,11 @@ impl Supervisor {
             Event::DrainInbound { within } => self.drain_inbound(within),
             Event::Stop { within } => self.stop(within),
             Event::Pardon { engine, release } => {
+                let before = self.memory.quarantined.len();
                 self.memory.quarantined.retain(|q| (&q.engine, &q.release) != (&engine, &release));
+                if self.memory.quarantined.len() == before {
+                    self.out.push(Effect::Refused(Refusal::NotQuarantined { engine, release }));
+                }
             }
             Event::Fetched { generation } => self.fetched(generation),
             Event::FetchFailed { generation, error, jitter } => {
@@ -243,6 +255,9 @@ impl Supervisor {
             }
             Event::Started { generation } => {
                 if self.in_state(generation, &[State::Starting]) {
+                    if let Some(process) = self.processes.get(&generation) {
+                        self.crashes.started(&process.target);
+                    }
                     self.enter(generation, State::Warming);
                 }
             }

@@ -33,6 +33,10 @@ pub enum Fault {
     NeverReady,
     /// Aborts this long after its start.
     CrashAfter(Duration),
+    /// Reads a file outside of its view, says what came of it, and executes another program, this long after its start.
+    EscapeAfter(Duration),
+    /// A worker panics at the first HTTP request this long after its start.
+    PanicAfter(Duration),
     /// Loses this many MiB of memory every second.
     Leak(u32),
     /// Answers every HTTP request this much later.
@@ -47,6 +51,8 @@ impl fmt::Display for Fault {
             Self::Exit => f.write_str("exit"),
             Self::NeverReady => f.write_str("never-ready"),
             Self::CrashAfter(time) => write!(f, "crash-after={}ms", time.as_millis()),
+            Self::EscapeAfter(time) => write!(f, "escape-after={}ms", time.as_millis()),
+            Self::PanicAfter(time) => write!(f, "panic-after={}ms", time.as_millis()),
             Self::Leak(mebibytes) => write!(f, "leak={mebibytes}MiB"),
             Self::Delay(time) => write!(f, "delay={}ms", time.as_millis()),
             Self::Refuse(percent) => write!(f, "refuse={percent}%"),

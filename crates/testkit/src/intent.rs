@@ -31,14 +31,32 @@ spec:
     )
 }
 
+/// Nobody tries again, not even what was provably not processed: every loss is seen.
+pub const NO_RETRIES: &str = "---
+apiVersion: outrider.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: no-retries, namespace: shop}
+spec: {retries: {attempts: 0}}
+";
+
 /// The port `http`, declared as `port`, where the application listens on `target`.
 pub fn http(port: u16, target: u16) -> String {
     format!("{{name: http, port: {port}, targetPort: {target}, protocol: http}}")
 }
 
+/// The port `grpc`, declared as `port`, where the application listens on `target`.
+pub fn grpc(port: u16, target: u16) -> String {
+    format!("{{name: grpc, port: {port}, targetPort: {target}, protocol: grpc}}")
+}
+
 /// The port `bytes`, declared as `port`, where the application listens on `target`.
 pub fn tcp(port: u16, target: u16) -> String {
     format!("{{name: bytes, port: {port}, targetPort: {target}, protocol: tcp}}")
+}
+
+/// The port `h2`, declared as `port`, where the application speaks HTTP/2 on `target`.
+pub fn http2(port: u16, target: u16) -> String {
+    format!("{{name: h2, port: {port}, targetPort: {target}, protocol: http2}}")
 }
 
 /// `client` calls `web`, port 8080.

@@ -10,6 +10,7 @@
 
 pub mod builds;
 pub mod capture;
+pub mod clock;
 pub mod hosts;
 pub mod http;
 pub mod intent;
@@ -40,6 +41,11 @@ pub fn report(text: &str) {
 /// A number from the environment, for tests that have a long form.
 pub fn chosen(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Size of the load beside `r1k`: a tenth, or `OUTRIDER_LOAD_PERCENT`.
+pub fn scale() -> f64 {
+    chosen("OUTRIDER_LOAD_PERCENT", 10) as f64 / 100.0
 }
 
 /// Makes one test per pair of engines (calling, called) out of a function that takes a [`Pair`].

@@ -8,7 +8,7 @@
 //! ```
 //! Holds: requests come when they are due, whatever became of the ones before (open loop), and latency counts from
 //! then; nothing is ever sent twice; a class adds up: sent = complete + each kind of loss. Does not: know what is
-//! between it and the upstream, speak TLS or HTTP/2, or retry.
+//! between it and the upstream, speak TLS, or retry.
 //!
 //! `docs/load.md` says how the program `outrider-load` is used. In a test:
 //! ```no_run
@@ -37,6 +37,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+mod grpc;
 pub mod ids;
 pub mod kills;
 mod messages;
@@ -69,6 +70,8 @@ pub struct Plan {
     pub websocket: Option<Target>,
     /// Where TCP connections go; without it there are none.
     pub tcp: Option<Target>,
+    /// Where calls and streams of gRPC go; without it there are none.
+    pub grpc: Option<Target>,
     /// Where the upstreams tell what they saw: URLs of their reports, or files with their records. Ids that several
     /// of them saw were seen twice. Without any, nothing is known about that.
     pub reports: Vec<String>,
@@ -80,10 +83,10 @@ pub struct Plan {
     pub time: Duration,
     /// How long a connection or an answer may take. Afterwards it is lost.
     pub timeout: Duration,
-    /// How long a WebSocket or TCP connection must be left open: from its opening, or from the first of `drains`
+    /// How long a WebSocket, TCP connection or stream of gRPC must be left open: from its opening, or from the first of `drains`
     /// after it.
     pub drain: Duration,
-    /// How long a WebSocket or TCP connection lives until it is closed from this side and opened again, once nothing is
+    /// How long a WebSocket, TCP connection or stream of gRPC lives until it is closed from this side and opened again, once nothing is
     /// under way on it; `None` for as long as the run.
     pub lifetime: Option<Duration>,
     /// When drains began, for a drain deadline that is exact.
@@ -105,6 +108,7 @@ impl Plan {
             http: None,
             websocket: None,
             tcp: None,
+            grpc: None,
             reports: Vec::new(),
             mix: Mix::R1K.scaled(scale),
             rate: mix::R1K_RATE * scale,
@@ -154,7 +158,7 @@ impl Drains {
 pub enum LoadError {
     /// The plan asks for nothing.
     #[error(
-        "there is nothing to do: give a target for HTTP, WebSockets or TCP that the mix has connections for"
+        "there is nothing to do: give a target for HTTP, WebSockets, TCP or gRPC that the mix has connections for"
     )]
     NoTarget,
     /// The long-lived connections alone send more than the rate.
@@ -162,7 +166,7 @@ pub enum LoadError {
     Rate {
         /// Asked for.
         rate: f64,
-        /// Of WebSockets and TCP.
+        /// Of WebSockets, TCP and streams of gRPC.
         messages: f64,
     },
     /// A number of the plan is out of its bounds.
@@ -334,9 +338,12 @@ async fn drive(
             let schedule = Schedule::new(started + phase, row.interval);
             let schedule = schedule.map_err(|source| LoadError::Io { what: "a timer", source })?;
             shared.book.borrow_mut().connections(row.kind, row.connections);
+            let target = row.target.clone();
             match row.kind {
                 Kind::Http => tasks.spawn_local(requests::run(shared.clone(), schedule, number)),
-                kind => tasks.spawn_local(messages::run(shared.clone(), schedule, kind, row.target.clone())),
+                Kind::Grpc => tasks.spawn_local(grpc::calls(shared.clone(), schedule, target)),
+                Kind::GrpcStream => tasks.spawn_local(grpc::streams(shared.clone(), target)),
+                kind => tasks.spawn_local(messages::run(shared.clone(), schedule, kind, target)),
             };
         }
     }

@@ -22,6 +22,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::clock::Clock;
 use crate::hosts::Hosts;
 use crate::process::{self, Proc, User, kill_marked, marked};
 use crate::shell::Shell;
@@ -122,14 +123,35 @@ pub struct Options {
     hosts: Option<Hosts>,
     proxy: Option<PathBuf>,
     policy: Option<String>,
+    agent: Vec<String>,
+    zones: Vec<(&'static str, &'static str)>,
     disk: Option<u64>,
+    server_environment: Environment,
+    agent_environment: Environment,
 }
+
+/// Variables and their values.
+type Environment = Vec<(&'static str, PathBuf)>;
 
 impl Options {
     /// Agents bound the lives of proxies like this, where it differs from the defaults: JSON, times in milliseconds.
     #[must_use]
     pub fn policy(mut self, policy: &serde_json::Value) -> Self {
         self.policy = Some(policy.to_string());
+        self
+    }
+
+    /// Agents get this on their command line too.
+    #[must_use]
+    pub fn agent_option(mut self, option: &str) -> Self {
+        self.agent.push(option.to_owned());
+        self
+    }
+
+    /// The agent of this node is told that it is in this zone.
+    #[must_use]
+    pub fn zone(mut self, node: &'static str, zone: &'static str) -> Self {
+        self.zones.push((node, zone));
         self
     }
 
@@ -144,6 +166,20 @@ impl Options {
     #[must_use]
     pub fn small_disk(mut self, bytes: u64) -> Self {
         self.disk = Some(bytes);
+        self
+    }
+
+    /// The control plane has this clock.
+    #[must_use]
+    pub fn server_clock(mut self, clock: &Clock) -> Self {
+        self.server_environment.extend(clock.environment());
+        self
+    }
+
+    /// Agents and their proxies have this clock.
+    #[must_use]
+    pub fn agent_clock(mut self, clock: &Clock) -> Self {
+        self.agent_environment.extend(clock.environment());
         self
     }
 
@@ -314,6 +350,7 @@ impl Mesh {
         let mut command = self.outrider_on(None)?;
         command.args(["server", "--http", "127.0.0.1:0", "--log", LOG, "--state"]);
         command.arg(self.folder().join("server")).args(["--grpc", &self.grpc.to_string()]);
+        command.envs(self.options.server_environment.iter().cloned());
         let server = Proc::start("server", command, &self.log("server"))?;
         self.server = Some(server.clone());
         until("the server to answer", LONG, || {
@@ -342,6 +379,12 @@ impl Mesh {
         self.start_agent_with(node, &["--join", token.trim()])
     }
 
+    /// The agent of a node is told another zone when it is started next.
+    pub fn move_to_zone(&mut self, node: &'static str, zone: &'static str) {
+        self.options.zones.retain(|(of, _)| *of != node);
+        self.options.zones.push((node, zone));
+    }
+
     /// Starts the agent of a node that has joined before.
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
         self.start_agent_with(node, &[])
@@ -360,6 +403,7 @@ impl Mesh {
         command.args(["agent", "--node", node, "--server", &self.grpc.to_string()]).args(more);
         command.args(["--log", LOG, "--state"]).arg(self.folder().join(node));
         command.arg("--runtime").arg(self.runtime(node));
+        command.envs(self.options.agent_environment.iter().cloned());
         let proxy = self.options.proxy.clone().unwrap_or_else(|| self.binaries.join("outrider-proxy"));
         command.arg("--proxy").arg(proxy);
         if let Some(envoy) = peers::find_envoy() {
@@ -367,6 +411,11 @@ impl Mesh {
         }
         if let Some(policy) = &self.options.policy {
             command.args(["--policy", policy]);
+        }
+        command.args(&self.options.agent);
+        let zones = self.options.zones.iter().filter(|(of, _)| *of == node);
+        for (_, zone) in zones {
+            command.args(["--zone", zone]);
         }
         let agent = Proc::start(&format!("agent-{node}"), command, &self.log(&format!("agent-{node}")))?;
         self.agents.insert(node.to_owned(), agent.clone());

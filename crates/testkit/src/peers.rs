@@ -11,6 +11,9 @@ use anyhow::{Context, Result, bail};
 use crate::process::{User, find_program, run};
 use crate::wait::LONG;
 
+pub mod counters;
+pub mod forwarders;
+
 /// Says that something is not tested here.
 pub fn skipped(why: &str) {
     crate::report(&format!("skipped: {why}"));
@@ -46,6 +49,79 @@ pub fn python() -> Result<PathBuf> {
         return Ok(system.into());
     }
     find_program("python3").context("python3 is not installed")
+}
+
+/// Whether that Python has this module.
+pub fn has_python(module: &str) -> Result<bool> {
+    let mut command = Command::new(python()?);
+    command.args(["-c", &format!("import {module}")]);
+    let there = command.output().context("python3")?.status.success();
+    if !there {
+        skip_or_fail(&format!("Python has no module {module}"))?;
+    }
+    Ok(there)
+}
+
+/// Where Node finds this module of its registry: `OUTRIDER_NODE_PATH`, or `target/peers/node_modules` beside the built
+/// binaries. `None` with a message if it is not there.
+pub fn find_node_module(name: &str) -> Result<Option<PathBuf>> {
+    let named = std::env::var_os("OUTRIDER_NODE_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let folder = match named {
+        Some(folder) => Some(folder),
+        None => crate::mesh::binary_folder()?.parent().map(|target| target.join("peers/node_modules")),
+    };
+    let found = folder.filter(|folder| folder.join(name).join("package.json").is_file());
+    if found.is_none() {
+        skip_or_fail(&format!("Node has no module {name}"))?;
+    }
+    Ok(found)
+}
+
+/// A command of sslyze, the scanner of TLS: from the folder `OUTRIDER_SSLYZE`, or `target/peers/sslyze-…` beside the built
+/// binaries. `None` with a message if it is not there.
+pub fn sslyze() -> Result<Option<Command>> {
+    let named = std::env::var_os("OUTRIDER_SSLYZE").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let beside = || -> Option<PathBuf> {
+        let peers = crate::mesh::binary_folder().ok()?.parent()?.join("peers");
+        let mut found: Vec<PathBuf> =
+            std::fs::read_dir(peers).ok()?.flatten().map(|entry| entry.path()).collect();
+        found.retain(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("sslyze-"))
+        });
+        found.pop()
+    };
+    let folder = named.or_else(beside).filter(|folder| folder.join("sslyze/__main__.py").is_file());
+    let Some(folder) = folder else {
+        skip_or_fail("sslyze is not installed")?;
+        return Ok(None);
+    };
+    let mut command = Command::new(python()?);
+    command.env("PYTHONPATH", folder).env("PYTHONDONTWRITEBYTECODE", "1").args(["-m", "sslyze"]);
+    Ok(Some(command))
+}
+
+/// A Python that knows the messages of xDS, and gRPC: from the folder `OUTRIDER_XDS_PROTOS`, or `target/peers/xds-protos-…`
+/// beside the built binaries. `None` with a message if it is not there.
+pub fn xds_protos() -> Result<Option<Command>> {
+    let named = std::env::var_os("OUTRIDER_XDS_PROTOS").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let beside = || -> Option<PathBuf> {
+        let peers = crate::mesh::binary_folder().ok()?.parent()?.join("peers");
+        let found = std::fs::read_dir(peers).ok()?.flatten().map(|entry| entry.path());
+        found.max_by_key(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("xds-protos-"))
+        })
+    };
+    let folder = named.or_else(beside).filter(|folder| folder.join("envoy/service/discovery/v3").is_dir());
+    let Some(folder) = folder else {
+        skip_or_fail("Python has no xds-protos")?;
+        return Ok(None);
+    };
+    if !has_python("grpc")? {
+        return Ok(None);
+    }
+    let mut command = Command::new(python()?);
+    command.env("PYTHONPATH", folder).env("PYTHONDONTWRITEBYTECODE", "1");
+    Ok(Some(command))
 }
 
 /// Envoy: `OUTRIDER_ENVOY`, or `target/peers/envoy` beside the built binaries.

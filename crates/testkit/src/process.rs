@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
 
 use crate::wait::until;
 
@@ -134,6 +134,70 @@ pub fn memory(pid: u32, field: &str) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")).map(str::trim);
     Ok(kib.with_context(|| format!("no {field} of process {pid}"))?.parse::<u64>()? * 1024)
+}
+
+/// Bounds a resource of a process that runs; the bound before.
+pub fn bound(pid: u32, resource: Resource, most: u64) -> Result<Rlimit> {
+    let now = prlimit(pid, resource, None)?;
+    prlimit(pid, resource, Some(Rlimit { current: Some(most), maximum: now.maximum }))?;
+    Ok(now)
+}
+
+/// Gives back what [`bound`] took.
+pub fn unbound(pid: u32, resource: Resource, before: Rlimit) -> Result<()> {
+    prlimit(pid, resource, Some(before)).map(drop)
+}
+
+fn prlimit(pid: u32, resource: Resource, new: Option<Rlimit>) -> Result<Rlimit> {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("not a process id")?;
+    let Some(new) = new else { return limit_of(pid, resource) };
+    match rustix::process::prlimit(Some(raw), resource, new) {
+        // In a container root may not bound other users; each may bound itself.
+        Err(rustix::io::Errno::PERM) => prlimit_as_its_user(pid, resource, new),
+        outcome => outcome.with_context(|| format!("{resource:?} of {pid}: {new:?}")),
+    }
+}
+
+fn prlimit_as_its_user(pid: u32, resource: Resource, new: Rlimit) -> Result<Rlimit> {
+    use std::os::unix::fs::MetadataExt;
+    let before = limit_of(pid, resource)?;
+    let owner = std::fs::metadata(format!("/proc/{pid}"))?;
+    let option = match resource {
+        Resource::Nofile => "nofile",
+        Resource::Nproc => "nproc",
+        other => anyhow::bail!("not known here: {other:?}"),
+    };
+    let current = new.current.map_or("unlimited".to_owned(), |most| most.to_string());
+    let mut command = Command::new("prlimit");
+    command.uid(owner.uid()).gid(owner.gid()).current_dir("/");
+    command.args(["--pid", &pid.to_string(), &format!("--{option}={current}:")]);
+    run(command, crate::wait::LONG)?.ok()?;
+    Ok(before)
+}
+
+/// A bound as the kernel shows it.
+fn limit_of(pid: u32, resource: Resource) -> Result<Rlimit> {
+    let name = match resource {
+        Resource::Nofile => "Max open files",
+        Resource::Nproc => "Max processes",
+        other => anyhow::bail!("not known here: {other:?}"),
+    };
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix(name)).context("no such limit")?;
+    let numbers: Vec<Option<u64>> = line.split_whitespace().take(2).map(|word| word.parse().ok()).collect();
+    let [current, maximum] = numbers[..] else { anyhow::bail!("{line:?}") };
+    Ok(Rlimit { current, maximum })
+}
+
+/// Lets a process have no file descriptor but those it has; the bound before.
+pub fn no_more_descriptors(pid: u32) -> Result<Rlimit> {
+    let mut open = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        open.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u64>().ok()));
+    }
+    // The next one gets the lowest number that is free.
+    let free = (0..).find(|number| !open.contains(number)).unwrap_or(0);
+    bound(pid, Resource::Nofile, free)
 }
 
 /// A command that has ended.

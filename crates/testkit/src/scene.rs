@@ -2,7 +2,7 @@
 //! the time, and somebody who connects all the time.
 //!
 //! ```text
-//! load ──► proxy of shop/client ──┬──► proxy of shop/web ──► upstream (HTTP, WebSockets)
+//! load ──► proxy of shop/client ──┬──► proxy of shop/web ──► upstream (HTTP, WebSockets, gRPC)
 //! prober ──►                      └──► proxy of shop/db  ──► upstream (TCP)
 //! ```
 //! Holds: no retries anywhere; [`Scene::finish`] fails unless the applications are the processes of the beginning.
@@ -29,6 +29,8 @@ use crate::{Pair, builds, intent, ports};
 
 /// The only node.
 pub const NODE: &str = "node1";
+/// Where callers reach the gRPC of the called service.
+pub const GRPC_PORT: u16 = 9090;
 /// Longer than any test.
 const FOR_EVER: Duration = Duration::from_secs(86_400);
 
@@ -59,8 +61,8 @@ impl Side {
     /// The connections of the load that lead through it.
     pub fn kinds(self) -> &'static [Kind] {
         match self {
-            Self::Client => &[Kind::Http, Kind::WebSocket, Kind::Tcp],
-            Self::Web => &[Kind::Http, Kind::WebSocket],
+            Self::Client => &[Kind::Http, Kind::WebSocket, Kind::Tcp, Kind::Grpc, Kind::GrpcStream],
+            Self::Web => &[Kind::Http, Kind::WebSocket, Kind::Grpc, Kind::GrpcStream],
             Self::Db => &[Kind::Tcp],
         }
     }
@@ -76,35 +78,66 @@ pub struct Scene {
     apps: Vec<App>,
     upstream: Upstream,
     web: SocketAddr,
+    grpc: SocketAddr,
     db: SocketAddr,
+    targets: (u16, u16, u16),
     processes: BTreeMap<Side, u32>,
 }
 
 impl Scene {
-    /// Everything runs and answers.
+    /// Everything runs and answers, on native proxies.
     pub fn start(options: Options) -> Result<Self> {
-        let (http, tcp) = (ports::reserve()?, ports::reserve()?);
+        Self::of_pair(options, Pair::NATIVE)
+    }
+
+    /// The same on proxies of these engines.
+    pub fn of_pair(options: Options, pair: Pair) -> Result<Self> {
+        let (http, tcp, grpc) = (ports::reserve()?, ports::reserve()?, ports::reserve()?);
         let local = |port| Some(([127, 0, 0, 1], port).into());
-        let options_of_upstream =
-            upstream::Options { http: local(http), tcp: local(tcp), delay: Duration::ZERO };
+        let options_of_upstream = upstream::Options {
+            http: local(http),
+            tcp: local(tcp),
+            grpc: local(grpc),
+            delay: Duration::ZERO,
+        };
         let upstream = Upstream::start(options_of_upstream)?;
         let mesh = options.start()?;
-        let pair = Pair::NATIVE;
         let documents = intent::client(pair.client, "client", "web, db")
-            + &intent::server(pair.server, "web", &intent::http(8080, http))
-            + &intent::server(pair.server, "db", &intent::tcp(5432, tcp));
+            + &intent::server(pair.server, "web", &web_ports(http, grpc))
+            + &intent::server(pair.server, "db", &intent::tcp(5432, tcp))
+            + intent::NO_RETRIES;
         mesh.apply(&documents)?;
         let apps = vec![mesh.stand_in("shop/web")?, mesh.stand_in("shop/db")?];
         let shell = mesh.shell("shop/client")?;
         let (web, db) = (shell.address("web", 8080)?, shell.address("db", 5432)?);
-        let mut scene = Self { mesh, shell, apps, upstream, web, db, processes: BTreeMap::new() };
+        let entry = shell.address("web", GRPC_PORT)?;
+        let mut scene = Self {
+            mesh,
+            shell,
+            apps,
+            upstream,
+            web,
+            grpc: entry,
+            db,
+            targets: (http, tcp, grpc),
+            processes: BTreeMap::new(),
+        };
         scene.wait_answers()?;
+        until("calls of gRPC to be answered", LONG, || match scene.call() {
+            Ok(report) if report.is_clean() => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
         for side in Side::ALL {
             let app = scene.mesh.local(NODE, side.service())?.app;
             ensure!(app != 0, "{side:?} has no application");
             scene.processes.insert(side, app);
         }
         Ok(scene)
+    }
+
+    /// Where the applications listen: HTTP, TCP and gRPC.
+    pub fn targets(&self) -> (u16, u16, u16) {
+        self.targets
     }
 
     /// Waits until both services answer.
@@ -119,6 +152,13 @@ impl Scene {
             };
             ask().map_err(|error| format!("{error:#}"))
         })
+    }
+
+    /// Calls of gRPC for a moment.
+    fn call(&self) -> Result<Report> {
+        let grpc = Some(Target::address(&self.grpc.to_string())?);
+        let plan = Plan { grpc, time: Duration::from_millis(100), ..Plan::r1k(1.0) };
+        load::run(plan).context("no load")
     }
 
     /// Load until it is stopped: `r1k` at this scale.
@@ -139,6 +179,7 @@ impl Scene {
             http: Some(http.clone()),
             websocket: Some(http),
             tcp: Some(Target::address(&self.db.to_string())?),
+            grpc: Some(Target::address(&self.grpc.to_string())?),
             reports: vec![self.upstream.report_url()],
             time: FOR_EVER,
             lifetime,
@@ -208,6 +249,11 @@ impl Scene {
         self.check_applications()?;
         self.mesh.finish()
     }
+}
+
+/// The ports of the called service.
+pub fn web_ports(http: u16, grpc: u16) -> String {
+    format!("{}, {}", intent::http(8080, http), intent::grpc(GRPC_PORT, grpc))
 }
 
 /// The process that serves and the version it says it is, in what [`Mesh::describe_proxy`] shows.

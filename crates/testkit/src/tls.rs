@@ -2,10 +2,11 @@
 //! it is seen on the wire.
 
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::Engine as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -48,6 +49,14 @@ impl Identity {
         Self::leaf(spiffe_id, &Issuer::from_ca_cert_pem(&read("root.pem")?, key)?)
     }
 
+    /// Writes the chain and the key into this folder, as PEM, for programs that read files.
+    pub fn save(&self, folder: &Path) -> Result<(PathBuf, PathBuf)> {
+        let (chain, key) = (folder.join("chain.pem"), folder.join("key.pem"));
+        std::fs::write(&chain, self.chain.iter().map(|one| pem("CERTIFICATE", one)).collect::<String>())?;
+        std::fs::write(&key, pem("PRIVATE KEY", self.key.secret_der()))?;
+        Ok((chain, key))
+    }
+
     fn leaf(spiffe_id: &str, issuer: &Issuer<'_, KeyPair>) -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut leaf = CertificateParams::default();
@@ -60,6 +69,12 @@ impl Identity {
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         Ok(Self { chain: vec![certificate.der().clone()], key: key.into() })
     }
+}
+
+fn pem(kind: &str, der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines = text.as_bytes().chunks(64).map(|line| format!("{}\n", String::from_utf8_lossy(line)));
+    format!("-----BEGIN {kind}-----\n{}-----END {kind}-----\n", lines.collect::<String>())
 }
 
 /// A connection in TLS.

@@ -65,6 +65,14 @@ pub fn exchange(connection: &mut Connection<TcpStream>, host: &str, messages: &[
     Ok(())
 }
 
+/// The client's side of the handshake alone.
+pub fn open(connection: &mut Connection<TcpStream>, host: &str, target: &str) -> Result<()> {
+    connection.send(request(host, target).as_bytes())?;
+    let response = connection.response("GET")?;
+    ensure!(response.status()? == 101, "answered {:?}", response.head.line);
+    Ok(())
+}
+
 /// The request of the handshake.
 pub(crate) fn request(host: &str, target: &str) -> String {
     format!(

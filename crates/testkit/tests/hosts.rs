@@ -9,7 +9,7 @@ use outrider_testkit::process::{self, marked};
 use outrider_testkit::shell::Shell;
 use outrider_testkit::wait::LONG;
 use outrider_testkit::{
-    Hosts, Mesh, Pair, for_each_pair, intent, peers, ports, promised, report, tls, until,
+    Engine, Hosts, Mesh, Pair, for_each_pair, intent, peers, ports, promised, report, tls, until,
 };
 use rustix::process::Signal;
 
@@ -115,6 +115,80 @@ fn traffic_crosses_hosts_and_a_silent_host_is_left(pair: Pair) -> Result<()> {
     until("answers of host3 only", LONG, || {
         let answers = ask(&shell, 10).map_err(|error| format!("{error:#}"))?;
         if answers.iter().all(|answer| answer == "host3") { Ok(()) } else { Err(format!("{answers:?}")) }
+    })?;
+    mesh.finish()
+}
+
+/// Sends and reads lines at a pace until that fails, and says what with.
+const TALK: &str = "
+import socket, time
+s = socket.create_connection(('db', 7000), 30)
+s.settimeout(None)
+f = s.makefile('rwb', 0)
+try:
+    while True:
+        f.write(b'line\\n')
+        if f.readline() != b'line\\n': raise EOFError('the end')
+        print('echoed', flush=True)
+        time.sleep(0.1)
+except (OSError, EOFError) as e:
+    print('over', type(e).__name__, flush=True)
+";
+
+const ECHO: &str = "
+import socketserver as s
+class H(s.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile: self.wfile.write(line)
+class T(s.ThreadingTCPServer): allow_reuse_address = True
+T(('127.0.0.1', TARGET), H).serve_forever()
+";
+
+/// Edge case 34: a stream of bytes to a host that lost its network ends with a reason, at both sides of the mesh, although no
+/// packet says so: TCP by itself would send again for a quarter of an hour.
+#[test]
+fn e34_a_stream_to_a_host_that_vanished_ends() -> Result<()> {
+    let Some(hosts) = Hosts::new(2)? else { return Ok(()) };
+    let target = ports::reserve()?;
+    let mesh = Options::default().hosts(hosts).start()?;
+    mesh.apply(
+        &(intent::client(Engine::Native, "client", "db")
+            + &intent::server(Engine::Native, "db", &intent::tcp(7000, target))),
+    )?;
+    let shell = mesh.shell_on("host1", "shop/client")?;
+    let python = peers::python()?.display().to_string();
+    let echo = ECHO.replace("TARGET", &target.to_string());
+    let db = mesh.spawn("host2", "shop/db", vec![python.clone(), "-c".into(), echo])?;
+    mesh.wait_ready_app(&db)?;
+    let talk = format!("{python} -c \"{TALK}\"");
+    // Its proxy may not know the endpoint yet.
+    let job = until("an echo", LONG, || {
+        let job = shell.spawn(&talk).map_err(|error| format!("{error:#}"))?;
+        until("a word", LONG, || match job.stdout() {
+            said if said.is_empty() => Err("silence".to_owned()),
+            said => Ok(said),
+        })
+        .map_err(|error| format!("{error:#}"))
+        .and_then(|said| if said.starts_with("echoed") { Ok(job) } else { Err(said) })
+    })?;
+
+    mesh.hosts()?.set_cable(2, false)?;
+    let start = Instant::now();
+    let ended = job.wait(LONG)?;
+    report(&format!("a stream to a host without a cable ended after {:?}", start.elapsed()));
+    ensure!(ended.stdout.ends_with("over ConnectionResetError\n"), "{}", ended.stdout);
+    until("the reason", LONG, || {
+        let client = mesh.instance_of("shop/client").map_err(|error| format!("{error:#}"))?;
+        let reasons = client.proxy.outbound.get("shop/db").map(|traffic| traffic.reasons.clone());
+        let said = reasons.as_ref().is_some_and(|reasons| reasons.contains_key("upstream_reset"));
+        if said { Ok(()) } else { Err(format!("{reasons:?}")) }
+    })?;
+    mesh.hosts()?.set_cable(2, true)?;
+    // The other side has had no answer either, and is told as much.
+    until("the reason at the side of the one that was called", LONG * 2, || {
+        let db = mesh.instance_of("shop/db").map_err(|error| format!("{error:#}"))?;
+        let reasons = db.proxy.inbound.reasons;
+        if reasons.contains_key("client_gone") { Ok(()) } else { Err(format!("{reasons:?}")) }
     })?;
     mesh.finish()
 }

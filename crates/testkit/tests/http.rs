@@ -9,7 +9,7 @@ use outrider_testkit::http::{Connection, Framing, Pattern};
 use outrider_testkit::origin::{ODD_FIELDS, Origin};
 use outrider_testkit::shell::Shell;
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{Mesh, Pair, for_each_pair, intent, peers, ports, process, report, websocket};
+use outrider_testkit::{Engine, Mesh, Pair, for_each_pair, intent, peers, ports, process, report, websocket};
 
 for_each_pair!(
     unmodified_software_reaches_nginx,
@@ -82,6 +82,22 @@ fn unmodified_software_reaches_nginx(pair: Pair) -> Result<()> {
     let missing =
         shell.ok(&format!("curl -sS -w '%{{http_code}}' -o /dev/null http://web:{PORT}/none"), LONG)?;
     assert_eq!(missing, "404");
+
+    // HTTP/1.0, which a managed Envoy does not take.
+    let first = "curl -sS -0 -o /dev/null -w '%{http_code} %{http_version}'";
+    if pair.client == Engine::Native {
+        let passes = format!(
+            "curl -sS -0 --fail http://web:{PORT}/page | cmp - page && \
+             curl -sS -0 --fail -T up http://web:{PORT}/up/first && \
+             curl -sS -0 --fail http://web:{PORT}/up/first | cmp - up && \
+             {first} http://web:{PORT}/page"
+        );
+        let page = format!("cp {} page && ", folder.join("page").display());
+        let said = shell.ok(&(page + &passes), LONG)?;
+        ensure!(said.starts_with("200 1."), "{said}");
+    } else {
+        assert_eq!(shell.ok(&format!("{first} http://web:{PORT}/page"), LONG)?, "426 1.1");
+    }
 
     // Python's own clients.
     let script = mesh.scratch()?.join("client.py");

@@ -3,21 +3,21 @@
 //! Every test: the mix `r1k`, smaller; retries off; the applications are the same processes afterwards. What is
 //! measured is printed, and judged only where a number is promised.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use outrider_testkit::builds;
+use outrider_testkit::http::Connection;
 use outrider_testkit::mesh::{self, Options};
 use outrider_testkit::prober::quantiles;
 use outrider_testkit::process;
 use outrider_testkit::scene::{NODE, check_probes, serving};
 use outrider_testkit::wait::{LONG, pass};
-use outrider_testkit::{Scene, Side, chosen, peers, promised, report, until};
+use outrider_testkit::{Engine, Scene, Side, chosen, intent, peers, promised, report, scale, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-/// Size of the load beside `r1k`.
-const SCALE: f64 = 0.1;
 
 /// kill -9 of both sides' proxies by turns: nothing is lost but what was in flight in the process, no connection is
 /// refused, and there is no giving up. As many as `OUTRIDER_PROXY_KILLS` says.
@@ -25,7 +25,7 @@ const SCALE: f64 = 0.1;
 fn killed_proxies_are_not_missed() -> Result<()> {
     let kills = chosen("OUTRIDER_PROXY_KILLS", 6);
     let scene = Scene::start(Options::default())?;
-    let (load, prober) = (scene.load(SCALE)?, scene.prober());
+    let (load, prober) = (scene.load(scale())?, scene.prober());
     let (mut moments, mut times) = (Vec::new(), [Vec::new(), Vec::new()]);
     for number in 0..kills {
         // Not always at the same moment of the load's own rhythm.
@@ -54,7 +54,7 @@ fn killed_proxies_are_not_missed() -> Result<()> {
 fn a_proxy_that_hangs_is_replaced() -> Result<()> {
     let scene = Scene::start(Options::default())?;
     for side in [Side::Client, Side::Web] {
-        let load = scene.load(SCALE)?;
+        let load = scene.load(scale())?;
         let pid = scene.proxy(side)?;
         let stopped = Instant::now();
         // It ends by SIGKILL of its agent; until then what leads through it hangs with it.
@@ -81,7 +81,7 @@ fn a_proxy_that_hangs_is_replaced() -> Result<()> {
 #[test]
 fn killed_proxies_need_no_control_plane() -> Result<()> {
     let mut scene = Scene::start(Options::default())?;
-    let load = scene.load(SCALE)?;
+    let load = scene.load(scale())?;
     scene.mesh.kill_server()?;
     for side in Side::ALL {
         scene.kill(side, Signal::KILL, &load)?;
@@ -147,6 +147,87 @@ fn every_signal_is_noticed_and_recorded() -> Result<()> {
         })?;
         scene.wait_answers()?;
     }
+    scene.finish()
+}
+
+/// Also of one that an agent before this one started, whose child it is not.
+#[test]
+fn the_end_of_a_proxy_that_was_taken_over_is_recorded() -> Result<()> {
+    let mut scene = Scene::start(Options::default())?;
+    scene.mesh.kill_agent(NODE)?;
+    scene.mesh.start_agent(NODE)?;
+    let side = Side::Web;
+    let shown = scene.mesh.wait_unchanging(NODE, side.service(), LONG)?;
+    let (pid, _) = serving(&shown)?;
+    process::end_and_wait(pid, Signal::KILL)?;
+    let record = record_of(&scene, side, &shown["status"]["serving"])?;
+    ensure!(record["cause"]["crashed"] == json!({ "signal": 9 }), "{record}");
+    scene.wait_answers()?;
+    scene.finish()
+}
+
+/// Puts a program in the place of another that may be running.
+fn replace(program: &Path, by: &Path) -> Result<()> {
+    let new = program.with_extension("new");
+    // Not written by this process: see `builds`.
+    let mut install = Command::new("install");
+    install.arg("-m755").args([by, &new]);
+    process::run(install, LONG)?.ok()?;
+    Ok(std::fs::rename(&new, program)?)
+}
+
+/// The program that came with the agent goes bad under a proxy, which then crashes again and again with nothing better to
+/// go back to: starts are paused, and only its own. A new workload on the same host is placed and carries traffic
+/// meanwhile. Connections to the one that crashes wait, and are answered once the cause has gone, without any command.
+#[test]
+fn a_crash_loop_is_bounded_and_blocks_no_other_workload() -> Result<()> {
+    if !mesh::binary_folder()?.join("outrider-proxy-faults").is_file() {
+        return peers::skip_or_fail("outrider-proxy-faults is not built");
+    }
+    let folder = tempfile::tempdir()?;
+    let bad = builds::bad(folder.path(), "6.6.6", builds::Fault::CrashAfter(Duration::from_millis(50)))?;
+    let good = builds::stamped(folder.path(), "1.0.0")?;
+    let builtin = folder.path().join("builtin");
+    replace(&builtin, &good)?;
+    let policy = json!({ "crash_limit": 4, "pause": 8000, "max_pause": 8000 });
+    let scene = Scene::start(Options::default().proxy(builtin.clone()).policy(&policy))?;
+    let (web, side) = (scene.shell.address("web", 8080)?, Side::Web);
+    let inbound = || scene.mesh.endpoint_of(side.service(), "http");
+    let place = inbound()?;
+
+    replace(&builtin, &bad)?;
+    process::end_and_wait(scene.proxy(side)?, Signal::KILL)?;
+    let looping = until("a crash loop", LONG, || {
+        let shown = scene.mesh.describe_proxy(NODE, side.service()).map_err(|error| format!("{error:#}"))?;
+        let status = &shown["status"];
+        // Its next start is a while away, so that the program can be replaced before.
+        let waits = status["crashes"]["looping"] == true && status["generations"] == json!([]);
+        if waits { Ok(status.clone()) } else { Err(status.to_string()) }
+    })?;
+    report(&looping.to_string());
+    replace(&builtin, &good)?;
+    let mut waiting = Connection::open(web)?;
+    waiting.send(b"GET / HTTP/1.1\r\nHost: web:8080\r\n\r\n")?;
+
+    let more = intent::client(Engine::Native, "another", "db");
+    scene.mesh.apply(&more)?;
+    let another = scene.mesh.shell("shop/another")?;
+    let mut line = Connection::open(another.address("db", 5432)?)?;
+    line.send(b"hello\n")?;
+    line.bytes(1)?;
+
+    scene.wait_answers()?;
+    let answer = waiting.response("GET")?;
+    report(&format!("who called meanwhile was answered {}", answer.head.line));
+    let told = scene.mesh.events(NODE, side.service())?;
+    let paused = told.iter().filter(|event| !event["record"]["next"]["backed_off"].is_null()).count();
+    ensure!(paused >= 1, "no pause was told: {told:?}");
+    let shown = scene.mesh.wait_unchanging(NODE, side.service(), LONG)?;
+    ensure!(serving(&shown)?.1 == "1.0.0", "{shown}");
+    scene.mesh.wait_instances("the same endpoint", side.service(), LONG, |all| {
+        all.len() == 1 && all[0].state == "ready"
+    })?;
+    ensure!(inbound()? == place, "another address");
     scene.finish()
 }
 

@@ -1,20 +1,22 @@
 //! Agents and control planes are restarted and killed, alone and together with proxies, disks are damaged and full: the
 //! traffic goes on, or is back, and what is said of it is true.
 
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use outrider_testkit::mesh::Options;
+use outrider_testkit::http::Connection;
+use outrider_testkit::mesh::{Mesh, Options};
 use outrider_testkit::process::{end_and_wait, is_running};
 use outrider_testkit::scene::{NODE, check_probes, serving};
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{Engine, Scene, Side, intent, peers, report, until};
+use outrider_testkit::{Engine, Scene, Side, intent, peers, report, scale, until};
 use rustix::process::Signal;
 use serde_json::json;
 
-const SCALE: f64 = 0.1;
 /// Of WebSockets and TCP connections: shorter than any drain below, so that nothing is left at its end.
 const LIFETIME: Duration = Duration::from_secs(2);
 
@@ -47,7 +49,7 @@ fn a_restarted_agent_is_not_noticed() -> Result<()> {
     let policy = json!({ "probation": 500, "drain": 20_000 });
     let mut scene = Scene::start(Options::default().policy(&policy))?;
     scene.stamp_releases(&["0.9.1", "0.10.0"])?;
-    let (load, prober) = (scene.load_of_short(SCALE, LIFETIME)?, scene.prober());
+    let (load, prober) = (scene.load_of_short(scale(), LIFETIME)?, scene.prober());
     for (killed, release) in [(true, "0.9.1"), (false, "0.10.0")] {
         let before = proxies(&scene)?;
         if killed {
@@ -71,14 +73,23 @@ fn a_restarted_agent_is_not_noticed() -> Result<()> {
     scene.finish()
 }
 
-/// Every combination of killing control plane, agent and proxies.
+/// Where every instance of the host is listened for.
+fn addresses(scene: &Scene) -> Result<BTreeMap<String, serde_json::Value>> {
+    let overview = scene.mesh.ask_agent(NODE, &json!({ "type": "list" }))?;
+    let instances = overview["instances"].as_array().context("no instances in the overview")?;
+    Ok(instances.iter().map(|one| (one["name"].to_string(), one["listeners"].clone())).collect())
+}
+
+/// Every combination of killing control plane, agent and proxies; nobody is refused a connection meanwhile, because every
+/// `run` holds the sockets of its instance too. In the last round the control plane stays away until traffic is back.
 #[test]
 fn whatever_is_killed_together_is_back() -> Result<()> {
     let mut scene = Scene::start(Options::default())?;
-    for number in 1..8_u8 {
+    let places = addresses(&scene)?;
+    for (number, late) in (1..8_u8).map(|number| (number, false)).chain([(7, true)]) {
         let (server, agent, proxy) = (number & 1 != 0, number & 2 != 0, number & 4 != 0);
-        let what = format!("control plane {server}, agent {agent}, proxies {proxy}");
-        let load = scene.load(SCALE)?;
+        let what = format!("control plane {server} (late: {late}), agent {agent}, proxies {proxy}");
+        let load = scene.load(scale())?;
         if server {
             scene.mesh.kill_server()?;
         }
@@ -93,29 +104,29 @@ fn whatever_is_killed_together_is_back() -> Result<()> {
                         load.kills().during(side.kinds(), || end_and_wait(pid, Signal::KILL))?;
                     }
                 }
-                // Nobody is left to ask who they are.
-                None => kill_proxies(&scene)?,
+                // Nobody is left to ask who they are. Everything leads through them.
+                None => load.kills().during(Side::Client.kinds(), || kill_proxies(&scene))?,
             }
         }
-        if server {
+        if server && !late {
             scene.mesh.start_server()?;
         }
-        if agent {
-            scene.mesh.start_agent(NODE)?;
+        match (agent, late) {
+            (true, true) => scene.mesh.start_agent_alone(NODE)?,
+            (true, false) => scene.mesh.start_agent(NODE)?,
+            _ => {}
         }
         scene.wait_answers().context(what.clone())?;
+        if late {
+            scene.mesh.start_server()?;
+        }
         check_status(&scene).context(what.clone())?;
         scene.check_applications().context(what.clone())?;
-        if agent && proxy {
-            // Nobody held the sockets meanwhile.
-            let result = load.finish()?;
-            report(&format!("{what}: {} lost", result.losses()));
-        } else {
-            load.wait_more(20)?;
-            let result = load.finish_clean().context(what.clone())?;
-            report(&format!("{what}: {} lost, all of them in flight in a proxy", result.losses()));
-        }
-        let load = scene.load(SCALE)?;
+        ensure!(addresses(&scene)? == places, "{what}: other addresses");
+        load.wait_more(20)?;
+        let result = load.finish_clean().context(what.clone())?;
+        report(&format!("{what}: {} lost, all of them in flight in a proxy", result.losses()));
+        let load = scene.load(scale())?;
         load.wait_more(50)?;
         let result = load.finish()?;
         ensure!(result.is_clean(), "{what}, afterwards: {result}");
@@ -123,13 +134,113 @@ fn whatever_is_killed_together_is_back() -> Result<()> {
     scene.finish()
 }
 
+/// While agent, proxies and control plane are gone, a connection is made all the same and waits; it is the one that is
+/// answered. Twice, because the second agent gets sockets from `run` that the first had from there.
+#[test]
+fn connections_wait_while_everything_is_gone_and_are_answered() -> Result<()> {
+    let mut scene = Scene::start(Options::default())?;
+    let (web, db) = (scene.shell.address("web", 8080)?, scene.shell.address("db", 5432)?);
+    wait_last_good(&scene)?;
+    for _ in 0..2 {
+        scene.mesh.kill_server()?;
+        scene.mesh.kill_agent(NODE)?;
+        kill_proxies(&scene)?;
+        let mut request = Connection::open(web)?;
+        request.send(b"GET / HTTP/1.1\r\nHost: web:8080\r\n\r\n")?;
+        let mut line = Connection::open(db)?;
+        line.send(b"hello\n")?;
+        scene.mesh.start_agent_alone(NODE)?;
+        let answer = request.response("GET")?;
+        ensure!(answer.reason().is_none() && answer.text().contains("x-load-id"), "{answer:?}");
+        line.bytes(1)?;
+        scene.mesh.start_server()?;
+        check_status(&scene)?;
+    }
+    scene.finish()
+}
+
+/// What the configuration has dropped is closed everywhere, also by `run`: a connection is refused and does not wait for
+/// nobody. The same when the agent was away meanwhile, and when the application ends.
+#[test]
+fn a_listener_that_is_dropped_is_refused_and_not_left_to_wait() -> Result<()> {
+    let mut mesh = Options::default().start()?;
+    let web = |name: &str, port: u16| {
+        let port = format!("{{name: {name}, port: {port}, targetPort: 9, protocol: http}}");
+        intent::server(Engine::Native, "web", &port)
+    };
+    mesh.apply(&web("first", 8080))?;
+    let app = mesh.spawn(NODE, "shop/web", ["sleep", "86400"])?;
+    let place = |mesh: &Mesh, name: &str| -> Result<SocketAddr> {
+        until(&format!("a listener {name}"), LONG, || {
+            let overview =
+                mesh.ask_agent(NODE, &json!({ "type": "list" })).map_err(|error| error.to_string())?;
+            let instance = &overview["instances"][0];
+            let address =
+                instance["listeners"][format!("inbound/{name}")].as_str().and_then(|a| a.parse().ok());
+            let runs = instance["app_pid"] != 0 && instance["proxy_pid"] != 0;
+            address.filter(|_| runs).ok_or_else(|| overview.to_string())
+        })
+    };
+    let wait_refused = |what: &str, address: SocketAddr| {
+        until(what, LONG, || match TcpStream::connect(address) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+    };
+    let first = place(&mesh, "first")?;
+    wait_kept(&mesh)?;
+    TcpStream::connect(first)?;
+    mesh.apply(&web("second", 8081))?;
+    let second = place(&mesh, "second")?;
+    wait_refused("a dropped listener to refuse", first)?;
+
+    mesh.kill_agent(NODE)?;
+    mesh.apply(&web("third", 8082))?;
+    TcpStream::connect(second)?;
+    mesh.start_agent(NODE)?;
+    let third = place(&mesh, "third")?;
+    wait_refused("a listener that was dropped without an agent to refuse", second)?;
+
+    // And in `run` alone, with the application.
+    mesh.kill_agent(NODE)?;
+    end_proxies(&mesh, 1)?;
+    TcpStream::connect(third)?;
+    app.run.signal(Signal::TERM)?;
+    wait_refused("the listener of an application that has ended to refuse", third)?;
+    app.run.wait(LONG)?;
+    mesh.start_agent(NODE)?;
+    mesh.finish()
+}
+
+/// Waits until `run` holds the sockets of the only instance as well.
+fn wait_kept(mesh: &Mesh) -> Result<()> {
+    until("`run` to hold the sockets as well", LONG, || {
+        let folders = std::fs::read_dir(mesh.runtime(NODE).join("p")).map_err(|error| error.to_string())?;
+        let saved: Vec<_> = folders
+            .filter_map(|folder| std::fs::read_to_string(folder.ok()?.path().join("instance.json")).ok())
+            .collect();
+        if saved.iter().any(|saved| saved.contains(r#""kept":true"#)) {
+            Ok(())
+        } else {
+            Err(format!("{saved:?}"))
+        }
+    })
+}
+
 /// By what the machine says of them.
 fn kill_proxies(scene: &Scene) -> Result<()> {
-    let runtime = scene.mesh.runtime(NODE).join("p").display().to_string();
-    let proxies = outrider_testkit::process::marked(&runtime);
-    let proxies: Vec<u32> =
-        proxies.into_iter().filter(|(_, line)| line.contains("outrider-proxy")).map(|p| p.0).collect();
-    ensure!(proxies.len() == Side::ALL.len(), "{proxies:?}");
+    end_proxies(&scene.mesh, Side::ALL.len())
+}
+
+fn end_proxies(mesh: &Mesh, number: usize) -> Result<()> {
+    let runtime = mesh.runtime(NODE).join("p").display().to_string();
+    // Spares go with their agent.
+    let proxies = until("the proxies alone", LONG, || {
+        let all = outrider_testkit::process::marked(&runtime).into_iter();
+        let proxies: Vec<u32> =
+            all.filter(|(_, line)| line.contains("outrider-proxy")).map(|(pid, _)| pid).collect();
+        if proxies.len() == number { Ok(proxies) } else { Err(format!("{proxies:?}")) }
+    })?;
     proxies.into_iter().try_for_each(|pid| end_and_wait(pid, Signal::KILL))
 }
 
@@ -148,6 +259,16 @@ fn newest(scene: &Scene, service: &str) -> Result<(PathBuf, usize)> {
     Ok((last, count))
 }
 
+/// Waits until every service has a last good configuration.
+fn wait_last_good(scene: &Scene) -> Result<()> {
+    for side in Side::ALL {
+        until("a last good configuration", LONG, || {
+            newest(scene, side.service()).map(drop).map_err(|error| error.to_string())
+        })?;
+    }
+    Ok(())
+}
+
 /// Changes what the client's proxy has to have: it may call one more.
 fn change_configuration(scene: &Scene, port: u16) -> Result<()> {
     let more = intent::client(Engine::Native, "client", "web, db, later")
@@ -162,9 +283,7 @@ fn a_damaged_last_good_configuration_is_passed_over() -> Result<()> {
     let mut scene = Scene::start(Options::default())?;
     // So that there is one before.
     let client = Side::Client.service();
-    until("a first last good configuration", LONG, || {
-        newest(&scene, client).map_err(|error| error.to_string())
-    })?;
+    wait_last_good(&scene)?;
     change_configuration(&scene, 9090)?;
     until("a second last good configuration", LONG, || match newest(&scene, client) {
         Ok((_, number)) if number > 1 => Ok(()),
@@ -188,7 +307,7 @@ fn a_damaged_last_good_configuration_is_passed_over() -> Result<()> {
             other => Err(format!("{other:?}")),
         })?;
     }
-    let load = scene.load(SCALE)?;
+    let load = scene.load(scale())?;
     load.wait_more(50)?;
     load.finish_clean()?;
     scene.finish()
@@ -215,7 +334,7 @@ fn a_full_disk_stops_no_traffic() -> Result<()> {
         return Ok(());
     }
     let scene = Scene::start(Options::default().small_disk(8 << 20))?;
-    let load = scene.load(SCALE)?;
+    let load = scene.load(scale())?;
     let ballast = scene.mesh.folder().join(NODE).join("ballast");
     let mut file = std::fs::File::create(&ballast)?;
     let full = loop {

@@ -10,7 +10,7 @@ use outrider_testkit::load::ids::Class;
 use outrider_testkit::mesh::{App, Options};
 use outrider_testkit::prober::quantiles;
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{Engine, Hosts, Mesh, chosen, intent, ports, report, until};
+use outrider_testkit::{Engine, Hosts, Mesh, chosen, intent, ports, report, scale, scene, until};
 
 const SERVICE: &str = "shop/web";
 const REPLICAS: u8 = 4;
@@ -29,10 +29,12 @@ fn record(mesh: &Mesh, number: u64) -> PathBuf {
     mesh.folder().join(format!("apps/record-{number}"))
 }
 
-fn start(mesh: &Mesh, number: u64, host: u8, target: u16) -> Result<Replica> {
+fn start(mesh: &Mesh, number: u64, host: u8, (http, grpc): (u16, u16)) -> Result<Replica> {
     let record = record(mesh, number);
-    let (listen, file) = (format!("0.0.0.0:{target}"), record.display().to_string());
-    let line = [env!("CARGO_BIN_EXE_outrider-load"), "origin", "--http", &listen, "--record", &file];
+    let (http, grpc) = (format!("0.0.0.0:{http}"), format!("0.0.0.0:{grpc}"));
+    let file = record.display().to_string();
+    let program = env!("CARGO_BIN_EXE_outrider-load");
+    let line = [program, "origin", "--http", &http, "--grpc", &grpc, "--record", &file];
     let app = mesh.spawn(&format!("host{host}"), SERVICE, line)?;
     Ok(Replica { host, record, app })
 }
@@ -45,18 +47,20 @@ fn wait_ready(mesh: &Mesh, number: usize) -> Result<()> {
 }
 
 /// As many deployments as `OUTRIDER_DEPLOYMENTS` says. Retries are off.
+/// Edge case 50.
 #[test]
 fn rolling_deployments_lose_nothing() -> Result<()> {
     let deployments = chosen("OUTRIDER_DEPLOYMENTS", 2);
     let Some(hosts) = Hosts::new(HOSTS)? else { return Ok(()) };
-    let target = ports::reserve()?;
+    let (target, grpc) = (ports::reserve()?, ports::reserve()?);
     let mesh = Options::default().hosts(hosts).start()?;
     let documents = intent::client(Engine::Native, "client", "web")
-        + &intent::server(Engine::Native, "web", &intent::http(8080, target));
+        + &intent::server(Engine::Native, "web", &scene::web_ports(target, grpc))
+        + intent::NO_RETRIES;
     mesh.apply(&documents)?;
     let mut replicas = Vec::new();
     for host in 1..=REPLICAS {
-        replicas.push(start(&mesh, u64::from(host) - 1, host, target)?);
+        replicas.push(start(&mesh, u64::from(host) - 1, host, (target, grpc))?);
     }
     wait_ready(&mesh, replicas.len())?;
     let shell = mesh.shell_on("host1", "shop/client")?;
@@ -72,9 +76,11 @@ fn rolling_deployments_lose_nothing() -> Result<()> {
     }
     let reports: String = reports.iter().map(|place| format!(" --report '{place}'")).collect();
     let over = mesh.folder().join("apps/over");
+    let (http, calls, rate) = ((scale() * 100.0) as u32, (scale() * 20.0) as u32, scale() * 1_000.0);
     let load = shell.spawn(&format!(
-        "exec '{}' run --http http://web:8080/load --mix http=10 --rate 100 --for 24h --until-file '{}' -q -o json{reports}",
+        "exec '{}' run --http http://web:8080/load --grpc web:{} --mix http={http},grpc={calls} --rate {rate} --for 24h --until-file '{}' -q -o json{reports}",
         env!("CARGO_BIN_EXE_outrider-load"),
+        scene::GRPC_PORT,
         over.display()
     ))?;
 
@@ -82,7 +88,7 @@ fn rolling_deployments_lose_nothing() -> Result<()> {
     for number in 0..replaced {
         let began = Instant::now();
         let next = number + u64::from(REPLICAS);
-        replicas.push(start(&mesh, next, host_of(next), target)?);
+        replicas.push(start(&mesh, next, host_of(next), (target, grpc))?);
         wait_ready(&mesh, replicas.len())?;
         let old = replicas.remove(0);
         ensure!(old.host == host_of(number), "{} is not where it should be", old.host);
@@ -99,7 +105,9 @@ fn rolling_deployments_lose_nothing() -> Result<()> {
         quantiles(times)
     ));
     ensure!(result.is_clean() && result.upstream_asked, "{result}");
-    ensure!(result.class(Class::Post).complete > 0, "{result}");
+    for class in [Class::Get, Class::Post, Class::Grpc] {
+        ensure!(result.class(class).complete > 0, "{class} was not tried:\n{result}");
+    }
     until("what was replaced to be gone", Duration::from_secs(30), || {
         let all = mesh.instances_of(SERVICE).map_err(|error| format!("{error:#}"))?;
         if all.len() == usize::from(REPLICAS) { Ok(()) } else { Err(format!("{all:?}")) }

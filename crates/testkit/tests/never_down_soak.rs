@@ -9,9 +9,12 @@ use outrider_testkit::process::{memory, run};
 use outrider_testkit::scene::NODE;
 use outrider_testkit::wait::{LONG, until};
 use outrider_testkit::{Engine, Scene, Side, chosen, intent, report};
+use serde_json::Value;
 
 /// How much more memory than at the start is nothing, in percent.
 const MORE: u64 = 10;
+/// Events that an agent remembers of its host.
+const REMEMBERED: u64 = 2048;
 /// What allocators and kernels round by, beside that.
 const ROUNDING: u64 = 512 << 10;
 
@@ -39,12 +42,30 @@ fn churn(scene: &Scene, number: u64) -> Result<()> {
     Ok(())
 }
 
+/// Goes on with an agent that remembers as much as it ever does: that is bounded, and must not be taken for growth.
+fn fill_history(scene: &mut Scene) -> Result<()> {
+    scene.mesh.end_agent(NODE)?;
+    let path = scene.mesh.folder().join(NODE).join("agent/events");
+    let mut text = std::fs::read_to_string(&path)?;
+    let last = text.lines().last().context("nothing has happened yet")?;
+    let mut event: Value = serde_json::from_str(last)?;
+    let number = event["number"].as_u64().context("a number")?;
+    for past in 1..=REMEMBERED {
+        event["number"] = (number + past).into();
+        event["proxy"] = format!("shop/past-{past}").into();
+        text += &format!("{event}\n");
+    }
+    std::fs::write(&path, text)?;
+    scene.mesh.start_agent(NODE)
+}
+
 /// 10 million requests, or as many as `OUTRIDER_SOAK_REQUESTS` says, at `r1k` times `OUTRIDER_SOAK_SCALE`.
 #[test]
 #[ignore = "hours: cargo xtask test soak"]
 fn memory_returns_after_millions_of_requests() -> Result<()> {
     let (requests, scale) = (chosen("OUTRIDER_SOAK_REQUESTS", 10_000_000), chosen("OUTRIDER_SOAK_SCALE", 2));
-    let scene = Scene::start(Options::default())?;
+    let mut scene = Scene::start(Options::default())?;
+    fill_history(&mut scene)?;
     // As full as it gets: every connection, every kind of churn.
     let load = scene.load(scale as f64)?;
     for number in 0..5 {

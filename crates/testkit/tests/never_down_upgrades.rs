@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use outrider_testkit::builds::{self, Fault};
+use outrider_testkit::http::Connection;
 use outrider_testkit::load::Report;
 use outrider_testkit::load::ids::Class;
 use outrider_testkit::mesh::{self, Options};
 use outrider_testkit::prober::quantiles;
-use outrider_testkit::process::is_running;
+use outrider_testkit::process::{Finished, is_running};
 use outrider_testkit::scene::{Load, NODE, check_probes, serving};
 use outrider_testkit::wait::LONG;
-use outrider_testkit::{Scene, Side, chosen, peers, report, until};
+use outrider_testkit::{Scene, Side, chosen, peers, report, scale, until, websocket};
 use serde_json::{Value, json};
 
-const SCALE: f64 = 0.1;
 /// N-2, N-1 and N.
 const VERSIONS: [&str; 3] = ["0.8.0", "0.9.1", "0.10.0"];
 /// Of WebSockets and TCP connections: shorter than the drain below, so that nothing is left at its end.
@@ -52,7 +52,7 @@ fn upgrades_and_rollbacks_lose_nothing() -> Result<()> {
     let upgrades = chosen("OUTRIDER_UPGRADES", 8);
     let scene = Scene::start(Options::default().policy(&short()))?;
     scene.stamp_releases(&VERSIONS)?;
-    let (load, prober) = (scene.load_of_short(SCALE, LIFETIME)?, scene.prober());
+    let (load, prober) = (scene.load_of_short(scale(), LIFETIME)?, scene.prober());
     let (mut times, mut rolled_back) = (Vec::new(), 0);
     let mut release = [0, 0];
     let sides = [Side::Client, Side::Web];
@@ -90,12 +90,48 @@ fn upgrades_and_rollbacks_lose_nothing() -> Result<()> {
     scene.finish()
 }
 
+/// What is open before an upgrade goes on in the process before, for as long as the drain allows, while that process has
+/// nothing else to do: the operator sees how many connections keep it. At the end of the drain a WebSocket is closed with
+/// a close frame.
+#[test]
+fn long_connections_outlive_an_upgrade_and_are_counted() -> Result<()> {
+    let policy = json!({ "probation": 200, "drain": 600_000 });
+    let scene = Scene::start(Options::default().policy(&policy))?;
+    scene.stamp_releases(&VERSIONS)?;
+    let (web, db) = (scene.shell.address("web", 8080)?, scene.shell.address("db", 5432)?);
+    let mut socket = Connection::open(web)?;
+    websocket::open(&mut socket, "web:8080", "/load")?;
+    let mut line = Connection::open(db)?;
+    line.send(b"hello\n")?;
+    line.bytes(1)?;
+    let name = scene.mesh.local(NODE, Side::Client.service())?.name;
+    let proxy = format!("shop/{name}");
+    let before = serving(&scene.mesh.describe_proxy(NODE, Side::Client.service())?)?.0;
+    scene.change(Side::Client, &upgrade(VERSIONS[0]), LONG)?;
+    let left = until("two connections to be left in the process before", LONG, || {
+        let shown = scene.mesh.cli(&["proxy", "describe", &proxy]).and_then(Finished::ok);
+        let shown = shown.map_err(|error| format!("{error:#}"))?.stdout;
+        if shown.contains("  1 websocket, 1 tcp  ") { Ok(shown) } else { Err(shown) }
+    })?;
+    report(&left);
+    ensure!(is_running(before), "it is there as long as they are");
+    // Neither has noticed.
+    socket.send(&websocket::frame(websocket::TEXT, b"more", Some([1, 2, 3, 4])))?;
+    line.send(b"hello\n")?;
+    ensure!(!socket.bytes(1)?.is_empty() && !line.bytes(1)?.is_empty());
+    drop((socket, line));
+    until("a process without connections to end", LONG, || {
+        if is_running(before) { Err(before.to_string()) } else { Ok(()) }
+    })?;
+    scene.finish()
+}
+
 /// An upgrade needs no control plane, and one that is asked for during another waits for it.
 #[test]
 fn upgrades_need_no_control_plane_and_wait_for_each_other() -> Result<()> {
     let mut scene = Scene::start(Options::default().policy(&short()))?;
     scene.stamp_releases(&VERSIONS)?;
-    let load = scene.load_of_short(SCALE, LIFETIME)?;
+    let load = scene.load_of_short(scale(), LIFETIME)?;
     scene.mesh.kill_server()?;
     for side in Side::ALL {
         let shown = scene.change(side, &upgrade(VERSIONS[0]), LONG)?;
@@ -121,13 +157,14 @@ fn upgrades_need_no_control_plane_and_wait_for_each_other() -> Result<()> {
 #[test]
 fn a_release_that_cannot_be_started_changes_nothing() -> Result<()> {
     let scene = Scene::start(Options::default().policy(&short()))?;
-    let load = scene.load_of_short(SCALE, LIFETIME)?;
+    let load = scene.load_of_short(scale(), LIFETIME)?;
     let before = serving(&scene.mesh.describe_proxy(NODE, Side::Web.service())?)?;
     let refused = scene.mesh.proxy(NODE, Side::Web.service(), &upgrade("9.9.9"));
     ensure!(refused.is_err_and(|error| error.to_string().contains("9.9.9")), "an unknown release was taken");
-    // The first is no program, which a shell is asked to make sense of; the last cannot be executed at all.
-    let cases: [(&str, &[u8], &str); 3] = [
-        ("9.0.1", b"\x7fELF and nothing else", r#"{"crashed":{"code":127}}"#),
+    // The first two are no programs, which no shell is asked to make sense of; the last has no interpreter.
+    let cases: [(&str, &[u8], &str); 4] = [
+        ("9.0.0", b"exit 0\n", r#"{"start_failed":"#),
+        ("9.0.1", b"\x7fELF and nothing else", r#"{"start_failed":"#),
         ("9.0.2", b"#!/bin/sh\nexit 0\n", r#"{"crashed":{"code":0}}"#),
         ("9.0.3", b"#!/no/such/interpreter\n", r#"{"start_failed":"#),
     ];
@@ -168,7 +205,7 @@ fn try_bad(fault: Fault, policy: &Value, before: u64) -> Result<Option<(Value, R
     let scene = Scene::start(Options::default().policy(policy))?;
     let program = builds::bad(&scene.mesh.scratch()?, "6.6.6", fault)?;
     scene.mesh.install_release(NODE, "6.6.6", &program)?;
-    let load = scene.load_of_short(SCALE * 2.0, LIFETIME)?;
+    let load = scene.load_of_short(scale() * 2.0, LIFETIME)?;
     load.wait_more(before)?;
     let good = serving(&scene.mesh.describe_proxy(NODE, Side::Web.service())?)?;
     let shown = attempt(&scene, &load, &fault)?;

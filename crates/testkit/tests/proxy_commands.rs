@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use outrider_testkit::mesh::Options;
-use outrider_testkit::process::Finished;
+use outrider_testkit::process::{Finished, Proc};
 use outrider_testkit::scene::{NODE, serving};
 use outrider_testkit::wait::LONG;
 use outrider_testkit::{Scene, Side, until};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const SCALE: f64 = 0.1;
@@ -84,6 +85,28 @@ fn proxies_that_were_taken_over_are_commanded_too() -> Result<()> {
     scene.finish()
 }
 
+/// Ctrl-C ends who waits for an upgrade and not the upgrade; from its probation what served before is put back.
+#[test]
+fn a_wait_is_interrupted_and_what_is_on_probation_put_back() -> Result<()> {
+    let scene = Scene::start(Options::default().policy(&json!({ "probation": 600_000 })))?;
+    scene.stamp_releases(&[RELEASE])?;
+    let proxy = format!("shop/{}", scene.mesh.local(NODE, Side::Web.service())?.name);
+    let operator = Operator { scene: &scene, proxy: proxy.clone() };
+    let mut upgrade = scene.mesh.outrider()?;
+    upgrade.args(["proxy", "upgrade", &proxy, "--to", RELEASE]);
+    let upgrade = Proc::start("the upgrade", upgrade, &scene.mesh.folder().join("upgrade.log"))?;
+    until("the probation", LONG, || {
+        let life = operator.describe().map_err(|error| format!("{error:#}"))?["proxy"]["life"].take();
+        if life["change"]["step"] == "probation" { Ok(()) } else { Err(life.to_string()) }
+    })?;
+    upgrade.signal(Signal::INT)?;
+    let (code, said) = (upgrade.wait(LONG)?.code(), upgrade.output());
+    ensure!(code == Some(130) && said.contains("what has begun goes on"), "{code:?} {said}");
+    ensure!(operator.serving()?.1 == RELEASE, "the upgrade went with its command");
+    operator.done(&["rollback", &proxy], "#1 native builtin serves")?;
+    scene.finish()
+}
+
 #[test]
 fn proxies_are_listed_restarted_upgraded_rolled_back_and_drained_underneath_their_applications() -> Result<()>
 {
@@ -124,9 +147,10 @@ fn proxies_are_listed_restarted_upgraded_rolled_back_and_drained_underneath_thei
     operator.done(&["rollback", &proxy], "#4 native builtin serves")?;
     ensure!(operator.serving()?.1 == version);
     operator.fails(&["upgrade", &proxy, "--to", RELEASE], "is in quarantine here")?;
-    operator.fails(&["upgrade", &proxy, "--to", "9.9.9"], "release 9.9.9 is not here")?;
+    operator.fails(&["upgrade", &proxy, "--to", "9.9.9"], "; on this host there is builtin, 0.9.1")?;
     operator.fails(&["restart", "shop/web-xxxxx"], "web-xxxxx")?;
     operator.try_proxy(&["pardon", &proxy, "--release", RELEASE])?.ok()?;
+    operator.fails(&["pardon", &proxy, "--release", RELEASE], "is not in quarantine here")?;
     operator.done(
         &["upgrade", "--service", "shop/web", "--to", RELEASE, "--timeout", "1m"],
         &format!("#5 native {RELEASE} serves"),

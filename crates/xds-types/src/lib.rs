@@ -21,6 +21,7 @@ pub use envoy_types::pb;
 pub use prost;
 pub use prost_types;
 
+pub mod features;
 pub mod names;
 pub mod workload;
 

@@ -14,6 +14,7 @@ use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryReques
 use outrider_xds_types::pb::google::rpc::Status;
 
 use crate::interest::Interest;
+use crate::refusal;
 use crate::set::Resource;
 
 /// `google.rpc.Code.INVALID_ARGUMENT`: the code of a refusal.
@@ -233,6 +234,11 @@ impl Client {
         self.connected = false;
     }
 
+    /// Whether a stream has begun and not ended. What is [claimed](Client::claim) then is not told before the next one.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
     /// The requests that tell the server of changed subscriptions. Empty if there are none, or no stream.
     pub fn requests(&mut self) -> Vec<DeltaDiscoveryRequest> {
         if !self.connected {
@@ -361,6 +367,12 @@ impl Client {
     /// The update is in use: the request to send, `None` if its stream is over or the token was used.
     pub fn ack(&mut self, token: Token) -> Option<DeltaDiscoveryRequest> {
         let done = self.open.remove(&token)?;
+        self.takes(token, &done);
+        self.answer(&done, None)
+    }
+
+    /// What the update says is in use.
+    fn takes(&mut self, token: Token, done: &Open) {
         // What an older unanswered update says of these resources is history now.
         for older in self.open.range_mut(..token).map(|(_, open)| open) {
             if older.type_url == done.type_url {
@@ -378,7 +390,37 @@ impl Client {
                 }
             }
         }
-        self.answer(&done, None)
+    }
+
+    /// Some resources of the update cannot be used, and what was in use before of them stays; the rest of it *is* in
+    /// use. `refused` are their names, each with the cause. The request to send, `None` if its stream is over or the
+    /// token was used.
+    pub fn refuse(&mut self, token: Token, refused: &[(String, String)]) -> Option<DeltaDiscoveryRequest> {
+        let mut done = self.open.remove(&token)?;
+        for (name, _) in refused {
+            done.added.remove(name.as_str());
+        }
+        self.takes(token, &done);
+        let words: Vec<String> = refused.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+        let mut request = self.answer(&done, Some(&words.join("; ")))?;
+        if let Some(status) = &mut request.error_detail {
+            status.details.extend(refusal::details(refused));
+        }
+        Some(request)
+    }
+
+    /// The server is to send a resource again that was refused and is in use after all, as it was what it waited for
+    /// that came late: a refusal stands until it is. `None` if there is no stream, or the name is not wanted.
+    pub fn ask_again(&mut self, type_url: &str, name: &str) -> Option<DeltaDiscoveryRequest> {
+        let state = self.types.get(type_url)?;
+        if !self.connected || state.announced.is_none() || !state.interest.covers(name) {
+            return None;
+        }
+        Some(DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: vec![name.to_owned()],
+            ..Default::default()
+        })
     }
 
     /// The update cannot be used; what was in use before stays. `error` names the resource and the cause.
@@ -401,8 +443,7 @@ impl Open {
 
 fn answer(type_url: &str, nonce: &str, error: Option<&str>) -> DeltaDiscoveryRequest {
     let error_detail = error.map(|text| {
-        let end = (0..=text.len().min(MAX_ERROR_BYTES)).rev().find(|at| text.is_char_boundary(*at));
-        let message = text[..end.unwrap_or(0)].to_owned();
+        let message = refusal::beginning(text, MAX_ERROR_BYTES).to_owned();
         Status { code: INVALID_ARGUMENT, message, details: Vec::new() }
     });
     DeltaDiscoveryRequest {

@@ -3,8 +3,8 @@
 //! Data in: delta requests and responses, and the [`ResourceSet`] to be served. Data out: the messages to send
 //! next, and what became known (acknowledged, refused, subscribed). Holds: no I/O, no clock; one value per
 //! stream and side; every list a peer can make grow is bounded. Does not: know what is inside a resource, with
-//! one exception: the name of the endpoints a cluster waits for. Transport, time limits and back-off belong to
-//! the caller.
+//! two exceptions: what it leads to ([`refers`]), and what a client has to know for it ([`fit`]). Transport, time limits
+//! and back-off belong to the caller.
 //!
 //! # The protocol in short
 //! ```text
@@ -20,7 +20,10 @@
 //! The one piece with I/O, [`serve`]: a gRPC server around [`server::Session`]. Off unless asked for.
 
 pub mod client;
+pub mod fit;
 mod interest;
+pub mod refers;
+pub mod refusal;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod server;

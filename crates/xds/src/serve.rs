@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::ResourceSet;
+use crate::fit::Fit;
 use crate::server::{Options, Seen, Session};
 
 /// Most bytes of one message of a client.
@@ -35,6 +36,7 @@ pub struct DeltaServer {
     set: watch::Receiver<Option<ResourceSet>>,
     options: Options,
     patience: Option<Duration>,
+    fits: bool,
     seen: Arc<dyn Fn(Seen) + Send + Sync>,
     stop: CancellationToken,
 }
@@ -42,13 +44,20 @@ pub struct DeltaServer {
 impl DeltaServer {
     /// A server of `set`. Its streams end when `stop` is cancelled, or the sender of `set` has gone.
     pub fn new(set: watch::Receiver<Option<ResourceSet>>, options: Options, stop: CancellationToken) -> Self {
-        Self { set, options, patience: None, seen: Arc::new(|_| {}), stop }
+        Self { set, options, patience: None, fits: false, seen: Arc::new(|_| {}), stop }
     }
 
     /// A response without an answer for so long no longer holds up the next ones of its type.
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = Some(patience);
+        self
+    }
+
+    /// Sends clients that do not know everything only what they know, see [`crate::fit`]; the rest counts as refused.
+    #[must_use]
+    pub fn fitting(mut self) -> Self {
+        self.fits = true;
         self
     }
 
@@ -89,6 +98,7 @@ impl AggregatedDiscoveryService for DeltaServer {
             set: self.set.clone(),
             session: Session::new(self.options.clone()),
             patience: self.patience,
+            fits: self.fits,
             seen: self.seen.clone(),
             sender,
         };
@@ -123,6 +133,7 @@ struct Stream {
     set: watch::Receiver<Option<ResourceSet>>,
     session: Session,
     patience: Option<Duration>,
+    fits: bool,
     seen: Arc<dyn Fn(Seen) + Send + Sync>,
     sender: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
@@ -134,6 +145,9 @@ impl Stream {
         let patience = self.patience.unwrap_or(Duration::MAX);
         let mut looks = tokio::time::interval(self.patience.map_or(Duration::from_secs(3600), |p| p / 6));
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut fit: Option<Option<Fit>> = (!self.fits).then_some(None);
+        let mut view: Option<ResourceSet> = None;
+        let mut spared = BTreeSet::new();
         loop {
             tokio::select! {
                 _ = looks.tick() => {
@@ -144,7 +158,18 @@ impl Stream {
                 request = requests.message() => {
                     let Ok(Some(request)) = request else { return };
                     match self.session.on_request(&request) {
-                        Ok(all) => all.into_iter().for_each(|seen| (self.seen)(seen)),
+                        Ok(all) => {
+                            if fit.is_none() {
+                                // Who it is is said in the first request.
+                                fit = self.session.node().map(Fit::of);
+                            }
+                            if let Some(Some(fit)) = &mut fit
+                                && all.iter().filter(|seen| fit.hear(seen)).count() > 0
+                            {
+                                view = None;
+                            }
+                            all.into_iter().for_each(|seen| (self.seen)(seen));
+                        }
                         Err(error) => {
                             let _ = self.sender.send(Err(Status::invalid_argument(error.to_string()))).await;
                             return;
@@ -155,10 +180,27 @@ impl Stream {
                     if changed.is_err() {
                         return;
                     }
+                    view = None;
                 }
             }
-            let Some(set) = self.set.borrow_and_update().clone() else { continue };
-            for response in self.session.poll(&set) {
+            let Some(fit) = &mut fit else { continue };
+            let set = match &view {
+                Some(view) => view,
+                None => {
+                    let Some(mut set) = self.set.borrow_and_update().clone() else { continue };
+                    if let Some(fit) = fit {
+                        let fitted = fit.view(&set);
+                        fitted.seen.into_iter().for_each(|seen| (self.seen)(seen));
+                        set = fitted.set;
+                        spared = fitted.spared;
+                    }
+                    view.insert(set)
+                }
+            };
+            if fit.is_some() {
+                self.session.spare(&spared);
+            }
+            for response in self.session.poll(set) {
                 if self.sender.send(Ok(response)).await.is_err() {
                     return;
                 }

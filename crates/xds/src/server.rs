@@ -11,16 +11,18 @@
 //!   clusters, and one that claims clusters loses none before it asks for listeners (and routes, if any).
 //! - *Last good stays.* A refused version is not sent again until it changes (or the client asks again); while a
 //!   listener or route is refused nothing it may still use is removed; while a cluster the client never
-//!   accepted is refused, accepted listeners and routes are left as they are.
-//! - *One bad resource does not hide the good ones.* A refused response of several resources is sent again in
-//!   halves until the refused ones stand alone; only then they are reported.
+//!   accepted is refused, accepted listeners and routes are not replaced by versions that lead to it. What leads
+//!   elsewhere is (N28). What is [spared](Session::spare) is not removed, although it is in no set.
+//! - *One bad resource does not hide the good ones.* A client that says which resources of a response it refuses
+//!   (see [`crate::refusal`]) has the others in use. The response of one that does not is sent again in halves until
+//!   the refused ones stand alone; only then they are reported.
 //! - *Bounded.* At most one unanswered response per type; what changes meanwhile is coalesced to the latest.
 //!   Only the first answer to a name does not wait: the client may need it before it can answer what is open,
 //!   as clusters of one response that ask for their endpoints one by one.
 //!
 //! Does not: keep time. If a client never answers, [`Session::abandon`] lets the next response go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
@@ -28,10 +30,12 @@ use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryReques
 use outrider_xds_types::type_url;
 
 use crate::interest::{Interest, WILDCARD};
+use crate::refers;
 use crate::set::{Resource, ResourceSet};
 
 mod state;
 
+pub(crate) use state::endpoints_of;
 use state::{Outstanding, TypeState};
 
 /// Limits and habits of a session.
@@ -203,6 +207,15 @@ impl Session {
         }
     }
 
+    /// From now on nothing of this, by type and name, is removed from the client although no set has it: it is in use
+    /// there, and may not be replaced.
+    pub fn spare(&mut self, spared: &BTreeSet<(Arc<str>, Arc<str>)>) {
+        for (type_url, state) in &mut self.types {
+            let of_type = spared.iter().filter(|(url, _)| url == type_url);
+            state.spare(of_type.map(|(_, name)| name.clone()).collect());
+        }
+    }
+
     /// Takes a request in: subscriptions, and an acknowledgement or refusal.
     ///
     /// # Errors
@@ -219,8 +232,7 @@ impl Session {
         state.dirty();
 
         if !request.response_nonce.is_empty() {
-            let error = request.error_detail.as_ref().map(|status| status.message.as_str());
-            seen.extend(state.on_answer(&type_url, &request.response_nonce, error));
+            seen.extend(state.on_answer(&type_url, &request.response_nonce, request.error_detail.as_ref()));
         }
 
         let legacy_wildcard = first && request.resource_names_subscribe.is_empty();
@@ -313,9 +325,9 @@ impl Session {
             if dependent && (!self.upstreams_settled() || self.clusters_not_asked_for_again(&type_url)) {
                 continue;
             }
-            let keep_accepted = dependent && self.new_cluster_refused();
+            let unusable = if dependent { self.unusable(set) } else { BTreeSet::new() };
             let Some(state) = self.types.get_mut(&type_url) else { continue };
-            let Some(next) = state.take_additions(keep_accepted, self.options.response_bytes) else {
+            let Some(next) = state.take_additions(&unusable, self.options.response_bytes) else {
                 continue;
             };
             let resources = next.resources;
@@ -373,8 +385,25 @@ impl Session {
         clusters.is_none_or(TypeState::additions_settled) && endpoints.is_none_or(TypeState::names_answered)
     }
 
-    fn new_cluster_refused(&self) -> bool {
-        self.types.get(type_url::CLUSTER).is_some_and(TypeState::refused_before_ever_accepted)
+    /// What leads nowhere, by type and name: declared clusters that are refused and of which no version was ever
+    /// accepted, and routes that lead to one and are in no other version in use.
+    fn unusable(&self, set: &ResourceSet) -> BTreeSet<(&'static str, Arc<str>)> {
+        let clusters = self.types.get(type_url::CLUSTER);
+        let refused = clusters.into_iter().flat_map(TypeState::refused_before_ever_accepted);
+        // One that is declared no more has nobody who leads to it, and is removed once everything else is in use.
+        let refused = refused.filter(|name| set.get(type_url::CLUSTER, name).is_some());
+        let mut unusable: BTreeSet<_> = refused.map(|name| (type_url::CLUSTER, name.clone())).collect();
+        if unusable.is_empty() {
+            return unusable;
+        }
+        let accepted = |name: &str| self.types.get(type_url::ROUTE).is_some_and(|state| state.accepted(name));
+        let routes = set.of_type(type_url::ROUTE).filter(|routes| !accepted(&routes.name));
+        let routes: Vec<Arc<str>> = routes
+            .filter(|routes| refers::leads_to(routes, &unusable))
+            .map(|routes| routes.name.clone())
+            .collect();
+        unusable.extend(routes.into_iter().map(|name| (type_url::ROUTE, name)));
+        unusable
     }
 
     fn settled(&self, type_url: &str) -> bool {
@@ -382,7 +411,9 @@ impl Session {
     }
 
     fn may_remove(&self, type_url: &str, set: &ResourceSet) -> bool {
-        let own = |state: &TypeState| state.idle() && state.additions_settled();
+        // Nothing leads to listeners, so one that is held back is no reason to keep another.
+        let own =
+            |state: &TypeState| state.idle() && (type_url == type_url::LISTENER || state.additions_settled());
         if !self.types.get(type_url).is_some_and(own) {
             return false;
         }

@@ -18,12 +18,13 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::process::{Handle, LastWords};
 use super::{Command, Event, Reports, Running, Spec, StartError};
-use crate::isolation;
+use crate::isolation::{self, Room};
 
-/// Between two looks at whether it is ready.
+/// Between two looks at whether it is ready. Its admin interface answers questions and tells nothing by itself.
 const POLL: Duration = Duration::from_millis(20);
 /// Between two looks at whether it is alive, once ready.
 const ALIVE: Duration = Duration::from_secs(2);
@@ -62,22 +63,27 @@ pub(super) fn start(spec: &Spec, reports: Reports) -> Result<Running, StartError
         .stdout(log)
         .stderr(errors)
         .process_group(0);
-    let cell = isolation::enter(&mut command, super::Engine::Envoy, &spec.folder, &spec.proxy);
+    let cell = isolation::enter(&mut command, spec.memory_max, &spec.folder, &spec.proxy);
     let mut command = tokio::process::Command::from(command);
     let child = command.spawn().map_err(|source| StartError::Spawn {
         binary: spec.binary.clone(),
         option: OPTION,
         source,
     })?;
-    Ok(Driver::new(Handle::child(child, cell), words, admin, reports, false).run())
+    let room = cell.room();
+    Ok(Driver::new(Handle::child(child, cell), words, admin, reports, false).run(room))
 }
 
 pub(super) fn adopt(spec: &Spec, process: Process, reports: Reports) -> Running {
     let words = LastWords::after_now(spec.log.clone());
     let admin = spec.folder.join("admin.sock");
     let cell = isolation::find(&spec.folder, process.id().pid);
-    Driver::new(Handle::found(process, cell), words, admin, reports, true).run()
+    let room = cell.room();
+    Driver::new(Handle::found(process, cell), words, admin, reports, true).run(room)
 }
+
+/// Instructions of a regular expression: more than any that a document may have, and within RE2's own memory.
+const MAX_REGEX_INSTRUCTIONS: u32 = 100_000;
 
 fn bootstrap(spec: &Spec, admin: &Path) -> String {
     let ads = json!({"ads": {}, "resource_api_version": "V3"});
@@ -97,6 +103,11 @@ fn bootstrap(spec: &Spec, admin: &Path) -> String {
             "lds_config": ads,
             "cds_config": ads,
         },
+        // Envoy's own bound on regular expressions refuses ordinary ones; what is declared is bounded already.
+        "layered_runtime": {"layers": [
+            {"name": "static", "static_layer": {"re2.max_program_size.error_level": MAX_REGEX_INSTRUCTIONS}},
+            {"name": "admin", "admin_layer": {}},
+        ]},
         "static_resources": {"clusters": [{
             "name": "outrider_agent",
             "type": "STATIC",
@@ -144,11 +155,11 @@ impl Driver {
         Self { process, words, pid, admin, reports, found, ready: false, answered, hung: false, drain: None }
     }
 
-    fn run(self) -> Running {
+    fn run(self, room: Room) -> Running {
         let (commands, queue) = mpsc::unbounded_channel();
         let id = self.process.id();
         tokio::spawn(self.serve(queue));
-        Running { id, commands }
+        Running { id, commands, room, view: None }
     }
 
     /// Until the process ends, or nobody commands any more; then it lives on.
@@ -181,8 +192,8 @@ impl Driver {
                     let _ = ask(&self.admin, "POST", "/drain_listeners?graceful&skip_exit").await;
                 }
                 let deadline = Instant::now() + within;
-                let deadline = self.drain.map_or(deadline, |(earlier, _)| earlier.min(deadline));
-                self.drain = Some((deadline, inbound_only));
+                let (earlier, only) = self.drain.unwrap_or((deadline, inbound_only));
+                self.drain = Some((earlier.min(deadline), only && inbound_only));
             }
             Command::Kill => self.process.signal(Signal::KILL),
             // It accepts from the start, and binds and closes by itself what LDS says.
@@ -208,7 +219,7 @@ impl Driver {
             }
             None if self.answered.elapsed() > HUNG && !self.hung => {
                 self.hung = true;
-                self.reports.send(Event::Hung);
+                self.reports.send(Event::Hung { connected: true });
             }
             None => {}
         }
@@ -240,6 +251,8 @@ impl Driver {
                     open
                 })
             }
+            // Not answering in time is not being idle.
+            None if self.ready && Instant::now() < deadline => return,
             None => Connections::default(),
         };
         if open.sum() > 0 && Instant::now() < deadline {
@@ -273,11 +286,10 @@ async fn ask(admin: &Path, method: &str, path: &str) -> Option<(u16, Vec<u8>)> {
             .header("connection", "close")
             .body(Empty::<bytes::Bytes>::new())
             .ok()?;
-        let connection = tokio::spawn(connection);
+        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
         let response = sender.send_request(request).await.ok()?;
         let code = response.status().as_u16();
         let body = Limited::new(response.into_body(), MAX_ADMIN_BODY).collect().await.ok()?.to_bytes();
-        connection.abort();
         Some((code, body.to_vec()))
     };
     tokio::time::timeout(ADMIN_ANSWER, exchange).await.ok()?
@@ -342,6 +354,9 @@ fn count_listener(listener: &mut ListenerStats, family: &str, what: &str, value:
         ("http" | "tcp", "downstream_cx_tx_bytes_total") => listener.bytes_out = value,
         ("http", "no_route") => reason("no_route"),
         ("http", "rbac.denied") | ("tcp", "rbac.denied") => reason("caller_not_allowed"),
+        ("http" | "tcp", "rbac.audit.shadow_denied") if value > 0 => {
+            listener.audited.insert("(all)".to_owned(), value);
+        }
         // Callers of a TCP port are told apart by their certificates alone.
         ("listener", "ssl.fail_verify_san") => reason("caller_not_allowed"),
         ("listener", "ssl.fail_verify_error" | "ssl.fail_verify_no_cert" | "ssl.connection_error") => {
@@ -368,6 +383,27 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+
+    #[tokio::test]
+    async fn an_envoy_that_does_not_answer_in_time_is_not_taken_for_drained() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = outrider_os::process::ProcessId::of(child.id()).unwrap().open().unwrap().unwrap();
+        let handle = Handle::found(process, isolation::find(dir.path(), child.id()));
+        let words = LastWords::after_now(dir.path().join("log"));
+        let (sender, mut reports) = mpsc::unbounded_channel();
+        let reports_of = Reports { generation: 1, sender };
+        let mut driver = Driver::new(handle, words, dir.path().join("no-admin.sock"), reports_of, false);
+        driver.ready = true;
+        driver.drain = Some((Instant::now() + Duration::from_secs(600), false));
+        driver.look().await;
+        assert!(driver.drain.is_some() && reports.try_recv().is_err());
+        driver.drain = Some((Instant::now(), false));
+        driver.look().await;
+        assert!(matches!(reports.try_recv().unwrap().1, Event::Drained { inbound_only: false, .. }));
+        let status = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
+    }
 
     #[test]
     fn numbers_are_mapped_by_resource() {

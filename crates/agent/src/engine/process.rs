@@ -3,8 +3,9 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::time::Duration;
 
-use outrider_os::process::{Process, ProcessId};
+use outrider_os::process::{Ending, Process, ProcessId};
 use outrider_supervise::Exit;
 use rustix::process::Signal;
 use tokio::process::Child;
@@ -13,6 +14,10 @@ use crate::isolation::Cell;
 
 /// What a program that panics in Rust's default way exits with, where it does not abort.
 const PANIC_CODE: i32 = 101;
+
+/// How long the parent of a process that is not our child may take to note its end. Only then others are told that it
+/// ended with 0; its repair waits for that. A crash is told at once.
+const REAPED: Duration = Duration::from_millis(15);
 
 /// See the module.
 #[derive(Debug)]
@@ -64,13 +69,14 @@ impl Handle {
     pub(super) async fn ended(&mut self, words: &LastWords) -> Exit {
         let status = match &mut self.kind {
             Kind::Child(child) => Some(child.wait().await),
-            Kind::Found(process) => {
-                if let Err(error) = process.ended().await {
+            Kind::Found(process) => match process.ended_how(REAPED).await {
+                Ok(Ending::Status(status)) => Some(Ok(status)),
+                Ok(Ending::NotReaped | Ending::Unknown) => None,
+                Err(error) => {
                     tracing::error!(%error, "the end of a proxy cannot be seen");
                     return std::future::pending().await;
                 }
-                None
-            }
+            },
         };
         if let Some(cell) = self.cell.take()
             && let Some(why) = cell.left(status.as_ref().and_then(|status| status.as_ref().ok()))

@@ -1,7 +1,7 @@
 //! Taking an instance over from an earlier agent that has ended or was killed.
 //!
 //! Holds: its processes are not disturbed; nothing is relayed to them before it is known what they should have; its
-//! sockets come back from them, and one that nobody has is bound anew; the instance stays in the endpoint set
+//! sockets come back from them or from `run`, and one that nobody has is bound anew; the instance stays in the endpoint set
 //! meanwhile. A process that does not come is taken for hung. Does not: end what belongs to nobody any more (`server`
 //! does).
 
@@ -15,19 +15,24 @@ use outrider_os::process::{Entry, ProcessId};
 use outrider_supervise::{Adoption, Event, Exit, Found, Generation, Lost, Target};
 use tokio_util::sync::CancellationToken;
 
-use super::report::wire_instance;
+use super::report::{self, wire_instance};
 use super::{Identity, Instance, Sources, Work, until};
 use crate::control;
 use crate::engine::Engine;
 use crate::hosts::HostsFile;
 use crate::instance::saved::{Saved, SavedGeneration};
 use crate::lifecycle::Lifecycle;
-use crate::local::InstanceOverview;
 use crate::random;
-use crate::server::Host;
+use crate::reserve;
+use crate::server::{Host, OnStop};
 
-/// How long processes may take to come. They try at least once a second.
-const COME: Duration = Duration::from_secs(5);
+/// How long processes may take to come: they serve meanwhile, and one that is taken for hung is killed. They try at
+/// least once a second. A bound: it ends when the last one is there.
+const COME: Duration = Duration::from_secs(10);
+/// Between attempts to watch a process that could not be watched.
+const AGAIN: Duration = Duration::from_secs(1);
+/// For a `run` to come back, which tries several times a second.
+const RETURN: Duration = Duration::from_secs(5);
 
 /// Whether somebody still holds the application of an instance, or it is there.
 pub(crate) fn belongs_to_somebody(saved: &Saved) -> bool {
@@ -36,24 +41,37 @@ pub(crate) fn belongs_to_somebody(saved: &Saved) -> bool {
 
 /// Whether one of them has not ended.
 pub(super) fn any_lives(holder: Option<ProcessId>, app: Option<ProcessId>) -> bool {
-    let lives = |id: ProcessId| Entry::of(id.pid).is_some_and(|entry| entry.id == id && !entry.zombie);
+    // What cannot be known is not gone: nothing is ended for want of a descriptor.
+    let lives = |id: ProcessId| match Entry::read(id.pid) {
+        Ok(entry) => entry.is_some_and(|entry| entry.id == id && !entry.zombie),
+        Err(_) => true,
+    };
     holder.into_iter().chain(app).any(lives)
 }
 
 /// Ends when `run` has gone, or its application has and it has not come to say so: it was here, and tries again and
 /// again.
 async fn nobody_comes(holder: Option<ProcessId>, app: Option<ProcessId>) {
-    let gone = async |process: Option<ProcessId>| match process.map(ProcessId::open) {
-        Some(Ok(Some(process))) => drop(process.ended().await),
-        Some(Ok(None)) | None => {}
-        Some(Err(error)) => {
-            tracing::error!(%error, "a process cannot be watched");
-            std::future::pending().await
+    let gone = async |process: Option<ProcessId>| {
+        let Some(id) = process else { return };
+        let mut said = false;
+        loop {
+            match id.open() {
+                Ok(Some(process)) => return drop(process.ended().await),
+                Ok(None) => return,
+                Err(error) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::error!(%error, "a process cannot be watched; it is tried again");
+                    }
+                    // There may be a descriptor again.
+                    tokio::time::sleep(RETURN).await;
+                }
+            }
         }
     };
     let app_gone = async {
         gone(app).await;
-        tokio::time::sleep(COME).await;
+        tokio::time::sleep(RETURN).await;
     };
     tokio::select! {
         () = gone(holder) => {}
@@ -67,60 +85,61 @@ pub(crate) fn announce(host: &Host, who: &Identity, saved: &Saved) {
     let state = if saved.answers { wire::InstanceState::Ready } else { wire::InstanceState::Starting };
     let instance = wire::Instance {
         state: state as i32,
-        endpoints: inbound
-            .map(|listener| wire::InstanceEndpoint {
-                port: listener.wanted.port_name.clone(),
-                address: listener.address.ip().to_string(),
-                number: listener.address.port().into(),
-            })
-            .collect(),
+        endpoints: report::endpoints(inbound.map(|listener| (&listener.wanted, listener.address))),
         engine: saved.engine.clone(),
         app_pid: saved.app.map_or(0, |app| app.pid),
         restarts: saved.restarts,
         ..wire_instance(who)
     };
-    let overview = InstanceOverview {
-        service: who.service_ref(),
-        name: who.name.clone(),
-        state: if saved.answers { "ready" } else { "starting" }.to_owned(),
-        engine: saved.engine.clone(),
-        app_pid: instance.app_pid,
-        restarts: saved.restarts,
-        ..InstanceOverview::default()
-    };
+    let overview = report::overview(who, &instance);
     host.publish(&who.proxy(), Some((instance, overview)));
 }
 
-/// Runs an instance that an earlier agent kept.
-pub(crate) async fn adopt(host: Arc<Host>, who: Identity, saved: Saved, stop: CancellationToken) {
-    let hosts = match HostsFile::open(&who.folder.join("hosts"), &host.options.hosts_base) {
-        Ok(hosts) => hosts,
+/// Runs an instance that an earlier agent kept. When this returns its `run` finds it, and what is left is for a task.
+pub(crate) fn adopt(
+    host: Arc<Host>,
+    who: Identity,
+    saved: Saved,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send {
+    let made = match HostsFile::open(&who.folder.join("hosts"), &host.options.hosts_base) {
+        Ok(hosts) => {
+            let processes = saved.generations.len();
+            tracing::info!(instance = %who.name, processes, "taken over from an earlier agent");
+            Some(Instance::new(host, who, hosts, &saved))
+        }
         Err(error) => {
             tracing::error!(instance = %who.name, %error, "the names of an instance are lost, and it with them");
             host.publish(&who.proxy(), None);
-            return;
+            None
         }
     };
-    tracing::info!(instance = %who.name, processes = saved.generations.len(), "taken over from an earlier agent");
-    let (mut instance, mut sources) = Instance::new(host, who, hosts, &saved);
-    instance.take_over(&saved, &mut sources);
-    tokio::select! {
-        () = stop.cancelled() => return,
-        () = instance.wait_for_processes(&mut sources) => {}
+    async move {
+        let Some((mut instance, mut sources)) = made else { return };
+        let unwatched = instance.take_over(&saved, &mut sources);
+        let stopped = tokio::select! {
+            () = stop.cancelled() => true,
+            () = instance.wait_for_what_was(&mut sources, unwatched) => false,
+        };
+        // The next agent finds it as this one did.
+        if stopped && instance.host.options.on_stop == OnStop::HandOver {
+            return;
+        }
+        instance.go_on(&saved).await;
+        instance.live(sources, stop).await;
     }
-    instance.go_on(&saved).await;
-    instance.live(sources, stop).await;
 }
 
 impl Instance {
-    /// Opens the sockets at which its processes find us, and watches them.
-    fn take_over(&mut self, saved: &Saved, sources: &mut Sources) {
+    /// Opens the sockets at which its processes find us, and watches them. Returns those that cannot be watched now.
+    fn take_over<'a>(&mut self, saved: &'a Saved, sources: &mut Sources) -> Vec<&'a SavedGeneration> {
         self.holder = saved.holder;
         self.app = saved.app;
         self.app_group = saved.app_group;
         self.told_ready = true;
         self.engine = Engine::parse(&saved.engine);
-        self.life = Lifecycle::resumed(self.host.options.times.clone(), saved.answers, Instant::now() + COME);
+        self.life =
+            Lifecycle::resumed(self.host.options.times.clone(), saved.answers, Instant::now() + RETURN);
         self.saved = Some(saved.clone());
         self.places.resume(saved, &self.who.folder);
         sources.returning = Some(Box::pin(nobody_comes(saved.holder, saved.app)));
@@ -129,25 +148,49 @@ impl Instance {
             Ok(control) => self.proxy.control = Some(control),
             Err(error) => tracing::error!(%error, path = %path.display(), "its processes cannot come"),
         }
-        for one in &saved.generations {
-            if let Err(error) = self.find_process(one) {
-                tracing::error!(%error, pid = one.process.pid, "a process cannot be watched");
-            }
-        }
+        self.proxy.earlier = saved.generations.iter().map(|one| one.number).collect();
+        self.expect_kept(saved.kept);
+        saved.generations.iter().filter(|one| self.cannot_watch(one)).collect()
     }
 
-    async fn wait_for_processes(&mut self, sources: &mut Sources) {
-        let deadline = Instant::now() + COME;
-        while self
-            .proxy
-            .live
-            .iter()
-            .any(|(number, live)| live.returned.is_none() && !self.gone.contains(number))
+    /// Takes up a process that an earlier agent started, also with the descriptors put by. Returns whether that failed:
+    /// for a process that has gone it did not.
+    fn cannot_watch(&mut self, one: &SavedGeneration) -> bool {
+        let mut found = self.find_process(one);
+        if found.as_ref().is_err_and(reserve::is_shortage) {
+            self.host.reserve.release();
+            found = self.find_process(one);
+        }
+        if let Err(error) = &found {
+            tracing::error!(%error, pid = one.process.pid, "a process cannot be watched");
+        }
+        found.is_err()
+    }
+
+    /// Those that could not be watched may be soon: they serve, and whoever is not watched is replaced.
+    async fn wait_for_what_was(&mut self, sources: &mut Sources, mut unwatched: Vec<&SavedGeneration>) {
+        let mut deadline = Instant::now() + COME;
+        let mut again = tokio::time::interval(AGAIN);
+        while !unwatched.is_empty()
+            || self
+                .proxy
+                .live
+                .iter()
+                .any(|(number, live)| live.returned.is_none() && !self.gone.contains(number))
+            || self.awaits_kept()
         {
             tokio::select! {
                 Some(connection) = sources.heard.connections.recv() => self.connected(connection),
                 Some((generation, event)) = sources.heard.reports.recv() => self.reported(generation, event),
                 Some((generation, seen)) = sources.heard.seen.recv() => self.seen(generation, &seen),
+                Some(heard) = sources.kept.recv() => self.heard_of_kept(heard),
+                _ = again.tick(), if !unwatched.is_empty() => {
+                    let before = unwatched.len();
+                    unwatched.retain(|one| self.cannot_watch(one));
+                    if unwatched.len() < before {
+                        deadline = Instant::now() + COME;
+                    }
+                }
                 () = until(Some(deadline)) => return,
             }
         }
@@ -159,6 +202,7 @@ impl Instance {
         for command in self.places.bind_the_rest(engine) {
             self.command(&command);
         }
+        self.kept_is_known();
         // What they reported meanwhile is about processes the supervisor is told of now.
         let reported = std::mem::take(&mut self.queue);
         for one in &saved.generations {
@@ -197,7 +241,7 @@ impl Instance {
         if !exists {
             let (exit, memory, lost) = (Exit::Unknown, None, Lost::default());
             self.queue.push_back(Work::Proxy(Event::Ended { generation, exit, memory, lost, jitter }));
-        } else if returned.is_none() {
+        } else if returned.is_none() && !self.gone.contains(&saved.number) {
             self.queue.push_back(Work::Proxy(Event::Hung { generation, jitter }));
         }
     }

@@ -43,13 +43,17 @@ impl Instance {
         }
     }
 
-    /// Its `run` has come to a new agent.
+    /// Its `run` has come to a new agent, or back to this one.
     async fn attach(&mut self, attachment: Attachment, sources: &mut Sources) {
         let Attachment { holder, reader, mut writer } = attachment;
         if sources.reader.is_some() {
             let reason = format!("instance {} is attached already", self.who.name);
             let _ = writer.send(&Told::Refused { reason }).await;
             return;
+        }
+        // It only lost its connection.
+        if let Some(lost) = self.lost.take() {
+            lost.abort();
         }
         self.holder = holder;
         self.writer = Some(writer);
@@ -67,8 +71,11 @@ impl Instance {
             ProxyAction::Describe => None,
             ProxyAction::Upgrade { release } => {
                 takes_over(engine)?;
-                let unknown = |error| Refused::new(refusal::UNKNOWN_RELEASE, error);
-                self.host.releases.program(engine, &release).map_err(unknown)?;
+                let releases = &self.host.releases;
+                releases.program(engine, &release).map_err(|error| {
+                    let known = releases.known(engine);
+                    Refused::new(refusal::UNKNOWN_RELEASE, format!("{error}; on this host there is {known}"))
+                })?;
                 Some(Event::Upgrade { target: Target::new(engine.name(), &release) })
             }
             ProxyAction::Restart => {

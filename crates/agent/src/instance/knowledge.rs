@@ -21,6 +21,7 @@ impl Instance {
         }
     }
 
+    /// All of it is of one moment: endpoints that come between two looks would count as known and be missing.
     fn take_what_is_known(&mut self) -> Option<String> {
         let upstream = self.host.upstream.clone();
         let service = self.who.service_ref();
@@ -28,7 +29,8 @@ impl Instance {
             LinkState::Connected => String::new(),
             LinkState::Away(why) => format!("; no connection to the control plane: {why}"),
         };
-        match upstream.known(type_url::WORKLOAD, &service) {
+        let view = upstream.view();
+        match view.known(type_url::WORKLOAD, &service) {
             Known::Yes(resource) => match Workload::decode(resource.body.as_slice()) {
                 Ok(workload) => {
                     self.life.set_serves(!workload.ports.is_empty());
@@ -53,11 +55,10 @@ impl Instance {
         let Some(engine) = self.engine else {
             return Some(format!("this agent has no engine {}", workload.engine));
         };
-        let set = upstream.resources();
-        let scope = Scope::read(&set, &self.who.proxy());
+        let set = view.resources();
+        let scope = Scope::read(set, &self.who.proxy());
         self.follow_endpoints(&scope);
-        let missing =
-            scope.missing(&workload, |name| upstream.known(type_url::ENDPOINT, name) != Known::NotYet);
+        let missing = scope.missing(&workload, |name| view.known(type_url::ENDPOINT, name) != Known::NotYet);
         let Some(credential) = self.svid.as_ref().and_then(|svid| svid.current.borrow().clone()) else {
             return Some(format!("waiting for the certificate of {service}{away}"));
         };
@@ -73,7 +74,7 @@ impl Instance {
             self.save();
         }
         upstream.facts(|facts| facts.set_unbound(&self.who.proxy(), self.places.unbound()));
-        let mut local = self.places.localise(&scope, &set);
+        let mut local = self.places.localise(&scope, set);
         for secret in credential.secrets() {
             local.insert(secret);
         }
@@ -83,13 +84,14 @@ impl Instance {
         let changed = self.local.borrow().as_ref() != Some(&local);
         if changed {
             if !self.inbound_closed {
-                let mut kept = scope.unscoped(&set);
-                if let Known::Yes(workload) = upstream.known(type_url::WORKLOAD, &service) {
+                let mut kept = scope.unscoped(set);
+                if let Known::Yes(workload) = view.known(type_url::WORKLOAD, &service) {
                     kept.insert(workload);
                 }
                 self.try_out(&local, kept);
             }
             self.local.send_replace(Some(local));
+            self.served_anew();
         }
         None
     }

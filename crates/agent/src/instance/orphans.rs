@@ -11,7 +11,6 @@ use crate::run::LEFT_BEHIND;
 
 /// How long `run` may take to be gone after its connection is.
 const GOING: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(10);
 
 /// The process group of application `pid`, if it is its own or that of its parent `holder`.
 pub(super) fn group_of(pid: u32, holder: Option<ProcessId>) -> Option<u32> {
@@ -20,10 +19,12 @@ pub(super) fn group_of(pid: u32, holder: Option<ProcessId>) -> Option<u32> {
     (app.parent == holder.pid && alone && app.group != std::process::id()).then_some(app.group)
 }
 
-/// Ends what is in `group` if `holder` has gone, and then calls `done`; at once if there is nothing to end.
+/// Ends what is in `group` if `holder` has gone, and then calls `done`. A `holder` that is still there has [`GOING`] to
+/// go, or to come back.
 pub(super) async fn end(holder: Option<ProcessId>, group: Option<u32>, done: impl FnOnce()) {
-    if let (Some(holder), Some(group)) = (holder, group)
+    if let Some(holder) = holder
         && has_gone(holder).await
+        && let Some(group) = group
     {
         // Itself left out: in tests, and where the agent and `run` are one process, it leads the group.
         let members = || {
@@ -39,10 +40,14 @@ pub(super) async fn end(holder: Option<ProcessId>, group: Option<u32>, done: imp
 }
 
 async fn has_gone(holder: ProcessId) -> bool {
-    let gone = async {
-        while Entry::of(holder.pid).is_some_and(|entry| entry.id == holder && !entry.zombie) {
-            tokio::time::sleep(LOOK).await;
+    match holder.open() {
+        Ok(None) => true,
+        Ok(Some(process)) => matches!(tokio::time::timeout(GOING, process.ended()).await, Ok(Ok(()))),
+        Err(error) => {
+            // No descriptor is left, most likely: then it is not known, and it has its time to come back all the same.
+            tracing::error!(%error, "a process cannot be watched");
+            tokio::time::sleep(GOING).await;
+            false
         }
-    };
-    tokio::time::timeout(GOING, gone).await.is_ok()
+    }
 }

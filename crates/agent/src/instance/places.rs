@@ -87,6 +87,11 @@ impl Places {
         }
     }
 
+    /// Whether sockets of an earlier agent have not come back yet.
+    pub(super) fn awaits(&self) -> bool {
+        !self.awaited.is_empty()
+    }
+
     fn take_back(&mut self, saved: SavedListener, fd: OwnedFd) {
         let SavedListener { wanted, address, retired } = saved;
         let name = wanted.listener.clone();
@@ -174,6 +179,7 @@ impl Places {
         let wanted: Vec<Wanted> = wanted.into_iter().filter(|w| inbound_open || !w.inbound).collect();
         self.unbound.clear();
         self.problems = unreadable;
+        self.rename(&wanted);
         self.release(&wanted, relayed);
 
         let mode = engine.sockets();
@@ -196,6 +202,28 @@ impl Places {
         }
         self.write_names();
         std::mem::take(&mut self.commands)
+    }
+
+    /// A port that has another name now keeps its socket, and with it the connections that wait there.
+    fn rename(&mut self, wanted: &[Wanted]) {
+        let unknown = |bound: &BTreeMap<String, Bound>, want: &Wanted| {
+            !want.inbound && !bound.contains_key(&want.listener)
+        };
+        for want in wanted {
+            if !unknown(&self.bound, want) {
+                continue;
+            }
+            let old = self.bound.iter().find(|(name, bound)| {
+                same_place(want, &bound.wanted) && wanted.iter().all(|other| other.listener != **name)
+            });
+            let Some(old) = old.map(|(name, _)| name.clone()) else { continue };
+            if let Some(bound) = self.bound.remove(&old) {
+                self.commands.push(Command::RemoveListener(old));
+                let name = want.listener.clone();
+                self.commands.push(Command::Listener(name.clone(), bound.address, bound.fd.clone()));
+                self.bound.insert(name, Bound { wanted: want.clone(), retired: None, ..bound });
+            }
+        }
     }
 
     /// Lets go of sockets that nobody wants and retires those of services that have gone.
@@ -333,7 +361,11 @@ impl Places {
     }
 }
 
-/// Whether a socket serves another version of its listener as well.
+/// Whether a socket serves another version of its listener as well. Callers of other hosts know an inbound one by
+/// its own port, whatever is declared.
 fn same_place(new: &Wanted, old: &Wanted) -> bool {
+    if new.inbound && old.inbound {
+        return new.service == old.service;
+    }
     (new.inbound, &new.service, new.port, &new.names) == (old.inbound, &old.service, old.port, &old.names)
 }

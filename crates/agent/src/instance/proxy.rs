@@ -5,31 +5,41 @@
 
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use outrider_handover::Stats;
+use outrider_identity::{FolderError, private_folder};
+use outrider_os::confine::{Observed, Step};
 use outrider_os::process::ProcessId;
 use outrider_supervise::{
-    Cause, Effect, Event, Exit, Generation, Happened, Lost, Memory, Policy, Record, Refusal, Supervisor,
-    Target, gate::Sample,
+    Blame, Cause, Effect, Event, Exit, Generation, Happened, Lost, Memory, Policy, Record, Refusal,
+    Supervisor, Target,
+    gate::Sample,
+    size::{self, Size},
 };
+use outrider_xds::ResourceSet;
 use outrider_xds::server::Seen;
 use outrider_xds_types::{names, type_url};
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 
+use super::good::Apart;
 use super::report::traffic;
 use super::saved::SavedGeneration;
 use super::totals::Totals;
 use super::{Instance, Work};
 use crate::control::{self, Connection, Control};
+use crate::engine::spare::{NoSpare, Spare, Spares};
 use crate::engine::{self, Command, Engine, Reports, Running, Spec};
 use crate::inuse::{Change, InUse};
+use crate::isolation::Room;
 use crate::lifecycle;
 use crate::random;
-use crate::relay::{self, Relay};
+use crate::relay::Relay;
 use crate::releases::BUILTIN;
+use crate::reserve;
 
 /// The supervisor's hands and ears.
 pub(super) struct Proxy {
@@ -44,9 +54,20 @@ pub(super) struct Proxy {
     /// Refusals of the command that is carried out.
     pub(super) refused: Vec<Refusal>,
     pub(super) control: Option<Control>,
+    pub(super) spares: Spares,
     pub(super) to_reports: mpsc::UnboundedSender<(u64, engine::Event)>,
     pub(super) to_seen: mpsc::UnboundedSender<(u64, Seen)>,
     pub(super) to_connections: mpsc::UnboundedSender<Connection>,
+    /// Processes that an earlier agent started: they may have served.
+    pub(super) earlier: Vec<u64>,
+    /// How much memory it may take; `None` before the first process.
+    pub(super) size: Option<Size>,
+    /// What an earlier agent knew of that.
+    pub(super) size_before: size::Memory,
+    /// Its memory grows without load, as logged.
+    pub(super) unexplained: bool,
+    /// Why its memory could not be set, as logged.
+    pub(super) no_resize: String,
     /// Why no process could be started, as logged.
     no_process: String,
 }
@@ -56,6 +77,7 @@ pub(super) struct Heard {
     pub(super) reports: mpsc::UnboundedReceiver<(u64, engine::Event)>,
     pub(super) seen: mpsc::UnboundedReceiver<(u64, Seen)>,
     pub(super) connections: mpsc::UnboundedReceiver<Connection>,
+    pub(super) spares: mpsc::UnboundedReceiver<Result<Spare, NoSpare>>,
 }
 
 /// A process.
@@ -65,6 +87,12 @@ pub(super) struct Live {
     pub(super) started: SystemTime,
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) version: String,
+    /// Its memory.
+    pub(super) room: Room,
+    /// What was done about its view of the file system.
+    pub(super) view: Option<Step>,
+    /// How it is confined, as of when it was ready.
+    pub(super) observed: Option<Observed>,
     /// What it said when it was ready: configuration and identity.
     pub(super) ready: Option<(String, Option<String>)>,
     /// It said what it does, to an agent it was not started by.
@@ -75,7 +103,12 @@ pub(super) struct Live {
     /// Nothing that callers opened has anything under way.
     pub(super) idle: bool,
     configuration: String,
-    _relay: Option<Relay>,
+    /// Where it gets its resources, for as long as it lives.
+    relay: Option<Relay>,
+    /// What it is served, where that is not what all are.
+    pub(super) apart: Option<Apart>,
+    /// It is served what was in use before, because something of what is declared was refused.
+    pub(super) begins: bool,
 }
 
 impl Proxy {
@@ -83,6 +116,7 @@ impl Proxy {
         let (to_reports, reports) = mpsc::unbounded_channel();
         let (to_seen, seen) = mpsc::unbounded_channel();
         let (to_connections, connections) = mpsc::unbounded_channel();
+        let (spares, made) = Spares::new();
         let proxy = Self {
             supervisor: Supervisor::new(policy, memory, Instant::now()),
             live: BTreeMap::new(),
@@ -92,12 +126,18 @@ impl Proxy {
             restarts: 0,
             refused: Vec::new(),
             control: None,
+            spares,
             to_reports,
             to_seen,
             to_connections,
+            earlier: Vec::new(),
+            size: None,
+            size_before: size::Memory::default(),
+            unexplained: false,
+            no_resize: String::new(),
             no_process: String::new(),
         };
-        (proxy, Heard { reports, seen, connections })
+        (proxy, Heard { reports, seen, connections, spares: made })
     }
 
     /// Who serves; while none does, the newest.
@@ -122,6 +162,7 @@ impl Proxy {
                 target: live.target.clone(),
                 process: live.process?,
                 started_ms: u64::try_from(started_ms).unwrap_or_default(),
+                view: live.view.clone(),
             })
         };
         self.live.iter().filter_map(saved).collect()
@@ -187,7 +228,7 @@ impl Instance {
         self.queue.push_back(Work::Proxy(event));
     }
 
-    fn spec(&self, generation: u64, held: bool, binary: PathBuf) -> Spec {
+    fn spec(&self, generation: u64, held: bool, binary: PathBuf, memory_max: u64) -> Spec {
         Spec {
             proxy: self.who.proxy(),
             service: self.who.service_ref(),
@@ -198,30 +239,48 @@ impl Instance {
             xds: self.who.folder.join(format!("xds-{generation}.sock")),
             control: self.who.folder.join("control.sock"),
             log: self.log(),
+            memory_max,
+            confine: self.host.options.confine,
         }
     }
 
     fn start_process(&mut self, generation: Generation, target: Target, held: bool) {
         let number = generation.0;
         let engine = Engine::parse(&target.engine).unwrap_or(Engine::Native);
-        // Fetched, so that it is there, or was a moment ago.
-        let program = self.host.releases.program(engine, &target.release).unwrap_or_default();
-        let spec = self.spec(number, held, program);
-        let reports = Reports { generation: number, sender: self.proxy.to_reports.clone() };
-        let started =
-            self.prepare(&spec).and_then(|relay| Ok((relay, engine::start(engine, &spec, reports)?)));
+        let program = match self.host.releases.program(engine, &target.release) {
+            Ok(program) => program,
+            // It was there when it was fetched.
+            Err(error) => {
+                let (error, blame) = (error.to_string(), Blame::Release);
+                let jitter = random::fraction();
+                return self.tell_supervisor(Event::StartFailed { generation, error, blame, jitter });
+            }
+        };
+        let memory_max = self.memory_max(engine);
+        let spec = self.spec(number, held, program, memory_max);
+        let mut started = self.try_start(engine, &spec);
+        if started.as_ref().is_err_and(engine::StartError::is_shortage_of_descriptors) {
+            tracing::warn!(instance = %self.who.name, %generation, "started with the file descriptors put by");
+            self.host.reserve.release();
+            started = self.try_start(engine, &spec);
+        }
         let event = match started {
-            Ok((relay, Running { id, commands })) => {
+            Ok(((relay, apart), Running { id, commands, room, view })) => {
                 let pid = id.map_or(0, |id| id.pid);
                 tracing::info!(instance = %self.who.name, %generation, %target, pid, held, "proxy started");
                 for (name, bound) in self.places.sockets() {
                     let _ = commands.send(Command::Listener(name.clone(), bound.address, bound.fd.clone()));
                 }
-                let live = Live::new(target, id, SystemTime::now(), commands, Some(relay));
+                let mut live = Live::new(target, id, SystemTime::now(), commands, room, view, Some(relay));
+                (live.begins, live.apart) = (apart.is_some(), apart);
                 self.proxy.live.insert(number, live);
                 let changes = self.proxy.in_use.begins(number, false);
                 self.applied(changes);
                 self.save();
+                if self.local.borrow().is_none() {
+                    // It has nothing yet, unlike the one it follows.
+                    let _ = self.take_knowledge();
+                }
                 Event::Started { generation }
             }
             Err(error) => {
@@ -239,40 +298,104 @@ impl Instance {
         self.queue.push_back(Work::Proxy(event));
     }
 
-    /// Makes the folder and the control socket again if somebody removed them, and the xDS socket of a process. The
-    /// application keeps its names: its mount and the agent hold the file.
-    fn prepare(&mut self, spec: &Spec) -> Result<Relay, engine::StartError> {
-        let failed = |what| move |source| engine::StartError::Prepare { what, source };
-        if !spec.control.exists() || self.proxy.control.is_none() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&spec.folder)
-                .map_err(failed("its folder was removed and cannot be made again"))?;
-            let control = control::serve(&spec.control, self.proxy.to_connections.clone());
-            self.proxy.control = Some(control.map_err(failed("its control socket cannot be made"))?);
+    /// Has a spare process of what serves, for when that ends.
+    pub(super) fn keep_spare(&mut self) {
+        let native = |target: &&Target| &*target.engine == Engine::Native.name();
+        let serving = self.proxy.supervisor.settled_on().filter(native).cloned();
+        if let Some(target) = serving
+            && self.proxy.spares.wanted(&target)
+            && let Ok(program) = self.host.releases.program(Engine::Native, &target.release)
+        {
+            let memory_max = self.memory_max(Engine::Native);
+            let spec = self.spec(0, false, program, memory_max);
+            self.proxy.spares.make(target, spec);
         }
-        self.relay(spec.generation, spec).map_err(failed("its xDS socket cannot be made"))
     }
 
-    fn relay(&self, generation: u64, spec: &Spec) -> std::io::Result<Relay> {
-        let to_seen = self.proxy.to_seen.clone();
-        relay::serve(&spec.xds, self.local.subscribe(), move |seen| {
-            let _ = to_seen.send((generation, seen));
-        })
+    fn try_start(
+        &mut self,
+        engine: Engine,
+        spec: &Spec,
+    ) -> Result<((Relay, Option<Apart>), Running), engine::StartError> {
+        let relay = self.prepare(spec)?;
+        let spare = self.proxy.spares.take();
+        let reports = Reports { generation: spec.generation, sender: self.proxy.to_reports.clone() };
+        Ok((relay, engine::start(engine, spec, spare, reports)?))
+    }
+
+    /// Makes the folder and the control socket again if somebody removed them, and the xDS socket of a process. The
+    /// application keeps its names: its mount and the agent hold the file.
+    fn prepare(&mut self, spec: &Spec) -> Result<(Relay, Option<Apart>), engine::StartError> {
+        let failed = |what| move |source| engine::StartError::Prepare { what, source };
+        self.control_socket(&spec.control).map_err(failed("its control socket cannot be made"))?;
+        self.relay(spec, true).map_err(failed("its xDS socket cannot be made"))
+    }
+
+    /// Makes the control socket if it is not there.
+    fn control_socket(&mut self, path: &Path) -> std::io::Result<()> {
+        if is_socket_of_ours(path) && self.proxy.control.is_some() {
+            return Ok(());
+        }
+        make_folder(&self.host.options.runtime, &self.who.folder)?;
+        self.proxy.control = Some(control::serve(path, self.proxy.to_connections.clone())?);
+        Ok(())
+    }
+
+    /// Makes sockets again that somebody removed while processes are there that may want them, and the folder if that is
+    /// `lost`.
+    pub(super) fn mend_sockets(&mut self, lost: bool) -> std::io::Result<()> {
+        if lost {
+            make_folder(&self.host.options.runtime, &self.who.folder)?;
+        }
+        let kept = self.keeper.mend();
+        if self.proxy.live.is_empty() {
+            return kept;
+        }
+        let control = self.who.folder.join("control.sock");
+        if !is_socket_of_ours(&control) {
+            tracing::warn!(instance = %self.who.name, "somebody removed its control socket; it is made again");
+            self.control_socket(&control)?;
+        }
+        let numbers: Vec<u64> = self.proxy.live.keys().copied().collect();
+        for number in numbers {
+            let spec = self.spec(number, false, PathBuf::new(), 0);
+            if is_socket_of_ours(&spec.xds) {
+                continue;
+            }
+            tracing::warn!(instance = %self.who.name, generation = number, "somebody removed its xDS socket; it is made again");
+            let (relay, _) = self.relay(&spec, false)?;
+            if let Some(live) = self.proxy.live.get_mut(&number) {
+                live.relay = Some(relay);
+                (live.apart, live.begins) = (None, false);
+            }
+        }
+        kept
     }
 
     /// Takes up a process that an earlier agent started.
     pub(super) fn find_process(&mut self, saved: &SavedGeneration) -> std::io::Result<bool> {
         let Some(process) = saved.process.open()? else { return Ok(false) };
         let engine = Engine::parse(&saved.target.engine).unwrap_or(Engine::Native);
-        let spec = self.spec(saved.number, false, PathBuf::new());
-        let relay = self.relay(saved.number, &spec)?;
+        let memory_max = self.memory_max(engine);
+        let spec = self.spec(saved.number, false, PathBuf::new(), memory_max);
+        let relay = match self.relay(&spec, false) {
+            Ok((relay, _)) => relay,
+            // There may be descriptors again soon.
+            Err(error) if reserve::is_shortage(&error) => return Err(error),
+            Err(error) => {
+                // It is replaced, and must not go on beside what replaces it.
+                process.signal(Signal::KILL)?;
+                return Err(error);
+            }
+        };
         let reports = Reports { generation: saved.number, sender: self.proxy.to_reports.clone() };
-        let Running { commands, .. } = engine::adopt(engine, &spec, process, reports);
+        let Running { commands, room, view, .. } =
+            engine::adopt(engine, &spec, process, saved.view.clone(), reports);
         let started = UNIX_EPOCH + Duration::from_millis(saved.started_ms);
-        let live = Live::new(saved.target.clone(), Some(saved.process), started, commands, Some(relay));
+        let process = Some(saved.process);
+        let live = Live::new(saved.target.clone(), process, started, commands, room, view, Some(relay));
         self.proxy.live.insert(saved.number, live);
+        self.fit_found(saved.number, engine);
         let changes = self.proxy.in_use.begins(saved.number, false);
         self.applied(changes);
         Ok(true)
@@ -303,6 +426,9 @@ impl Instance {
             engine::Event::Ready { configuration, identity } => {
                 live.configuration.clone_from(&configuration);
                 live.ready = Some((configuration, identity));
+                live.observed = live.process.and_then(|process| Observed::of(process.pid));
+                // So that it is known how large it was, however soon it ends.
+                let _ = live.commands.send(Command::Stats);
                 self.maybe_ready(number);
             }
             engine::Event::Accepting => self.tell_supervisor(Event::Accepting { generation }),
@@ -311,7 +437,12 @@ impl Instance {
                 self.applied(changes);
                 self.tell_supervisor(Event::Paused { generation });
             }
-            engine::Event::Listener(name, address, fds) => self.places.returned(&name, address, fds),
+            // Whatever its process has become: what the next one is given is what it is said to be.
+            engine::Event::Listener(name, address, fds) => {
+                if fds.iter().all(|fd| super::keeper::listens_at(fd, address)) {
+                    self.places.returned(&name, address, fds);
+                }
+            }
             engine::Event::Returned(state) => live.returned = Some(state),
             engine::Event::Drained { cut, inbound_only: true } => {
                 live.idle = true;
@@ -326,7 +457,11 @@ impl Instance {
                 self.tell_supervisor(Event::Drained { generation, lost });
             }
             engine::Event::Stats(stats) => self.numbers(number, *stats),
-            engine::Event::Hung => {
+            // It tries every second, and who has no descriptor to let it in must not end what serves.
+            engine::Event::Hung { connected: false } if self.host.reserve.trouble().is_some() => {
+                tracing::warn!(instance = %self.who.name, %generation, "the proxy cannot be let in for want of descriptors");
+            }
+            engine::Event::Hung { .. } => {
                 tracing::warn!(instance = %self.who.name, %generation, "the proxy does not answer");
                 self.tell_supervisor(Event::Hung { generation, jitter: random::fraction() });
             }
@@ -389,28 +524,32 @@ impl Instance {
     pub(super) fn maybe_ready(&mut self, number: u64) {
         let Some(live) = self.proxy.live.get(&number) else { return };
         let Some((configuration, identity)) = &live.ready else { return };
-        let nothing_to_ack = match &*self.local.borrow() {
-            Some(local) => local.of_type(type_url::LISTENER).next().is_none(),
-            None => false,
+        // What it begins with may be less than what is declared.
+        let no_listener = |set: &Option<ResourceSet>| {
+            set.as_ref().is_some_and(|set| set.of_type(type_url::LISTENER).next().is_none())
+        };
+        let nothing_to_ack = match &live.apart {
+            Some(apart) => no_listener(&apart.borrow()),
+            None => no_listener(&self.local.borrow()),
         };
         if &*live.target.engine == Engine::Native.name() || live.listeners_acked || nothing_to_ack {
             let configuration = (!configuration.is_empty()).then(|| configuration.as_str().into());
             let identity = identity.as_deref().map(Into::into);
             self.tell_supervisor(Event::Ready { generation: Generation(number), configuration, identity });
+            self.has_begun(number);
         }
     }
 
     /// A process has said something about resources.
     pub(super) fn seen(&mut self, number: u64, seen: &Seen) {
         match seen {
-            Seen::Refused { type_url, error, .. } => {
-                tracing::warn!(instance = %self.who.name, generation = number, %type_url, %error, "the proxy refused a resource");
-                self.refusal = Some(error.clone());
+            Seen::Refused { type_url, resources, error, .. } => {
+                let name = resources.first().map_or("", |(name, _)| &**name);
+                tracing::warn!(instance = %self.who.name, generation = number, %type_url, name, %error, "the proxy refused a resource");
             }
             Seen::Acked { type_url, resources, .. }
                 if &**type_url == type_url::LISTENER && !resources.is_empty() =>
             {
-                self.refusal = None;
                 if let Some(live) = self.proxy.live.get_mut(&number) {
                     live.listeners_acked = true;
                 }
@@ -423,8 +562,11 @@ impl Instance {
         self.keep_if_good();
     }
 
-    pub(super) fn applied(&self, changes: Vec<Change>) {
+    pub(super) fn applied(&mut self, changes: Vec<Change>) {
         if !changes.is_empty() {
+            if let Some(local) = &*self.local.borrow() {
+                self.proven.learn(&changes, local);
+            }
             self.host.upstream.facts(|facts| facts.apply(&self.who.proxy(), changes));
         }
     }
@@ -445,6 +587,7 @@ impl Instance {
             }
             self.maybe_idle();
         }
+        self.fit(number, &stats);
         let sample = Box::new(sample(&stats));
         self.tell_supervisor(Event::Sample { generation, sample });
         self.proxy.totals.set(number, stats);
@@ -456,7 +599,7 @@ impl Instance {
         }
     }
 
-    fn record(&mut self, record: Record) {
+    pub(super) fn record(&mut self, record: Record) {
         let failed = matches!(
             record.cause,
             Cause::Crashed(_)
@@ -467,7 +610,9 @@ impl Instance {
         );
         let ended = record.happened == Happened::Ended;
         if ended && failed {
-            let served = self.proxy.live.get(&record.generation.0).is_some_and(|live| live.took_over);
+            let number = record.generation.0;
+            let served = self.proxy.live.get(&number).is_some_and(|live| live.took_over)
+                || self.proxy.earlier.contains(&number);
             let missed = served || self.proxy.supervisor.serving().is_none();
             if missed && matches!(record.cause, Cause::Crashed(_) | Cause::Hung) {
                 self.proxy.restarts = self.proxy.restarts.saturating_add(1);
@@ -493,6 +638,8 @@ impl Live {
         process: Option<ProcessId>,
         started: SystemTime,
         commands: mpsc::UnboundedSender<Command>,
+        room: Room,
+        view: Option<Step>,
         relay: Option<Relay>,
     ) -> Self {
         Self {
@@ -501,6 +648,9 @@ impl Live {
             started,
             commands,
             version: String::new(),
+            room,
+            view,
+            observed: None,
             ready: None,
             returned: None,
             listeners_acked: false,
@@ -508,9 +658,36 @@ impl Live {
             drained: false,
             idle: false,
             configuration: String::new(),
-            _relay: relay,
+            relay,
+            apart: None,
+            begins: false,
         }
     }
+
+    /// The version of its configuration; empty if it has none.
+    pub(super) fn configuration(&self) -> &str {
+        &self.configuration
+    }
+}
+
+/// Makes the folder of an instance. What is above it may have been removed, and made by somebody else, whom our processes
+/// would then take for the agent: it must be ours as it had to be at the agent's start.
+fn make_folder(runtime: &Path, folder: &Path) -> std::io::Result<()> {
+    for above in [runtime, &runtime.join("p")] {
+        private_folder(above).map_err(|error| match error {
+            // Want of descriptors is to be known as that.
+            FolderError::Io { source, .. } => source,
+            error => std::io::Error::other(error),
+        })?;
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Whether there is a socket that this user made, and not somebody in our place.
+pub(super) fn is_socket_of_ours(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|there| {
+        there.file_type().is_socket() && there.uid() == rustix::process::geteuid().as_raw()
+    })
 }
 
 /// What of a process is compared with its predecessor.
@@ -545,6 +722,29 @@ mod tests {
     use outrider_handover::ListenerStats;
 
     use super::*;
+
+    #[test]
+    fn nothing_is_made_again_where_others_could_take_our_place() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (runtime, folder) = (dir.path().join("run"), dir.path().join("run/p/a-1"));
+        make_folder(&runtime, &folder).unwrap();
+        let socket = folder.join("control.sock");
+        assert!(!is_socket_of_ours(&socket));
+        std::fs::write(&socket, "").unwrap();
+        assert!(!is_socket_of_ours(&socket), "it is none");
+        std::fs::remove_file(&socket).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(is_socket_of_ours(&socket));
+        std::os::unix::fs::symlink(&socket, folder.join("link")).unwrap();
+        assert!(!is_socket_of_ours(&folder.join("link")));
+
+        std::fs::remove_dir_all(&runtime).unwrap();
+        std::fs::create_dir(&runtime).unwrap();
+        std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o777)).unwrap();
+        make_folder(&runtime, &folder).unwrap_err();
+        assert!(!runtime.join("p").exists());
+    }
 
     #[test]
     fn a_sample_counts_what_the_proxy_is_to_blame_for() {

@@ -1,11 +1,14 @@
 //! What an instance says of itself: to the control plane, to people, and to its application.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use outrider_api::agent as wire;
-use outrider_handover::Stats;
+use outrider_handover::{DrainStats, Stats};
+use outrider_proxy_core::grpc::Said;
 use outrider_supervise::Step;
+use outrider_supervise::size::Size;
 
 use super::{Identity, Instance};
 use crate::engine::Engine;
@@ -13,6 +16,7 @@ use crate::isolation;
 use crate::lifecycle::Phase;
 use crate::local::{InstanceOverview, Told};
 use crate::releases::BUILTIN;
+use crate::scope::Wanted;
 
 impl Instance {
     /// What the application is told by its environment.
@@ -36,11 +40,12 @@ impl Instance {
         let mut parts = vec![self.life.reason()];
         let uncounted = self.host.upstream.refusal(&self.who.proxy());
         parts.extend(uncounted.map(|why| format!("the control plane refused this instance: {why}")));
-        parts.extend(self.refusal.iter().map(|error| format!("the proxy refused a resource: {error}")));
+        parts.extend(self.proxy.in_use.refusal());
         parts.extend(self.change());
         parts.extend(self.age());
         parts.extend(self.unsaved.clone());
         parts.extend(self.other_engine());
+        parts.extend(self.out_of_descriptors());
         parts.extend(self.places.problems());
         parts.retain(|part| !part.is_empty());
         parts.join("; ")
@@ -58,12 +63,22 @@ impl Instance {
             };
             return Some(format!("{} {step}", change.to));
         }
+        if let Some(absent) = status.crashes.absent {
+            let target = status.target.map(|target| target.to_string()).unwrap_or_default();
+            return Some(format!("there is no process of {target}: {absent}"));
+        }
         if status.crashes.looping {
             return Some("the proxy ends again and again, so starts are paused".to_owned());
         }
         let target = status.target?;
         let held = status.quarantined.iter().find(|one| one.matches(&target))?;
         Some(format!("{target} is in quarantine: {}", held.reason))
+    }
+
+    /// The proxy says of itself that it cannot open anything.
+    fn out_of_descriptors(&self) -> Option<String> {
+        let short = self.stats.as_ref().is_some_and(|stats| stats.out_of_descriptors);
+        short.then(|| "the proxy has no file descriptor left: new connections wait".to_owned())
     }
 
     /// What of a change of the declared engine is outstanding.
@@ -95,46 +110,26 @@ impl Instance {
         let shown = shown.map(|(_, live)| live);
         let release = shown.map(|live| live.target.release.to_string()).unwrap_or_default();
         let version = shown.map(|live| live.version.clone()).unwrap_or_default();
-        let app_pid = self.app.map_or(0, |app| app.pid);
-        let engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();
         let inbound = self.places.in_use().map(|(_, bound)| bound).filter(|bound| bound.wanted.inbound);
         let instance = wire::Instance {
             state: state as i32,
-            endpoints: inbound
-                .map(|bound| wire::InstanceEndpoint {
-                    port: bound.wanted.port_name.clone(),
-                    address: bound.address.ip().to_string(),
-                    number: bound.address.port().into(),
-                })
-                .collect(),
-            engine: engine.clone(),
-            engine_version: version.clone(),
+            endpoints: endpoints(inbound.map(|bound| (&bound.wanted, bound.address))),
+            engine: self.engine.map(Engine::name).unwrap_or_default().to_owned(),
+            engine_version: version,
             proxy_pid: shown.and_then(|live| live.process).map_or(0, |process| process.pid),
-            app_pid,
-            reason: reason.clone(),
+            app_pid: self.app.map_or(0, |app| app.pid),
+            reason,
             restarts: self.proxy.restarts,
             ..wire_instance(&self.who)
         };
         let overview = InstanceOverview {
-            service: self.who.service_ref(),
-            name: self.who.name.clone(),
-            state: match state {
-                wire::InstanceState::Starting => "starting",
-                wire::InstanceState::Ready => "ready",
-                wire::InstanceState::Draining => "draining",
-            }
-            .to_owned(),
-            reason,
-            engine,
-            engine_version: version.clone(),
             release,
             generation,
-            proxy_pid: instance.proxy_pid,
-            app_pid,
-            restarts: instance.restarts,
+            spare_pid: self.proxy.spares.pid(),
             listeners: self.places.in_use().map(|(name, b)| (name.clone(), b.address.to_string())).collect(),
             stats: self.stats.clone(),
             last_good: self.host.last_good.written(&self.who.service_ref()).map(crate::local::seconds),
+            ..overview(&self.who, &instance)
         };
         self.host.publish(&self.who.proxy(), Some((instance, overview)));
         // After the instance: the control plane takes no status of one it does not know.
@@ -150,6 +145,15 @@ impl Instance {
                 generation.pid = live.process.map_or(0, |process| process.pid);
                 generation.version.clone_from(&live.version);
             }
+            let stats = self.proxy.totals.of(generation.generation);
+            generation.open = stats
+                .and_then(|stats| stats.drain.as_ref())
+                .filter(|drain| !drain.inbound_only)
+                .map(|DrainStats { open, .. }| wire::OpenConnections {
+                    http: open.http + open.greeting,
+                    websocket: open.websocket,
+                    tcp: open.tcp,
+                });
         }
         let inbound = match self.life.phase() {
             Phase::Waiting | Phase::Starting | Phase::Serving => wire::InboundState::Open,
@@ -159,7 +163,14 @@ impl Instance {
         status.inbound = inbound.into();
         status.log = self.log().display().to_string();
         status.releases.clone_from(&self.releases);
-        status.isolation = self.engine.and_then(isolation::shown);
+        let shown = self.proxy.shown().map(|(_, live)| live);
+        let seen = isolation::Seen {
+            memory_max: self.proxy.size.as_ref().map_or(0, Size::limit),
+            confine: self.host.options.confine,
+            view: shown.and_then(|live| live.view.as_ref()),
+            observed: shown.and_then(|live| live.observed),
+        };
+        status.isolation = self.engine.and_then(|engine| isolation::shown(engine, seen));
         let age = |written| SystemTime::now().duration_since(written).unwrap_or_default().as_millis();
         status.last_good_age_ms =
             self.last_good.map(|written| u64::try_from(age(written)).unwrap_or(u64::MAX));
@@ -185,6 +196,39 @@ pub(super) fn wire_instance(who: &Identity) -> wire::Instance {
     }
 }
 
+/// Where its inbound listeners are.
+pub(super) fn endpoints<'a>(
+    inbound: impl Iterator<Item = (&'a Wanted, SocketAddr)>,
+) -> Vec<wire::InstanceEndpoint> {
+    let endpoint = |(wanted, address): (&Wanted, SocketAddr)| wire::InstanceEndpoint {
+        port: wanted.port_name.clone(),
+        address: address.ip().to_string(),
+        number: address.port().into(),
+    };
+    inbound.map(endpoint).collect()
+}
+
+/// What the control plane is told of an instance, for people.
+pub(super) fn overview(who: &Identity, instance: &wire::Instance) -> InstanceOverview {
+    InstanceOverview {
+        service: who.service_ref(),
+        name: who.name.clone(),
+        state: match instance.state() {
+            wire::InstanceState::Starting => "starting",
+            wire::InstanceState::Ready => "ready",
+            wire::InstanceState::Draining => "draining",
+        }
+        .to_owned(),
+        reason: instance.reason.clone(),
+        engine: instance.engine.clone(),
+        engine_version: instance.engine_version.clone(),
+        proxy_pid: instance.proxy_pid,
+        app_pid: instance.app_pid,
+        restarts: instance.restarts,
+        ..InstanceOverview::default()
+    }
+}
+
 /// `inventory` → `INVENTORY`; of another namespace `ledger.finance` → `LEDGER_FINANCE`.
 fn callee_prefix(service: &str, own_namespace: &str) -> String {
     match service.split_once('/') {
@@ -198,20 +242,40 @@ fn shout(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }
 
+/// Requests that failed by a server's doing: 5xx, and calls of gRPC whose status says so. Of bytes what was ended with a
+/// reason.
+fn errors(listener: &outrider_handover::ListenerStats) -> u64 {
+    if listener.requests == 0 {
+        return listener.reasons.values().sum();
+    }
+    let calls = listener.grpc.iter().filter(|(status, _)| Said::is_error_name(status));
+    listener.responses[4] + calls.map(|(_, count)| count).sum::<u64>()
+}
+
 /// The numbers of a proxy as they travel.
 pub(super) fn traffic(proxy: &str, stats: &Stats) -> wire::Traffic {
-    let listener = |(name, listener): (&String, &outrider_handover::ListenerStats)| wire::ListenerTraffic {
-        listener: name.clone(),
-        connections: listener.connections,
-        requests: listener.requests,
-        errors: if listener.requests > 0 { listener.responses[4] } else { listener.reasons.values().sum() },
-        reasons: listener
-            .reasons
-            .iter()
-            .map(|(reason, count)| wire::ReasonCount { reason: reason.clone(), count: *count })
-            .collect(),
-        latency_us_sum: listener.latency_us_sum,
-    };
+    let listener =
+        |(name, listener): (&String, &outrider_handover::ListenerStats)| wire::ListenerTraffic {
+            listener: name.clone(),
+            connections: listener.connections,
+            requests: listener.requests,
+            errors: errors(listener),
+            reasons: listener
+                .reasons
+                .iter()
+                .map(|(reason, count)| wire::ReasonCount { reason: reason.clone(), count: *count })
+                // What would have been refused is told beside what was.
+                .chain(listener.audited.iter().map(|(policy, count)| wire::ReasonCount {
+                    reason: format!("audit:{policy}"),
+                    count: *count,
+                }))
+                // How calls ended that did not end well.
+                .chain(listener.grpc.iter().filter(|(status, _)| *status != "0").map(|(status, count)| {
+                    wire::ReasonCount { reason: format!("grpc:{status}"), count: *count }
+                }))
+                .collect(),
+            latency_us_sum: listener.latency_us_sum,
+        };
     wire::Traffic {
         proxy: proxy.to_owned(),
         listeners: stats.listeners.iter().map(listener).collect(),
@@ -222,6 +286,27 @@ pub(super) fn traffic(proxy: &str, stats: &Stats) -> wire::Traffic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_of_grpc_that_a_server_failed_are_errors_and_all_that_did_not_end_well_are_told() {
+        let grpc = [("0", 90), ("5", 4), ("14", 3), ("missing", 2), ("of a later version", 1)];
+        let listener = outrider_handover::ListenerStats {
+            requests: 101,
+            responses: [0, 100, 0, 0, 1],
+            grpc: grpc.map(|(status, count)| (status.to_owned(), count)).into(),
+            ..Default::default()
+        };
+        let stats = Stats { listeners: [("inbound/a".to_owned(), listener)].into(), ..Stats::default() };
+        let traffic = traffic("shop/a-1", &stats);
+        let told = &traffic.listeners[0];
+        assert_eq!(told.errors, 1 + 3 + 2);
+        let mut reasons: Vec<_> = told.reasons.iter().map(|one| (one.reason.as_str(), one.count)).collect();
+        reasons.sort_unstable();
+        assert_eq!(
+            reasons,
+            [("grpc:14", 3), ("grpc:5", 4), ("grpc:missing", 2), ("grpc:of a later version", 1)]
+        );
+    }
 
     #[test]
     fn callees_have_one_spelling_in_the_environment() {

@@ -15,13 +15,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use outrider_handover::Stats;
+use outrider_identity::FileError;
+use outrider_os::confine::Step;
 use outrider_os::process::ProcessId;
-use outrider_supervise::{Memory, Target};
+use outrider_supervise::{Memory, Target, size};
 use outrider_xds::Resource;
 use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use outrider_xds_types::prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::reserve;
 use crate::scope::Wanted;
 
 /// The format written here. A file of another one is not used.
@@ -51,8 +54,14 @@ pub(crate) struct Saved {
     /// The release asked for.
     pub(crate) release: String,
     pub(crate) memory: Memory,
+    /// How large its proxy is. Files of before have none.
+    #[serde(default)]
+    pub(crate) size: size::Memory,
     pub(crate) generations: Vec<SavedGeneration>,
     pub(crate) listeners: Vec<SavedListener>,
+    /// Whether `run` holds them as well.
+    #[serde(default)]
+    pub(crate) kept: bool,
     /// Called service → address.
     pub(crate) addresses: BTreeMap<String, Ipv4Addr>,
     pub(crate) restarts: u32,
@@ -68,6 +77,9 @@ pub(crate) struct SavedGeneration {
     pub(crate) process: ProcessId,
     /// When it was started, in milliseconds since 1970.
     pub(crate) started_ms: u64,
+    /// What was done about its view of the file system; `None` if nothing was, or nobody wrote it down.
+    #[serde(default)]
+    pub(crate) view: Option<Step>,
 }
 
 /// A socket.
@@ -96,8 +108,10 @@ impl Saved {
             engine: String::new(),
             release: String::new(),
             memory: Memory::default(),
+            size: size::Memory::default(),
             generations: Vec::new(),
             listeners: Vec::new(),
+            kept: false,
             addresses: BTreeMap::new(),
             restarts: 0,
             before: Stats::default(),
@@ -105,16 +119,21 @@ impl Saved {
     }
 
     /// What is kept in the folder of an instance; `None` if nothing is, or nothing that can be used.
-    pub(crate) fn read(folder: &Path) -> Option<Self> {
+    ///
+    /// # Errors
+    /// There is no descriptor to read it with: there may be something.
+    pub(crate) fn read(folder: &Path) -> Result<Option<Self>, FileError> {
         let path = folder.join("instance.json");
         let content = match outrider_identity::read_optional_within(&path, MAX_BYTES) {
-            Ok(content) => content?,
+            Ok(Some(content)) => content,
+            Ok(None) => return Ok(None),
+            Err(error) if reserve::is_shortage(&error.source) => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "what an earlier agent kept is not used");
-                return None;
+                return Ok(None);
             }
         };
-        match serde_json::from_slice::<Self>(&content) {
+        Ok(match serde_json::from_slice::<Self>(&content) {
             Ok(saved) if saved.format == FORMAT => Some(saved),
             Ok(saved) => {
                 tracing::warn!(path = %path.display(), format = saved.format, "of another version of the agent, not used");
@@ -124,16 +143,16 @@ impl Saved {
                 tracing::warn!(path = %path.display(), %error, "what an earlier agent kept is not used");
                 None
             }
-        }
+        })
     }
 
-    pub(super) fn write(&self, folder: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {
         replace(&folder.join("instance.json"), &serde_json::to_vec(self)?)
     }
 }
 
 /// What stands in for services that have gone, as it was written.
-pub(super) fn read_retired(folder: &Path) -> Vec<Resource> {
+pub(crate) fn read_retired(folder: &Path) -> Vec<Resource> {
     let content = outrider_identity::read_optional_within(&folder.join("retired"), MAX_BYTES).ok().flatten();
     let all = content.and_then(|content| DeltaDiscoveryResponse::decode(content.as_slice()).ok());
     let resources = all.into_iter().flat_map(|all| all.resources);
@@ -145,7 +164,7 @@ pub(super) fn read_retired(folder: &Path) -> Vec<Resource> {
         .collect()
 }
 
-pub(super) fn write_retired<'a>(
+pub(crate) fn write_retired<'a>(
     folder: &Path,
     resources: impl Iterator<Item = &'a Resource>,
 ) -> io::Result<()> {
@@ -156,7 +175,7 @@ pub(super) fn write_retired<'a>(
     replace(&folder.join("retired"), &all.encode_to_vec())
 }
 
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(content)?;
@@ -172,23 +191,24 @@ mod tests {
     #[test]
     fn what_was_kept_is_read_again_or_not_used() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Saved::read(dir.path()), None);
+        assert!(Saved::read(dir.path()).unwrap().is_none());
         let mut saved = Saved::new("shop", "a", "a-x7k2p");
         saved.generations.push(SavedGeneration {
             number: 7,
             target: Target::new("native", "builtin"),
             process: ProcessId::of(std::process::id()).unwrap(),
             started_ms: 5,
+            view: Some(Step::Applied),
         });
         saved.write(dir.path()).unwrap();
-        assert_eq!(Saved::read(dir.path()).unwrap(), saved);
+        assert_eq!(Saved::read(dir.path()).unwrap().unwrap(), saved);
         let path = dir.path().join("instance.json");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         saved.format = FORMAT + 1;
         saved.write(dir.path()).unwrap();
-        assert_eq!(Saved::read(dir.path()), None, "of a later agent");
+        assert!(Saved::read(dir.path()).unwrap().is_none(), "of a later agent");
         std::fs::write(&path, "{").unwrap();
-        assert_eq!(Saved::read(dir.path()), None);
+        assert!(Saved::read(dir.path()).unwrap().is_none());
 
         let resource = Resource::new("type", "name", "retired", vec![1, 2]);
         write_retired(dir.path(), [&resource].into_iter()).unwrap();

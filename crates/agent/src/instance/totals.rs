@@ -7,6 +7,11 @@ use std::collections::BTreeMap;
 
 use outrider_handover::{ClusterStats, ListenerStats, Stats};
 
+/// Most audits of one listener that are over and told apart.
+const MAX_AUDITED: usize = 256;
+/// Name under which the others are counted, as in the proxy.
+const OTHERS: &str = "(others)";
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
@@ -21,8 +26,21 @@ impl Totals {
         Self { ended, live: BTreeMap::new() }
     }
 
-    /// The latest numbers of a process.
+    /// The latest numbers of a process. It forgets audits that are over; their sums stay.
     pub(super) fn set(&mut self, generation: u64, stats: Stats) {
+        for (name, former) in self.live.get(&generation).into_iter().flat_map(|former| &former.listeners) {
+            let now = stats.listeners.get(name).map(|listener| &listener.audited);
+            for (policy, count) in &former.audited {
+                let counted = now.and_then(|now| now.get(policy)).copied().unwrap_or_default();
+                if counted < *count {
+                    let sums = &mut self.ended.listeners.entry(name.clone()).or_default().audited;
+                    let full = sums.len() >= MAX_AUDITED && !sums.contains_key(policy);
+                    let policy = if full { OTHERS } else { policy };
+                    let sum = sums.entry(policy.to_owned()).or_default();
+                    *sum = sum.saturating_add(count - counted);
+                }
+            }
+        }
         self.live.insert(generation, stats);
     }
 
@@ -39,6 +57,7 @@ impl Totals {
             });
             last.clusters.values_mut().for_each(|cluster| {
                 (cluster.active_connections, cluster.endpoints) = (0, 0);
+                cluster.unused.clear();
             });
             let (listeners, clusters) = (last.listeners, last.clusters);
             add(&mut self.ended, &Stats { listeners, clusters, ..Stats::default() });
@@ -63,9 +82,11 @@ impl Totals {
         };
         add(&mut sum, &self.ended);
         self.live.values().for_each(|stats| add(&mut sum, stats));
-        // Endpoints are known, not added up.
+        // Endpoints, and which of them are not used, are known, not added up.
         for (name, cluster) in &mut sum.clusters {
-            cluster.endpoints = shown.clusters.get(name).map_or(0, |cluster| cluster.endpoints);
+            let shown = shown.clusters.get(name);
+            cluster.endpoints = shown.map_or(0, |cluster| cluster.endpoints);
+            cluster.unused = shown.map(|cluster| cluster.unused.clone()).unwrap_or_default();
         }
         Some(sum)
     }
@@ -95,6 +116,10 @@ fn add_listener(sum: &mut ListenerStats, more: &ListenerStats) {
         latency_us_sum,
         upstream_us_sum,
         added_us,
+        audited,
+        grpc,
+        stream_window_waits,
+        connection_window_waits,
     } = more;
     let pairs = [
         (&mut sum.connections, connections),
@@ -105,6 +130,8 @@ fn add_listener(sum: &mut ListenerStats, more: &ListenerStats) {
         (&mut sum.bytes_out, bytes_out),
         (&mut sum.latency_us_sum, latency_us_sum),
         (&mut sum.upstream_us_sum, upstream_us_sum),
+        (&mut sum.stream_window_waits, stream_window_waits),
+        (&mut sum.connection_window_waits, connection_window_waits),
     ];
     for (sum, more) in pairs.into_iter().chain(sum.responses.iter_mut().zip(responses)) {
         *sum = sum.saturating_add(*more);
@@ -117,19 +144,49 @@ fn add_listener(sum: &mut ListenerStats, more: &ListenerStats) {
         let sum = sum.added_us.entry(*us).or_default();
         *sum = sum.saturating_add(*count);
     }
+    for (status, count) in grpc {
+        let sum = sum.grpc.entry(status.clone()).or_default();
+        *sum = sum.saturating_add(*count);
+    }
+    for (policy, count) in audited {
+        let sum = sum.audited.entry(policy.clone()).or_default();
+        *sum = sum.saturating_add(*count);
+    }
 }
 
 fn add_cluster(sum: &mut ClusterStats, more: &ClusterStats) {
-    let ClusterStats { endpoints, connections, active_connections, connect_failures, requests } = more;
+    let ClusterStats {
+        endpoints,
+        connections,
+        active_connections,
+        connect_failures,
+        requests,
+        retries,
+        copies,
+        copies_lost,
+        retries_refused,
+        ejections,
+        stream_window_waits,
+        connection_window_waits,
+        unused,
+    } = more;
     for (sum, more) in [
         (&mut sum.endpoints, endpoints),
         (&mut sum.connections, connections),
         (&mut sum.active_connections, active_connections),
         (&mut sum.connect_failures, connect_failures),
+        (&mut sum.copies, copies),
+        (&mut sum.copies_lost, copies_lost),
         (&mut sum.requests, requests),
+        (&mut sum.retries, retries),
+        (&mut sum.retries_refused, retries_refused),
+        (&mut sum.ejections, ejections),
+        (&mut sum.stream_window_waits, stream_window_waits),
+        (&mut sum.connection_window_waits, connection_window_waits),
     ] {
         *sum = sum.saturating_add(*more);
     }
+    sum.unused.clone_from(unused);
 }
 
 #[cfg(test)]
@@ -180,6 +237,22 @@ mod tests {
         let mut resumed = Totals::resume(totals.before().clone());
         resumed.set(2, stats(6, 0));
         assert_eq!(seen(&resumed, 2), (18, 0, 9, 3, 100));
+    }
+
+    /// A year of edits: whatever the process forgets is in the sums, by name as long as there are not too many.
+    #[test]
+    fn sums_of_audits_stay_when_their_policies_go() {
+        let mut totals = Totals::default();
+        for n in 0..1000 {
+            let mut stats = stats(0, 0);
+            let listener = stats.listeners.get_mut("inbound/http").unwrap();
+            listener.audited = BTreeMap::from([(format!("policy/{n:04}"), 2), ("stays".to_owned(), n)]);
+            totals.set(1, stats);
+        }
+        let audited = &totals.sum(Some(1)).unwrap().listeners["inbound/http"].audited;
+        assert_eq!((audited["policy/0000"], audited["policy/0999"], audited["stays"]), (2, 2, 999));
+        assert_eq!(audited.values().sum::<u64>(), 2000 + 999);
+        assert!(audited.len() <= MAX_AUDITED + 3, "{}", audited.len());
     }
 
     proptest! {

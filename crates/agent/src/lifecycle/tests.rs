@@ -81,8 +81,13 @@ fn a_stop_withdraws_settles_drains_then_ends_the_application_and_last_the_proxy(
     let mut life = Life::serving(true);
     assert_eq!(life.give(stop()), []);
     assert!(!life.machine.in_endpoint_set());
-    let left = Times::default().drain - Duration::from_secs(1);
-    assert_eq!(life.advance(), (Duration::from_secs(1), vec![Effect::DrainInbound(left)]));
+    let settle = Times::default().settle;
+    let left = Times::default().drain - settle;
+    assert_eq!(
+        life.advance(),
+        (settle, vec![Effect::DrainInbound(left)]),
+        "callers never said that they know"
+    );
     // A proxy that dies now is nothing new: its own life goes on, because the application still needs it.
     assert_eq!(life.give(Event::ProxyAbsent), []);
     assert_eq!(life.give(ended(true)), []);
@@ -90,6 +95,31 @@ fn a_stop_withdraws_settles_drains_then_ends_the_application_and_last_the_proxy(
     assert_eq!(life.give(Event::AppEnded), [Effect::StopProxy(Duration::from_millis(500))]);
     assert_eq!(life.give(Event::ProxyStopped), [Effect::Over]);
     assert_eq!(life.machine.next_tick(), None);
+}
+
+#[test]
+fn inbound_is_drained_when_callers_know_or_cannot_be_told() {
+    let times = Times::default();
+    for (event, within) in [(Event::CallersLeft, times.grace), (Event::CallersUntold, times.untold)] {
+        let mut life = Life::serving(true);
+        // Of a time before.
+        life.give(event.clone());
+        assert!(life.machine.in_endpoint_set());
+        life.give(stop());
+        life.now += Duration::from_millis(10);
+        assert_eq!(life.give(event.clone()), []);
+        life.now += Duration::from_millis(10);
+        life.give(event);
+        let (passed, effects) = life.advance();
+        assert_eq!(passed, within - Duration::from_millis(10), "said again it is no longer");
+        assert!(matches!(effects[..], [Effect::DrainInbound(_)]), "{effects:?}");
+    }
+    // Whoever stops it may have less time than callers take: half of it is for what is open.
+    let mut life = Life::serving(true);
+    life.give(Event::Stop { within: Some(Duration::from_secs(2)) });
+    let second = Duration::from_secs(1);
+    assert_eq!(life.advance(), (second, vec![Effect::DrainInbound(second)]));
+    assert_eq!(life.advance(), (second, vec![Effect::TellDrained]));
 }
 
 #[test]
@@ -109,6 +139,7 @@ fn one_deadline_bounds_a_stop_and_a_second_stop_cuts_it_short() {
     for (within, drain) in [(5, 5), (500, 20)] {
         let mut life = Life::serving(true);
         life.give(Event::Stop { within: Some(Duration::from_secs(within)) });
+        life.give(Event::CallersUntold);
         assert_eq!(life.advance().1, [Effect::DrainInbound(Duration::from_secs(drain - 1))]);
         assert_eq!(life.advance(), (Duration::from_secs(drain - 1), vec![Effect::TellDrained]));
     }
@@ -185,6 +216,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::AppAnswers),
         Just(Event::AppSilent { reason: "refused".into() }),
         Just(stop()),
+        Just(Event::CallersLeft),
+        Just(Event::CallersUntold),
         Just(Event::InboundIdle),
         Just(Event::AppEnded),
         Just(Event::Tick),

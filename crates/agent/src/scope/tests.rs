@@ -1,3 +1,4 @@
+use outrider_xds::refers;
 use outrider_xds_types::pack;
 use outrider_xds_types::pb::envoy::config::cluster::v3::cluster::EdsClusterConfig;
 use outrider_xds_types::pb::envoy::config::listener::v3::{Filter, FilterChain};
@@ -182,4 +183,65 @@ fn what_has_gone_is_answered_in_its_place() {
     assert_eq!(answer.status, 503);
     assert_eq!(only.response_headers_to_add[0].header.as_ref().unwrap().value, "unknown_service");
     assert_eq!(retire(&local, "outbound/never/served/http", &wanted), None);
+}
+
+/// A listener for TCP that leads to these clusters.
+fn tcp_listener(name: &str, clusters: &[&str]) -> Resource {
+    use tcp_proxy::ClusterSpecifier;
+    use tcp_proxy::weighted_cluster::ClusterWeight;
+    let specifier = match clusters {
+        [only] => ClusterSpecifier::Cluster((*only).to_owned()),
+        _ => ClusterSpecifier::WeightedClusters(tcp_proxy::WeightedCluster {
+            clusters: clusters
+                .iter()
+                .map(|name| ClusterWeight { name: (*name).to_owned(), weight: 1, ..ClusterWeight::default() })
+                .collect(),
+        }),
+    };
+    let proxy = TcpProxy { cluster_specifier: Some(specifier), ..TcpProxy::default() };
+    let config = filter::ConfigType::TypedConfig(pack(TCP_PROXY, &proxy));
+    let filter = Filter { config_type: Some(config), ..Filter::default() };
+    let served = listener(name, 80, &["inventory"], false);
+    let mut listener = Listener::decode(served.body.as_slice()).unwrap();
+    listener.filter_chains = vec![FilterChain { filters: vec![filter], ..FilterChain::default() }];
+    resource(type_url::LISTENER, name, listener.encode_to_vec())
+}
+
+/// Whatever it led to, a next process finds all that it leads to now, and nobody behind it.
+#[test]
+fn connections_to_what_has_gone_lead_to_a_cluster_of_their_own() {
+    let [a, b] = ["outbound/shop/db-a/tcp", "outbound/shop/db-b/tcp"];
+    for clusters in [&[OUT][..], &[a], &[a, b], &[OUT, a]] {
+        let mut resources = vec![tcp_listener(OUT, clusters)];
+        resources.extend(clusters.iter().map(|name| cluster(name, Some(EDS))));
+        resources.push(Resource::new(type_url::ENDPOINT, EDS, "e1", Vec::new()));
+        let set = set(resources);
+        let address: SocketAddr = ([127, 64, 0, 7], 80).into();
+        let scope = Scope::read(&set, PROXY);
+        let local = scope.localise(&BTreeMap::from([(OUT.to_owned(), address)]), &set);
+        let wanted = scope.wanted().0.pop().unwrap();
+        let made = retire(&local, OUT, &wanted).unwrap();
+        assert!(made.iter().all(|resource| &*resource.version == RETIRED));
+        let made: ResourceSet = made.into_iter().collect();
+        let mut followed = made.get(type_url::LISTENER, OUT).map(|one| refers::of(one)).unwrap();
+        let mut all = 0;
+        while let Some((url, name)) = followed.pop() {
+            let resource = made.get(url, &name).unwrap_or_else(|| panic!("{url} {name} of {clusters:?}"));
+            assert!(local.get(url, &name).is_none(), "{name} may stay for others");
+            followed.extend(refers::of(resource));
+            all += 1;
+        }
+        assert_eq!(all, 2, "a cluster and its endpoints");
+        let nobody = made.of_type(type_url::ENDPOINT).next().unwrap();
+        let nobody = ClusterLoadAssignment::decode(nobody.body.as_slice()).unwrap();
+        assert_eq!(nobody.endpoints, []);
+
+        // Another agent makes the same of what was kept.
+        let again: ResourceSet = retire(&made, OUT, &wanted).unwrap().into_iter().collect();
+        assert!(again.iter().eq(made.iter()));
+    }
+    let alone = set(vec![tcp_listener(OUT, &[a, b])]);
+    let scope = Scope::read(&alone, PROXY);
+    let local = scope.localise(&BTreeMap::from([(OUT.to_owned(), ([127, 64, 0, 7], 80).into())]), &alone);
+    assert_eq!(retire(&local, OUT, &scope.wanted().0[0]), None, "as agents kept it before");
 }

@@ -3,11 +3,11 @@
 //! Holds: who connects has five seconds to say what it wants; an answer fits into a line. Does not: define the messages
 //! (`local` does), or carry them out.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use outrider_identity::private_folder;
@@ -20,32 +20,87 @@ use tokio_util::task::TaskTracker;
 use super::{Host, SUFFIX, instance_folder, is_label};
 use crate::instance::{self, Ask, Attachment, Identity};
 use crate::local::{Answer, LineWriter, ProxyAction, ProxyOverview, Request, Told, lines};
-use crate::random;
+use crate::{random, reserve};
 
 /// For the first line of a connection.
 const FIRST_LINE: Duration = Duration::from_secs(5);
+/// Between two looks whether the socket is there.
+const LOOK: Duration = Duration::from_secs(1);
+/// After a connection that could not be taken.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Most bytes of a log that are shown.
 const MAX_TAIL: u64 = 512 << 10;
 
-/// Takes connections until dropped.
+/// Takes connections until dropped. A socket that somebody removed, alone or with its folder, is made again.
 pub(super) async fn accept(
-    listener: UnixListener,
+    mut listener: UnixListener,
+    mut lock: File,
     host: &Arc<Host>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) {
+    let socket = host.options.runtime.join("agent.sock");
+    let mut ours = identity(&socket);
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut said = false;
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                tasks.spawn(connection(stream, host.clone(), stop.clone()));
-            }
-            Err(error) => {
-                // Out of descriptors, most likely: others will be closed.
-                tracing::warn!(%error, "a local connection was not taken");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    said = false;
+                    tasks.spawn(connection(stream, host.clone(), stop.clone()));
+                }
+                // People are to be told what is wrong.
+                Err(error) if reserve::is_shortage(&error) && host.reserve.release_one() => {}
+                Err(error) => {
+                    // Out of descriptors, most likely: others will be closed.
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(%error, "local connections wait");
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            },
+            _ = looks.tick() => {
+                host.reserve.look();
+                host.upstream.set_problems(host.problems());
+                if identity(&socket).is_some_and(|there| Some(there) == ours) {
+                    continue;
+                }
+                let mended = mend(host, &socket, &mut lock);
+                let trouble = mended.as_ref().err().map(|error| {
+                    format!("{} was removed and cannot be made again: {error}", socket.display())
+                });
+                let mut shown = host.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(text) = trouble.as_ref().filter(|text| shown.as_ref() != Some(text)) {
+                    tracing::error!("{text}");
+                }
+                *shown = trouble;
+                if let Ok(again) = mended {
+                    tracing::warn!(socket = %socket.display(), "somebody removed it; it was made again");
+                    (listener, ours) = (again, identity(&socket));
+                }
             }
         }
     }
+}
+
+/// Which file that is.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Makes the socket again, and what it needs. Whoever has the lock of a folder that was made anew is another agent.
+fn mend(host: &Host, socket: &Path, lock: &mut File) -> io::Result<UnixListener> {
+    let runtime = &host.options.runtime;
+    for folder in [runtime, &runtime.join("p")] {
+        private_folder(folder).map_err(io::Error::other)?;
+    }
+    let held = lock.metadata()?;
+    if identity(&runtime.join("agent.lock")) != Some((held.dev(), held.ino())) {
+        *lock = super::lock(runtime).map_err(io::Error::other)?;
+    }
+    super::bind(socket)
 }
 
 async fn connection(stream: UnixStream, host: Arc<Host>, stop: CancellationToken) {

@@ -47,7 +47,11 @@ pub struct Shared {
     pub uncounted: Mutex<Option<(String, String)>>,
     /// The next session is told that the node was put out.
     pub put_out: AtomicBool,
+    /// What is done to everything that is compiled.
+    pub spoil: Mutex<Option<Spoil>>,
 }
+
+pub type Spoil = Box<dyn Fn(&mut ResourceSet) + Send>;
 
 #[derive(Default)]
 struct State {
@@ -87,6 +91,7 @@ impl ControlPlane {
             signed: AtomicU32::default(),
             uncounted: Mutex::default(),
             put_out: AtomicBool::default(),
+            spoil: Mutex::default(),
         });
         shared.apply(yaml);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -165,6 +170,12 @@ impl Shared {
         self.compile();
     }
 
+    /// Does this to everything that is compiled from now on.
+    pub fn spoil(&self, spoil: Option<Spoil>) {
+        *self.spoil.lock().unwrap() = spoil;
+        self.compile();
+    }
+
     /// Takes subscriptions and says nothing, or not any more.
     pub fn mute(&self, mute: bool) {
         self.state.lock().unwrap().mute = mute;
@@ -228,6 +239,9 @@ impl Shared {
             if let Some(proxy) = compiler.proxy(&id) {
                 set.extend(&proxy.scoped_for(&format!("{}/{}", instance.namespace, instance.name)));
             }
+        }
+        if let Some(spoil) = &*self.spoil.lock().unwrap() {
+            spoil(&mut set);
         }
         // Under the lock: two of these at once must not leave the older one.
         self.set.send_replace((!state.mute).then_some(set));
@@ -357,16 +371,21 @@ impl Agents for Service {
         let bundle = Bundle { certificates: der(self.shared.authority.bundle()) };
         let welcome = Welcome { trust_domain: TRUST_DOMAIN.into(), heartbeat_ms: 1000, bundle: Some(bundle) };
         sender.send(Ok(Instruction { kind: Some(InstructionKind::Welcome(welcome)) })).await.unwrap();
-        {
+        let number = {
             let mut state = self.shared.state.lock().unwrap();
             state.sessions += 1;
             state.statuses.clear();
             state.answers.clear();
             state.instructions = Some(sender.clone());
-        }
+            state.sessions
+        };
         let (shared, stop, mut facts) = (self.shared.clone(), self.stop.clone(), request.into_inner());
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             while let Ok(Some(fact)) = facts.message().await {
+                // What an earlier session had still to say is not news.
+                if shared.counts().1 != number {
+                    break;
+                }
                 let report = matches!(fact.kind, Some(FactKind::Instances(_)));
                 shared.fact(fact);
                 if report {

@@ -23,10 +23,16 @@ use tonic::transport::Endpoint;
 
 /// A program that is the fake proxy.
 pub fn program(folder: &Path) -> PathBuf {
+    program_that_knows(folder, &[])
+}
+
+/// The same that says that it knows these features.
+pub fn program_that_knows(folder: &Path, features: &[String]) -> PathBuf {
     let path = folder.join("fake-proxy");
     let ours = std::env::current_exe().unwrap();
     let script = format!(
-        "#!/bin/sh\nOUTRIDER_FAKE_PROXY=\"$*\" exec {} --exact fake_proxy_process --nocapture --ignored\n",
+        "#!/bin/sh\nOUTRIDER_FAKE_FEATURES=\"{}\" OUTRIDER_FAKE_PROXY=\"$*\" exec {} --exact fake_proxy_process --nocapture --ignored\n",
+        features.join(","),
         ours.display()
     );
     std::fs::write(&path, script).unwrap();
@@ -148,7 +154,7 @@ impl Proxy {
                 return Some(FromProxy::Stats { id, stats: self.stats.lock().unwrap().clone() });
             }
             ToProxy::Ping { id } => return Some(FromProxy::Pong { id }),
-            ToProxy::Return | ToProxy::Unknown => return None,
+            ToProxy::Begin { .. } | ToProxy::Return | ToProxy::Unknown => return None,
         }
         self.accept();
         answer
@@ -188,7 +194,11 @@ async fn follow(xds: String, node: String, ready: watch::Sender<bool>) {
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
     let channel = Endpoint::from_static("http://agent").connect_with_connector(dial).await.unwrap();
-    let mut client = Client::new(Node { id: node, ..Node::default() }, Limits::default());
+    let features = std::env::var("OUTRIDER_FAKE_FEATURES").unwrap_or_default();
+    let client_features = features.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let user_agent_name = "fake-proxy".to_owned();
+    let node = Node { id: node, client_features, user_agent_name, ..Node::default() };
+    let mut client = Client::new(node, Limits::default());
     for wild in [type_url::CLUSTER, type_url::LISTENER, type_url::ROUTE, type_url::ENDPOINT] {
         client.subscribe(wild, ["*"]);
     }

@@ -243,6 +243,7 @@ async fn a_release_that_does_not_work_leaves_the_one_before_serving_and_is_not_t
         ("exits", "#!/bin/sh\nexit 3\n", "exit_code"),
         ("no-program", "#!/no/such/interpreter\n", "start_failed"),
         ("killed", "#!/bin/sh\nkill -SEGV $$\n", "signal"),
+        ("text", "exit 0\n", "start_failed"),
     ] {
         pair.release(release, Some(script));
         pair.upgrade(service, release).await.unwrap();
@@ -279,6 +280,30 @@ async fn a_release_that_does_not_work_leaves_the_one_before_serving_and_is_not_t
     assert_eq!(instance.restarts, 0, "no process that served was lost");
     let log = local::logs(&pair.mesh.socket(), &instance.name, 5).await.unwrap();
     assert_eq!(log.len(), 5);
+    pair.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_has_gone_from_the_disk_is_told_as_that_and_the_one_before_serves() {
+    let Some(pair) = Pair::start(OnStop::EndAll).await else { return };
+    let service = "shop/checkout";
+    pair.release("r2", None);
+    pair.upgrade(service, "r2").await.unwrap();
+    let seen = pair.settled(service, "r2").await;
+    std::fs::remove_dir_all(pair.mesh.path().join("state/agent/releases/r2")).unwrap();
+    kill(seen.processes[0].pid, Signal::ILL);
+    let why = eventually("why it does not run is told", || async {
+        let status = pair.describe(service).await.status;
+        let quarantined = status.quarantined.iter().find(|one| &*one.release == "r2");
+        quarantined.map(|one| &one.reason).or(status.crashes.absent.as_ref()).map(ToString::to_string)
+    })
+    .await;
+    assert!(why.contains("release r2 is not here: "), "{why}");
+    pair.settled(service, "builtin").await;
+    let out = pair.out().await;
+    eventually("it serves", || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) }).await;
+    let unknown = pair.upgrade(service, "r3").await.unwrap_err().to_string();
+    assert!(unknown.ends_with("; on this host there is builtin"), "{unknown}");
     pair.end().await;
 }
 
@@ -324,10 +349,11 @@ async fn every_way_of_ending_is_repaired_and_told_with_its_cause() {
         let after = pair
             .mesh
             .instance("shop/checkout", |i| {
-                i.restarts == restarts && i.proxy_pid != before.proxy_pid && i.reason.is_empty()
+                i.restarts >= restarts && i.proxy_pid != before.proxy_pid && i.reason.is_empty()
             })
             .await;
-        assert_eq!(after.app_pid, before.app_pid);
+        let events = pair.events(&format!("shop/{}", after.name)).await;
+        assert_eq!((after.restarts, after.app_pid), (restarts, before.app_pid), "{events:#?}");
         eventually("it serves again", || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) })
             .await;
         let events = pair.events(&format!("shop/{}", after.name)).await;
@@ -337,6 +363,33 @@ async fn every_way_of_ending_is_repaired_and_told_with_its_cause() {
         assert!(last.configuration.is_some(), "{last:?}");
     }
     pair.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_takes_the_place_of_a_killed_process_and_the_next_one_is_made() {
+    let Some(pair) = Pair::start(OnStop::EndAll).await else { return };
+    let before = pair.mesh.instance("shop/checkout", |i| i.proxy_pid != 0 && i.reason.is_empty()).await;
+    let out = pair.out().await;
+    let mut serving = before.proxy_pid;
+    for restarts in 1..=3 {
+        let spare = pair.mesh.instance("shop/checkout", |i| i.spare_pid != 0).await.spare_pid;
+        // A spare that is killed is nobody's loss: the next process is made as if there had never been one.
+        if restarts == 2 {
+            kill(spare, Signal::KILL);
+            eventually("its end", || async { (!lives(spare)).then_some(()) }).await;
+        }
+        kill(serving, Signal::KILL);
+        let after =
+            pair.mesh.instance("shop/checkout", |i| i.restarts == restarts && i.reason.is_empty()).await;
+        assert_eq!(after.proxy_pid == spare, restarts != 2, "{after:?}, spare {spare}");
+        eventually("it serves again", || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) })
+            .await;
+        serving = after.proxy_pid;
+    }
+    let last = pair.mesh.instance("shop/checkout", |i| i.spare_pid != 0).await.spare_pid;
+    assert!(lives(last) && last != serving);
+    pair.end().await;
+    assert!(!lives(last), "a spare outlived its instance");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use outrider_agent::local::ProxyAction;
+use outrider_agent::local::{InstanceOverview, ProxyAction};
 use outrider_agent::{AgentOptions, OnStop};
 use rustix::process::Signal;
 use tokio_util::sync::CancellationToken;
@@ -31,9 +31,8 @@ async fn a_new_agent_takes_over_and_nothing_is_lost() {
             (before.proxy_pid, before.app_pid, &before.name)
         );
         assert_eq!((after.restarts, address(&after, OUT)), (0, out));
-        let gone = pair.client.progress.recv().await.unwrap();
-        assert_eq!(gone, "the agent has gone; the application runs on");
-        assert_eq!(pair.client.progress.recv().await.unwrap(), "the agent is back");
+        pair.client.says("the agent has gone; the application runs on").await;
+        pair.client.says("the agent is back").await;
         load.after(20).await;
     }
     // It is in charge: of the next release, and of the next crash.
@@ -93,6 +92,54 @@ async fn without_a_control_plane_a_new_agent_takes_over_and_crashes_are_repaired
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_has_is_not_taken_back_by_what_a_new_agent_finds_on_disk() {
+    let Some(mut mesh) = native_mesh(&shop("native", origin(false).await)).await else { return };
+    mesh.on_stop = OnStop::HandOver;
+    mesh.start_agent(true).await;
+    let client = mesh.run("shop/checkout", "exec sleep 600");
+    mesh.instance("shop/checkout", |i| i.state == "ready" && i.last_good.is_some()).await;
+    let disk = mesh.path().join("state/agent/last-good/shop.checkout");
+    let stale = std::fs::read(disk.join("0000000001")).unwrap();
+    let server = mesh.run("shop/inventory", "exec sleep 600");
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let out = address(&before, OUT);
+    let serves = || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) };
+    eventually("a request goes through", serves).await;
+    let load = Load::start(out);
+    mesh.control().stop();
+    mesh.stop_agent().await;
+    // As if the agent had been killed before it could write what is in use now.
+    for file in std::fs::read_dir(&disk).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    std::fs::write(disk.join("0000000001"), &stale).unwrap();
+    mesh.start_agent(false).await;
+    let after = mesh.instance("shop/checkout", |i| i.reason.contains("goes on with the configuration")).await;
+    assert_eq!((after.state.as_str(), after.proxy_pid), ("ready", before.proxy_pid), "{}", after.reason);
+    load.after(200).await;
+    load.ends_whole().await;
+    // A process that has nothing gets what there is, until the control plane is there again.
+    kill(before.proxy_pid, Signal::KILL);
+    mesh.instance("shop/checkout", |i| i.restarts == 1 && i.reason.contains("last good configuration")).await;
+    eventually("it has what was on disk", || async { get(out).await.contains("no_endpoints").then_some(()) })
+        .await;
+    let control = mesh.control.take().unwrap().restart().await;
+    mesh.control = Some(control);
+    eventually("requests go through again", serves).await;
+    nothing_is_left(&mesh, [client, server]).await;
+    mesh.on_stop = OnStop::EndAll;
+    mesh.stop_agent().await;
+}
+
+/// With the real native proxy, and no agent yet; `None` where it is not built.
+async fn native_mesh(documents: &str) -> Option<Mesh> {
+    let binary = engine("native")?.unwrap();
+    let mut mesh = Mesh::prepare(documents).await;
+    mesh.proxy = binary;
+    Some(mesh)
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn services_that_have_gone_are_remembered_by_the_next_agent() {
     let Some(binary) = engine("native") else { return };
     let with = shop("native", origin(false).await);
@@ -119,6 +166,28 @@ async fn services_that_have_gone_are_remembered_by_the_next_agent() {
     assert!(hosts.contains(&format!("\n{} inventory", out.ip())), "{hosts}");
     app.signals.send(Signal::TERM).unwrap();
     assert_eq!(app.end().await, 128 + 15);
+}
+
+/// A client and a server of which the first reaches the second, and how the client is.
+async fn both(mesh: &Mesh) -> ([crate::App; 2], InstanceOverview) {
+    let server = mesh.run("shop/inventory", "exec sleep 600");
+    let client = mesh.run("shop/checkout", "exec sleep 600");
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let out = address(&before, OUT);
+    eventually("a request goes through", || async {
+        get(out).await.starts_with("HTTP/1.1 200").then_some(())
+    })
+    .await;
+    ([client, server], before)
+}
+
+async fn nothing_is_left(mesh: &Mesh, apps: [crate::App; 2]) {
+    for app in apps {
+        app.signals.send(Signal::TERM).unwrap();
+        assert_eq!(app.end().await, 128 + 15);
+    }
+    eventually("nothing is left", || async { mesh.overview().await.instances.is_empty().then_some(()) })
+        .await;
 }
 
 /// The agent that a test kills.
@@ -163,14 +232,8 @@ async fn an_agent_that_is_killed_costs_nothing() {
     let socket = mesh.socket();
     let answers = || async { outrider_agent::local::list(&socket).await.ok() };
     eventually("the agent answers", answers).await;
-    let (server, client) =
-        (mesh.run("shop/inventory", "exec sleep 600"), mesh.run("shop/checkout", "exec sleep 600"));
-    let before = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let (apps, before) = both(&mesh).await;
     let out = address(&before, OUT);
-    eventually("a request goes through", || async {
-        get(out).await.starts_with("HTTP/1.1 200").then_some(())
-    })
-    .await;
     let load = Load::start(out);
     let endpoints = || mesh.control().shared.instances().iter().filter(|i| i.state == 1).count();
     eventually("both are endpoints", || async { (endpoints() == 2).then_some(()) }).await;
@@ -189,12 +252,7 @@ async fn an_agent_that_is_killed_costs_nothing() {
     mesh.instance("shop/checkout", |i| i.proxy_pid != before.proxy_pid && i.reason.is_empty()).await;
     load.after(20).await;
     load.ends_whole().await;
-    for app in [client, server] {
-        app.signals.send(Signal::TERM).unwrap();
-        assert_eq!(app.end().await, 128 + 15);
-    }
-    eventually("nothing is left", || async { mesh.overview().await.instances.is_empty().then_some(()) })
-        .await;
+    nothing_is_left(&mesh, apps).await;
     agent.kill().unwrap();
     agent.wait().unwrap();
     mesh.agent = None;
@@ -206,14 +264,8 @@ async fn an_envoy_is_taken_over_as_well() {
     let mut mesh = Mesh::prepare(&shop("envoy", origin(false).await)).await;
     mesh.on_stop = OnStop::HandOver;
     mesh.start_agent(true).await;
-    let (server, client) =
-        (mesh.run("shop/inventory", "exec sleep 600"), mesh.run("shop/checkout", "exec sleep 600"));
-    let before = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    let (apps, before) = both(&mesh).await;
     let out = address(&before, OUT);
-    eventually("a request goes through", || async {
-        get(out).await.starts_with("HTTP/1.1 200").then_some(())
-    })
-    .await;
     let load = Load::start(out);
     mesh.stop_agent().await;
     load.after(20).await;
@@ -230,12 +282,7 @@ async fn an_envoy_is_taken_over_as_well() {
     mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0 && i.reason.is_empty()).await;
     eventually("it serves again", || async { get(out).await.starts_with("HTTP/1.1 200").then_some(()) })
         .await;
-    for app in [client, server] {
-        app.signals.send(Signal::TERM).unwrap();
-        assert_eq!(app.end().await, 128 + 15);
-    }
-    eventually("nothing is left", || async { mesh.overview().await.instances.is_empty().then_some(()) })
-        .await;
+    nothing_is_left(&mesh, apps).await;
     mesh.stop_agent().await;
 }
 
@@ -261,4 +308,119 @@ async fn an_application_that_waits_for_its_proxy_waits_on_with_the_next_agent() 
         assert_eq!(app.end().await, 128 + 15);
         mesh.on_stop = OnStop::EndAll;
     }
+}
+
+/// The proxy of a waiting application, stopped, with no agent.
+async fn left_with_a_hung_proxy(mesh: &mut Mesh) -> (crate::App, InstanceOverview) {
+    mesh.on_stop = OnStop::HandOver;
+    mesh.start_agent(true).await;
+    let app = mesh.run("shop/checkout", "exec sleep 600");
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready" && i.proxy_pid != 0).await;
+    kill(before.proxy_pid, Signal::STOP);
+    mesh.stop_agent().await;
+    (app, before)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_ends_everything_does_so_also_before_its_processes_have_come() {
+    let mut mesh = Mesh::prepare(&shop("native", 9)).await;
+    let (app, before) = left_with_a_hung_proxy(&mut mesh).await;
+    mesh.on_stop = OnStop::EndAll;
+    mesh.start_agent(false).await;
+    mesh.instance("shop/checkout", |_| true).await;
+    mesh.stop_agent().await;
+    assert!(!lives(before.proxy_pid));
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_ends_before_it_has_come_is_not_taken_for_hung() {
+    let mut mesh = Mesh::prepare(&shop("native", 9)).await;
+    let (app, before) = left_with_a_hung_proxy(&mut mesh).await;
+    mesh.start_agent(false).await;
+    kill(before.proxy_pid, Signal::KILL);
+    mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0).await;
+    let events = outrider_agent::local::events(&mesh.socket(), None, 100).await.unwrap();
+    let ended = events.iter().find(|one| one.record.happened == outrider_supervise::Happened::Ended).unwrap();
+    assert!(matches!(ended.record.cause, outrider_supervise::Cause::Crashed(_)), "{}", ended.sentence());
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+    mesh.on_stop = OnStop::EndAll;
+    mesh.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_cannot_be_served_again_does_not_stay_beside_its_successor() {
+    let mut mesh = Mesh::prepare(&shop("native", 9)).await;
+    mesh.on_stop = OnStop::HandOver;
+    mesh.start_agent(true).await;
+    let app = mesh.run("shop/checkout", "exec sleep 600");
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready" && i.proxy_pid != 0).await;
+    mesh.stop_agent().await;
+    // What no socket can be made of, whoever tries.
+    let folder = folder_of(&mesh, &before.name);
+    let generation = before.generation;
+    let _ = std::fs::remove_file(folder.join(format!("xds-{generation}.sock")));
+    std::fs::create_dir_all(folder.join(format!("xds-{generation}.sock/x"))).unwrap();
+    mesh.start_agent(false).await;
+    let after = mesh.instance("shop/checkout", |i| i.state == "ready" && i.restarts == 1).await;
+    assert_ne!(after.proxy_pid, before.proxy_pid);
+    eventually("the one before has ended", || async { (!lives(before.proxy_pid)).then_some(()) }).await;
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+    mesh.on_stop = OnStop::EndAll;
+    mesh.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_next_agent_needs_is_written_once_it_can_be_although_nothing_changes() {
+    let mesh = Mesh::start(&shop("native", 9)).await;
+    let app = mesh.run("shop/checkout", "exec sleep 600");
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready" && i.proxy_pid != 0).await;
+    let folder = folder_of(&mesh, &before.name);
+    std::fs::create_dir(folder.join("instance.new")).unwrap();
+    kill(before.proxy_pid, Signal::KILL);
+    let told = |i: &InstanceOverview| i.reason.contains("cannot be written");
+    let after = mesh.instance("shop/checkout", |i| i.restarts == 1 && told(i)).await;
+    std::fs::remove_dir(folder.join("instance.new")).unwrap();
+    mesh.instance("shop/checkout", |i| i.reason.is_empty()).await;
+    let saved = std::fs::read_to_string(folder.join("instance.json")).unwrap();
+    assert!(saved.contains(&format!("\"pid\":{}", after.proxy_pid)), "{saved}");
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.end().await, 128 + 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_only_lost_its_connection_keeps_its_proxy() {
+    use outrider_agent::local::{LineReader, LineWriter, Request, Said, Told, lines};
+    let mesh = Mesh::start(&shop("native", 9)).await;
+    let attach = async |instance: Option<String>| -> Option<(LineReader, LineWriter, String)> {
+        let (mut reader, mut writer) = lines(tokio::net::UnixStream::connect(mesh.socket()).await.unwrap());
+        let request = Request::Attach { service: "shop/checkout".into(), instance, adopts: true };
+        writer.send(&request).await.unwrap();
+        let mut name = String::new();
+        loop {
+            match reader.recv().await.unwrap()? {
+                Told::Attached { instance } => name = instance,
+                Told::Ready { .. } => return Some((reader, writer, name)),
+                // The end of the connection before is not known yet.
+                Told::Refused { .. } => return None,
+                _ => {}
+            }
+        }
+    };
+    let (first, mut writer, name) = attach(None).await.unwrap();
+    let mut app = Command::new("sleep").arg("600").spawn().unwrap();
+    writer.send(&Said::AppStarted { pid: app.id() }).await.unwrap();
+    let before = mesh.instance("shop/checkout", |i| i.state == "ready" && i.app_pid == app.id()).await;
+    drop((first, writer));
+    let (mut again, _writer, _) = eventually("it is back", || attach(Some(name.clone()))).await;
+    // For longer than a `run` may take to be gone.
+    let more = tokio::time::timeout(std::time::Duration::from_secs(2), again.recv::<Told>()).await;
+    assert!(more.is_err(), "{more:?}");
+    let after = mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    assert_eq!(after.proxy_pid, before.proxy_pid);
+    app.kill().unwrap();
+    app.wait().unwrap();
 }

@@ -45,6 +45,7 @@ pub fn cause_word(cause: &Cause) -> &'static str {
         Cause::Restart => "restart",
         Cause::Superseded => "superseded",
         Cause::Stop => "stop",
+        Cause::Resized(_) => "resized",
     }
 }
 
@@ -81,6 +82,7 @@ pub fn happened_word(happened: Happened) -> &'static str {
         Happened::Passed => "passed",
         Happened::PutBack => "put_back",
         Happened::Ended => "ended",
+        Happened::Resized => "resized",
     }
 }
 
@@ -92,6 +94,7 @@ pub fn sentence(record: &Record) -> String {
         Happened::Passed => "passed its probation",
         Happened::PutBack => "was put back",
         Happened::Ended => "ended",
+        Happened::Resized => "was resized",
     };
     let next = next_sentence(next).map(|next| format!("; {next}")).unwrap_or_default();
     format!("{target} {generation} {what}: {cause}{next}")
@@ -106,6 +109,7 @@ pub fn refusal_word(refusal: &Refusal) -> &'static str {
         Refusal::NothingBefore => refusal::NOTHING_BEFORE,
         Refusal::RollingBack => refusal::ROLLING_BACK,
         Refusal::NotStarted => refusal::NOT_STARTED,
+        Refusal::NotQuarantined { .. } => refusal::NOT_QUARANTINED,
     }
 }
 
@@ -181,8 +185,8 @@ impl Occurred {
 }
 
 impl ProxyStatus {
-    /// The status of the proxy `NS/INSTANCE`, without what `supervise` does not know: process ids and versions of the
-    /// generations, [`InboundState::Drained`], log, releases, isolation and the age of the configuration.
+    /// The status of the proxy `NS/INSTANCE`, without what `supervise` does not know: process ids, versions and
+    /// connections of the generations, [`InboundState::Drained`], log, releases, isolation and the age of the configuration.
     pub fn new(proxy: &str, status: &Status) -> Self {
         let generation = |one: &outrider_supervise::GenerationStatus| GenerationStatus {
             generation: one.generation.0,
@@ -198,6 +202,7 @@ impl ProxyStatus {
             leaving_text: one.leaving.as_ref().map(ToString::to_string).unwrap_or_default(),
             pid: 0,
             version: String::new(),
+            open: None,
         };
         let change = |change: &outrider_supervise::ChangeStatus| ChangeStatus {
             cause: cause_word(&change.cause).to_owned(),
@@ -231,7 +236,7 @@ impl ProxyStatus {
             good: status.good.iter().map(Release::from).collect(),
             quarantined: status.quarantined.iter().map(quarantined).collect(),
             recent_crashes: u32::try_from(status.crashes.recent).unwrap_or(u32::MAX),
-            crash_loop: status.crashes.looping,
+            crash_loop: status.crashes.looping && status.crashes.absent.is_none(),
             next_start_ms: status.crashes.next_start.map(ms),
             inbound: inbound.into(),
             stop_ms: status.stop.map(ms),

@@ -83,6 +83,20 @@ pub enum InboundState {
     Drained = 2,
 }
 
+/// Connections that callers opened, by what they carry.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct OpenConnections {
+    /// HTTP, with a request under way or idle, and what is not clear yet.
+    #[prost(uint64, tag = "1")]
+    pub http: u64,
+    /// HTTP that became a WebSocket.
+    #[prost(uint64, tag = "2")]
+    pub websocket: u64,
+    /// Bytes.
+    #[prost(uint64, tag = "3")]
+    pub tcp: u64,
+}
+
 /// One process of a proxy.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GenerationStatus {
@@ -123,6 +137,9 @@ pub struct GenerationStatus {
     /// The version it says it is; empty before it said so.
     #[prost(string, tag = "13")]
     pub version: String,
+    /// What is left while it drains; absent before, and if it does not say.
+    #[prost(message, optional, tag = "20")]
+    pub open: Option<OpenConnections>,
 }
 
 /// A change under way.
@@ -181,7 +198,7 @@ pub struct QuarantinedRelease {
     pub text: String,
 }
 
-/// What a proxy may use of its host.
+/// What a proxy may use of its host, and do there.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Isolation {
     /// Bytes; 0: not bounded.
@@ -193,9 +210,16 @@ pub struct Isolation {
     /// Processes and threads; 0: not bounded.
     #[prost(uint32, tag = "3")]
     pub pids_max: u32,
-    /// What its host cannot do, in words; empty: nothing is missing.
+    /// Which of the limits its host cannot set, in words; empty: nothing is missing.
     #[prost(string, tag = "4")]
     pub missing: String,
+    /// How the process that serves is confined, as was seen of it: any of `no_capabilities`, `no_new_privileges`,
+    /// `system_calls` (only those it needs) and `file_system` (only what it needs).
+    #[prost(string, repeated, tag = "5")]
+    pub confined: Vec<String>,
+    /// What of that is missing and why, in words; empty: nothing, or nothing runs yet.
+    #[prost(string, tag = "6")]
+    pub unconfined: String,
 }
 
 /// Something to be done with a proxy. Answered by exactly one [`Answer`], once it is under way or refused.

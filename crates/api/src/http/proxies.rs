@@ -101,6 +101,21 @@ pub struct GenerationView {
     pub pid: u32,
     /// The version it says it is; empty before it said so.
     pub version: String,
+    /// Connections that are left, while it drains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<OpenView>,
+}
+
+/// Connections that callers opened, by what they carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OpenView {
+    /// HTTP, with a request under way or idle.
+    pub http: u64,
+    /// WebSockets.
+    pub websocket: u64,
+    /// Streams of bytes.
+    pub tcp: u64,
 }
 
 /// A change of a proxy that is under way.
@@ -151,7 +166,7 @@ pub struct QuarantineView {
     pub text: String,
 }
 
-/// What a proxy may use of its host.
+/// What a proxy may use of its host, and do there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IsolationView {
@@ -161,8 +176,15 @@ pub struct IsolationView {
     pub cpu_max_millis: u32,
     /// Processes and threads; 0: not bounded.
     pub pids_max: u32,
-    /// What its host cannot do, in words; empty: nothing is missing.
+    /// Which of the limits its host cannot set, in words; empty: nothing is missing.
     pub missing: String,
+    /// How the process that serves is confined, as was seen of it: any of `no_capabilities`, `no_new_privileges`,
+    /// `system_calls` (only those it needs) and `file_system` (only what it needs).
+    #[serde(default)]
+    pub confined: Vec<String>,
+    /// What of that is missing and why, in words; empty: nothing, or nothing runs yet.
+    #[serde(default)]
+    pub unconfined: String,
 }
 
 /// Something that moved or ended a generation of a proxy.
@@ -187,7 +209,7 @@ pub struct ProxyEvent {
     pub engine: String,
     /// What it ran.
     pub release: String,
-    /// `took_over`, `passed`, `put_back` or `ended`.
+    /// `took_over`, `passed`, `put_back`, `ended` or `resized`.
     pub happened: String,
     /// One word: `exited`, `exit_code`, `signal`, `panic`, `out_of_memory`, `unknown`, `hung`, `fetch_failed`,
     /// `start_failed`, `not_ready`, `no_answer`, `probation`, `crash_loop`, `nobody_served`, `upgrade`, `rollback`,

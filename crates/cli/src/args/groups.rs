@@ -97,6 +97,16 @@ pub(crate) struct Engines {
     /// An Envoy binary, for services with `engine: envoy`
     #[arg(long, env = "OUTRIDER_ENVOY", value_name = "PATH")]
     pub(crate) envoy: Option<PathBuf>,
+    /// Whether native proxies get nothing of the host but what they need: no privileges, few system calls, few files
+    #[arg(
+        long,
+        env = "OUTRIDER_PROXY_CONFINE",
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub(crate) confine_proxies: bool,
 }
 
 /// Logs of the long-running commands.
@@ -122,6 +132,21 @@ pub(crate) enum Kind {
     /// HTTP routes.
     #[value(name = "routes", aliases = ["route", "httproute", "httproutes"])]
     Routes,
+    /// gRPC routes.
+    #[value(name = "grpcroutes", aliases = ["grpcroute"])]
+    GrpcRoutes,
+    /// TCP routes.
+    #[value(name = "tcproutes", aliases = ["tcproute"])]
+    TcpRoutes,
+    /// Permissions for routes of other namespaces.
+    #[value(name = "grants", aliases = ["grant", "referencegrant", "referencegrants"])]
+    Grants,
+    /// Traffic policies.
+    #[value(name = "trafficpolicies", aliases = ["trafficpolicy", "tp"])]
+    TrafficPolicies,
+    /// Access policies.
+    #[value(name = "accesspolicies", aliases = ["accesspolicy", "ap"])]
+    AccessPolicies,
     /// Running copies of services.
     #[value(name = "instances", aliases = ["instance", "inst"])]
     Instances,
@@ -145,6 +170,21 @@ pub(crate) enum ObjectKind {
     /// An HTTP route.
     #[value(name = "route", aliases = ["routes", "httproute", "httproutes"])]
     Route,
+    /// A gRPC route.
+    #[value(name = "grpcroute", aliases = ["grpcroutes"])]
+    GrpcRoute,
+    /// A TCP route.
+    #[value(name = "tcproute", aliases = ["tcproutes"])]
+    TcpRoute,
+    /// A permission for routes of other namespaces.
+    #[value(name = "grant", aliases = ["grants", "referencegrant", "referencegrants"])]
+    Grant,
+    /// A traffic policy.
+    #[value(name = "trafficpolicy", aliases = ["trafficpolicies", "tp"])]
+    TrafficPolicy,
+    /// An access policy.
+    #[value(name = "accesspolicy", aliases = ["accesspolicies", "ap"])]
+    AccessPolicy,
 }
 
 impl ObjectKind {
@@ -154,6 +194,11 @@ impl ObjectKind {
             Self::Namespace => "Namespace",
             Self::Service => "Service",
             Self::Route => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::Grant => "ReferenceGrant",
+            Self::TrafficPolicy => "TrafficPolicy",
+            Self::AccessPolicy => "AccessPolicy",
         }
     }
 }

@@ -111,6 +111,17 @@ pub(crate) struct Until {
     pub(crate) timeout: Duration,
 }
 
+/// How what was begun is followed.
+#[derive(Args, Debug)]
+pub(crate) struct Follow {
+    /// How long to wait.
+    #[command(flatten)]
+    pub(crate) until: Until,
+    /// Whom to ask and how to print.
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+}
+
 /// `proxy upgrade`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
@@ -130,14 +141,11 @@ pub(crate) struct ProxyUpgradeArgs {
     #[command(flatten)]
     pub(crate) which: ProxyChoice,
     /// The release: `builtin`, or one that `outrider proxy describe` shows on the proxy's node
-    #[arg(long, value_name = "RELEASE", required = true, value_parser = parse_release)]
+    #[arg(long, visible_alias = "release", value_name = "RELEASE", required = true, value_parser = parse_release)]
     pub(crate) to: String,
-    /// How long to wait.
+    /// How to follow it.
     #[command(flatten)]
-    pub(crate) until: Until,
-    /// Whom to ask and how to print.
-    #[command(flatten)]
-    pub(crate) remote: Remote,
+    pub(crate) follow: Follow,
 }
 
 /// `proxy rollback`, `proxy restart`.
@@ -146,12 +154,9 @@ pub(crate) struct ProxyMoveArgs {
     /// Which proxies.
     #[command(flatten)]
     pub(crate) which: ProxyChoice,
-    /// How long to wait.
+    /// How to follow it.
     #[command(flatten)]
-    pub(crate) until: Until,
-    /// Whom to ask and how to print.
-    #[command(flatten)]
-    pub(crate) remote: Remote,
+    pub(crate) follow: Follow,
 }
 
 /// `proxy drain`.
@@ -170,18 +175,16 @@ pub(crate) struct ProxyDrainArgs {
     /// What open connections get [default: the agent's own bound, which is also the longest]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) within: Option<Duration>,
-    /// How long to wait.
+    /// How to follow it.
     #[command(flatten)]
-    pub(crate) until: Until,
-    /// Whom to ask and how to print.
-    #[command(flatten)]
-    pub(crate) remote: Remote,
+    pub(crate) follow: Follow,
 }
 
 /// `proxy pardon`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-`outrider proxy describe` shows what is in quarantine, and why. The release is not started by this.
+`outrider proxy describe` shows what is in quarantine, and why. The release is not started by this. If it is not in \
+quarantine there, that is said and it ends with 1.
 
 Examples:
   outrider proxy pardon shop/checkout-x7k2p --release 1.4.2")]

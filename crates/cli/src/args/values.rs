@@ -55,6 +55,14 @@ pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
         .ok_or_else(|| "write two ports, the lower one first, like 20000-20999".to_owned())
 }
 
+/// Letters, digits, `-`, `_` and `.`.
+pub(super) fn parse_zone(text: &str) -> Result<String, String> {
+    match outrider_api::agent::is_zone(text) {
+        true => Ok(text.to_owned()),
+        false => Err("write at most 63 letters, digits, `-`, `_` and `.`, like eu-1a".to_owned()),
+    }
+}
+
 /// A JSON object of what differs from the defaults.
 pub(super) fn parse_policy(text: &str) -> Result<Box<Policy>, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())

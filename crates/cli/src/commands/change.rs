@@ -24,7 +24,8 @@ use crate::sources;
 
 /// Longest single question to the server; shorter than its own limit of 60 s, so that progress is shown.
 const ROLLOUT_STEP: Duration = Duration::from_secs(2);
-/// Between attempts to reach a control plane that went away while `--wait` waits.
+/// Between attempts to reach a control plane that went away while `--wait` waits; one that is there is asked to answer
+/// when there is news.
 const AGAIN: Duration = Duration::from_millis(300);
 
 /// What `apply -o json` prints.
@@ -233,6 +234,7 @@ fn in_use(rollout: &RolloutView, style: Style) -> String {
 pub(crate) fn object_name(key: &ObjectKey) -> String {
     let kind = match key.kind.as_str() {
         "HTTPRoute" => "route".to_owned(),
+        "ReferenceGrant" => "grant".to_owned(),
         other => other.to_lowercase(),
     };
     if key.namespace.is_empty() {

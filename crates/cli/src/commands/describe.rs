@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use outrider_api::http::{DescribeView, InstanceView, IsolationView, NodeView, ProxyLife, TrafficView};
+use outrider_api::http::{
+    DescribeView, InstanceView, IsolationView, NodeView, OpenView, ProxyLife, TrafficView,
+};
 use serde::Serialize;
 
 use super::Context;
@@ -23,7 +25,14 @@ pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
         |kind: &str, place: &str| CliError::Failed(format!("there is no {kind} {}{place}", args.name));
     let in_namespace = format!(" in namespace {}", args.within.namespace);
     match args.kind {
-        Kind::Namespaces | Kind::Services | Kind::Routes => {
+        Kind::Namespaces
+        | Kind::Services
+        | Kind::Routes
+        | Kind::GrpcRoutes
+        | Kind::TcpRoutes
+        | Kind::Grants
+        | Kind::TrafficPolicies
+        | Kind::AccessPolicies => {
             let kind = document_kind(args.kind);
             let (namespace, place) = if args.kind == Kind::Namespaces {
                 ("-", "")
@@ -113,7 +122,9 @@ fn object(described: &Described<'_>, kind: Kind, style: Style) -> String {
         table.row(vec![value.path.clone(), value.value.clone(), origin]);
     }
     section(&mut text, "Settings", table, style);
-    for (title, lines) in described.around.sections(kind == Kind::Routes, style) {
+    for (title, lines) in
+        described.around.sections(matches!(kind, Kind::Routes | Kind::GrpcRoutes | Kind::TcpRoutes), style)
+    {
         list(&mut text, title, &lines, style);
     }
     for (title, names) in [("Calls", &view.calls), ("Called by", &view.called_by)] {
@@ -211,6 +222,7 @@ fn life_lines(life: &ProxyLife, style: Style) -> Vec<(&'static str, String)> {
     }
     if let Some(isolation) = &life.isolation {
         lines.push(("limits", limits(isolation, style)));
+        lines.extend(confinement(isolation, style).map(|text| ("confined", text)));
     }
     if !life.log.is_empty() {
         lines.push(("log", life.log.clone()));
@@ -235,8 +247,27 @@ fn limits(isolation: &IsolationView, style: Style) -> String {
     if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
 }
 
+/// `None` before it is known.
+fn confinement(isolation: &IsolationView, style: Style) -> Option<String> {
+    let words = |part: &String| match part.as_str() {
+        "no_capabilities" => "no capabilities".to_owned(),
+        "no_new_privileges" => "no new privileges".to_owned(),
+        "system_calls" => "only the system calls it needs".to_owned(),
+        "file_system" => "only the files it needs".to_owned(),
+        other => other.to_owned(),
+    };
+    let parts: Vec<String> = isolation.confined.iter().map(words).collect();
+    match (parts.is_empty(), isolation.unconfined.is_empty()) {
+        (true, true) => None,
+        (_, true) => Some(parts.join(", ")),
+        (true, false) => Some(style.warn(&format!("not at all: {}", isolation.unconfined))),
+        (false, false) => Some(style.warn(&format!("{}; but {}", parts.join(", "), isolation.unconfined))),
+    }
+}
+
 fn process_table(life: &ProxyLife, style: Style) -> Table {
-    let header = ["GEN", "RELEASE", "VERSION", "PID", "STATE", "ROLE", "FOR", "UPTIME", "LEFT", "WHY"];
+    let header =
+        ["GEN", "RELEASE", "VERSION", "PID", "STATE", "ROLE", "FOR", "UPTIME", "LEFT", "OPEN", "WHY"];
     let mut table = Table::new(&header);
     for one in &life.generations {
         table.row(vec![
@@ -253,10 +284,19 @@ fn process_table(life: &ProxyLife, style: Style) -> Table {
             span(one.since_ms),
             span(one.uptime_ms),
             one.left_ms.map_or_else(|| or_dash(""), span),
+            one.open.map_or_else(|| or_dash(""), still_open),
             or_dash(&one.leaving_text),
         ]);
     }
     table
+}
+
+/// What is left of a generation that drains.
+fn still_open(open: OpenView) -> String {
+    let kinds = [("http", open.http), ("websocket", open.websocket), ("tcp", open.tcp)];
+    let kinds = kinds.iter().filter(|(_, number)| *number > 0);
+    let text = kinds.map(|(kind, number)| format!("{number} {kind}")).collect::<Vec<_>>().join(", ");
+    if text.is_empty() { "0".to_owned() } else { text }
 }
 
 fn quarantine_table(life: &ProxyLife) -> Table {
@@ -297,9 +337,10 @@ pub(crate) fn mean(latency_us_sum: u64, requests: u64) -> String {
 fn node(view: &NodeView, style: Style) -> String {
     let state = style.state(if view.connected { "connected" } else { "disconnected" });
     let mut text = format!(
-        "Node {}\n  state     {state}\n  address   {}\n  version   {}\n  instances {}\n  heartbeat {}\n  may run   {}\n",
+        "Node {}\n  state     {state}\n  address   {}\n  zone      {}\n  version   {}\n  instances {}\n  heartbeat {}\n  may run   {}\n",
         style.bold(&view.name),
         or_dash(&view.address),
+        or_dash(&view.zone),
         or_dash(&view.version),
         view.instances,
         heartbeat(view),
@@ -307,6 +348,9 @@ fn node(view: &NodeView, style: Style) -> String {
     );
     for refused in &view.refused {
         text.push_str(&format!("  {} {}\n", style.bad("refused  "), refused));
+    }
+    for problem in &view.problems {
+        text.push_str(&format!("  {} {}\n", style.bad("problem  "), problem));
     }
     text
 }

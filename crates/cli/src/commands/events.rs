@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::exit::{CliError, Outcome, ok};
 use crate::output::{Format, Style, Table, bytes, harmless, note, print, show, value};
 
-/// Before the control plane is asked again after a stream ended.
+/// Before the control plane is asked again after a stream ended. As long as one lasts, events come by themselves.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Events remembered so that none is shown twice: more than agents tell again.
 const REMEMBERED: usize = 65_536;

@@ -27,7 +27,14 @@ pub(crate) async fn get(args: GetArgs, context: Context) -> Outcome {
         name: args.name.as_deref(),
     };
     match args.kind {
-        Kind::Namespaces | Kind::Services | Kind::Routes => {
+        Kind::Namespaces
+        | Kind::Services
+        | Kind::Routes
+        | Kind::GrpcRoutes
+        | Kind::TcpRoutes
+        | Kind::Grants
+        | Kind::TrafficPolicies
+        | Kind::AccessPolicies => {
             let all = objects(&client).await?;
             let kind = document_kind(args.kind);
             let wanted: Vec<_> = all
@@ -75,6 +82,11 @@ pub(crate) fn document_kind(kind: Kind) -> &'static str {
         Kind::Namespaces => "Namespace",
         Kind::Services => "Service",
         Kind::Routes => "HTTPRoute",
+        Kind::GrpcRoutes => "GRPCRoute",
+        Kind::TcpRoutes => "TCPRoute",
+        Kind::Grants => "ReferenceGrant",
+        Kind::TrafficPolicies => "TrafficPolicy",
+        Kind::AccessPolicies => "AccessPolicy",
         Kind::Instances => "Instance",
         Kind::Nodes => "Node",
         Kind::Proxies => "Proxy",
@@ -148,6 +160,8 @@ fn object_table(kind: Kind, wanted: &[&ObjectView], all: &[ObjectView]) -> Table
     match kind {
         Kind::Namespaces => namespace_table(wanted, &model),
         Kind::Services => service_table(wanted, &model),
+        Kind::Grants => grant_table(wanted),
+        Kind::TrafficPolicies | Kind::AccessPolicies => policy_table(kind, wanted, &model),
         _ => route_table(wanted, &model),
     }
 }
@@ -196,20 +210,106 @@ fn service_table(wanted: &[&ObjectView], model: &intent::model::Intent) -> Table
 fn route_table(wanted: &[&ObjectView], model: &intent::model::Intent) -> Table {
     let mut table = Table::new(&["NAMESPACE", "NAME", "PARENTS", "RULES", "BACKENDS", "REVISION"]);
     for object in wanted {
-        let key = (object.key.namespace.clone(), object.key.name.clone());
-        let (parents, rules, backends) = match model.http_routes.get(&key) {
-            Some(route) => {
-                let parents = route.parents.iter().map(|(service, _)| relative(service, &key.0));
-                let mut weights = BTreeMap::<String, u32>::new();
-                for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
-                    weights.insert(relative(&backend.service, &key.0), backend.weight);
-                }
-                let backends = weights.iter().map(|(name, weight)| format!("{name}={weight}"));
-                (listed(parents), route.rules.len().to_string(), listed(backends))
-            }
-            None => Default::default(),
+        let (namespace, name) = (object.key.namespace.clone(), object.key.name.clone());
+        let key = (namespace.clone(), name.clone());
+        let rules = match object.key.kind.as_str() {
+            "GRPCRoute" => model.grpc_routes.get(&key).map(|route| route.rules.len()),
+            "TCPRoute" => model.tcp_routes.get(&key).map(|_| 1),
+            _ => model.http_routes.get(&key).map(|route| route.rules.len()),
         };
-        table.row(vec![key.0, key.1, parents, rules, backends, object.revision.to_string()]);
+        let links = model.routes().find(|route| {
+            route.key.kind.as_str() == object.key.kind
+                && (&route.key.namespace, &route.key.name) == (&namespace, &name)
+        });
+        let parents =
+            links.iter().flat_map(|links| links.parents).map(|(service, _)| relative(service, &namespace));
+        let backends: BTreeMap<String, u32> = weights(model, &object.key.kind, &key)
+            .into_iter()
+            .map(|(service, weight)| (relative(service, &namespace), weight))
+            .collect();
+        let backends = backends.iter().map(|(name, weight)| format!("{name}={weight}"));
+        table.row(vec![
+            namespace.clone(),
+            name,
+            listed(parents),
+            rules.map(|rules| rules.to_string()).unwrap_or_default(),
+            listed(backends),
+            object.revision.to_string(),
+        ]);
+    }
+    table
+}
+
+/// Destinations of a route by their last weight.
+fn weights<'a>(
+    model: &'a intent::model::Intent,
+    kind: &str,
+    key: &(String, String),
+) -> BTreeMap<&'a intent::model::ServiceRef, u32> {
+    let rules = match kind {
+        "GRPCRoute" => model.grpc_routes.get(key),
+        "HTTPRoute" => model.http_routes.get(key),
+        _ => None,
+    };
+    let requests = rules.into_iter().flat_map(|route| &route.rules).flat_map(|rule| &rule.backends);
+    let bytes = model.tcp_routes.get(key).filter(|_| kind == "TCPRoute");
+    let bytes = bytes.into_iter().flat_map(|route| &route.backends);
+    requests.chain(bytes).map(|backend| (&backend.service, backend.weight)).collect()
+}
+
+fn grant_table(wanted: &[&ObjectView]) -> Table {
+    let mut table = Table::new(&["NAMESPACE", "NAME", "FROM", "TO", "REVISION"]);
+    for object in wanted {
+        let words = |list: &str, write: fn(&serde_json::Value) -> String| {
+            let items = object.document.pointer(&format!("/spec/{list}")).and_then(|list| list.as_array());
+            listed(items.into_iter().flatten().map(write))
+        };
+        table.row(vec![
+            object.key.namespace.clone(),
+            object.key.name.clone(),
+            words("from", |from| {
+                let part = |field: &str| from[field].as_str().unwrap_or_default().to_owned();
+                format!("{} of {}", part("kind"), part("namespace"))
+            }),
+            words("to", |to| to["name"].as_str().unwrap_or("every service").to_owned()),
+            object.revision.to_string(),
+        ]);
+    }
+    table
+}
+
+fn policy_table(kind: Kind, wanted: &[&ObjectView], model: &intent::model::Intent) -> Table {
+    let says = if kind == Kind::AccessPolicies { "ACTION" } else { "SECTIONS" };
+    let mut table = Table::new(&["NAMESPACE", "NAME", "SERVICE", says, "REVISION"]);
+    for object in wanted {
+        let target = model.policies.iter().find(|(key, _)| {
+            key.kind.as_str() == object.key.kind
+                && (&key.namespace, &key.name) == (&object.key.namespace, &object.key.name)
+        });
+        let target = match target {
+            Some((_, Some(service))) => service.name.clone(),
+            Some((_, None)) => "every one".to_owned(),
+            None => String::new(),
+        };
+        let spec = object.document.get("spec").and_then(|spec| spec.as_object());
+        let said = match kind {
+            Kind::AccessPolicies => {
+                let word = |field: &str| spec.and_then(|spec| spec.get(field)?.as_str()).map(str::to_owned);
+                let audit =
+                    word("mode").filter(|mode| mode == "audit").map(|_| " (audit)").unwrap_or_default();
+                format!("{}{audit}", word("action").unwrap_or_default())
+            }
+            _ => listed(
+                spec.into_iter().flat_map(|spec| spec.keys()).filter(|key| *key != "targetRef").cloned(),
+            ),
+        };
+        table.row(vec![
+            object.key.namespace.clone(),
+            object.key.name.clone(),
+            target,
+            said,
+            object.revision.to_string(),
+        ]);
     }
     table
 }
@@ -319,7 +419,12 @@ fn node_table(wanted: &[&NodeView], style: Style) -> Table {
     for node in wanted {
         table.row(vec![
             node.name.clone(),
-            style.state(if node.connected { "connected" } else { "disconnected" }),
+            match (node.connected, node.problems.len()) {
+                (true, 0) => style.state("connected"),
+                (true, 1) => style.bad("connected, 1 problem"),
+                (true, number) => style.bad(&format!("connected, {number} problems")),
+                (false, _) => style.state("disconnected"),
+            },
             or_dash(&node.address),
             or_dash(&node.version),
             node.instances.to_string(),

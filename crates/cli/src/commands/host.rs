@@ -50,9 +50,11 @@ pub(crate) async fn agent(args: AgentArgs) -> Outcome {
     );
     options.join_token = args.join;
     options.advertise = args.advertise;
+    options.zone = args.zone;
     options.inbound_ports = args.inbound_ports;
     options.proxy_binary = args.engines.proxy;
     options.envoy_binary = args.engines.envoy;
+    options.confine = args.engines.confine_proxies;
     options.releases = args.releases;
     if let Some(policy) = args.policy {
         options.policy = *policy;

@@ -55,6 +55,9 @@ pub(crate) fn check(sources: &[Source]) -> (usize, Vec<DiagnosticView>) {
     let resolved = intent::resolve(&parsed.documents, &intent::ResolveOptions::default());
     let mut found = parsed.diagnostics;
     found.extend(resolved.diagnostics);
+    if let Some(intent) = &resolved.intent {
+        found.extend(outrider_compile::refusals(&parsed.documents, intent));
+    }
     (parsed.documents.len(), diagnostics::views(&found))
 }
 

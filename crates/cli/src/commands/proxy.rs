@@ -18,13 +18,17 @@ use super::Context;
 use super::describe::segment;
 use super::get::instances;
 use crate::args::{
-    ProxyChoice, ProxyDrainArgs, ProxyMoveArgs, ProxyPardonArgs, ProxyUpgradeArgs, Remote, Until,
+    Follow, ProxyChoice, ProxyDrainArgs, ProxyMoveArgs, ProxyPardonArgs, ProxyUpgradeArgs, Until,
 };
 use crate::client::{CallError, Client};
 use crate::exit::{self, CliError, Outcome, ok};
 use crate::output::{Format, note, show, value};
 use crate::progress::Progress;
 
+/// How a wait ends that nobody wants any longer.
+const GOES_ON: &str = "what has begun goes on, and nobody waits for it any more";
+/// What a control plane may always take for one answer, however short the wait is to be.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Between two looks at a proxy.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -82,36 +86,31 @@ struct Ended {
 
 pub(crate) async fn upgrade(args: ProxyUpgradeArgs, context: Context) -> Outcome {
     let command = Command::Upgrade(args.to);
-    several(args.which, command, args.until, args.remote, context).await
+    several(args.which, command, args.follow, context).await
 }
 
 pub(crate) async fn rollback(args: ProxyMoveArgs, context: Context) -> Outcome {
-    several(args.which, Command::Rollback, args.until, args.remote, context).await
+    several(args.which, Command::Rollback, args.follow, context).await
 }
 
 pub(crate) async fn restart(args: ProxyMoveArgs, context: Context) -> Outcome {
-    several(args.which, Command::Restart, args.until, args.remote, context).await
+    several(args.which, Command::Restart, args.follow, context).await
 }
 
 pub(crate) async fn drain(args: ProxyDrainArgs, context: Context) -> Outcome {
     let within = args.within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1));
     let which = ProxyChoice { proxy: Some(args.proxy), service: None };
-    several(which, Command::Drain(within), args.until, args.remote, context).await
+    several(which, Command::Drain(within), args.follow, context).await
 }
 
 pub(crate) async fn pardon(args: ProxyPardonArgs, context: Context) -> Outcome {
-    let until = Until { no_wait: true, timeout: Duration::ZERO };
+    let follow = Follow { until: Until { no_wait: true, timeout: Duration::ZERO }, remote: args.remote };
     let which = ProxyChoice { proxy: Some(args.proxy), service: None };
-    several(which, Command::Pardon(args.release), until, args.remote, context).await
+    several(which, Command::Pardon(args.release), follow, context).await
 }
 
-async fn several(
-    which: ProxyChoice,
-    command: Command,
-    until: Until,
-    remote: Remote,
-    context: Context,
-) -> Outcome {
+async fn several(which: ProxyChoice, command: Command, follow: Follow, context: Context) -> Outcome {
+    let Follow { until, remote } = follow;
     let format = remote.format();
     let one = which.proxy.is_some();
     let client = super::client(remote.connection)?;
@@ -132,11 +131,19 @@ async fn several(
             results.push(Ended { proxy, outcome: "not-tried", text, instance: None });
             continue;
         }
-        let ended = carry_out(&client, &command, (namespace, name), !until.no_wait, deadline).await;
+        let carried_out = carry_out(&client, &command, (namespace, name), !until.no_wait, deadline);
+        let ended = tokio::select! {
+            ended = carried_out => ended,
+            _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted(format!("{proxy}: {GOES_ON}"))),
+        };
         let (result, error) = match ended {
             Ok((outcome, text, instance)) => (Ended { proxy, outcome, text, instance }, None),
             Err(error) => {
-                let outcome = if error.code() == exit::TIMED_OUT { "timed-out" } else { "failed" };
+                let outcome = match error.code() {
+                    exit::TIMED_OUT => "timed-out",
+                    exit::INTERRUPTED => "interrupted",
+                    _ => "failed",
+                };
                 let text = error.to_string();
                 (Ended { proxy, outcome, text, instance: None }, Some(error))
             }
@@ -208,7 +215,8 @@ async fn carry_out(
 ) -> Result<(&'static str, String, Option<InstanceView>), CliError> {
     let proxy = format!("{namespace}/{name}");
     let progress = Progress::start(&format!("{proxy}: waiting for its agent"));
-    let begun = match command.send(client, namespace, name).await {
+    let by = wait.then_some(deadline);
+    let begun = match in_time(by, &proxy, command.send(client, namespace, name)).await? {
         Ok(begun) => begun,
         Err(error) if error.is_not_found() => return Err(absent(client, namespace, name).await),
         Err(error) => return Err(error.into()),
@@ -232,7 +240,7 @@ async fn carry_out(
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     let text = away.unwrap_or(text);
-                    let text = format!("{proxy}: {text}. It goes on; nobody waits for it any more");
+                    let text = format!("{proxy}: {text}; {GOES_ON}");
                     return Err(CliError::TimedOut(text));
                 }
                 progress.set(format!("{proxy}: {}", away.as_ref().unwrap_or(&text)));
@@ -240,7 +248,7 @@ async fn carry_out(
             }
         }
         let path = format!("/v1/proxies/{namespace}/{name}");
-        match client.get(&path, Duration::ZERO).await {
+        match in_time(by, &proxy, client.get(&path, Duration::ZERO)).await? {
             Ok(now) => (view, away) = (now, None),
             Err(error) if error.is_not_found() => {
                 let text = format!("{proxy}: the instance has ended");
@@ -254,6 +262,15 @@ async fn carry_out(
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// What `call` comes to, unless there is no answer until `by`, nor within [`ANSWER`].
+async fn in_time<T>(by: Option<Instant>, proxy: &str, call: impl Future<Output = T>) -> Result<T, CliError> {
+    let Some(by) = by else { return Ok(call.await) };
+    let by = by.max(Instant::now() + ANSWER);
+    tokio::time::timeout_at(by.into(), call)
+        .await
+        .map_err(|_| CliError::TimedOut(format!("{proxy}: the control plane has not answered; {GOES_ON}")))
 }
 
 /// There is no such instance: what there is instead.

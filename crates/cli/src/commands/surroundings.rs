@@ -3,7 +3,10 @@
 //!
 //! Holds: computed from all documents by the code the control plane uses. Does not: ask anybody.
 
-use outrider_intent::model::{HttpMatch, HttpRoute, HttpRule, Intent, PathMatch, Port, ServiceRef};
+use outrider_intent::model::{
+    BackendRef, HttpMatch, HttpRoute, HttpRule, Intent, Links, PathChange, PathMatch, Port, ServiceRef,
+    TcpRoute, ValueMatch,
+};
 use serde::Serialize;
 
 use super::get::word;
@@ -26,6 +29,9 @@ pub(super) struct Surroundings {
     /// Names of the routes that send to a service.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     backend_of: Vec<String>,
+    /// Kind and name of the policies that are about a service.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    policies: Vec<String>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -45,6 +51,9 @@ struct PortView {
 #[serde(rename_all = "camelCase")]
 struct RouteView {
     name: String,
+    /// What its ports speak.
+    #[serde(skip)]
+    family: &'static str,
     parents: Vec<ParentView>,
     rules: Vec<RuleView>,
 }
@@ -53,7 +62,7 @@ struct RouteView {
 #[serde(rename_all = "camelCase")]
 struct ParentView {
     service: String,
-    /// Absent: every HTTP port.
+    /// Absent: every port that speaks what the route is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
 }
@@ -63,6 +72,9 @@ struct ParentView {
 struct RuleView {
     /// Alternatives, in words; none is every request.
     matches: Vec<String>,
+    /// What happens on the way, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    changes: Vec<String>,
     backends: Vec<BackendView>,
 }
 
@@ -81,22 +93,48 @@ impl Surroundings {
         match kind {
             Kind::Services => {
                 let ports = intent.services.get(&id).map(|service| service.ports.as_slice());
-                let routes = || intent.http_routes.values();
-                let sends = |route: &&HttpRoute| {
-                    route.rules.iter().flat_map(|rule| &rule.backends).any(|backend| backend.service == id)
-                };
+                let attached =
+                    |parents: &[(ServiceRef, Option<u16>)]| parents.iter().any(|(one, _)| *one == id);
+                let bytes = intent.tcp_routes.values().filter(|route| attached(&route.parents));
+                let sends = |route: &Links<'_>| route.targets.iter().any(|(service, _)| **service == id);
                 Self {
                     ports: ports.unwrap_or_default().iter().map(|port| port_view(&id, port)).collect(),
-                    routes: routes()
-                        .filter(|route| route.parents.iter().any(|(parent, _)| *parent == id))
-                        .map(route_view)
+                    routes: [("HTTP", &intent.http_routes), ("gRPC", &intent.grpc_routes)]
+                        .into_iter()
+                        .flat_map(|(family, routes)| routes.values().map(move |route| (family, route)))
+                        .filter(|(_, route)| attached(&route.parents))
+                        .map(|(family, route)| route_view(family, route))
+                        .chain(bytes.map(tcp_view))
                         .collect(),
-                    backend_of: routes().filter(sends).map(route_name).collect(),
+                    backend_of: intent
+                        .routes()
+                        .filter(sends)
+                        .map(|route| format!("{}/{}", route.key.namespace, route.key.name))
+                        .collect(),
+                    policies: intent
+                        .policies
+                        .iter()
+                        .filter(|(key, target)| match target {
+                            Some(target) => *target == id,
+                            None => key.namespace == id.namespace,
+                        })
+                        .map(|(key, _)| key.to_string())
+                        .collect(),
                 }
             }
             Kind::Routes => {
                 let found = intent.http_routes.get(&(id.namespace, id.name));
-                Self { routes: found.map(route_view).into_iter().collect(), ..Self::default() }
+                let found = found.map(|route| route_view("HTTP", route));
+                Self { routes: found.into_iter().collect(), ..Self::default() }
+            }
+            Kind::GrpcRoutes => {
+                let found = intent.grpc_routes.get(&(id.namespace, id.name));
+                let found = found.map(|route| route_view("gRPC", route));
+                Self { routes: found.into_iter().collect(), ..Self::default() }
+            }
+            Kind::TcpRoutes => {
+                let found = intent.tcp_routes.get(&(id.namespace, id.name));
+                Self { routes: found.map(tcp_view).into_iter().collect(), ..Self::default() }
             }
             _ => Self::default(),
         }
@@ -107,7 +145,10 @@ impl Surroundings {
         let mut sections = Vec::new();
         if alone {
             for route in &self.routes {
-                sections.push(("Parents", route.parents.iter().map(parent_line).collect()));
+                sections.push((
+                    "Parents",
+                    route.parents.iter().map(|parent| parent_line(route.family, parent)).collect(),
+                ));
                 sections.push(("Rules", route.rules.iter().map(rule_line).collect()));
             }
             return sections;
@@ -127,12 +168,14 @@ impl Surroundings {
             sections.push(("Ports", table.lines(style)));
         }
         let attached = self.routes.iter().flat_map(|route| {
-            let parents: Vec<_> = route.parents.iter().map(parent_line).collect();
+            let parents: Vec<_> =
+                route.parents.iter().map(|parent| parent_line(route.family, parent)).collect();
             let head = format!("{}  of {}", route.name, parents.join(", "));
             std::iter::once(head).chain(route.rules.iter().map(|rule| format!("  {}", rule_line(rule))))
         });
         sections.push(("Routes attached", attached.collect()));
         sections.push(("Routes that send here", self.backend_of.clone()));
+        sections.push(("Policies", self.policies.clone()));
         sections.retain(|(_, lines)| !lines.is_empty());
         sections
     }
@@ -148,37 +191,77 @@ fn port_view(id: &ServiceRef, port: &Port) -> PortView {
     }
 }
 
-fn route_name(route: &HttpRoute) -> String {
-    format!("{}/{}", route.namespace, route.name)
-}
-
-fn route_view(route: &HttpRoute) -> RouteView {
+fn route_view(family: &'static str, route: &HttpRoute) -> RouteView {
     let parent = |(service, port): &(ServiceRef, Option<u16>)| ParentView {
         service: service.to_string(),
         port: *port,
     };
     RouteView {
-        name: route_name(route),
+        name: format!("{}/{}", route.namespace, route.name),
+        family,
         parents: route.parents.iter().map(parent).collect(),
         rules: route.rules.iter().map(rule_view).collect(),
     }
 }
 
+fn tcp_view(route: &TcpRoute) -> RouteView {
+    let parent = |(service, port): &(ServiceRef, Option<u16>)| ParentView {
+        service: service.to_string(),
+        port: *port,
+    };
+    let backends = route.backends.iter().map(backend_view).collect();
+    RouteView {
+        name: format!("{}/{}", route.namespace, route.name),
+        family: "TCP",
+        parents: route.parents.iter().map(parent).collect(),
+        rules: vec![RuleView { matches: Vec::new(), changes: Vec::new(), backends }],
+    }
+}
+
+fn backend_view(backend: &BackendRef) -> BackendView {
+    BackendView { service: backend.service.to_string(), port: backend.port, weight: backend.weight }
+}
+
+/// What happens to requests on their way, in words.
+fn changes(rule: &HttpRule) -> Vec<String> {
+    let path = |change: &PathChange| match change {
+        PathChange::Full(path) => format!("path {path}"),
+        PathChange::Prefix(prefix) => format!("prefix {prefix}/"),
+    };
+    let mut all = Vec::new();
+    if let Some(redirect) = &rule.redirect {
+        let mut words = vec![format!("redirected with {}", redirect.status)];
+        words.extend(redirect.scheme.iter().map(|scheme| format!("scheme {scheme}")));
+        words.extend(redirect.hostname.iter().map(|host| format!("host {host}")));
+        words.extend(redirect.port.iter().map(|port| format!("port {port}")));
+        words.extend(redirect.path.iter().map(path));
+        all.push(words.join(", "));
+    }
+    if let Some(rewrite) = &rule.rewrite {
+        let host = rewrite.hostname.iter().map(|host| format!("host {host}"));
+        let words: Vec<String> = host.chain(rewrite.path.iter().map(path)).collect();
+        all.push(format!("rewritten to {}", words.join(", ")));
+    }
+    for mirror in &rule.mirrors {
+        let percent = f64::from(mirror.per_million) / 10_000.0;
+        all.push(format!("{percent} % copied to {}:{}", mirror.service, mirror.port));
+    }
+    all
+}
+
 fn rule_view(rule: &HttpRule) -> RuleView {
     let every = |one: &HttpMatch| {
-        one.path == PathMatch::Prefix("/".into()) && one.method.is_none() && one.headers.is_empty()
+        one.path == PathMatch::Prefix("/".into())
+            && one.method.is_none()
+            && one.headers.is_empty()
+            && one.query.is_empty()
     };
     let matches = if rule.matches.iter().any(every) {
         Vec::new()
     } else {
         rule.matches.iter().map(condition).collect()
     };
-    let backends = rule.backends.iter().map(|backend| BackendView {
-        service: backend.service.to_string(),
-        port: backend.port,
-        weight: backend.weight,
-    });
-    RuleView { matches, backends: backends.collect() }
+    RuleView { matches, changes: changes(rule), backends: rule.backends.iter().map(backend_view).collect() }
 }
 
 /// `GET /a and below with x-user: 7`.
@@ -188,18 +271,27 @@ fn condition(one: &HttpMatch) -> String {
         PathMatch::Exact(path) => text.push_str(path),
         PathMatch::Prefix(path) if path == "/" => text.push_str("any path"),
         PathMatch::Prefix(path) => text.push_str(&format!("{path} and below")),
+        PathMatch::Regex(pattern) => text.push_str(&format!("~{pattern}")),
+        PathMatch::Grpc { service, method } => {
+            let part = |part: &Option<ValueMatch>, any: &str| {
+                part.as_ref().map_or_else(|| any.to_owned(), ToString::to_string)
+            };
+            text.push_str(&format!("{}/{}", part(service, "any service"), part(method, "any method")));
+        }
     }
-    for (at, (name, value)) in one.headers.iter().enumerate() {
+    let headers = one.headers.iter().map(|(name, value)| format!("{name}: {value}"));
+    let query = one.query.iter().map(|(name, value)| format!("?{name}={value}"));
+    for (at, condition) in headers.chain(query).enumerate() {
         let word = if at == 0 { "with" } else { "and" };
-        text.push_str(&format!(" {word} {name}: {value}"));
+        text.push_str(&format!(" {word} {condition}"));
     }
     text
 }
 
-fn parent_line(parent: &ParentView) -> String {
+fn parent_line(family: &str, parent: &ParentView) -> String {
     match parent.port {
         Some(port) => format!("{} port {port}", parent.service),
-        None => format!("{} every HTTP port", parent.service),
+        None => format!("{} every {family} port", parent.service),
     }
 }
 
@@ -210,6 +302,7 @@ fn rule_line(rule: &RuleView) -> String {
         many => format!("{} or {} more", many[..MAX_MATCHES].join(" or "), many.len() - MAX_MATCHES),
     };
     let to = match rule.backends.as_slice() {
+        [] if rule.changes.iter().any(|change| change.starts_with("redirected")) => rule.changes.join("; "),
         [] => "nowhere: answered with 500".to_owned(),
         [one] if one.weight > 0 => format!("{}:{}", one.service, one.port),
         several => several
@@ -218,7 +311,12 @@ fn rule_line(rule: &RuleView) -> String {
             .collect::<Vec<_>>()
             .join(", "),
     };
-    format!("{requests} → {to}")
+    match rule.changes.as_slice() {
+        changes if !changes.is_empty() && !rule.backends.is_empty() => {
+            format!("{requests} → {to} ({})", changes.join("; "))
+        }
+        _ => format!("{requests} → {to}"),
+    }
 }
 
 #[cfg(test)]

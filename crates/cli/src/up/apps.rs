@@ -146,6 +146,10 @@ async fn end_rest(group: Pid) {
     let asked = rustix::process::kill_process_group(group, Signal::TERM);
     let deadline = tokio::time::Instant::now() + REST_LIMIT;
     while asked.is_ok() && rustix::process::test_kill_process_group(group).is_ok() {
+        // What has ended and was left to us is in the group until it is collected.
+        if let Ok(Some(_)) = rustix::process::waitpgid(group, rustix::process::WaitOptions::NOHANG) {
+            continue;
+        }
         if tokio::time::Instant::now() >= deadline {
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
             return;

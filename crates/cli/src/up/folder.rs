@@ -71,6 +71,9 @@ impl Folder {
         let resolved = intent::resolve(&parsed.documents, &intent::ResolveOptions::default());
         let mut found = parsed.diagnostics;
         found.extend(resolved.diagnostics);
+        if let Some(intent) = &resolved.intent {
+            found.extend(outrider_compile::refusals(&parsed.documents, intent));
+        }
         let warnings = diagnostics::views(&found);
         let Some(model) = resolved.intent.filter(|_| !found.iter().any(intent::Diagnostic::is_error)) else {
             return Err(FolderError::Invalid { diagnostics: warnings, sources });

@@ -181,6 +181,7 @@ impl Stack {
         options.advertise = Some(IpAddr::from([127, 0, 0, 1]));
         options.proxy_binary = engines.proxy;
         options.envoy_binary = engines.envoy;
+        options.confine = engines.confine_proxies;
         options.on_stop = OnStop::EndAll;
         self.agent_socket = options.socket();
         self.agent = Some(Tier::start("the agent", |stop| outrider_agent::serve(options, stop)));

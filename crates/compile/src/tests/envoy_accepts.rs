@@ -2,13 +2,17 @@
 
 use std::process::Command;
 
-use outrider_xds_types::pb::envoy::config::bootstrap::v3::{Bootstrap, bootstrap};
+use outrider_xds_types::pb::envoy::config::bootstrap::v3::{
+    Bootstrap, LayeredRuntime, RuntimeLayer, bootstrap, runtime_layer::LayerSpecifier,
+};
 use outrider_xds_types::pb::envoy::config::cluster::v3::{Cluster, cluster};
 use outrider_xds_types::pb::envoy::config::core::v3 as core;
 use outrider_xds_types::pb::envoy::config::listener::v3::{Filter, Listener, filter::ConfigType};
 use outrider_xds_types::pb::envoy::config::route::v3::{self as route, RouteConfiguration};
+use outrider_xds_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use outrider_xds_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use outrider_xds_types::pb::google::protobuf::{Struct, Value as StructValue, value as struct_value};
 use outrider_xds_types::prost::{Message, Name};
 
 use super::*;
@@ -16,10 +20,13 @@ use crate::envoy::{any, socket_address};
 
 use hcm::http_connection_manager::RouteSpecifier;
 
-const CASES: [(&str, &str); 12] = [
+const CASES: [(&str, &str); 17] = [
+    ("access-policies", include_str!("cases/access-policies.yaml")),
     ("calls-itself", include_str!("cases/calls-itself.yaml")),
     ("cross-namespace", include_str!("cases/cross-namespace.yaml")),
     ("engines", include_str!("cases/engines.yaml")),
+    ("grpc-and-tcp-routes", include_str!("cases/grpc-and-tcp-routes.yaml")),
+    ("http-routes", include_str!("cases/http-routes.yaml")),
     ("lonely", include_str!("cases/lonely.yaml")),
     ("many-ports", include_str!("cases/many-ports.yaml")),
     ("mtls-both", include_str!("cases/mtls-both.yaml")),
@@ -27,7 +34,9 @@ const CASES: [(&str, &str); 12] = [
     ("mtls-required", include_str!("cases/mtls-required.yaml")),
     ("no-limits", include_str!("cases/no-limits.yaml")),
     ("nobody-calls", include_str!("cases/nobody-calls.yaml")),
+    ("peak-ewma", include_str!("cases/peak-ewma.yaml")),
     ("routes", include_str!("cases/routes.yaml")),
+    ("traffic-policies", include_str!("cases/traffic-policies.yaml")),
     ("weight-zero", include_str!("cases/weight-zero.yaml")),
 ];
 
@@ -51,6 +60,20 @@ pub(super) fn inline_routes(
     }
 }
 
+/// The access filters in the connection manager of a chain.
+pub(super) fn rbac_filters(
+    chain: &outrider_xds_types::pb::envoy::config::listener::v3::FilterChain,
+) -> Vec<Rbac> {
+    let manager = chain.filters.iter().find_map(manager).expect("a connection manager");
+    let decoded = |filter: &hcm::HttpFilter| match &filter.config_type {
+        Some(hcm::http_filter::ConfigType::TypedConfig(any)) if any.type_url == Rbac::type_url() => {
+            Some(Rbac::decode(any.value.as_slice()).expect("decodes"))
+        }
+        _ => None,
+    };
+    manager.http_filters.iter().filter_map(decoded).collect()
+}
+
 /// Names of clusters in routes and TCP proxies.
 pub(super) fn referenced_clusters(set: &ResourceSet) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -66,14 +89,19 @@ pub(super) fn referenced_clusters(set: &ResourceSet) -> BTreeSet<String> {
                 && any.type_url == tcp::TcpProxy::type_url()
             {
                 let proxy = tcp::TcpProxy::decode(any.value.as_slice()).expect("decodes");
-                if let Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name)) = proxy.cluster_specifier {
-                    found.insert(name);
+                match proxy.cluster_specifier {
+                    Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name)) => drop(found.insert(name)),
+                    Some(tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
+                        found.extend(weighted.clusters.into_iter().map(|cluster| cluster.name));
+                    }
+                    None => panic!("a TCP proxy without a cluster"),
                 }
             }
         }
     }
     for route in configurations.iter().flat_map(|c| &c.virtual_hosts).flat_map(|host| &host.routes) {
         let Some(route::route::Action::Route(action)) = &route.action else { continue };
+        found.extend(action.request_mirror_policies.iter().map(|mirror| mirror.cluster.clone()));
         match &action.cluster_specifier {
             Some(route::route_action::ClusterSpecifier::Cluster(name)) => {
                 found.insert(name.clone());
@@ -89,7 +117,7 @@ pub(super) fn referenced_clusters(set: &ResourceSet) -> BTreeSet<String> {
 
 /// One static bootstrap of all resources of a proxy. Route configurations are put in line, because Envoy only
 /// checks what it has; addresses are made distinct, as an agent does.
-fn bootstrap(set: &ResourceSet) -> Bootstrap {
+pub(super) fn bootstrap(set: &ResourceSet) -> Bootstrap {
     let routes: BTreeMap<String, RouteConfiguration> = decode_all(set, type_url::ROUTE)
         .into_iter()
         .map(|routes: RouteConfiguration| (routes.name.clone(), routes))
@@ -129,7 +157,15 @@ fn bootstrap(set: &ResourceSet) -> Bootstrap {
         }],
         ..Default::default()
     };
+    // As the agent has it.
+    let number = struct_value::Kind::NumberValue(100_000.0);
+    let fields = [("re2.max_program_size.error_level".to_owned(), StructValue { kind: Some(number) })];
+    let layer = RuntimeLayer {
+        name: "static".into(),
+        layer_specifier: Some(LayerSpecifier::StaticLayer(Struct { fields: fields.into() })),
+    };
     Bootstrap {
+        layered_runtime: Some(LayeredRuntime { layers: vec![layer] }),
         node: Some(core::Node {
             id: "shop/web-00000".into(),
             cluster: "shop/web".into(),
@@ -174,7 +210,7 @@ fn envoy_accepts_every_case() {
 }
 
 /// An Envoy that is ended with its test.
-struct Running(std::process::Child);
+pub(super) struct Running(std::process::Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -183,8 +219,8 @@ impl Drop for Running {
     }
 }
 
-/// One request on a connection of its own; retried until somebody listens. The whole answer.
-fn get(address: std::net::SocketAddr, fields: &str, envoy: &mut Running) -> String {
+/// One request on a connection of its own, each letter a byte; retried until somebody listens. The whole answer.
+pub(super) fn ask(address: std::net::SocketAddr, line: &str, fields: &str, envoy: &mut Running) -> String {
     use std::io::{Read, Write};
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     let mut stream = loop {
@@ -196,11 +232,51 @@ fn get(address: std::net::SocketAddr, fields: &str, envoy: &mut Running) -> Stri
         std::thread::yield_now();
     };
     stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout");
-    let request = format!("GET / HTTP/1.1\r\nHost: api\r\n{fields}\r\n");
-    stream.write_all(request.as_bytes()).expect("written");
+    let host = if fields.starts_with("Host: ") { "" } else { "Host: api\r\n" };
+    let request = format!("{line} HTTP/1.1\r\n{host}{fields}\r\n");
+    let request: Vec<u8> =
+        request.chars().map(|letter| u8::try_from(u32::from(letter)).expect("a byte")).collect();
+    stream.write_all(&request).expect("written");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     answer
+}
+
+/// Runs the first listener of a bootstrap, with an application that nobody is, and without an agent: only what is
+/// static stays. On ports that nobody has.
+pub(super) fn start(
+    envoy: &std::ffi::OsStr,
+    directory: &std::path::Path,
+    mut bootstrap: Bootstrap,
+) -> (std::net::SocketAddr, Running) {
+    let free = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("bound")
+    };
+    let (listens, application) = (free(), free());
+    let resources = bootstrap.static_resources.as_mut().expect("resources");
+    resources.clusters.retain(|cluster| cluster.eds_cluster_config.is_none());
+    for cluster in resources.clusters.iter_mut().filter(|cluster| cluster.name.starts_with("inbound/")) {
+        if let Some(assignment) = &mut cluster.load_assignment {
+            let at = socket_address("127.0.0.1", application.port());
+            let endpoint = outrider_xds_types::pb::envoy::config::endpoint::v3::Endpoint {
+                address: Some(at),
+                ..Default::default()
+            };
+            assignment.endpoints[0].lb_endpoints[0].host_identifier = Some(
+                outrider_xds_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier::Endpoint(
+                    endpoint,
+                ),
+            );
+        }
+    }
+    resources.listeners[0].address = Some(socket_address("127.0.0.1", listens.port()));
+    bootstrap.dynamic_resources = None;
+    let file = directory.join("bootstrap.pb");
+    std::fs::write(&file, bootstrap.encode_to_vec()).expect("written");
+    let mut command = Command::new(envoy);
+    command.args(["--disable-hot-restart", "--concurrency", "1", "-l", "error", "--config-path"]);
+    (listens, Running(command.arg(&file).spawn().expect("envoy runs")))
 }
 
 #[test]
@@ -218,37 +294,9 @@ fn envoy_says_why_in_our_words() {
     let upgrade = ("mtls-off", "shop/api", upgrade, "HTTP/1.1 403", "upgrade_failed");
     for (case, of, fields, status, reason) in [down, nowhere, upgrade] {
         let (_, yaml) = CASES.iter().find(|(name, _)| *name == case).expect("a case");
-        let mut bootstrap = bootstrap(&proxy(&intent(yaml), of).resources);
-        // No agent is there to ask: only what is static stays. Ports that nobody has.
-        let free = || {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-            listener.local_addr().expect("bound")
-        };
-        let (listens, application) = (free(), free());
-        let resources = bootstrap.static_resources.as_mut().expect("resources");
-        resources.clusters.retain(|cluster| cluster.eds_cluster_config.is_none());
-        for cluster in &mut resources.clusters {
-            if let Some(assignment) = &mut cluster.load_assignment {
-                let at = socket_address("127.0.0.1", application.port());
-                let endpoint = outrider_xds_types::pb::envoy::config::endpoint::v3::Endpoint {
-                    address: Some(at),
-                    ..Default::default()
-                };
-                assignment.endpoints[0].lb_endpoints[0].host_identifier = Some(
-                    outrider_xds_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier::Endpoint(
-                        endpoint,
-                    ),
-                );
-            }
-        }
-        resources.listeners[0].address = Some(socket_address("127.0.0.1", listens.port()));
-        bootstrap.dynamic_resources = None;
-        let file = directory.path().join("bootstrap.pb");
-        std::fs::write(&file, bootstrap.encode_to_vec()).expect("written");
-        let mut command = Command::new(&envoy);
-        command.args(["--disable-hot-restart", "--concurrency", "1", "-l", "error", "--config-path"]);
-        let mut envoy = Running(command.arg(&file).spawn().expect("envoy runs"));
-        let answer = get(listens, fields, &mut envoy);
+        let bootstrap = bootstrap(&proxy(&intent(yaml), of).resources);
+        let (listens, mut envoy) = start(&envoy, directory.path(), bootstrap);
+        let answer = ask(listens, "GET /", fields, &mut envoy);
         assert!(answer.starts_with(status), "{case}: {answer}");
         assert!(answer.contains(&format!("{REASON_HEADER}: {reason}\r\n")), "{case}: {answer}");
     }

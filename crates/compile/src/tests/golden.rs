@@ -72,6 +72,16 @@ golden! {
     weight_zero_is_500: "weight-zero", "shop/web" ["outbound/shop/api/http"];
     a_service_that_calls_itself: "calls-itself", "shop/ring" ["inbound/http"];
     precedence_weights_and_edits: "routes", "shop/checkout" ["outbound/shop/inventory/http"];
+    everything_an_http_route_says: "http-routes", "shop/web" ["outbound/shop/api/http"];
+    http2_to_a_service: "http-routes", "shop/web" ["outbound/shop/api2/h2"];
+    grpc_and_tcp_routes: "grpc-and-tcp-routes", "shop/web" ["outbound/shop/stock/grpc", "outbound/shop/db/sql"];
+    policies_of_callers: "traffic-policies", "shop/web"
+        ["outbound/shop/api/http", "outbound/shop/api/raw", "outbound/shop/stock/grpc"];
+    peak_ewma_for_requests_and_least_request_behind_it: "peak-ewma", "shop/web"
+        ["outbound/shop/api/http", "outbound/shop/db/sql"];
+    policies_of_a_service: "traffic-policies", "shop/api" ["inbound/h2"];
+    access_by_request_and_by_caller: "access-policies", "shop/api" ["inbound/http", "inbound/raw"];
+    access_without_tls: "access-policies", "bank/ledger" ["inbound/http", "inbound/raw"];
     a_service_without_anybody: "lonely";
 }
 
@@ -130,7 +140,7 @@ fn the_handshake_of_a_tcp_port_lets_in_its_callers_only() {
 
 #[test]
 fn local_replies_carry_a_reason_and_never_replace_one() {
-    let mappers = crate::http::local_replies().mappers;
+    let mappers = crate::http::local_replies(outrider_intent::model::Protocol::Http).mappers;
     assert_eq!(mappers.len(), local_reply_reasons().count() + 2);
     for mapper in &mappers {
         let [header] = mapper.headers_to_add.as_slice() else { panic!("one header: {mapper:?}") };

@@ -16,13 +16,20 @@ fn mtls() -> impl Strategy<Value = Mtls> {
 
 fn timeouts() -> impl Strategy<Value = Timeouts> {
     let limit = || proptest::option::of((1u64..100_000).prop_map(Duration::from_millis));
-    (limit(), limit()).prop_map(|(request, idle)| Timeouts { request, idle, connect: Duration::from_secs(5) })
+    (limit(), limit()).prop_map(|(request, idle)| Timeouts {
+        request,
+        idle,
+        call_idle: idle,
+        connect: Duration::from_secs(5),
+    })
 }
 
 /// Services `n0/s0` … with ports, calls among themselves and routes among their HTTP ports.
 fn intents() -> impl Strategy<Value = Intent> {
-    let ports = proptest::collection::vec(any::<bool>(), 0..3);
-    let one = (0u8..3, ports, proptest::collection::vec(any::<prop::sample::Index>(), 0..4), timeouts());
+    let ports = proptest::collection::vec(0u8..4, 0..3);
+    let calls = proptest::collection::vec(any::<prop::sample::Index>(), 0..4);
+    let policies = (any::<bool>(), any::<bool>(), proptest::collection::vec(access(), 0..3));
+    let one = (0u8..3, ports, calls, timeouts(), policies);
     let services = proptest::collection::vec(one, 1..7);
     let picks = || proptest::collection::vec((any::<prop::sample::Index>(), 0u32..4), 0..3);
     let routes = proptest::collection::vec((any::<prop::sample::Index>(), picks(), any::<bool>()), 0..4);
@@ -36,15 +43,25 @@ fn intents() -> impl Strategy<Value = Intent> {
             .enumerate()
             .map(|(index, (namespace, ..))| ServiceRef::new(format!("n{namespace}"), format!("s{index}")))
             .collect();
-        for (id, (_, ports, calls, timeouts)) in ids.iter().zip(&services) {
-            let ports = ports.iter().enumerate().map(|(index, http)| Port {
+        for (id, (_, ports, calls, timeouts, (native, calm, access))) in ids.iter().zip(&services) {
+            let ports = ports.iter().enumerate().map(|(index, kind)| Port {
                 name: format!("p{index}"),
                 port: 80 + u16::try_from(index).expect("small"),
                 target_port: 8080,
-                protocol: if *http { Protocol::Http } else { Protocol::Tcp },
+                protocol: [Protocol::Tcp, Protocol::Http, Protocol::Http2, Protocol::Grpc]
+                    [usize::from(*kind)],
             });
             let calls: BTreeSet<ServiceRef> = calls.iter().map(|call| call.get(&ids).clone()).collect();
-            intent.services.insert(id.clone(), declared(id, ports.collect(), calls, *timeouts));
+            let mut service = declared(id, ports.collect(), calls, *timeouts);
+            service.engine = if *native { Engine::Native } else { Engine::Envoy };
+            if *calm {
+                service.traffic = everything();
+            }
+            service.access = access.clone();
+            for (index, policy) in service.access.iter_mut().enumerate() {
+                policy.name = format!("policy-{index}");
+            }
+            intent.services.insert(id.clone(), service);
         }
         for (index, (parent, backends, special)) in routes.into_iter().enumerate() {
             let parent = parent.get(&ids).clone();
@@ -54,6 +71,7 @@ fn intents() -> impl Strategy<Value = Intent> {
                     path: PathMatch::Prefix(path.into()),
                     method: None,
                     headers: Vec::new(),
+                    query: Vec::new(),
                 }],
                 request_headers: HeaderEdits::default(),
                 response_headers: HeaderEdits::default(),
@@ -65,7 +83,11 @@ fn intents() -> impl Strategy<Value = Intent> {
                         weight,
                     })
                     .collect(),
+                redirect: None,
+                rewrite: None,
+                mirrors: Vec::new(),
                 request_timeout: None,
+                try_timeout: None,
             };
             let name = format!("r{index}");
             let route = HttpRoute {
@@ -74,10 +96,50 @@ fn intents() -> impl Strategy<Value = Intent> {
                 parents: vec![(parent.clone(), None), (parent.clone(), Some(80))],
                 rules: vec![rule],
             };
-            intent.http_routes.insert((parent.namespace, name), route);
+            let bytes = TcpRoute {
+                namespace: route.namespace.clone(),
+                name: name.clone(),
+                parents: route.parents.clone(),
+                backends: route.rules[0].backends.clone(),
+            };
+            let key = (parent.namespace, name);
+            intent.grpc_routes.insert(key.clone(), route.clone());
+            intent.tcp_routes.insert(key.clone(), bytes);
+            intent.http_routes.insert(key, route);
         }
         intent
     })
+}
+
+/// A policy about callers, ports and requests.
+fn access() -> impl Strategy<Value = AccessPolicy> {
+    let caller = prop_oneof![
+        (0u8..3).prop_map(|n| Caller::Namespace(format!("n{n}"))),
+        (0u8..3, 0u8..7)
+            .prop_map(|(n, s)| Caller::Service(ServiceRef::new(format!("n{n}"), format!("s{s}")))),
+    ];
+    let operation = (proptest::collection::vec(80u16..83, 0..2), any::<bool>(), any::<bool>()).prop_map(
+        |(ports, method, path)| Operation {
+            ports,
+            methods: if method { vec!["GET".into()] } else { Vec::new() },
+            paths: if path { vec![PathMatch::Prefix("/a".into())] } else { Vec::new() },
+            headers: Vec::new(),
+        },
+    );
+    let rule = (proptest::collection::vec(caller, 0..3), proptest::collection::vec(operation, 0..3));
+    let rules = proptest::collection::vec(rule.prop_map(|(from, to)| AccessRule { from, to }), 1..3);
+    (any::<bool>(), any::<bool>(), rules).prop_map(|(allow, audit, rules)| AccessPolicy {
+        name: String::new(),
+        allow,
+        audit,
+        rules,
+    })
+}
+
+/// A policy with every section.
+fn everything() -> Traffic {
+    let yaml = include_str!("cases/traffic-policies.yaml");
+    super::intent(yaml).services[&ServiceRef::new("shop", "api")].traffic.clone()
 }
 
 fn namespace(name: &str, mtls: Mtls) -> Namespace {
@@ -86,7 +148,7 @@ fn namespace(name: &str, mtls: Mtls) -> Namespace {
         mtls,
         channel: Channel::Regular,
         engine: Engine::Native,
-        timeouts: Timeouts { request: None, idle: None, connect: Duration::from_secs(5) },
+        timeouts: Timeouts { request: None, idle: None, call_idle: None, connect: Duration::from_secs(5) },
         tcp_idle: None,
     }
 }
@@ -100,6 +162,8 @@ fn declared(id: &ServiceRef, ports: Vec<Port>, calls: BTreeSet<ServiceRef>, time
         missing_calls: BTreeSet::new(),
         engine: Engine::Native,
         timeouts,
+        traffic: Traffic::default(),
+        access: Vec::new(),
     }
 }
 
@@ -122,7 +186,7 @@ proptest! {
         // In the same namespace, with a port that others have too; it may even call itself.
         let calls = calls.then(|| stranger.clone()).into_iter().collect();
         let port = Port { name: "p0".into(), port: 80, target_port: 80, protocol: Protocol::Http };
-        let timeouts = Timeouts { request: None, idle: None, connect: Duration::from_secs(1) };
+        let timeouts = Timeouts { request: None, idle: None, call_idle: None, connect: Duration::from_secs(1) };
         more.services.insert(stranger.clone(), declared(&stranger, vec![port], calls, timeouts));
         let after = compiled(&more);
         for (id, proxy) in &before.proxies {
@@ -134,9 +198,9 @@ proptest! {
         }
     }
 
-    /// Every `HashMap` has its own order, so one run can find what depends on it.
+    /// Edge case 69. Every `HashMap` has its own order, so one run can find what depends on it.
     #[test]
-    fn compiling_again_gives_the_same_bytes(intent in intents()) {
+    fn e69_compiling_again_gives_the_same_bytes(intent in intents()) {
         let (one, other) = (compiled(&intent), compiled(&intent));
         prop_assert_eq!(bodies(&one.shared), bodies(&other.shared));
         for (id, proxy) in &one.proxies {
@@ -157,7 +221,7 @@ proptest! {
                 let mut parts = rest.splitn(3, '/');
                 let callee = ServiceRef::new(parts.next().expect("namespace"), parts.next().expect("name"));
                 let port = parts.next().expect("port");
-                intent.services[&callee].ports.iter().any(|p| p.name == port && p.protocol == Protocol::Http)
+                intent.services[&callee].ports.iter().any(|p| p.name == port && p.protocol != Protocol::Tcp)
             };
             let listeners = names_of(&proxy.resources, type_url::LISTENER);
             let with_routes: Vec<String> = listeners.iter().filter(http).cloned().collect();
@@ -188,6 +252,26 @@ proptest! {
                 let (callee, _) = rest.rsplit_once('/').expect("three parts");
                 let let_in = compiler.callers(&service(callee)).any(|caller| caller == id);
                 prop_assert!(let_in, "{} is not let in by {}", id, callee);
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Access policies only take away: nobody is named in a listener who may not call by what is declared.
+    #[test]
+    fn access_policies_let_nobody_in_who_may_not_call(intent in intents()) {
+        let compiler = Compiler::new(&intent, TRUST_DOMAIN);
+        for (id, proxy) in &compiled(&intent).proxies {
+            let callers: BTreeSet<&ServiceRef> = compiler.callers(id).collect();
+            for listener in proxy.resources.of_type(type_url::LISTENER) {
+                let text = String::from_utf8_lossy(&listener.body);
+                // Of fewer than ten services no name begins with another.
+                for other in intent.services.keys().filter(|other| !callers.contains(other)) {
+                    let spiffe = format!("spiffe://{TRUST_DOMAIN}/ns/{}/svc/{}", other.namespace, other.name);
+                    let named = listener.name.starts_with("inbound/") && text.contains(&spiffe);
+                    prop_assert!(!named, "{} of {} names {}", listener.name, id, other);
+                }
             }
         }
     }

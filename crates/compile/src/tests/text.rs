@@ -10,6 +10,9 @@ use outrider_xds_types::pb::envoy::config::listener::v3::Listener;
 use outrider_xds_types::pb::envoy::config::route::v3::RouteConfiguration;
 use outrider_xds_types::pb::envoy::extensions::filters::{http, listener, network};
 use outrider_xds_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
+use outrider_xds_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use outrider_xds_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use outrider_xds_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use outrider_xds_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use outrider_xds_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use outrider_xds_types::prost::{Message, Name};
@@ -39,6 +42,8 @@ fn decoded(type_url: &str, body: &[u8]) -> Tree {
         ($($message:ty),* $(,)?) => {
             match type_url {
                 $(url if url == <$message>::type_url() => debug::<$message>(body),)*
+                // It has no settings, and no type here.
+                crate::traffic::PEAK_EWMA if body.is_empty() => "{}".to_owned(),
                 outrider_xds_types::type_url::WORKLOAD => debug::<Workload>(body),
                 other => panic!("no text form for {other}"),
             }
@@ -55,6 +60,11 @@ fn decoded(type_url: &str, body: &[u8]) -> Tree {
         http::rbac::v3::Rbac,
         http::router::v3::Router,
         listener::tls_inspector::v3::TlsInspector,
+        http::fault::v3::HttpFault,
+        http::local_ratelimit::v3::LocalRateLimit,
+        LeastRequest,
+        PreviousHostsPredicate,
+        PreviousPrioritiesConfig,
         PreserveCaseFormatterConfig,
         HttpProtocolOptions,
         tls::UpstreamTlsContext,
@@ -113,15 +123,21 @@ impl Parser<'_> {
     fn fields(&mut self) -> Vec<(String, Tree)> {
         self.rest.next();
         let mut fields = Vec::new();
+        let mut is_map = false;
         loop {
             self.skip(&[' ', ',']);
             match self.rest.peek() {
                 None => return fields,
                 Some('}') => {
                     self.rest.next();
+                    if is_map {
+                        // Maps have no order of their own.
+                        fields.sort_by(|(a, _): &(String, Tree), (b, _)| a.cmp(b));
+                    }
                     return fields;
                 }
                 Some('"') => {
+                    is_map = true;
                     let key = self.string();
                     self.skip(&[' ', ':']);
                     fields.push((key, self.value()));
@@ -198,7 +214,7 @@ impl Tree {
 
     /// Enumerations at their zero, which `Debug` names.
     fn is_default_of(&self, key: &str) -> bool {
-        const ZEROES: [(&str, &str); 16] = [
+        const ZEROES: [(&str, &str); 18] = [
             ("cluster_not_found_response_code", "ServiceUnavailable"),
             ("dns_lookup_family", "Auto"),
             ("drain_type", "Default"),
@@ -215,6 +231,8 @@ impl Tree {
             ("protocol_selection", "UseConfiguredProtocol"),
             ("proxy_protocol_tlv_merge_policy", "AddIfAbsent"),
             ("upstream_connect_mode", "Immediate"),
+            ("enable_x_ratelimit_headers", "Off"),
+            ("vh_rate_limits", "Override"),
         ];
         matches!(self, Self::Scalar(value) if ZEROES.contains(&(key, value)))
     }

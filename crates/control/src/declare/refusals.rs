@@ -2,9 +2,10 @@
 //!
 //! | code | what would be deleted |
 //! |---|---|
-//! | `namespace-not-empty` | a namespace with services or routes in it, which would go on with other settings |
+//! | `namespace-not-empty` | a namespace with services, routes or policies in it, which would go on with other settings |
 //! | `still-called` | a service that others call; by force their callers get `unknown_service` |
 //! | `still-routed` | a service that a route is attached to or sends to; the route means nothing without it |
+//! | `still-named` | a service that a policy is about, or names as a caller |
 //!
 //! Holds: what the same request deletes needs nothing. One finding an object and code, however many need it; at most
 //! 1,000 in all. Does not: change anything.
@@ -12,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrider_api::http::{DiagnosticView, NamespaceContents};
-use outrider_intent::model::ServiceRef;
+use outrider_intent::model::{Caller, ServiceRef};
 use outrider_intent::{Key, Kind, Parsed};
 
 use super::DeleteOptions;
@@ -71,11 +72,17 @@ pub(super) fn find(
             refuse(&service(callee), "still-called", message, "remove the call, or use --force");
         }
     }
-    for (named, routes) in routes(before, keys, &gone) {
-        let verb = if routes.len() == 1 { "names" } else { "name" };
-        let message = format!("{} {verb} the service {named}", listed(&routes));
+    for (named, all) in routes(before, keys, &gone) {
+        let verb = if all.len() == 1 { "names" } else { "name" };
+        let message = format!("{} {verb} the service {named}", listed(&all));
         let help = "delete the route with it, or change the route first";
         refuse(&service(named), "still-routed", message, help);
+    }
+    for (named, all) in policies(before, keys, &gone) {
+        let verb = if all.len() == 1 { "is" } else { "are" };
+        let message = format!("{} {verb} about the service {named}", listed(&all));
+        let help = "delete the policy with it, or change the policy first";
+        refuse(&service(named), "still-named", message, help);
     }
     found
 }
@@ -102,19 +109,44 @@ fn routes<'a>(
     gone: &BTreeSet<ServiceRef>,
 ) -> BTreeMap<&'a ServiceRef, Vec<String>> {
     let mut found = BTreeMap::<_, Vec<String>>::new();
-    for route in before.intent.http_routes.values() {
-        let key = Key { kind: Kind::HttpRoute, namespace: route.namespace.clone(), name: route.name.clone() };
-        if keys.contains(&key) {
-            continue;
-        }
+    for route in before.intent.routes().filter(|route| !keys.contains(&route.key)) {
         let parents = route.parents.iter().map(|(parent, _)| parent);
-        let backends = route.rules.iter().flat_map(|rule| &rule.backends).map(|backend| &backend.service);
-        let named: BTreeSet<_> = parents.chain(backends).filter(|id| gone.contains(*id)).collect();
+        let targets = route.targets.iter().map(|(service, _)| *service);
+        let named: BTreeSet<_> = parents.chain(targets).filter(|id| gone.contains(*id)).collect();
         for id in named {
-            found.entry(id).or_default().push(key.to_string());
+            found.entry(id).or_default().push(route.key.to_string());
         }
     }
     found
+}
+
+/// Policies that stay and are about a service that goes, or name it as a caller.
+fn policies<'a>(
+    before: &'a Declared,
+    keys: &BTreeSet<Key>,
+    gone: &'a BTreeSet<ServiceRef>,
+) -> BTreeMap<&'a ServiceRef, Vec<String>> {
+    let mut found = BTreeMap::<&ServiceRef, BTreeSet<String>>::new();
+    for (key, target) in before.intent.policies.iter().filter(|(key, _)| !keys.contains(*key)) {
+        if let Some(target) = target.as_ref().filter(|target| gone.contains(*target)) {
+            found.entry(target).or_default().insert(key.to_string());
+        }
+    }
+    for service in before.intent.services.values().filter(|service| !gone.contains(&service.id)) {
+        for policy in &service.access {
+            let name = policy.name.clone();
+            let key = Key { kind: Kind::AccessPolicy, namespace: service.id.namespace.clone(), name };
+            for caller in policy.rules.iter().flat_map(|rule| &rule.from) {
+                if let Caller::Service(id) = caller
+                    && let Some(id) = gone.get(id)
+                    && !keys.contains(&key)
+                {
+                    found.entry(id).or_default().insert(key.to_string());
+                }
+            }
+        }
+    }
+    found.into_iter().map(|(id, names)| (id, names.into_iter().collect())).collect()
 }
 
 /// `a, b and c`; of many the first, and how many more there are.

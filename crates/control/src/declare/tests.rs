@@ -186,6 +186,39 @@ fn everything_that_needs_a_service_is_named() {
 }
 
 #[test]
+fn a_service_that_a_policy_is_about_stays() {
+    let policy = |kind: &str, name: &str, spec: &str| {
+        format!(
+            "apiVersion: outrider.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{targetRef: {{kind: Service, name: checkout}}, {spec}}}\n---\n"
+        )
+    };
+    let traffic = policy("TrafficPolicy", "calm", "limits: {connections: 10}");
+    let access = policy("AccessPolicy", "some", "action: allow, rules: [{from: [{service: inventory}]}]");
+    let text = format!("{CHECKOUT}{INVENTORY}{traffic}{access}");
+    let before = apply(&Declared::default(), &read(&text)).after.unwrap();
+    assert_eq!(stored(&before).unwrap().intent, before.intent);
+    let named = |text: &str| ("still-named".to_owned(), text.to_owned());
+    let about = "AccessPolicy shop/some and TrafficPolicy shop/calm are about the service shop/checkout";
+    assert_eq!(refused(&before, &[key("checkout")], "", FORCE), [named(about)]);
+    let caller = "AccessPolicy shop/some is about the service shop/inventory";
+    assert_eq!(refused(&before, &[key("inventory")], "", FORCE), [named(caller)]);
+    // With the policies, nothing is in the way.
+    let plan = delete(&before, &[key("checkout")], &read(&format!("{traffic}{access}")), FORCE).unwrap();
+    assert_eq!(plan.after.unwrap().documents.len(), 1);
+}
+
+#[test]
+fn access_by_request_and_its_audits_are_for_every_engine() {
+    let rates = "apiVersion: outrider.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: reads, namespace: shop}\n\
+                 spec: {action: allow, mode: audit, rules: [{to: [{methods: [GET]}]}]}\n";
+    let native = apply(&Declared::default(), &read(&format!("{INVENTORY}{rates}")));
+    assert!(native.after.is_some(), "{:?}", native.diagnostics);
+    let envoy = INVENTORY.replace("spec: {", "spec: {engine: envoy, ");
+    assert!(apply(&Declared::default(), &read(&format!("{envoy}{rates}"))).after.is_some());
+}
+
+#[test]
 fn changes_hold_the_documents_before_and_after() {
     let before = apply(&Declared::default(), &read(INVENTORY)).after.unwrap();
     let text = format!("{CHECKOUT}{}", INVENTORY.replace("8081", "9000"));

@@ -1,5 +1,6 @@
 //! Joining, certificates, and the fact stream.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -322,7 +323,27 @@ async fn listen(
     let _open = commands.open(node, session, instructions.clone());
     // What the agent was told of instances that do not count.
     let mut said = wire::Refused::default();
-    while let Some(fact) = facts.message().await? {
+    let mut left = world.left.clone();
+    let mut told = BTreeSet::new();
+    loop {
+        // An instance that is named here is not called any more; one that is not may be, or has gone.
+        let own = left.borrow_and_update().get(node).cloned().unwrap_or_default();
+        if own != told {
+            let instances = own.iter().cloned().collect();
+            let kind = Some(wire::InstructionKind::Withdrawn(wire::Withdrawn { instances }));
+            if instructions.send(Ok(wire::Instruction { kind })).await.is_err() {
+                return Ok(());
+            }
+            told = own;
+        }
+        let fact = tokio::select! {
+            fact = facts.message() => fact?,
+            changed = left.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return Err(stopping(crate::actor::Stopped)),
+            },
+        };
+        let Some(fact) = fact else { break };
         // A kind of fact this version does not know.
         let Some(kind) = fact.kind else { continue };
         if matches!(kind, wire::FactKind::Hello(_)) {

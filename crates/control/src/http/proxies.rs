@@ -20,12 +20,12 @@ use outrider_intent::model::ServiceRef;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, IntoResponses};
 
 use super::Api;
 use super::error::{Body, Params, Problem, Segments};
 use crate::commands::CommandError;
-use crate::world::{EVENTS_PER_SERVICE, EventFilter, is_label, printable};
+use crate::world::{EVENTS_PER_SERVICE, EventFilter, is_label, life, printable};
 
 /// How long an agent has for its answer. It answers once the command is under way, which is a turn of its loop.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -38,10 +38,31 @@ const MAX_EVENTS: usize = 10_000;
 
 type Proxy = Segments<(String, String)>;
 
+/// The path of a proxy, as it is described.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "is only described; `Proxy` reads it")]
+struct OfProxy {
+    namespace: String,
+    instance: String,
+}
+
+/// What a command ends with that is not carried out, as it is described.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "is only described; `Problem` answers it")]
+enum Unsuccessful {
+    /// the agent refused, and why
+    #[response(status = 409)]
+    Refused(ErrorBody),
+    /// the agent did not answer: whether it is done is not known
+    #[response(status = 504)]
+    Silent(ErrorBody),
+    #[response(status = "default")]
+    Other(ErrorBody),
+}
+
 /// The instance of a proxy, with where the proxy is in its life.
-#[utoipa::path(get, path = "/v1/proxies/{namespace}/{instance}", params(
-    ("namespace" = String, Path), ("instance" = String, Path),
-), responses((status = 200, body = InstanceView), (status = "default", body = ErrorBody)))]
+#[utoipa::path(get, path = "/v1/proxies/{namespace}/{instance}", params(OfProxy), responses((status = 200, body = InstanceView), (status = "default", body = ErrorBody)))]
 pub(crate) async fn proxy(
     State(api): State<Api>,
     Segments((namespace, instance)): Proxy,
@@ -56,13 +77,9 @@ async fn find(api: &Api, proxy: String) -> Result<InstanceView, Problem> {
 }
 
 /// Moves a proxy to a release underneath its application. Queued while another change is under way; the newest wins.
-#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/upgrade", params(
-    ("namespace" = String, Path), ("instance" = String, Path),
-), request_body = ReleaseRequest, responses(
+#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/upgrade", params(OfProxy), request_body = ReleaseRequest, responses(
     (status = 200, body = CommandView, description = "under way, or queued"),
-    (status = 409, body = ErrorBody, description = "the agent refused, and why"),
-    (status = 504, body = ErrorBody, description = "the agent did not answer: whether it is done is not known"),
-    (status = "default", body = ErrorBody),
+    Unsuccessful,
 ))]
 pub(crate) async fn upgrade(
     State(api): State<Api>,
@@ -74,13 +91,9 @@ pub(crate) async fn upgrade(
 }
 
 /// Moves a proxy back to what ran well before, and puts what it runs now in quarantine. Ends a change under way.
-#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/rollback", params(
-    ("namespace" = String, Path), ("instance" = String, Path),
-), responses(
+#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/rollback", params(OfProxy), responses(
     (status = 200, body = CommandView, description = "under way"),
-    (status = 409, body = ErrorBody, description = "the agent refused, and why"),
-    (status = 504, body = ErrorBody, description = "the agent did not answer: whether it is done is not known"),
-    (status = "default", body = ErrorBody),
+    Unsuccessful,
 ))]
 pub(crate) async fn rollback(
     State(api): State<Api>,
@@ -90,13 +103,9 @@ pub(crate) async fn rollback(
 }
 
 /// Replaces the process of a proxy by a new one of the same release, underneath its application.
-#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/restart", params(
-    ("namespace" = String, Path), ("instance" = String, Path),
-), responses(
+#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/restart", params(OfProxy), responses(
     (status = 200, body = CommandView, description = "under way, or queued"),
-    (status = 409, body = ErrorBody, description = "the agent refused, and why"),
-    (status = 504, body = ErrorBody, description = "the agent did not answer: whether it is done is not known"),
-    (status = "default", body = ErrorBody),
+    Unsuccessful,
 ))]
 pub(crate) async fn restart(
     State(api): State<Api>,
@@ -107,13 +116,9 @@ pub(crate) async fn restart(
 
 /// Withdraws an instance's endpoints and lets its proxy finish what callers opened. For good: the application and its
 /// own calls go on, and nothing new reaches it.
-#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/drain", params(
-    ("namespace" = String, Path), ("instance" = String, Path),
-), request_body = DrainRequest, responses(
+#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/drain", params(OfProxy), request_body = DrainRequest, responses(
     (status = 200, body = CommandView, description = "under way"),
-    (status = 409, body = ErrorBody, description = "the agent refused, and why"),
-    (status = 504, body = ErrorBody, description = "the agent did not answer: whether it is done is not known"),
-    (status = "default", body = ErrorBody),
+    Unsuccessful,
 ))]
 pub(crate) async fn drain(
     State(api): State<Api>,
@@ -128,13 +133,9 @@ pub(crate) async fn drain(
 }
 
 /// Takes a release out of quarantine at one proxy. It is not started by that.
-#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/pardon", params(
-    ("namespace" = String, Path), ("instance" = String, Path),
-), request_body = ReleaseRequest, responses(
+#[utoipa::path(post, path = "/v1/proxies/{namespace}/{instance}/pardon", params(OfProxy), request_body = ReleaseRequest, responses(
     (status = 200, body = CommandView, description = "done"),
-    (status = 409, body = ErrorBody, description = "the agent refused, and why"),
-    (status = 504, body = ErrorBody, description = "the agent did not answer: whether it is done is not known"),
-    (status = "default", body = ErrorBody),
+    Unsuccessful,
 ))]
 pub(crate) async fn pardon(
     State(api): State<Api>,
@@ -182,7 +183,12 @@ async fn command(
         tracing::info!(proxy, node, reason, text, "a command for a proxy is refused");
         return Err(refused(&reason, &text, &node));
     }
-    find(api, proxy).await.map(|instance| Json(CommandView { instance }))
+    let mut instance = find(api, proxy.clone()).await?;
+    // As of the answer: whoever asked tells by it what follows. A proxy may be further already, and a restart over.
+    if let Some(status) = answer.status.filter(|status| status.proxy == proxy) {
+        instance.proxy.life = Some(life(&status));
+    }
+    Ok(Json(CommandView { instance }))
 }
 
 fn unanswered(error: CommandError, proxy: &str, node: &str) -> Problem {

@@ -42,7 +42,7 @@ pub(crate) async fn healthz(State(api): State<Api>) -> Result<&'static str, Prob
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ObjectFilter {
-    /// `Namespace`, `Service` or `HTTPRoute`.
+    /// `Service`, `HTTPRoute`, `TrafficPolicy` and so on.
     kind: Option<String>,
     /// Only of this namespace.
     namespace: Option<String>,
@@ -61,9 +61,14 @@ pub(crate) async fn objects(
 }
 
 fn kind(name: &str) -> Result<Kind, Problem> {
-    Kind::from_name(name)
-        .ok_or_else(|| Problem::bad_request(format!("there is no kind `{name}`")))
-        .map_err(|problem| problem.help("kinds are Namespace, Service and HTTPRoute"))
+    Kind::from_name(name).ok_or_else(|| Problem::bad_request(format!("there is no kind `{name}`"))).map_err(
+        |problem| {
+            problem.help(format!(
+                "kinds are {}",
+                outrider_intent::Kind::ALL.map(outrider_intent::Kind::as_str).join(", ")
+            ))
+        },
+    )
 }
 
 fn key((kind, namespace, name): (String, String, String)) -> Result<Key, Problem> {

@@ -211,6 +211,16 @@ impl Acks {
         }
     }
 
+    /// Whether a proxy said that it has a resource in use, in whatever version.
+    pub(crate) fn has(&self, proxy: &str, kind: &str, name: &str) -> bool {
+        self.version(proxy, kind, name).is_some()
+    }
+
+    /// The version that a proxy has in use.
+    pub(crate) fn version(&self, proxy: &str, kind: &str, name: &str) -> Option<&str> {
+        self.of_kind(proxy, kind)?.applied.get(name).map(String::as_str)
+    }
+
     /// Names of a kind that a proxy still has in use although it should not.
     pub(crate) fn left_over<'a>(
         &'a self,

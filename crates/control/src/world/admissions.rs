@@ -111,6 +111,14 @@ impl Admission {
     }
 }
 
+/// The nodes whose certificates had all ended at `moment` (Unix seconds). None if that is so of every node: then it is
+/// more likely that this clock is wrong than that all of them have gone, and who is forgotten stays out.
+pub(crate) fn forgotten(all: &BTreeMap<String, Admission>, moment: u64) -> Vec<String> {
+    let over: Vec<_> =
+        all.iter().filter(|(_, admission)| admission.is_over(moment)).map(|(node, _)| node.clone()).collect();
+    if over.len() == all.len() { Vec::new() } else { over }
+}
+
 /// The certificate is good for nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("node {0} was deleted, or admitted again with another certificate: it may join with a new token")]
@@ -184,6 +192,18 @@ mod tests {
             assert_eq!(scope(&[], &[bad]), Err(ScopeError::Service(bad.to_owned())));
         }
         assert_eq!(scope(&vec!["a"; MAX_NAMES], &["a/b"]), Err(ScopeError::TooMany));
+    }
+
+    #[test]
+    fn nobody_is_forgotten_by_a_clock_that_is_years_ahead() {
+        let of = |until| Admission::new(Scope::default(), "k".into(), until);
+        let mut all = BTreeMap::from([("a".to_owned(), of(10)), ("b".to_owned(), of(20))]);
+        assert_eq!(forgotten(&all, 5), Vec::<String>::new());
+        assert_eq!(forgotten(&all, 15), ["a"]);
+        assert_eq!(forgotten(&all, 1_000_000), Vec::<String>::new(), "all of them at once");
+        all.insert("c".to_owned(), of(2_000_000));
+        assert_eq!(forgotten(&all, 1_000_000), ["a", "b"]);
+        assert_eq!(forgotten(&BTreeMap::new(), 1), Vec::<String>::new());
     }
 
     #[test]

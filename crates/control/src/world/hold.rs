@@ -95,8 +95,8 @@ impl Hold {
     }
 
     /// The instances of a service that are endpoints.
-    pub(super) fn served(&self, service: &ServiceRef) -> impl Iterator<Item = &Ports> {
-        self.served.get(service).into_iter().flat_map(BTreeMap::values).map(|served| &served.ports)
+    pub(super) fn served(&self, service: &ServiceRef) -> impl Iterator<Item = &Served> {
+        self.served.get(service).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Instances that are endpoints only because they are held.

@@ -60,6 +60,9 @@ impl Instance {
 pub(crate) struct HostRecord {
     pub(crate) address: String,
     pub(crate) version: String,
+    /// Where it is; empty if that was not said.
+    #[serde(default)]
+    pub(crate) zone: String,
     pub(crate) instances: Vec<Instance>,
 }
 
@@ -67,6 +70,8 @@ pub(crate) struct HostRecord {
 pub(crate) struct Host {
     pub(crate) address: String,
     pub(crate) version: String,
+    /// Where it is; empty if that was not said.
+    pub(crate) zone: String,
     /// The session whose facts count, while it is open.
     pub(crate) session: Option<u64>,
     pub(crate) last_heard: Millis,
@@ -80,6 +85,8 @@ pub(crate) struct Host {
     pub(super) doubted: bool,
     /// Reported instances that do not count, by `NS/INSTANCE`, and why.
     pub(crate) refused: BTreeMap<String, Refusal>,
+    /// What does not work there, by its agent.
+    pub(crate) problems: Vec<String>,
     /// Its proxies acknowledge more than is kept.
     pub(crate) too_much: bool,
     /// Sessions that were replaced while they were open.
@@ -93,6 +100,7 @@ impl Host {
         Self {
             address,
             version,
+            zone: String::new(),
             session: None,
             last_heard: now,
             deadline,
@@ -100,6 +108,7 @@ impl Host {
             withdrawn: false,
             doubted: false,
             refused: BTreeMap::new(),
+            problems: Vec::new(),
             too_much: false,
             superseded: 0,
             instances: BTreeMap::new(),
@@ -205,7 +214,8 @@ impl Hosts {
             cut_off: false,
         };
         for (name, record) in known {
-            let host = Host::new(record.address, record.version, now, now + timing.grace_ms);
+            let mut host = Host::new(record.address, record.version, now, now + timing.grace_ms);
+            host.zone = record.zone;
             hosts.hosts.insert(name.clone(), host);
             hosts.replace_instances(&name, record.instances);
         }
@@ -236,11 +246,22 @@ impl Hosts {
         self.by_service.get(service).into_iter().flatten().filter_map(|proxy| self.find(proxy))
     }
 
+    /// Whether any host said where it is.
+    pub(crate) fn have_zones(&self) -> bool {
+        self.hosts.values().any(|host| !host.zone.is_empty())
+    }
+
+    /// The zone of a host, empty if it is not known.
+    pub(crate) fn zone(&self, name: &str) -> &str {
+        self.hosts.get(name).map_or("", |host| &host.zone)
+    }
+
     /// Everything of a host that outlives this process.
     pub(crate) fn record(&self, name: &str) -> Option<HostRecord> {
         self.hosts.get(name).map(|host| HostRecord {
             address: host.address.clone(),
             version: host.version.clone(),
+            zone: host.zone.clone(),
             instances: host.instances.values().cloned().collect(),
         })
     }
@@ -271,10 +292,14 @@ impl Hosts {
             .entry(name.to_owned())
             .or_insert_with(|| Host::new(String::new(), String::new(), now, now));
         let (address, version) = (clean(&hello.address), clean(&hello.version));
-        let differs = new || host.address != address || host.version != version;
+        let zone = Some(hello.zone.clone()).filter(|zone| wire::is_zone(zone)).unwrap_or_default();
+        let moved = std::mem::replace(&mut host.zone, zone) != host.zone;
+        let differs = new || moved || host.address != address || host.version != version;
         host.superseded += u64::from(host.session.is_some());
         (host.address, host.version, host.session) = (address, version, Some(session));
+        let services: Vec<ServiceRef> = if moved { host.services().collect() } else { Vec::new() };
         let mut changed = self.heard(name, now);
+        changed.endpoints.extend(services);
         if differs {
             changed.records.insert(name.to_owned());
         }
@@ -291,6 +316,15 @@ impl Hosts {
     }
 
     /// Something was heard of the host: it is alive, and its instances are back if it was lost.
+    /// What does not work on a host, by its agent; what is more than is kept is left out.
+    pub(crate) fn set_problems(&mut self, name: &str, problems: &[String]) {
+        if let Some(host) = self.hosts.get_mut(name) {
+            let kept = problems.iter().take(wire::MAX_PROBLEMS);
+            let clean = |text: &String| printable(cut(text, wire::MAX_PROBLEM), wire::MAX_PROBLEM);
+            host.problems = kept.map(clean).collect();
+        }
+    }
+
     pub(crate) fn heard(&mut self, name: &str, now: Millis) -> Changed {
         let mut changed = Changed::default();
         if !self.hosts.contains_key(name) {
@@ -574,6 +608,11 @@ pub(crate) fn is_label(text: &str) -> bool {
 /// An RFC 1123 subdomain: labels with dots between, at most 253 bytes. What a node may be called.
 pub(crate) fn is_node_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(|label| label.len() <= 63 && is_label(label))
+}
+
+/// At most so many bytes of a text, whole characters.
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use outrider_api::agent as wire;
 use outrider_api::http::{
-    GenerationView, IsolationView, ProxyChangeView, ProxyLife, QuarantineView, QueuedView, ReleaseView,
+    GenerationView, IsolationView, OpenView, ProxyChangeView, ProxyLife, QuarantineView, QueuedView,
+    ReleaseView,
 };
 
 use super::Millis;
@@ -19,6 +20,8 @@ const MAX_BYTES: usize = 16 << 20;
 const MAX_GENERATIONS: usize = 16;
 /// Releases named in one list.
 const MAX_RELEASES: usize = 64;
+/// Words about confinement shown of a proxy.
+const MAX_CONFINED: usize = 8;
 /// Characters kept of words and names.
 const MAX_WORD: usize = 100;
 /// Characters kept of sentences, paths and identities.
@@ -74,10 +77,12 @@ fn generation(one: &wire::GenerationStatus) -> GenerationView {
         leaving_text: sentence(&one.leaving_text),
         pid: one.pid,
         version: word(&one.version),
+        open: one.open.map(|open| OpenView { http: open.http, websocket: open.websocket, tcp: open.tcp }),
     }
 }
 
-fn read(status: &wire::ProxyStatus) -> ProxyLife {
+/// What an agent says of a proxy, with bounds.
+pub(crate) fn read(status: &wire::ProxyStatus) -> ProxyLife {
     let change = |change: &wire::ChangeStatus| ProxyChangeView {
         cause: word(&change.cause),
         text: sentence(&change.text),
@@ -127,6 +132,8 @@ fn read(status: &wire::ProxyStatus) -> ProxyLife {
             cpu_max_millis: isolation.cpu_max_millis,
             pids_max: isolation.pids_max,
             missing: sentence(&isolation.missing),
+            confined: isolation.confined.iter().take(MAX_CONFINED).map(|part| word(part)).collect(),
+            unconfined: sentence(&isolation.unconfined),
         }),
         last_good_age_ms: status.last_good_age_ms,
     }

@@ -4,23 +4,28 @@
 //! services that have any; a set that did not change is the same set, so that streams have nothing to do; a version
 //! stands for one time of a resource ([`super::versions`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use outrider_api::http::{ChangeAction, ProxyChange, ResourceChange};
-use outrider_compile::{Action, Compiler, Endpoint, diff, endpoints};
+use outrider_compile::{Action, Compiler, Stage, diff};
 use outrider_intent::model::{Intent, ServiceRef};
-use outrider_xds::ResourceSet;
+use outrider_xds::{Resource, ResourceSet};
 use outrider_xds_types::type_url;
 
 use super::Published;
 use super::acks::{Expected, kind};
 use super::hold::Hold;
 use super::hosts::{Changed, Hosts};
+use super::leaving::Assignments;
 use super::versions::Versions;
+use super::zones::{Load, Zones};
 
 /// `NS/INSTANCE` and its service.
 pub(crate) type Scope = (String, ServiceRef);
+
+/// Versions of one load assignment that are remembered in their order.
+const MAX_ORDER: usize = 64;
 
 /// What every proxy of one service gets.
 #[derive(Debug, Default)]
@@ -34,8 +39,15 @@ struct Compiled {
 #[derive(Clone, Debug)]
 pub(crate) struct Resources {
     trust_domain: String,
+    /// The change under way.
+    stage: Stage,
+    /// Services whose proxies go by an earlier intent because of it.
+    held: BTreeSet<ServiceRef>,
     services: BTreeMap<ServiceRef, Arc<Compiled>>,
+    /// Versions of load assignments, the latest last.
+    order: BTreeMap<String, VecDeque<Arc<str>>>,
     versions: Versions,
+    zones: Zones,
     published: Published,
 }
 
@@ -50,8 +62,12 @@ impl Resources {
     pub(crate) fn new(trust_domain: &str) -> Self {
         Self {
             trust_domain: trust_domain.to_owned(),
+            stage: Stage::default(),
+            held: BTreeSet::new(),
             services: BTreeMap::new(),
+            order: BTreeMap::new(),
             versions: Versions::default(),
+            zones: Zones::default(),
             published: Published::default(),
         }
     }
@@ -60,10 +76,23 @@ impl Resources {
         &self.published
     }
 
-    /// Computes everything anew for an intent.
-    pub(super) fn rebuild(&mut self, intent: &Intent, hosts: &Hosts, hold: &Hold) {
-        let compiler = Compiler::new(intent, &self.trust_domain);
+    /// Whether the proxies of a service go by an earlier intent until servers accept what is declared.
+    pub(super) fn is_held(&self, service: &ServiceRef) -> bool {
+        self.held.contains(service)
+    }
+
+    /// Computes everything anew for an intent, with a change under way.
+    pub(super) fn rebuild(&mut self, intent: &Intent, stage: Stage, hosts: &Hosts, hold: &Hold) {
+        self.stage = stage;
+        let compiler = Compiler::staged(intent, &self.stage, &self.trust_domain);
         let running: BTreeSet<ServiceRef> = scopes(hosts).map(|(_, service)| service).collect();
+        self.held.clear();
+        if self.stage.calls.is_some() {
+            let servers = Stage { calls: None, kept: self.stage.kept.clone() };
+            let later = Compiler::staged(intent, &servers, &self.trust_domain);
+            let held = |service: &&ServiceRef| compiler.proxy(service) != later.proxy(service);
+            self.held = running.iter().filter(held).cloned().collect();
+        }
         let versions = &mut self.versions;
         self.services = running
             .into_iter()
@@ -71,10 +100,21 @@ impl Resources {
             .collect();
         let workloads = intent.services.keys().filter_map(|service| compiler.workload(service));
         self.published.shared.replace(type_url::WORKLOAD, workloads);
-        let assignments = intent.services.iter().flat_map(|(service, declared)| {
-            declared.ports.iter().map(|port| assignment(service, &port.name, hold))
-        });
-        let assignments = self.versions.all_of(&assignments.collect::<Vec<_>>());
+        let mut ports: BTreeSet<(&ServiceRef, &str)> = BTreeSet::new();
+        for services in [&intent.services].into_iter().chain(self.stage.calls.as_ref().map(|i| &i.services)) {
+            ports.extend(services.iter().flat_map(|(id, one)| one.ports.iter().map(move |p| (id, &*p.name))));
+        }
+        let kept = self.stage.kept.iter();
+        ports.extend(kept.flat_map(|(id, kept)| kept.ports.iter().map(move |port| (id, &*port.name))));
+        self.zones.declare(intent, &compiler);
+        let load = Load::new(hosts, hold);
+        let zones = &mut self.zones;
+        let assignments: Vec<_> =
+            ports.into_iter().map(|(service, port)| zones.assignment(service, port, &load)).collect();
+        let assignments = self.versions.all_of(&assignments);
+        let names: BTreeSet<&str> = assignments.iter().map(|resource| &*resource.name).collect();
+        self.order.retain(|name, _| names.contains(name.as_str()));
+        assignments.iter().for_each(|resource| self.put_in_order(resource));
         self.published.shared.replace(type_url::ENDPOINT, assignments);
         let names: BTreeSet<String> = hosts.iter().map(|(name, _)| name.clone()).collect();
         Arc::make_mut(&mut self.published.hosts).retain(|name, _| names.contains(name));
@@ -85,10 +125,13 @@ impl Resources {
 
     /// Computes what follows from changes of hosts.
     pub(super) fn follow(&mut self, changed: &Changed, intent: &Intent, hosts: &Hosts, hold: &Hold) {
-        for service in &changed.endpoints {
-            for port in intent.services.get(service).into_iter().flat_map(|declared| &declared.ports) {
-                let assignment = assignment(service, &port.name, hold);
-                self.published.shared.insert(self.versions.of_all(&assignment));
+        let load = Load::new(hosts, hold);
+        for service in self.zones.concerned(&changed.endpoints, &load) {
+            for port in self.ports_of(&service, intent) {
+                let assignment = self.zones.assignment(&service, &port, &load);
+                let published = self.versions.of_all(&assignment);
+                self.put_in_order(&published);
+                self.published.shared.insert(published);
             }
         }
         if changed.proxies.is_empty() {
@@ -102,7 +145,7 @@ impl Resources {
             .filter(|service| !self.services.contains_key(service))
             .collect();
         if !missing.is_empty() {
-            let compiler = Compiler::new(intent, &self.trust_domain);
+            let compiler = Compiler::staged(intent, &self.stage, &self.trust_domain);
             for service in missing {
                 if let Some(compiled) = compile(&compiler, service, &mut self.versions) {
                     self.services.insert(service.clone(), compiled);
@@ -113,6 +156,53 @@ impl Resources {
             self.publish_host(name, hosts);
         }
         self.services.retain(|service, _| hosts.of_service(service).next().is_some());
+    }
+
+    fn put_in_order(&mut self, assignment: &Resource) {
+        let order = self.order.entry(assignment.name.to_string()).or_default();
+        if order.back() != Some(&assignment.version) {
+            order.push_back(assignment.version.clone());
+            if order.len() > MAX_ORDER {
+                order.pop_front();
+            }
+        }
+    }
+
+    /// Whether a load assignment was published as `used` when it was as `version`, or later.
+    pub(super) fn is_since(&self, assignment: &str, used: &str, version: &str) -> bool {
+        let Some(order) = self.order.get(assignment) else { return true };
+        let place = |version: &str| order.iter().rposition(|one| &**one == version);
+        // What is forgotten was earlier than anything that is not.
+        place(used).is_some_and(|used| place(version).is_none_or(|at| at <= used))
+    }
+
+    /// The load assignments of a service as they are published.
+    pub(super) fn assignments_of(&self, service: &ServiceRef, intent: &Intent) -> Assignments {
+        let names = self.ports_of(service, intent).into_iter().map(|port| format!("{service}/{port}"));
+        let published = names.filter_map(|name| {
+            let resource = self.published.shared.get(type_url::ENDPOINT, &name)?;
+            Some((name, resource.version.to_string()))
+        });
+        published.collect()
+    }
+
+    /// Services whose proxies are sent one of these, with its name and version in `assignments`.
+    pub(super) fn users_of<'a>(
+        &'a self,
+        assignments: &'a Assignments,
+    ) -> impl Iterator<Item = (&'a ServiceRef, &'a str, &'a str)> {
+        self.services.iter().flat_map(move |(service, compiled)| {
+            let used = compiled.endpoints.iter().filter_map(|name| assignments.get_key_value(name));
+            used.map(move |(name, version)| (service, name.as_str(), version.as_str()))
+        })
+    }
+
+    /// Names of the ports that endpoints are published of.
+    pub(super) fn ports_of(&self, service: &ServiceRef, intent: &Intent) -> BTreeSet<String> {
+        let declared = [Some(intent), self.stage.calls.as_ref()].into_iter().flatten();
+        let declared = declared.filter_map(|intent| intent.services.get(service)).flat_map(|one| &one.ports);
+        let kept = self.stage.kept.get(service).into_iter().flat_map(|kept| &kept.ports);
+        declared.chain(kept).map(|port| port.name.clone()).collect()
     }
 
     /// Puts the set of a host together, and keeps the old one where it is equal.
@@ -208,16 +298,6 @@ fn compile(compiler: &Compiler<'_>, service: &ServiceRef, versions: &mut Version
 /// The load assignment that a cluster waits for: `outbound/NS/SERVICE/PORT` → `NS/SERVICE/PORT`.
 fn assignment_of<'a>(kind: &str, name: &'a str) -> Option<&'a str> {
     name.strip_prefix("outbound/").filter(|_| kind == "cluster")
-}
-
-fn assignment(service: &ServiceRef, port: &str, hold: &Hold) -> Arc<outrider_xds::Resource> {
-    // What is held may have had an address that is another's by now.
-    let addresses: BTreeSet<_> = hold.served(service).filter_map(|ports| ports.get(port)).collect();
-    let served: Vec<Endpoint> = addresses
-        .into_iter()
-        .map(|address| Endpoint { address: address.ip(), port: address.port() })
-        .collect();
-    endpoints(service, port, &served)
 }
 
 fn resource_changes(before: &ResourceSet, after: &ResourceSet) -> Vec<ResourceChange> {

@@ -58,6 +58,7 @@ impl World {
                 comparison.pending.push(format!("{kind} {name}: removed, but still in use"));
             }
         }
+        comparison.pending.extend(self.outstanding(&instance.service));
         comparison
     }
 

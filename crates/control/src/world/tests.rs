@@ -38,7 +38,12 @@ pub(super) fn world() -> World {
 }
 
 pub(super) fn hello(node: &str) -> wire::FactKind {
-    wire::FactKind::Hello(wire::Hello { node: node.into(), version: "1".into(), address: "10.0.0.1".into() })
+    wire::FactKind::Hello(wire::Hello {
+        node: node.into(),
+        version: "1".into(),
+        address: "10.0.0.1".into(),
+        zone: String::new(),
+    })
 }
 
 pub(super) fn instance(service: &str, number: u32, state: wire::InstanceState) -> wire::Instance {
@@ -127,7 +132,7 @@ fn only_ready_instances_of_live_hosts_are_endpoints() {
     assert_eq!(endpoints(&world, "shop/inventory/http"), empty);
     assert_eq!(world.instances(None, None)[0].state, "lost");
     assert!(!world.nodes(7_000)[0].connected);
-    world.fact("a", 1, &wire::FactKind::Heartbeat(wire::Heartbeat {}), 8_000).unwrap();
+    world.fact("a", 1, &wire::FactKind::Heartbeat(wire::Heartbeat::default()), 8_000).unwrap();
     assert_eq!(endpoints(&world, "shop/inventory/http"), full);
     assert_eq!(world.instances(None, None)[0].state, "ready");
 }
@@ -256,7 +261,7 @@ fn a_rollout_is_current_only_when_everything_is_said_to_be_in_use() {
 #[test]
 fn facts_are_checked() {
     let mut world = world();
-    let heartbeat = wire::FactKind::Heartbeat(wire::Heartbeat {});
+    let heartbeat = wire::FactKind::Heartbeat(wire::Heartbeat::default());
     assert_eq!(world.fact("a", 1, &heartbeat, 0), Err(FactError::NoHello));
     assert_eq!(world.fact("a", 1, &hello("b"), 0), Err(FactError::NoHello));
     for node in ["a", "b"] {
@@ -312,7 +317,7 @@ fn records_to_store_are_named_once() {
     assert_eq!(unsaved.len(), 1);
     let record = unsaved[0].1.clone().unwrap();
     assert!(world.take_unsaved().is_empty());
-    world.fact("a", 1, &wire::FactKind::Heartbeat(wire::Heartbeat {}), 1_000).unwrap();
+    world.fact("a", 1, &wire::FactKind::Heartbeat(wire::Heartbeat::default()), 1_000).unwrap();
     assert!(world.take_unsaved().is_empty(), "a heartbeat is not worth a write");
 
     // A restarted server starts with the endpoints it had.
@@ -321,6 +326,26 @@ fn records_to_store_are_named_once() {
     let again = World::new("outrider.internal", Timing::default(), declared(1, SHOP), admitted(), known, 0);
     assert_eq!(endpoints(&again, "shop/checkout/http"), version_before);
     assert_eq!(again.published().of_host("a").of_type(type_url::LISTENER).count(), 2);
+}
+
+#[test]
+fn problems_of_a_host_are_shown_as_of_its_last_heartbeat_and_bounded() {
+    let mut world = world();
+    world.fact("a", 1, &hello("a"), 0).unwrap();
+    let mut told = |problems: Vec<String>| {
+        world.fact("a", 1, &wire::FactKind::Heartbeat(wire::Heartbeat { problems }), 0).unwrap();
+        world.nodes(0).into_iter().find(|node| node.name == "a").unwrap().problems
+    };
+    assert_eq!(told(vec!["the disk is full".to_owned()]), ["the disk is full"]);
+    let many = told(vec!["ü".repeat(wire::MAX_PROBLEM); 100]);
+    assert_eq!(many.len(), wire::MAX_PROBLEMS);
+    assert_eq!(many[0], "ü".repeat(wire::MAX_PROBLEM / 2));
+    assert_eq!(
+        told(vec!["a\n\u{1b}[2Jb".to_owned()]),
+        ["a  [2Jb"],
+        "one line, and nothing that steers a terminal"
+    );
+    assert!(told(Vec::new()).is_empty());
 }
 
 #[test]
@@ -334,7 +359,7 @@ fn who_joins_under_the_name_of_a_lost_host_inherits_nothing_of_it() {
     let served = endpoints(&world, "shop/inventory/http");
     assert_ne!(served, empty);
     for now in [3_000, 6_000] {
-        world.fact("b", 1, &wire::FactKind::Heartbeat(wire::Heartbeat {}), now).unwrap();
+        world.fact("b", 1, &wire::FactKind::Heartbeat(wire::Heartbeat::default()), now).unwrap();
         world.tick(now);
     }
     assert_eq!(endpoints(&world, "shop/inventory/http"), empty, "it is lost");
@@ -355,6 +380,6 @@ fn who_joins_under_the_name_of_a_lost_host_inherits_nothing_of_it() {
     // A renewal keeps what was said.
     let renewed = world.admission("a").unwrap().with_key("new", "newer".into(), 20);
     world.admit("a", renewed);
-    world.fact("a", 2, &wire::FactKind::Heartbeat(wire::Heartbeat {}), 6_500).unwrap();
+    world.fact("a", 2, &wire::FactKind::Heartbeat(wire::Heartbeat::default()), 6_500).unwrap();
     assert_eq!(endpoints(&world, "shop/inventory/http"), served);
 }

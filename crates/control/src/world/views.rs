@@ -124,16 +124,19 @@ impl World {
         let unseen = unseen.map(|(name, _)| NodeView {
             name: name.clone(),
             address: String::new(),
+            zone: String::new(),
             version: String::new(),
             connected: false,
             heartbeat_age_ms: 0,
             instances: 0,
             refused: Vec::new(),
+            problems: Vec::new(),
             scope: self.scope(name),
         });
         let seen = self.hosts.iter().map(|(name, host)| NodeView {
             name: name.clone(),
             address: host.address.clone(),
+            zone: host.zone.clone(),
             version: host.version.clone(),
             connected: host.session.is_some() && !host.lost,
             heartbeat_age_ms: now.saturating_sub(host.last_heard),
@@ -143,6 +146,7 @@ impl World {
                 let too_much = host.too_much.then(|| format!("acknowledgements: {}", AckError::TooMuch));
                 instances.chain(too_much).collect()
             },
+            problems: host.problems.clone(),
             scope: self.scope(name),
         });
         let mut nodes: Vec<NodeView> = seen.chain(unseen).collect();

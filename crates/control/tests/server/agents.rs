@@ -268,7 +268,7 @@ async fn a_silent_host_loses_its_endpoints_and_gets_them_back() {
     assert_eq!((&nodes[0]["name"], &nodes[0]["connected"]), (&json!("host-a"), &json!(false)));
     let beating = async {
         loop {
-            facts.send(fact(FactKind::Heartbeat(outrider_api::agent::Heartbeat {}))).await.unwrap();
+            facts.send(fact(FactKind::Heartbeat(outrider_api::agent::Heartbeat::default()))).await.unwrap();
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -292,7 +292,12 @@ async fn a_session_is_of_the_node_whose_certificate_it_uses_and_the_newest_count
     let server = TestServer::start(folder.path()).await;
     let agent = TestAgent::join(&server, "host-a").await;
     let hello = |node: &str| {
-        let hello = Hello { node: node.into(), version: "1".into(), address: "127.0.0.1".into() };
+        let hello = Hello {
+            node: node.into(),
+            version: "1".into(),
+            address: "127.0.0.1".into(),
+            zone: String::new(),
+        };
         fact(FactKind::Hello(hello))
     };
     for first in [hello("host-b"), instances(&[])] {

@@ -243,6 +243,7 @@ impl TestAgent {
             node: self.node.clone(),
             version: "0.1.0".into(),
             address: "127.0.0.1".into(),
+            ..Default::default()
         }))
     }
 

@@ -199,3 +199,37 @@ async fn limits_hold_on_the_sending_side_without_breaking_the_channel() {
     let (message, fds) = proxy.recv::<ToProxy>().await.unwrap().unwrap();
     assert_eq!((message, fds.len()), (ping, MAX_DESCRIPTORS));
 }
+
+#[tokio::test]
+async fn the_first_message_is_waited_for_and_nothing_beyond_it_is_read() {
+    let (mut agent, theirs) = Channel::pair().unwrap();
+    let begin = ToProxy::Begin { generation: 7, hold: true, xds: "/run/x/xds-7.sock".into() };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let next = ToProxy::Listener { name: "inbound/http".into(), address: listener.local_addr().unwrap() };
+    agent.send(&begin, &[]).await.unwrap();
+    agent.send(&next, &[listener.as_fd()]).await.unwrap();
+    assert_eq!(ask_first(theirs.as_fd(), &FromProxy::Waiting).unwrap(), Some(begin));
+    assert_eq!(agent.recv::<FromProxy>().await.unwrap().unwrap().0, FromProxy::Waiting);
+    let mut proxy = Channel::from_fd(theirs).unwrap();
+    let (message, fds) = proxy.recv::<ToProxy>().await.unwrap().unwrap();
+    assert_eq!((message, fds.len()), (next, 1));
+}
+
+#[test]
+fn a_first_message_that_is_none_is_refused() {
+    let wait = |bytes: &[u8]| {
+        let (mut agent, proxy) = StdUnixStream::pair().unwrap();
+        agent.write_all(bytes).unwrap();
+        agent.shutdown(std::net::Shutdown::Write).unwrap();
+        ask_first::<_, ToProxy>(proxy.as_fd(), &FromProxy::Waiting)
+    };
+    assert!(matches!(wait(b""), Ok(None)));
+    let (agent, proxy) = StdUnixStream::pair().unwrap();
+    drop(agent);
+    assert!(matches!(ask_first::<_, ToProxy>(proxy.as_fd(), &FromProxy::Waiting), Ok(None)));
+    assert!(matches!(wait(b"\0\0"), Err(ChannelError::Truncated)));
+    assert!(matches!(wait(b"\0\0\0\x05{}"), Err(ChannelError::Truncated)));
+    assert!(matches!(wait(b"\0\x01\0\0"), Err(ChannelError::TooLarge(_))));
+    assert!(matches!(wait(&framed(b"no")), Err(ChannelError::Decode(_))));
+    assert!(matches!(wait(&framed(b"{\"type\":\"later\"}")), Ok(Some(ToProxy::Unknown))));
+}

@@ -15,7 +15,8 @@ use super::{
     CgroupError, Controller, CpuMax, Limits, Parent, Usage, processes, read_number, value_of, write,
 };
 
-/// Between two looks whether a group is empty.
+/// Between two looks whether a group is empty. Version 2 has a file that tells, version 1 has none, and what was killed is
+/// gone within a look or two.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Where a controller keeps its files for a group.
@@ -199,6 +200,25 @@ impl Cgroup {
     /// Bytes now.
     pub fn memory_in_use(&self) -> Option<u64> {
         read_number(&self.memory.as_ref()?.file("memory.usage_in_bytes", "memory.current"))
+    }
+
+    /// Bytes now that the kernel cannot take back at any time: without pages of files.
+    pub fn memory_held(&self) -> Option<u64> {
+        let memory = self.memory.as_ref()?;
+        let stat = std::fs::read_to_string(memory.file("memory.stat", "memory.stat")).unwrap_or_default();
+        let keys = match memory {
+            Files::V1(_) => ["total_active_file", "total_inactive_file"],
+            Files::V2(_) => ["active_file", "inactive_file"],
+        };
+        let files: u64 = keys.into_iter().filter_map(|key| value_of(&stat, key)).sum();
+        Some(self.memory_in_use()?.saturating_sub(files))
+    }
+
+    /// The limit of memory in bytes, as the kernel has it; `None` if it has none.
+    pub fn memory_limit(&self) -> Option<u64> {
+        let limit = read_number(&self.memory.as_ref()?.file("memory.limit_in_bytes", "memory.max"))?;
+        // Version 1 says the largest multiple of a page in an i64 for none.
+        (limit < (i64::MAX as u64) >> 1).then_some(limit)
     }
 
     /// What it used and uses. Cheap enough for every second.

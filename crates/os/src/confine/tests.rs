@@ -66,6 +66,20 @@ fn a_confined_process_works_and_can_do_little_else() {
     }
 }
 
+#[test]
+fn without_a_view_the_rest_applies() {
+    let mut command = Command::new("/bin/cat");
+    command.arg("/proc/self/status").arg("/etc/passwd");
+    let step = before_exec_unseen(&mut command, "for this test");
+    assert_eq!(step, Step::Missing("for this test".to_owned()));
+    let output = command.output().unwrap();
+    let status = text(&output);
+    assert!(output.status.success(), "{status}");
+    for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "root:"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+}
+
 fn confined() {
     use std::io::{Read, Write};
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);

@@ -1,23 +1,57 @@
 use std::collections::BTreeMap;
 
-use proptest::prelude::*;
-
 use super::*;
+use crate::hash::mix;
+
+mod model;
+mod spread;
+mod tables;
 
 fn endpoints(weights: &[u32]) -> Vec<Endpoint<u32>> {
-    let endpoint = |(key, &weight): (usize, &u32)| Endpoint { key: key as u32, weight, healthy: true };
+    let endpoint = |(key, &weight): (usize, &u32)| Endpoint { weight, ..Endpoint::new(key as u32) };
     weights.iter().enumerate().map(endpoint).collect()
 }
 
 fn balancer(policy: Policy, weights: &[u32]) -> Balancer<u32> {
     let mut balancer = Balancer::new(BalanceConfig { policy, ..BalanceConfig::default() });
-    balancer.update(endpoints(weights));
+    assign(&mut balancer, &endpoints(weights), 0);
     balancer
+}
+
+/// Whom a key gets, with nothing left running.
+fn picked(balancer: &mut Balancer<u32>, random: u64, key: Option<u64>) -> Option<u32> {
+    let index = balancer.choose(&Ask { random, key, tried: &[] })?;
+    let found = balancer.key(index).copied();
+    assert!(balancer.done(index));
+    found
+}
+
+const RING: Policy = Policy::Table(TableKind::Ring { min: 1024, max: 1 << 20 });
+const MAGLEV: Policy = Policy::Table(TableKind::Maglev { size: 1021 });
+
+/// Takes over a list with its tables.
+fn assign(balancer: &mut Balancer<u32>, list: &[Endpoint<u32>], now: u64) {
+    let mut layout = Layout { localities: [1, 1, 3].into(), ..Layout::default() };
+    layout.make_tables(list, &balancer.config);
+    balancer.assign(list, &Arc::new(layout), now);
 }
 
 /// Numbers that are uniform enough and the same in every run.
 fn randoms(count: u64) -> impl Iterator<Item = u64> {
     (0..count).map(|n| mix(n.wrapping_mul(0xa076_1d64_78bd_642f)))
+}
+
+#[test]
+fn a_new_endpoint_without_weight_takes_nothing_from_the_others() {
+    let slow_start = SlowStart { window_ms: 3000, aggression: 1.0, min_weight_percent: 10.0 };
+    let config =
+        BalanceConfig { slow_start: Some(slow_start), by_locality: true, ..BalanceConfig::default() };
+    let mut balancer = Balancer::new(config);
+    let one = Endpoint { key: 0, weight: 1, healthy: true, priority: 0, locality: 0 };
+    assign(&mut balancer, std::slice::from_ref(&one), 0);
+    assign(&mut balancer, &[Endpoint { key: 1, weight: 0, locality: 1, ..one.clone() }, one], 0);
+    balancer.tell(0);
+    assert!(balancer.pick(0).is_some());
 }
 
 #[test]
@@ -42,7 +76,7 @@ fn a_slot_used_again_is_another_endpoint() {
     let old = balancer.pick(1).unwrap();
     balancer.update([]);
     assert!(balancer.done(old));
-    balancer.update([Endpoint { key: 9, weight: 1, healthy: true }]);
+    balancer.update([Endpoint::new(9)]);
     let new = balancer.pick(1).unwrap();
     assert_eq!(new.slot(), old.slot());
     assert_ne!(new, old);
@@ -68,7 +102,7 @@ fn survivors_of_an_update_keep_what_runs_on_them() {
 #[test]
 fn draws_follow_weights() {
     const DRAWS: u64 = 40_000;
-    for policy in [Policy::Random, Policy::LeastRequest, Policy::RoundRobin] {
+    for policy in [Policy::Random, Policy::LeastRequest, Policy::RoundRobin, Policy::PeakEwma] {
         for weights in [&[1, 1, 1][..], &[2, 1], &[1, 10, 100], &[5, 5, 1, 9, 30], &[1, 0, 3]] {
             let mut balancer = balancer(policy, weights);
             let mut counts = vec![0u64; weights.len()];
@@ -124,7 +158,7 @@ fn equal_rounds_are_exact() {
 
 #[test]
 fn a_second_attempt_goes_elsewhere() {
-    for policy in [Policy::LeastRequest, Policy::RoundRobin, Policy::Random] {
+    for policy in [Policy::LeastRequest, Policy::RoundRobin, Policy::Random, Policy::PeakEwma, RING, MAGLEV] {
         for weights in [&[1, 1][..], &[100, 1], &[1, 2, 3]] {
             let mut balancer = balancer(policy, weights);
             for random in randoms(200) {
@@ -158,7 +192,11 @@ fn too_few_healthy_endpoints_open_all() {
         (0, 0, false, 0),
         (1, 0, false, 1),
     ] {
-        let config = BalanceConfig { policy: Policy::Random, fail_open_below_percent: below };
+        let config = BalanceConfig {
+            policy: Policy::Random,
+            fail_open_below_percent: below,
+            ..BalanceConfig::default()
+        };
         let mut balancer = Balancer::new(config);
         balancer.update(with_health(healthy));
         assert_eq!(balancer.is_failing_open(), open, "{healthy} healthy, open below {below} %");
@@ -178,89 +216,46 @@ fn too_few_healthy_endpoints_open_all() {
     assert_eq!(balancer.healthy(), 4);
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Update(Vec<(u32, u32, bool)>),
-    Pick(u64),
-    Done(prop::sample::Index),
-    Eject(prop::sample::Index, bool),
+/// One that was tried and left out since then is not among those that are left.
+#[test]
+fn there_are_others_as_long_as_one_that_may_be_chosen_was_not_tried() {
+    let mut balancer = balancer(Policy::RoundRobin, &[1, 1, 1]);
+    let tried: Vec<_> = randoms(3).map(|random| balancer.pick(random)).collect();
+    for count in 0..3 {
+        assert!(balancer.has_others(&tried[..count]), "{count}");
+    }
+    assert!(!balancer.has_others(&tried));
+    assert!(balancer.set_ejected(tried[0].unwrap(), true));
+    assert!(balancer.has_others(&tried[..2]));
+    assert!(!balancer.has_others(&tried[1..]));
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        1 => prop::collection::vec((0u32..8, 0u32..4, any::<bool>()), 0..8).prop_map(Step::Update),
-        6 => any::<u64>().prop_map(Step::Pick),
-        4 => any::<prop::sample::Index>().prop_map(Step::Done),
-        1 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(index, ejected)| Step::Eject(index, ejected)),
-    ]
-}
-
-fn policy() -> impl Strategy<Value = Policy> {
-    prop::sample::select(vec![Policy::LeastRequest, Policy::RoundRobin, Policy::Random])
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
-
-    /// Against a model that knows keys only.
-    #[test]
-    fn behaves_like_the_model(policy in policy(), below in prop::sample::select(vec![0u8, 50, 100]), steps in prop::collection::vec(step(), 1..120)) {
-        let mut balancer = Balancer::new(BalanceConfig { policy, fail_open_below_percent: below });
-        let mut listed: BTreeMap<u32, (u32, bool)> = BTreeMap::new();
-        let mut ejected: std::collections::BTreeSet<u32> = Default::default();
-        let mut running: Vec<(EndpointIndex, u32)> = Vec::new();
-        for step in steps {
-            match step {
-                Step::Update(list) => {
-                    let new: BTreeMap<u32, (u32, bool)> = list.iter().map(|&(key, weight, healthy)| (key, (weight, healthy))).collect();
-                    ejected.retain(|key| listed.contains_key(key) && new.contains_key(key));
-                    listed = new;
-                    balancer.update(list.iter().map(|&(key, weight, healthy)| Endpoint { key, weight, healthy }));
+/// What was tried is left for another priority, if all of the one that chance names were, or two: that there are others is so.
+#[test]
+fn another_attempt_goes_to_another_priority_if_all_of_its_own_were_tried() {
+    let endpoint = |key, priority| Endpoint { key, weight: 1, healthy: true, priority, locality: 0 };
+    for (own, others, at_home) in [(1_u32, 3, 1), (2, 2, 2), (2, 1, 2), (5, 2, 2)] {
+        let all: Vec<_> = (0..own + others).map(|key| endpoint(key, u8::from(key >= own))).collect();
+        for policy in [Policy::LeastRequest, Policy::RoundRobin, Policy::Random, Policy::PeakEwma] {
+            let mut balancer = Balancer::new(BalanceConfig { policy, ..BalanceConfig::default() });
+            assign(&mut balancer, &all, 0);
+            for seed in 0..50_u64 {
+                let mut tried = Vec::new();
+                for attempt in 0..own + others {
+                    assert!(balancer.has_others(&tried));
+                    let random =
+                        seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(attempt) << 40);
+                    let picked = balancer.choose(&Ask { random, key: None, tried: &tried }).unwrap();
+                    assert!(!tried.contains(&Some(picked)), "{policy:?} {own} {others}: {attempt}");
+                    let key = *balancer.key(picked).unwrap();
+                    assert_eq!(key >= own, attempt >= at_home && attempt < at_home + others, "its own first");
+                    balancer.done(picked);
+                    tried.push(Some(picked));
                 }
-                Step::Pick(random) => {
-                    let usable = listed.iter().filter(|(_, (weight, _))| *weight > 0);
-                    let healthy = |key: &u32, healthy: bool| healthy && !ejected.contains(key);
-                    let all = usable.clone().count();
-                    let good = usable.filter(|(key, (_, health))| healthy(key, *health)).count();
-                    let open = good * 100 < usize::from(below) * all;
-                    prop_assert_eq!((balancer.len(), balancer.healthy(), balancer.is_failing_open()), (all, good, open));
-                    match balancer.pick(random) {
-                        None => prop_assert_eq!(if open { all } else { good }, 0),
-                        Some(index) => {
-                            let key = *balancer.key(index).unwrap();
-                            let Some((weight, health)) = listed.get(&key) else { panic!("picked removed {key}") };
-                            prop_assert!(*weight > 0);
-                            prop_assert!(open || healthy(&key, *health), "picked unhealthy {}", key);
-                            running.push((index, key));
-                        }
-                    }
-                }
-                Step::Done(at) if !running.is_empty() => {
-                    let (index, key) = running.swap_remove(at.index(running.len()));
-                    prop_assert_eq!(balancer.key(index), Some(&key));
-                    prop_assert!(balancer.done(index));
-                }
-                Step::Eject(at, on) if !running.is_empty() => {
-                    let (index, key) = running[at.index(running.len())];
-                    prop_assert_eq!(balancer.set_ejected(index, on), listed.contains_key(&key));
-                    if listed.contains_key(&key) {
-                        if on { ejected.insert(key); } else { ejected.remove(&key); }
-                    }
-                }
-                Step::Done(_) | Step::Eject(..) => {}
-            }
-            for (index, key) in &running {
-                let expected = running.iter().filter(|(_, other)| other == key).count();
-                prop_assert_eq!(balancer.pending(*index) as usize, expected);
-                prop_assert_eq!(balancer.is_listed(*index), listed.contains_key(key));
+                assert!(!balancer.has_others(&tried));
+                let again = balancer.choose(&Ask { random: seed, key: None, tried: &tried }).unwrap();
+                balancer.done(again);
             }
         }
-        // Nothing leaks: when all is done and gone, every slot is free.
-        balancer.update([]);
-        for (index, _) in running {
-            prop_assert!(balancer.done(index));
-        }
-        prop_assert_eq!(balancer.free.len(), balancer.slots.len());
-        prop_assert!(balancer.by_key.is_empty());
     }
 }

@@ -76,6 +76,36 @@ impl BodyError {
     }
 }
 
+/// Fields that must not arrive after the body (RFC 9110 section 6.5.1): they frame or route the message, concern the
+/// connection, or say who calls. Underscores count as hyphens.
+const FORBIDDEN: [&[u8]; 18] = [
+    b"content-length",
+    b"transfer-encoding",
+    b"host",
+    b"connection",
+    b"keep-alive",
+    b"te",
+    b"trailer",
+    b"upgrade",
+    b"expect",
+    b"proxy-connection",
+    b"proxy-authorization",
+    b"authorization",
+    b"cookie",
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+    b"x-forwarded-client-cert",
+];
+
+/// Whether a field of this name, in any case, may come after a body. The same for every version of HTTP.
+pub fn may_be_trailer(name: &[u8]) -> bool {
+    let plain = |b: u8| if b == b'_' { b'-' } else { b.to_ascii_lowercase() };
+    let is = |known: &[u8]| known.len() == name.len() && name.iter().zip(known).all(|(&a, &b)| plain(a) == b);
+    !FORBIDDEN.iter().any(|known| is(known))
+}
+
 /// Largest extension of one chunk, in bytes.
 pub const MAX_EXTENSION: usize = 256;
 /// Largest sum of all extensions of a message, in bytes.

@@ -89,6 +89,16 @@ impl HeaderEdits {
         &self.appended
     }
 
+    /// The same, as names and values.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
+        let lines = self.appended.split(|&byte| byte == b'\n');
+        lines.filter_map(|line| {
+            let line = line.strip_suffix(b"\r")?;
+            let colon = line.iter().position(|&byte| byte == b':')?;
+            Some((&line[..colon], line.get(colon + 2..)?))
+        })
+    }
+
     /// Whether Host is replaced.
     pub const fn sets_host(&self) -> bool {
         self.sets_host

@@ -1,9 +1,11 @@
 //! Writing an outgoing head from a parsed one.
 //!
-//! Lines that stay are copied verbatim, neighbours in one run, so case, order and inner white space survive.
+//! Lines that stay are copied verbatim, neighbours in one run, so case, order and inner white space survive. Only
+//! Content-Length and Transfer-Encoding have one spelling, whatever they came with: readers have taken a tab before
+//! `chunked`, its capitals, or leading zeros of a length for something else.
 //! Left out are the fields that end at this hop (RFC 9110 section 7.6.1): Connection and what it names,
-//! Keep-Alive, Proxy-*, TE (except `trailers`), and Upgrade unless it is carried on. Transfer-Encoding stays as it
-//! was, because bodies are passed through as they are.
+//! Keep-Alive, Proxy-*, TE (except `trailers`), and Upgrade unless it is carried on. Transfer-Encoding stays, because
+//! bodies are passed through as they are.
 //!
 //! Holds: the head written has the framing the parsed one had, or the one [`Delivery`] says. The version
 //! written is always HTTP/1.1.
@@ -12,7 +14,7 @@ use bytes::BufMut;
 
 use super::body::BodyFraming;
 use super::edits::HeaderEdits;
-use super::fields::{HeaderKind, Span, Version};
+use super::fields::{HeaderKind, Line, Span, Version};
 use super::head::{RequestHead, ResponseHead};
 
 /// What to do with `X-Forwarded-Client-Cert`.
@@ -32,6 +34,10 @@ pub enum ClientCert<'a> {
 pub struct RequestEncoding<'a> {
     /// Edits of the route.
     pub edits: Option<&'a HeaderEdits>,
+    /// Path and query instead of the request's: never empty, without white space.
+    pub path: Option<&'a [u8]>,
+    /// Host instead of the request's.
+    pub host: Option<&'a [u8]>,
     /// The caller's identity.
     pub client_cert: ClientCert<'a>,
     /// Complete header lines to append, each `name: value\r\n`.
@@ -72,24 +78,29 @@ impl Delivery {
 /// Writes the head of a request to an endpoint.
 pub fn request(head: &RequestHead, buf: &[u8], how: &RequestEncoding<'_>, out: &mut impl BufMut) {
     let mut runs = Runs { buf, pending: Span::default() };
-    if head.version() == Version::Http11 && head.target_is_verbatim() {
+    if head.version() == Version::Http11 && head.target_is_verbatim() && how.path.is_none() {
         runs.push(head.first_line(), out);
     } else {
+        let path = how.path.unwrap_or(head.path_and_query(buf));
         out.put_slice(head.method_bytes(buf));
         out.put_slice(b" ");
-        if !matches!(head.path_and_query(buf), [b'/' | b'*', ..]) {
+        if !matches!(path, [b'/' | b'*', ..]) {
             // An absolute target with a query and no path.
             out.put_slice(b"/");
         }
-        out.put_slice(head.path_and_query(buf));
+        out.put_slice(path);
         out.put_slice(b" HTTP/1.1\r\n");
     }
     let upgrade = how.upgrade && head.upgrade(buf).is_some();
     let edits = how.edits.filter(|edits| !edits.is_empty());
     for line in head.lines() {
         let keep = match line.kind {
-            HeaderKind::Other | HeaderKind::Host => true,
-            HeaderKind::ContentLength | HeaderKind::TransferEncoding => true,
+            HeaderKind::Host => how.host.is_none(),
+            HeaderKind::Other => true,
+            HeaderKind::ContentLength | HeaderKind::TransferEncoding => {
+                runs.push_framing(line, out);
+                false
+            }
             HeaderKind::Upgrade => upgrade,
             // An HTTP/1.0 caller cannot take the interim answer it would provoke.
             HeaderKind::Expect => head.version() == Version::Http11,
@@ -101,10 +112,11 @@ pub fn request(head: &RequestHead, buf: &[u8], how: &RequestEncoding<'_>, out: &
         }
     }
     runs.flush(out);
-    if !head.has_host() && !edits.is_some_and(HeaderEdits::sets_host) {
+    if !edits.is_some_and(HeaderEdits::sets_host) && (how.host.is_some() || !head.has_host()) {
         let authority = head.authority(buf);
+        let own = if authority.is_empty() { how.default_host } else { authority };
         out.put_slice(b"Host: ");
-        out.put_slice(if authority.is_empty() { how.default_host } else { authority });
+        out.put_slice(how.host.unwrap_or(own));
         out.put_slice(b"\r\n");
     }
     if let Some(edits) = edits {
@@ -162,8 +174,13 @@ pub fn response(head: &ResponseHead, buf: &[u8], how: &ResponseEncoding<'_>, out
             | HeaderKind::Expect
             | HeaderKind::FramingLookAlike
             | HeaderKind::ForwardedClientCert => true,
-            HeaderKind::ContentLength => !no_framing,
-            HeaderKind::TransferEncoding => !no_framing && delivery.client == Version::Http11,
+            HeaderKind::ContentLength | HeaderKind::TransferEncoding => {
+                let wanted = line.kind == HeaderKind::ContentLength || delivery.client == Version::Http11;
+                if wanted && !no_framing {
+                    runs.push_framing(line, out);
+                }
+                false
+            }
             HeaderKind::Upgrade => upgrade,
             _ => false,
         };
@@ -203,6 +220,31 @@ impl Runs<'_> {
         }
     }
 
+    /// Content-Length or Transfer-Encoding in its one spelling: `name: value`, no other white space, no leading zeros,
+    /// lower case.
+    #[inline]
+    fn push_framing(&mut self, line: &Line, out: &mut impl BufMut) {
+        let value = line.value.of(self.buf);
+        let plain = match line.kind {
+            HeaderKind::TransferEncoding => b"chunked",
+            _ => match value.iter().position(|&b| b != b'0') {
+                Some(zeros) => &value[zeros..],
+                None => b"0".as_slice(),
+            },
+        };
+        let between = Span { start: line.name.end, end: line.value.start };
+        let is_plain = value == plain && between.of(self.buf) == b": " && line.end == line.value.end + 2;
+        if is_plain {
+            self.push(line.whole(), out);
+        } else {
+            self.flush(out);
+            out.put_slice(line.name.of(self.buf));
+            out.put_slice(b": ");
+            out.put_slice(plain);
+            out.put_slice(b"\r\n");
+        }
+    }
+
     #[inline]
     fn flush(&mut self, out: &mut impl BufMut) {
         out.put_slice(self.pending.of(self.buf));
@@ -214,7 +256,8 @@ impl Runs<'_> {
 pub fn request_bound(head: &RequestHead, how: &RequestEncoding<'_>) -> usize {
     let cert = if let ClientCert::Replace(value) = how.client_cert { value.len() + 32 } else { 0 };
     let edits = how.edits.map_or(0, |edits| edits.appended().len());
-    head.length() + how.append.len() + how.default_host.len() + cert + edits + 128
+    let target = how.path.map_or(0, <[u8]>::len) + how.host.map_or(0, <[u8]>::len);
+    head.length() + how.append.len() + how.default_host.len() + target + cert + edits + 128
 }
 
 /// Upper bound of what [`response`] writes, to reserve once.

@@ -3,35 +3,7 @@
 //! Holds: ranges refer to the buffer a head was parsed from, at the same offset; looking into another buffer
 //! gives wrong or empty slices, never a panic.
 
-/// A range of bytes in the buffer a head was parsed from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Span {
-    /// First byte.
-    pub start: u32,
-    /// One past the last byte.
-    pub end: u32,
-}
-
-impl Span {
-    /// The bytes it stands for.
-    #[inline]
-    pub fn of(self, buf: &[u8]) -> &[u8] {
-        buf.get(self.start as usize..self.end as usize).unwrap_or_default()
-    }
-
-    /// Whether it has no bytes.
-    pub const fn is_empty(self) -> bool {
-        self.start == self.end
-    }
-
-    /// `part` must lie within `buf`; both are what the parser was given and gave back.
-    #[inline]
-    pub(crate) fn within(buf: &[u8], part: &[u8]) -> Self {
-        let start = (part.as_ptr() as usize).wrapping_sub(buf.as_ptr() as usize);
-        debug_assert!(start <= buf.len() && start + part.len() <= buf.len());
-        Self { start: start as u32, end: (start + part.len()) as u32 }
-    }
-}
+pub use crate::span::Span;
 
 /// The version of a message. Anything else is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,31 +55,55 @@ impl HeaderKind {
     #[inline]
     pub fn of(name: &[u8]) -> Self {
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-        match name.len() {
-            2 if is(b"te") => Self::Te,
-            4 if is(b"host") => Self::Host,
-            6 if is(b"expect") => Self::Expect,
-            7 if is(b"upgrade") => Self::Upgrade,
-            10 if is(b"connection") => Self::Connection,
-            10 if is(b"keep-alive") => Self::KeepAlive,
-            14 if is(b"content-length") => Self::ContentLength,
-            14 if is(b"content_length") => Self::FramingLookAlike,
-            16 if is(b"proxy-connection") => Self::ProxyConnection,
-            17 if is(b"transfer-encoding") => Self::TransferEncoding,
-            17 if is(b"transfer_encoding") => Self::FramingLookAlike,
-            18 if is(b"proxy-authenticate") => Self::ProxyAuthentication,
-            19 if is(b"proxy-authorization") => Self::ProxyAuthentication,
-            23 if is_hyphenated(name, b"x-forwarded-client-cert") => Self::ForwardedClientCert,
-            25 if is(b"proxy-authentication-info") => Self::ProxyAuthentication,
+        // Most names differ from these in length or first letter, and are not looked at any further.
+        let first = name.first().map_or(0, |first| first | 0x20);
+        match (name.len(), first) {
+            (2, b't') if is(b"te") => Self::Te,
+            (4, b'h') if is(b"host") => Self::Host,
+            (6, b'e') if is(b"expect") => Self::Expect,
+            (7, b'u') if is(b"upgrade") => Self::Upgrade,
+            (10, b'c') if is(b"connection") => Self::Connection,
+            (10, b'k') if is(b"keep-alive") => Self::KeepAlive,
+            (14, b'c') if is(b"content-length") => Self::ContentLength,
+            (14, b'c') if is(b"content_length") => Self::FramingLookAlike,
+            (16, b'p') if is(b"proxy-connection") => Self::ProxyConnection,
+            (17, b't') if is(b"transfer-encoding") => Self::TransferEncoding,
+            (17, b't') if is(b"transfer_encoding") => Self::FramingLookAlike,
+            (18, b'p') if is(b"proxy-authenticate") => Self::ProxyAuthentication,
+            (19, b'p') if is(b"proxy-authorization") => Self::ProxyAuthentication,
+            (23, b'x') if is_alike(name, b"x-forwarded-client-cert") => Self::ForwardedClientCert,
+            (25, b'p') if is(b"proxy-authentication-info") => Self::ProxyAuthentication,
             _ => Self::Other,
         }
     }
 }
 
-/// Whether `name` is `known` in any case, with underscores for any of its hyphens.
-fn is_hyphenated(name: &[u8], known: &[u8]) -> bool {
-    let same = |(&a, &b): (&u8, &u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
-    name.len() == known.len() && name.iter().zip(known).all(same)
+/// Whether two names are the same to an application that sees fields as variables (RFC 3875 section 4.1.18): in any case,
+/// and with underscores for hyphens.
+pub fn is_alike(name: &[u8], other: &[u8]) -> bool {
+    let is_hyphen = |byte: u8| matches!(byte, b'-' | b'_');
+    let same = |(&a, &b): (&u8, &u8)| a.eq_ignore_ascii_case(&b) || (is_hyphen(a) && is_hyphen(b));
+    name.len() == other.len() && name.iter().zip(other).all(same)
+}
+
+/// Request fields that a caller must not have taken away by naming them in `Connection` (RFC 9110 section 7.6.1: not
+/// what all recipients are meant to see), beside those that have a [`HeaderKind`] of their own: they say who calls, for
+/// whom, and what the content is.
+const FOR_EVERY_RECIPIENT: [&[u8]; 9] = [
+    b"authorization",
+    b"cache-control",
+    b"content-encoding",
+    b"content-type",
+    b"cookie",
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+];
+
+/// Whether `Connection` must not name this request field.
+pub(crate) fn is_for_every_recipient(name: &[u8]) -> bool {
+    FOR_EVERY_RECIPIENT.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// One header line.
@@ -160,5 +156,22 @@ pub(crate) const fn is_value_byte(b: u8) -> bool {
 
 /// Whether these bytes are a token.
 pub(crate) fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|&b| is_token_byte(b))
+    !bytes.is_empty() && bytes.iter().all(|&b| TOKEN[usize::from(b)])
 }
+
+/// What a `const fn` says of every byte.
+macro_rules! table_of {
+    ($of:ident) => {{
+        let mut table = [false; 256];
+        let mut byte = 0usize;
+        while byte < 256 {
+            table[byte] = $of(byte as u8);
+            byte += 1;
+        }
+        table
+    }};
+}
+pub(crate) use table_of;
+
+/// [`is_token_byte`] by table.
+static TOKEN: [bool; 256] = table_of!(is_token_byte);

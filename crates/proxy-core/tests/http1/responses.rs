@@ -116,6 +116,7 @@ fn persistence() {
     }
 }
 
+/// Edge case 14.
 #[test]
 fn keep_alive_timeout_is_learnt() {
     for (value, expected) in [

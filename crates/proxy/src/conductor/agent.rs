@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use outrider_handover::{DrainStats, FromProxy, MAX_DESCRIPTORS, PROTOCOL, State, Stats, ToProxy};
 
-use super::Conductor;
+use super::{Conductor, SLIM};
 use crate::control::{self, Letter};
 use crate::grant::resident_bytes;
 use crate::worker::Scope;
@@ -113,6 +113,7 @@ impl Conductor {
                     self.tell(FromProxy::Pong { id });
                 }
             }
+            ToProxy::Begin { .. } => tracing::warn!("the agent takes this process for a spare"),
             ToProxy::Unknown => tracing::debug!("the agent says something of a later version"),
         }
     }
@@ -130,7 +131,7 @@ impl Conductor {
     }
 
     pub(super) async fn become_ready(&mut self) {
-        if self.ready || self.applying > 0 || !self.assembler.is_complete() {
+        if self.ready || self.applying > 0 || !self.assembler.is_complete(self.follows) {
             return;
         }
         #[cfg(feature = "faults")]
@@ -138,9 +139,11 @@ impl Conductor {
             return;
         }
         self.ready = true;
+        self.complete.store(true, std::sync::atomic::Ordering::Relaxed);
         tracing::info!(after = ?self.started.elapsed(), state = ?self.state, "ready");
         let message = self.ready_message();
         self.tell(message);
+        self.gauge.slim_at = self.slim.then(|| Instant::now() + SLIM);
         if self.accept_asked {
             self.accept().await;
         }
@@ -156,7 +159,9 @@ impl Conductor {
 
     pub(super) async fn stats(&mut self) -> Stats {
         let numbers = self.crew.numbers().await;
-        let drain = match self.drain {
+        // That of everything says more.
+        let drain = self.drains.iter().map(|(drain, _)| drain).max_by_key(|drain| drain.scope == Scope::All);
+        let drain = match drain {
             Some(drain) => Some(DrainStats {
                 left_ms: u64::try_from(drain.left(Instant::now()).as_millis()).unwrap_or(u64::MAX),
                 inbound_only: drain.scope == Scope::Inbound,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use outrider_handover::{FromProxy, State};
+use outrider_handover::{Connections, FromProxy, State};
 
 use super::{Conductor, Inner};
 use crate::drain::Drain;
@@ -17,14 +17,11 @@ impl Conductor {
             self.accept_asked = false;
             self.crew.accept(false).await;
         }
-        match &mut self.drain {
-            Some(drain) if drain.scope == scope => return drain.shorten(now, limit),
-            // The whole is drained already, which says more.
-            Some(drain) if drain.scope == Scope::All => return,
-            _ => {}
+        if let Some((drain, _)) = self.drains.iter_mut().find(|(drain, _)| drain.scope == scope) {
+            return drain.shorten(now, limit);
         }
         tracing::info!(?limit, inbound_only = scope == Scope::Inbound, "draining");
-        self.drain = Some(Drain::new(scope, now, limit));
+        self.drains.push((Drain::new(scope, now, limit), Connections::default()));
         let answers = self.crew.drain(scope);
         let inner = self.inner.clone();
         tokio::spawn(async move {
@@ -33,26 +30,34 @@ impl Conductor {
         });
     }
 
-    /// Does what the drain's clock says, and tells its end. Returns whether the process has nothing left to do.
+    /// Does what the clocks of drains say, and tells their ends. Returns whether the process has nothing left to do.
     pub(super) async fn go_on_draining(&mut self, emptied: Option<Scope>) -> bool {
-        let Some(drain) = &mut self.drain else { return false };
-        let (scope, now) = (drain.scope, Instant::now());
-        let empty = emptied == Some(scope);
+        for scope in [Scope::Inbound, Scope::All] {
+            // What is empty as a whole is empty of callers.
+            if self.go_on_with(scope, emptied == Some(scope) || emptied == Some(Scope::All)).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn go_on_with(&mut self, scope: Scope, empty: bool) -> bool {
+        let Some(at) = self.drains.iter().position(|(drain, _)| drain.scope == scope) else { return false };
+        let (drain, cut) = &mut self.drains[at];
+        let now = Instant::now();
         if let Some(stage) = drain.advance(now).filter(|_| !empty) {
             if stage == Stage::Cut {
-                self.cut = self.crew.count(scope).await;
-                // Nothing is lost with these.
-                self.cut.greeting = 0;
-                self.cut.ending = 0;
+                let open = self.crew.count(scope).await;
+                // Nothing is lost with the others.
+                *cut = Connections { greeting: 0, ending: 0, ..open };
             }
             self.crew.advance(scope, stage);
         }
         if !empty && !drain.is_over(now) {
             return false;
         }
-        let by_kind = std::mem::take(&mut self.cut);
+        let (_, by_kind) = self.drains.remove(at);
         tracing::info!(?by_kind, "drained");
-        self.drain = None;
         if scope == Scope::Inbound {
             let assembler = &self.assembler;
             self.crew.forget_sockets(|name| assembler.is_inbound(name));

@@ -3,20 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrider_proxy_core::balance::Policy;
-use outrider_xds_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
+use outrider_proxy_core::balance::BalanceConfig;
+use outrider_proxy_core::http1::Limits as HeadLimits;
+use outrider_proxy_core::outlier::OutlierConfig;
 use outrider_xds_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
-    LeastRequestLbConfig,
+    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
 };
-use outrider_xds_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
+use outrider_xds_types::pb::envoy::config::cluster::v3::{Cluster, UpstreamConnectionOptions};
 use outrider_xds_types::pb::envoy::config::core::v3::{
-    HealthStatus, Http1ProtocolOptions, HttpProtocolOptions as CommonOptions,
+    Http1ProtocolOptions, HttpProtocolOptions as CommonOptions,
 };
-use outrider_xds_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
-use outrider_xds_types::pb::envoy::config::endpoint::v3::{
-    ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
-};
+use outrider_xds_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use outrider_xds_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
 };
@@ -34,8 +31,12 @@ use outrider_xds_types::prost::Message;
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID};
 use rustls_pki_types::ServerName;
 
-use super::Endpoint;
-use super::fields::{Refusal, join, limit, nothing_left, over_ads, socket_address, transport_socket, unpack};
+use super::balance::{Assignment, assignment, balance};
+use super::check::{self, Check, CheckKind};
+use super::fields::{Refusal, join, limit, nothing_left, over_ads, transport_socket, unpack};
+use super::{Version, http2, resilience};
+use crate::liveness::Probes;
+use crate::shared::Limits;
 
 /// Key of the HTTP options of a cluster, which is also their type's name.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -47,18 +48,24 @@ pub struct ParsedCluster {
     pub name: Arc<str>,
     /// Connect and handshake.
     pub connect_timeout: Duration,
+    /// How silent connections are probed.
+    pub probes: Probes,
     /// How an endpoint is picked.
-    pub policy: Policy,
-    /// Percent of healthy endpoints below which health is ignored.
-    pub panic_threshold: u8,
+    pub balance: BalanceConfig,
     /// TLS, and who must answer.
     pub tls: Option<ParsedTls>,
+    /// What is spoken with endpoints.
+    pub version: Version,
     /// How long an unused connection is kept.
     pub pool_idle: Duration,
-    /// Most requests at once.
-    pub max_requests: u32,
-    /// Most connections at once.
-    pub max_connections: u32,
+    /// How long a connection is used for further requests; `None` is without end.
+    pub max_age: Option<Duration>,
+    /// Most of it at once.
+    pub limits: Limits,
+    /// When endpoints are ejected.
+    pub outlier: Option<OutlierConfig>,
+    /// How endpoints are checked.
+    pub check: Option<Arc<Check>>,
     /// Where endpoints come from.
     pub endpoints: Source,
 }
@@ -67,7 +74,7 @@ pub struct ParsedCluster {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// In the cluster itself.
-    Static(Arc<[Endpoint]>),
+    Static(Assignment),
     /// The load assignment of this name.
     Eds(String),
 }
@@ -101,11 +108,11 @@ pub fn parse(body: &[u8]) -> Result<ParsedCluster, Refusal> {
     };
     let endpoints = match discovery {
         DiscoveryType::Static => {
-            let assignment = cluster
+            let given = cluster
                 .load_assignment
                 .take()
                 .ok_or_else(|| Refusal::new("load_assignment", "a static cluster needs one"))?;
-            Source::Static(endpoints(assignment, "load_assignment")?)
+            Source::Static(assignment(given, "load_assignment")?)
         }
         DiscoveryType::Eds => {
             let mut eds: EdsClusterConfig = cluster
@@ -118,107 +125,153 @@ pub fn parse(body: &[u8]) -> Result<ParsedCluster, Refusal> {
         }
         other => return Err(Refusal::new("type", format!("{} is not supported", other.as_str_name()))),
     };
-    let policy = balance_policy(&mut cluster)?;
-    let panic_threshold = panic_threshold(&mut cluster)?;
+    let balance = balance(&mut cluster)?;
     let tls = match cluster.transport_socket.take() {
         Some(socket) => Some(upstream_tls(&transport_socket(socket, "transport_socket")?)?),
         None => None,
     };
     let connect_timeout =
         limit(cluster.connect_timeout.take(), "connect_timeout")?.unwrap_or(Duration::from_secs(5));
-    let pool_idle = http_options(&mut cluster)?;
-    let (max_connections, max_requests) = limits(cluster.circuit_breakers.take())?;
+    let Options { pool_idle, max_age, version } = http_options(&mut cluster)?;
+    let limits = resilience::limits(cluster.circuit_breakers.take())?;
+    let outlier = cluster.outlier_detection.take().map(resilience::outlier).transpose()?;
+    let probes = probes(cluster.upstream_connection_options.take())?;
+    let check = check::check(std::mem::take(&mut cluster.health_checks), &name)?;
+
+    if let Some(check) = &check {
+        let why = match (&check.kind, version.http2()) {
+            (CheckKind::Http { .. }, Some(_)) => {
+                Some("this cluster speaks HTTP/2: codec_client_type says HTTP1")
+            }
+            (CheckKind::Http2 { .. } | CheckKind::Grpc { .. }, None) => Some("this cluster speaks HTTP/1.1"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(Refusal::new("health_checks[0].health_checker", why));
+        }
+    }
 
     // What follows says what this proxy does anyway.
     cluster.alt_stat_name.clear();
     cluster.metadata = None;
     // Endpoints leave with discovery, whatever their health.
     cluster.ignore_health_on_host_removal = false;
-    // Idle probes: this proxy probes every upstream connection after 60 s of silence.
-    cluster.upstream_connection_options = None;
     // Buffers are bounded by design, at 256 KiB or less.
     cluster.per_connection_buffer_limit_bytes = None;
     nothing_left(&cluster, "")?;
     Ok(ParsedCluster {
         name,
         connect_timeout,
-        policy,
-        panic_threshold,
+        probes,
+        balance,
         tls,
+        version,
         pool_idle,
-        max_requests,
-        max_connections,
+        max_age,
+        limits,
+        outlier,
+        check,
         endpoints,
     })
 }
 
-fn balance_policy(cluster: &mut Cluster) -> Result<Policy, Refusal> {
-    let named = LbPolicy::try_from(std::mem::take(&mut cluster.lb_policy));
-    let policy = match named {
-        Ok(LbPolicy::RoundRobin) => Policy::RoundRobin,
-        Ok(LbPolicy::LeastRequest) => Policy::LeastRequest,
-        Ok(LbPolicy::Random) => Policy::Random,
-        _ => return Err(Refusal::new("lb_policy", "not supported")),
-    };
-    match cluster.lb_config.take() {
-        None => {}
-        Some(LbConfig::LeastRequestLbConfig(mut config)) if policy == Policy::LeastRequest => {
-            if config.choice_count.take().is_some_and(|n| n.value != 2) {
-                return Err(Refusal::new("least_request_lb_config.choice_count", "only 2 is supported"));
+/// How silent connections are probed; what is not said is [`Probes::default`]'s.
+fn probes(options: Option<UpstreamConnectionOptions>) -> Result<Probes, Refusal> {
+    let mut probes = Probes::default();
+    let Some(mut options) = options else { return Ok(probes) };
+    let path = "upstream_connection_options.tcp_keepalive";
+    if let Some(given) = options.tcp_keepalive.take() {
+        // The kernel's own bounds.
+        let within = |name: &str, value: Option<UInt32Value>, most: u32| match value.map(|value| value.value)
+        {
+            Some(value) if !(1..=most).contains(&value) => {
+                Err(Refusal::new(join(path, name), format!("1 to {most}, and not {value}")))
             }
-            nothing_left::<LeastRequestLbConfig>(&config, "least_request_lb_config")?;
-        }
-        Some(_) => return Err(Refusal::new("lb_config", "does not fit lb_policy, or is not supported")),
+            value => Ok(value),
+        };
+        let seconds = |value: u32| Duration::from_secs(value.into());
+        let after = within("keepalive_time", given.keepalive_time, 32_767)?;
+        let interval = within("keepalive_interval", given.keepalive_interval, 32_767)?;
+        let count = within("keepalive_probes", given.keepalive_probes, 127)?;
+        probes = Probes {
+            after: after.map_or(probes.after, seconds),
+            interval: interval.map_or(probes.interval, seconds),
+            count: count.unwrap_or(probes.count),
+        };
     }
-    Ok(policy)
+    nothing_left(&options, "upstream_connection_options")?;
+    Ok(probes)
 }
 
-fn panic_threshold(cluster: &mut Cluster) -> Result<u8, Refusal> {
-    let mut common = cluster.common_lb_config.take().unwrap_or_default();
-    let percent = common.healthy_panic_threshold.take().map_or(50.0, |p| p.value);
-    if !(0.0..=100.0).contains(&percent) {
-        return Err(Refusal::new("common_lb_config.healthy_panic_threshold", "not a percentage"));
-    }
-    // Updates take effect at once; merging them would only delay.
-    common.update_merge_window = None;
-    nothing_left::<CommonLbConfig>(&common, "common_lb_config")?;
-    // Bounded above, so the conversion is exact but for the fraction.
-    Ok(percent.round() as u8)
+/// What is said of connections to endpoints.
+struct Options {
+    pool_idle: Duration,
+    max_age: Option<Duration>,
+    version: Version,
 }
 
-fn http_options(cluster: &mut Cluster) -> Result<Duration, Refusal> {
-    let default = Duration::from_secs(60);
+/// How long an unused connection is kept, unless something else is said.
+const POOL_IDLE: Duration = Duration::from_secs(60);
+/// How long a connection is used for further requests, unless something else is said: its buffers are given back now and
+/// then, and what is in front of endpoints can share connections out anew. Nothing in it is cut. Envoy has no limit by itself.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+
+fn http_options(cluster: &mut Cluster) -> Result<Options, Refusal> {
     let path = "typed_extension_protocol_options";
-    let mut idle = None;
+    let (mut idle, mut age) = (None, Some(MAX_AGE));
+    let mut version = Version::Http1;
     if let Some(any) = cluster.typed_extension_protocol_options.remove(HTTP_OPTIONS) {
         let path = join(path, HTTP_OPTIONS);
         let mut options: HttpProtocolOptions = unpack(&any, &path)?;
-        idle = common_idle(
-            options.common_http_protocol_options.take(),
-            &join(&path, "common_http_protocol_options"),
-        )?;
+        let common = options.common_http_protocol_options.take();
+        (idle, age) = common_options(common, &join(&path, "common_http_protocol_options"))?;
         match options.upstream_protocol_options.take() {
             None => {}
             Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
                 None => {}
                 Some(ProtocolConfig::HttpProtocolOptions(http1)) => http1_options(http1, &path)?,
-                Some(_) => return Err(Refusal::new(path, "only HTTP/1.1 is supported towards endpoints")),
+                Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
+                    version =
+                        Version::Http2(http2::options(options, &join(&path, "http2_protocol_options"))?);
+                }
+                Some(_) => {
+                    return Err(Refusal::new(
+                        path,
+                        "only HTTP/1.1 and HTTP/2 are supported towards endpoints",
+                    ));
+                }
             },
             Some(_) => return Err(Refusal::new(path, "only an explicit protocol is supported")),
         }
         nothing_left(&options, &path)?;
     }
-    Ok(idle.unwrap_or(default))
+    Ok(Options { pool_idle: idle.unwrap_or(POOL_IDLE), max_age: age, version })
 }
 
-fn common_idle(options: Option<CommonOptions>, path: &str) -> Result<Option<Duration>, Refusal> {
+/// For how long an unused connection, and any connection, is kept.
+fn common_options(
+    options: Option<CommonOptions>,
+    path: &str,
+) -> Result<(Option<Duration>, Option<Duration>), Refusal> {
     let mut options = options.unwrap_or_default();
     let idle = limit(options.idle_timeout.take(), &join(path, "idle_timeout"))?;
-    // The limits of heads are the same in both directions: 96 KiB and 200 lines.
-    options.max_headers_count = None;
-    options.max_response_headers_kb = None;
+    let age = match options.max_connection_duration.take() {
+        None => Some(MAX_AGE),
+        given => limit(given, &join(path, "max_connection_duration"))?,
+    };
+    // What heads of responses are held against does not change.
+    let accepted = HeadLimits::default();
+    for (field, given, fixed) in [
+        ("max_headers_count", options.max_headers_count.take(), accepted.max_headers),
+        ("max_response_headers_kb", options.max_response_headers_kb.take(), accepted.max_head >> 10),
+    ] {
+        if let Some(given) = given.filter(|given| given.value as usize != fixed) {
+            let why = format!("towards endpoints only {fixed} is supported, not {}", given.value);
+            return Err(Refusal::new(join(path, field), why));
+        }
+    }
     nothing_left(&options, path)?;
-    Ok(idle)
+    Ok((idle, age))
 }
 
 /// Accepts only what this proxy does anyway: bytes are not touched.
@@ -231,25 +284,6 @@ pub(super) fn http1_options(mut options: Http1ProtocolOptions, path: &str) -> Re
     // Any method passes that is a valid token.
     options.allow_custom_methods = false;
     nothing_left(&options, path)
-}
-
-fn limits(breakers: Option<CircuitBreakers>) -> Result<(u32, u32), Refusal> {
-    let mut connections = 1024;
-    let mut requests = 1024;
-    let Some(mut breakers) = breakers else { return Ok((connections, requests)) };
-    for mut thresholds in std::mem::take(&mut breakers.thresholds) {
-        let read = |value: Option<UInt32Value>, default| value.map_or(default, |v| v.value);
-        connections = read(thresholds.max_connections.take(), connections);
-        requests = read(thresholds.max_requests.take(), requests);
-        // A request that finds no connection makes one, so nothing is ever pending beyond max_connections;
-        // retries are one per request.
-        thresholds.max_pending_requests = None;
-        thresholds.max_retries = None;
-        thresholds.track_remaining = false;
-        nothing_left::<Thresholds>(&thresholds, "circuit_breakers.thresholds")?;
-    }
-    nothing_left(&breakers, "circuit_breakers")?;
-    Ok((connections, requests))
 }
 
 fn upstream_tls(any: &Any) -> Result<ParsedTls, Refusal> {
@@ -357,47 +391,47 @@ pub(super) fn exact(matcher: Option<StringMatcher>, path: &str) -> Result<String
 ///
 /// # Errors
 /// What cannot be honoured.
-pub fn parse_endpoints(body: &[u8]) -> Result<Arc<[Endpoint]>, Refusal> {
-    let assignment = ClusterLoadAssignment::decode(body).map_err(|e| Refusal::new("", e.to_string()))?;
-    endpoints(assignment, "")
+pub fn parse_endpoints(body: &[u8]) -> Result<Assignment, Refusal> {
+    let given = ClusterLoadAssignment::decode(body).map_err(|e| Refusal::new("", e.to_string()))?;
+    assignment(given, "")
 }
 
-fn endpoints(mut assignment: ClusterLoadAssignment, path: &str) -> Result<Arc<[Endpoint]>, Refusal> {
-    assignment.cluster_name.clear();
-    let mut list = Vec::new();
-    for (n, mut locality) in std::mem::take(&mut assignment.endpoints).into_iter().enumerate() {
-        let path = join(path, &format!("endpoints[{n}]"));
-        if locality.priority != 0 {
-            return Err(Refusal::new(join(&path, "priority"), "only 0 is supported"));
+#[cfg(test)]
+mod tests {
+    use outrider_xds_types::pb::envoy::config::core::v3::TcpKeepalive;
+
+    use super::*;
+
+    /// What is said of probes is carried out, or refused by its name.
+    #[test]
+    fn e34_probes_are_those_that_are_declared() {
+        let said = |value: u32| Some(UInt32Value { value });
+        let cluster = |keepalive_time, keepalive_interval, keepalive_probes, interface| {
+            let tcp_keepalive = Some(TcpKeepalive { keepalive_probes, keepalive_time, keepalive_interval });
+            UpstreamConnectionOptions {
+                tcp_keepalive,
+                set_local_interface_name_on_upstream_connections: interface,
+                ..Default::default()
+            }
+        };
+        let seconds = Duration::from_secs;
+        let all = Probes { after: seconds(30), interval: seconds(5), count: 4 };
+        let one = Probes { after: seconds(7), ..Probes::default() };
+        let cases = [
+            (None, Ok(Probes::default())),
+            (Some(cluster(said(30), said(5), said(4), false)), Ok(all)),
+            (Some(cluster(said(7), None, None, false)), Ok(one)),
+            (Some(cluster(said(0), None, None, false)), Err("tcp_keepalive.keepalive_time")),
+            (Some(cluster(None, said(40_000), None, false)), Err("tcp_keepalive.keepalive_interval")),
+            (Some(cluster(None, None, said(128), false)), Err("tcp_keepalive.keepalive_probes")),
+            (Some(cluster(None, None, None, true)), Err("set_local_interface_name")),
+        ];
+        for (options, expected) in cases {
+            match (probes(options), expected) {
+                (Ok(probes), Ok(expected)) => assert_eq!(probes, expected),
+                (Err(refusal), Err(named)) => assert!(refusal.to_string().contains(named), "{refusal}"),
+                other => panic!("{other:?}"),
+            }
         }
-        // Where endpoints are is not used for balancing; all weigh by themselves.
-        locality.locality = None;
-        locality.load_balancing_weight = None;
-        locality.metadata = None;
-        for (n, one) in std::mem::take(&mut locality.lb_endpoints).into_iter().enumerate() {
-            list.push(endpoint(one, &join(&path, &format!("lb_endpoints[{n}]")))?);
-        }
-        nothing_left::<LocalityLbEndpoints>(&locality, &path)?;
     }
-    nothing_left(&assignment, path)?;
-    Ok(list.into())
-}
-
-fn endpoint(mut one: LbEndpoint, path: &str) -> Result<Endpoint, Refusal> {
-    let health = HealthStatus::try_from(std::mem::take(&mut one.health_status));
-    let healthy = match health {
-        Ok(HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded) => true,
-        Ok(_) => false,
-        Err(_) => return Err(Refusal::new(join(path, "health_status"), "unknown")),
-    };
-    let weight = one.load_balancing_weight.take().map_or(1, |w| w.value).max(1);
-    let Some(HostIdentifier::Endpoint(mut host)) = one.host_identifier.take() else {
-        return Err(Refusal::new(join(path, "endpoint"), "required"));
-    };
-    one.metadata = None;
-    nothing_left(&one, path)?;
-    let address = socket_address(host.address.take(), &join(path, "endpoint.address"))?;
-    host.hostname.clear();
-    nothing_left(&host, &join(path, "endpoint"))?;
-    Ok(Endpoint { key: address, weight, healthy })
 }

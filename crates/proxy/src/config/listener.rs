@@ -4,18 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrider_proxy_core::access::AccessPolicy;
+use outrider_proxy_core::access::{AccessPolicy, Rules};
+use outrider_proxy_core::fault::Fault;
 use outrider_proxy_core::http1::Limits;
-use outrider_proxy_core::route::RouteTable;
+use outrider_proxy_core::limit::RateLimit;
+use outrider_proxy_core::route::{Backend, RouteTable, Split, SplitBy};
 use outrider_xds_types::names::ListenerMetadata;
 use outrider_xds_types::pb::envoy::config::core::v3::{Metadata, TrafficDirection};
 use outrider_xds_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
-use outrider_xds_types::pb::envoy::config::rbac::v3::{
-    Permission, Policy, Principal, Rbac as Rules, permission::Rule, principal::Authenticated, principal::Identifier,
-    rbac::Action,
-};
+use outrider_xds_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use outrider_xds_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use outrider_xds_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use outrider_xds_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use outrider_xds_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
@@ -27,16 +27,17 @@ use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection
 };
 use outrider_xds_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use outrider_xds_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
-    TcpProxy, tcp_proxy::ClusterSpecifier,
+    TcpProxy, tcp_proxy::ClusterSpecifier, tcp_proxy::WeightedCluster, tcp_proxy::weighted_cluster::ClusterWeight,
 };
+use outrider_xds_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 use outrider_xds_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 use outrider_xds_types::pb::google::protobuf::Any;
 use outrider_xds_types::prost::{Message, Name};
 
-use super::Slots;
-use super::cluster::{CommonTls, common_tls, exact, http1_options};
+use super::access::Access;
+use super::cluster::{CommonTls, common_tls, http1_options};
 use super::fields::{Refusal, join, limit, nothing_left, over_ads, socket_address, transport_socket, unpack};
-use super::route;
+use super::{Slots, Version, http2, resilience, route};
 
 /// Idle limit of HTTP connections where none is given; Envoy's.
 const DEFAULT_IDLE: Duration = Duration::from_secs(300);
@@ -46,6 +47,13 @@ const DEFAULT_CONNECTION_IDLE: Duration = Duration::from_secs(3600);
 const DEFAULT_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle limit of TCP where none is given; Envoy's.
 const DEFAULT_TCP_IDLE: Duration = Duration::from_secs(3600);
+
+/// Names of protocols, lower case.
+type Protocols = Arc<[Box<str>]>;
+
+/// Most protocols beside WebSocket that connections of a listener can be switched to, and the longest name of one.
+const MAX_UPGRADES: usize = 16;
+const MAX_UPGRADE: usize = 64;
 
 /// A listener without what arrives separately: routes over RDS, certificates, descriptors.
 pub struct ParsedListener {
@@ -74,14 +82,18 @@ impl ParsedListener {
 
 /// What is done with a connection.
 pub enum ParsedService {
-    /// HTTP/1.1.
+    /// Requests.
     Http(ParsedHttp),
     /// Bytes.
     Tcp {
-        /// Slot of the cluster.
-        cluster: u32,
+        /// Where bytes go, as slots of clusters.
+        split: Split,
+        /// Whether keys are callers' addresses.
+        by_source: bool,
         /// Who may.
         access: AccessPolicy,
+        /// What else is asked of who calls.
+        rules: Option<Arc<Rules>>,
         /// Longest silence.
         idle: Option<Duration>,
         /// Endpoints tried.
@@ -100,14 +112,20 @@ impl ParsedService {
 
 /// An HTTP service whose routes may still be elsewhere.
 pub struct ParsedHttp {
+    /// What is spoken.
+    pub version: Version,
     /// Routes.
     pub routes: Routes,
     /// Who may.
     pub access: AccessPolicy,
+    /// And what.
+    pub rules: Option<Arc<Rules>>,
     /// Whether `x-forwarded-client-cert` is ours.
     pub forward_client_cert: bool,
-    /// Whether 101 makes a tunnel.
+    /// Whether callers may ask for WebSocket.
     pub upgrades: bool,
+    /// To what else they may switch.
+    pub tunnels: Protocols,
     /// Longest silence within an exchange.
     pub idle: Option<Duration>,
     /// Longest silence between two requests.
@@ -116,6 +134,10 @@ pub struct ParsedHttp {
     pub head_timeout: Duration,
     /// Limits of heads.
     pub limits: Limits,
+    /// Limit of requests.
+    pub limit: Option<Arc<RateLimit>>,
+    /// Faults on purpose.
+    pub fault: Option<Arc<Fault>>,
 }
 
 /// Where routes are.
@@ -242,7 +264,7 @@ fn downstream_tls(any: &Any, path: &str) -> Result<CommonTls, Refusal> {
 }
 
 fn service(filters: Vec<Filter>, path: &str, slots: &mut Slots) -> Result<ParsedService, Refusal> {
-    let mut access: Option<AccessPolicy> = None;
+    let mut access: Option<Access> = None;
     let mut filters = filters.into_iter().enumerate().peekable();
     while let Some((n, filter)) = filters.next() {
         let path = join(path, &format!("filters[{n}].typed_config"));
@@ -250,12 +272,12 @@ fn service(filters: Vec<Filter>, path: &str, slots: &mut Slots) -> Result<Parsed
             return Err(Refusal::new(path, "required"));
         };
         let last = filters.peek().is_none();
-        if any.type_url == NetworkRbac::type_url() && access.is_none() {
-            access = Some(network_rbac(unpack(&any, &path)?, &path)?);
+        if any.type_url == NetworkRbac::type_url() {
+            access.get_or_insert_default().network(unpack(&any, &path)?, &path)?;
         } else if any.type_url == HttpConnectionManager::type_url() && last && access.is_none() {
             return Ok(ParsedService::Http(http(unpack(&any, &path)?, &path, slots)?));
         } else if any.type_url == TcpProxy::type_url() && last {
-            return tcp(unpack(&any, &path)?, access.unwrap_or_else(|| AccessPolicy::AllowAll), &path, slots);
+            return tcp(unpack(&any, &path)?, access.unwrap_or_default(), &path, slots);
         } else {
             return Err(Refusal::new(path, format!("`{}` is not supported here", any.type_url)));
         }
@@ -263,16 +285,31 @@ fn service(filters: Vec<Filter>, path: &str, slots: &mut Slots) -> Result<Parsed
     Err(Refusal::new(join(path, "filters"), "an HTTP connection manager or TCP proxy is required at the end"))
 }
 
-fn tcp(
-    mut proxy: TcpProxy,
-    access: AccessPolicy,
-    path: &str,
-    slots: &mut Slots,
-) -> Result<ParsedService, Refusal> {
-    let cluster = match proxy.cluster_specifier.take() {
-        Some(ClusterSpecifier::Cluster(name)) => slots.of(&name),
-        _ => return Err(Refusal::new(join(path, "cluster"), "one cluster is required")),
+fn tcp(mut proxy: TcpProxy, access: Access, path: &str, slots: &mut Slots) -> Result<ParsedService, Refusal> {
+    let backends = match proxy.cluster_specifier.take() {
+        Some(ClusterSpecifier::Cluster(name)) => vec![Backend::new(&name, slots.of(&name), 1)],
+        Some(ClusterSpecifier::WeightedClusters(mut weighted)) => {
+            let path = join(path, "weighted_clusters");
+            let mut backends = Vec::new();
+            for (n, mut one) in std::mem::take(&mut weighted.clusters).into_iter().enumerate() {
+                let (name, weight) = (std::mem::take(&mut one.name), std::mem::take(&mut one.weight));
+                nothing_left::<ClusterWeight>(&one, &join(&path, &format!("clusters[{n}]")))?;
+                backends.push(Backend::new(&name, slots.of(&name), weight));
+            }
+            nothing_left::<WeightedCluster>(&weighted, &path)?;
+            backends
+        }
+        _ => return Err(Refusal::new(join(path, "cluster_specifier"), "not supported, or missing")),
     };
+    let split = Split::new(backends, SplitBy::Random)
+        .map_err(|e| Refusal::new(join(path, "weighted_clusters"), e.to_string()))?;
+    let mut by_source = false;
+    for policy in std::mem::take(&mut proxy.hash_policy) {
+        match policy.policy_specifier {
+            Some(PolicySpecifier::SourceIp(_)) => by_source = true,
+            _ => return Err(Refusal::new(join(path, "hash_policy"), "only source_ip is supported")),
+        }
+    }
     let idle = match proxy.idle_timeout.take() {
         None => Some(DEFAULT_TCP_IDLE),
         given => limit(given, &join(path, "idle_timeout"))?,
@@ -280,14 +317,23 @@ fn tcp(
     let attempts = proxy.max_connect_attempts.take().map_or(1, |n| n.value).clamp(1, 3);
     proxy.stat_prefix.clear();
     nothing_left(&proxy, path)?;
-    Ok(ParsedService::Tcp { cluster, access, idle, attempts })
+    let (access, rules) = access.finish();
+    Ok(ParsedService::Tcp { split, by_source, access, rules, idle, attempts })
 }
 
 fn http(mut hcm: HttpConnectionManager, path: &str, slots: &mut Slots) -> Result<ParsedHttp, Refusal> {
     let codec = CodecType::try_from(std::mem::take(&mut hcm.codec_type));
-    if codec != Ok(CodecType::Http1) {
-        return Err(Refusal::new(join(path, "codec_type"), "only HTTP1 is supported"));
-    }
+    let version = match (codec, hcm.http2_protocol_options.take()) {
+        (Ok(CodecType::Http1), None) => Version::Http1,
+        (Ok(CodecType::Http2), options) => {
+            let path = join(path, "http2_protocol_options");
+            Version::Http2(http2::options(options.unwrap_or_default(), &path)?)
+        }
+        (Ok(CodecType::Http1), Some(_)) => {
+            return Err(Refusal::new(join(path, "http2_protocol_options"), "not with codec_type HTTP1"));
+        }
+        _ => return Err(Refusal::new(join(path, "codec_type"), "only HTTP1 and HTTP2 are supported")),
+    };
     let routes = match hcm.route_specifier.take() {
         Some(RouteSpecifier::RouteConfig(routes)) => {
             let (table, clusters) = route::table(routes, &join(path, "route_config"), slots)?;
@@ -303,7 +349,9 @@ fn http(mut hcm: HttpConnectionManager, path: &str, slots: &mut Slots) -> Result
     };
     let mut limits = Limits::default();
     if let Some(kb) = hcm.max_request_headers_kb.take() {
-        limits.max_head = (kb.value.clamp(1, 96) as usize) << 10;
+        let most = (limits.max_head >> 10) as u32;
+        let kb = within(kb.value, most, || join(path, "max_request_headers_kb"))?;
+        limits.max_head = (kb as usize) << 10;
     }
     let mut connection_idle = DEFAULT_CONNECTION_IDLE;
     let idle = match hcm.stream_idle_timeout.take() {
@@ -313,14 +361,16 @@ fn http(mut hcm: HttpConnectionManager, path: &str, slots: &mut Slots) -> Result
     if let Some(mut common) = hcm.common_http_protocol_options.take() {
         let path = join(path, "common_http_protocol_options");
         if let Some(count) = common.max_headers_count.take() {
-            limits.max_headers =
-                (count.value as usize).clamp(1, outrider_proxy_core::http1::head::MAX_HEADERS);
+            let most = outrider_proxy_core::http1::head::MAX_HEADERS as u32;
+            limits.max_headers = within(count.value, most, || join(&path, "max_headers_count"))? as usize;
         }
         if let Some(given) = limit(common.idle_timeout.take(), &join(&path, "idle_timeout"))? {
             connection_idle = given;
         }
-        // Underscores pass, as any other byte of a name.
-        common.headers_with_underscores_action = 0;
+        if std::mem::take(&mut common.headers_with_underscores_action) != 0 {
+            let cause = "only ALLOW is supported: underscores pass, as any other byte of a name";
+            return Err(Refusal::new(join(&path, "headers_with_underscores_action"), cause));
+        }
         nothing_left(&common, &path)?;
     }
     let head_timeout = limit(hcm.request_headers_timeout.take(), &join(path, "request_headers_timeout"))?
@@ -328,19 +378,11 @@ fn http(mut hcm: HttpConnectionManager, path: &str, slots: &mut Slots) -> Result
     if let Some(options) = hcm.http_protocol_options.take() {
         http1_options(options, &join(path, "http_protocol_options"))?;
     }
-    let mut upgrades = false;
-    for mut upgrade in std::mem::take(&mut hcm.upgrade_configs) {
-        let path = join(path, "upgrade_configs");
-        let kind = std::mem::take(&mut upgrade.upgrade_type);
-        let enabled = upgrade.enabled.take().is_none_or(|b| b.value);
-        nothing_left::<UpgradeConfig>(&upgrade, &path)?;
-        if !kind.eq_ignore_ascii_case("websocket") {
-            return Err(Refusal::new(path, format!("upgrade to `{kind}` is not supported")));
-        }
-        upgrades |= enabled;
-    }
+    let (upgrades, tunnels) =
+        upgrades(std::mem::take(&mut hcm.upgrade_configs), version, &join(path, "upgrade_configs"))?;
     let forward_client_cert = client_cert(&mut hcm, path)?;
-    let access = http_filters(std::mem::take(&mut hcm.http_filters), path)?;
+    let Filters { access: (access, rules), limit: rate_limit, fault } =
+        http_filters(std::mem::take(&mut hcm.http_filters), path)?;
 
     // What follows says what this proxy does anyway.
     hcm.stat_prefix.clear();
@@ -366,15 +408,64 @@ fn http(mut hcm: HttpConnectionManager, path: &str, slots: &mut Slots) -> Result
     hcm.local_reply_config = None;
     nothing_left(&hcm, path)?;
     Ok(ParsedHttp {
+        version,
         routes,
         access,
+        rules,
         forward_client_cert,
         upgrades,
+        tunnels,
         idle,
         connection_idle,
         head_timeout,
         limits,
+        limit: rate_limit,
+        fault,
     })
+}
+
+/// Whether connections may be switched to WebSocket, and to what else, lower case.
+fn upgrades(configs: Vec<UpgradeConfig>, version: Version, path: &str) -> Result<(bool, Protocols), Refusal> {
+    let (mut sockets, mut tunnels) = (false, Vec::<Box<str>>::new());
+    for mut upgrade in configs {
+        let kind = std::mem::take(&mut upgrade.upgrade_type).to_ascii_lowercase();
+        let enabled = upgrade.enabled.take().is_none_or(|b| b.value);
+        nothing_left::<UpgradeConfig>(&upgrade, path)?;
+        let no = |why: &str| Err(Refusal::new(path, format!("upgrade to `{kind}` is not supported: {why}")));
+        if kind == "websocket" {
+            sockets |= enabled;
+            continue;
+        }
+        // A tunnel of it would carry requests past routes and access.
+        if kind == "h2c" || kind == "h2" || kind == "http" || kind.starts_with("http/") {
+            return no("requests would pass in it that nobody looks at");
+        }
+        if version != Version::Http1 {
+            return no("only WebSockets are streams of HTTP/2");
+        }
+        if kind == "connect" {
+            return no("there are no tunnels by CONNECT");
+        }
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte);
+        if kind.is_empty() || kind.len() > MAX_UPGRADE || !kind.bytes().all(token) {
+            return no("not the name of a protocol");
+        }
+        if enabled && !tunnels.iter().any(|one| **one == *kind) {
+            tunnels.push(kind.into_boxed_str());
+        }
+        if tunnels.len() > MAX_UPGRADES {
+            return Err(Refusal::new(path, format!("at most {MAX_UPGRADES} are supported")));
+        }
+    }
+    Ok((sockets, tunnels.into()))
+}
+
+/// A number from 1 to `most`.
+fn within(given: u32, most: u32, path: impl FnOnce() -> String) -> Result<u32, Refusal> {
+    if (1..=most).contains(&given) {
+        return Ok(given);
+    }
+    Err(Refusal::new(path(), format!("must be from 1 to {most}, is {given}")))
 }
 
 fn client_cert(hcm: &mut HttpConnectionManager, path: &str) -> Result<bool, Refusal> {
@@ -397,8 +488,17 @@ fn client_cert(hcm: &mut HttpConnectionManager, path: &str) -> Result<bool, Refu
     }
 }
 
-fn http_filters(filters: Vec<HttpFilter>, path: &str) -> Result<AccessPolicy, Refusal> {
-    let mut access: Option<AccessPolicy> = None;
+/// What HTTP filters say.
+struct Filters {
+    access: (AccessPolicy, Option<Arc<Rules>>),
+    limit: Option<Arc<RateLimit>>,
+    fault: Option<Arc<Fault>>,
+}
+
+/// Filters are supported in the order in which this proxy decides: access, rate limit, fault, router.
+fn http_filters(filters: Vec<HttpFilter>, path: &str) -> Result<Filters, Refusal> {
+    let mut access = Access::default();
+    let (mut limit, mut fault) = (None, None);
     let mut filters = filters.into_iter().enumerate().peekable();
     while let Some((n, mut filter)) = filters.next() {
         let path = join(path, &format!("http_filters[{n}]"));
@@ -409,88 +509,23 @@ fn http_filters(filters: Vec<HttpFilter>, path: &str) -> Result<AccessPolicy, Re
         nothing_left(&filter, &path)?;
         let path = join(&path, "typed_config");
         let last = filters.peek().is_none();
-        if any.type_url == HttpRbac::type_url() && access.is_none() && !last {
-            let mut rbac: HttpRbac = unpack(&any, &path)?;
-            rbac.rules_stat_prefix.clear();
-            let rules = rbac.rules.take();
-            nothing_left(&rbac, &path)?;
-            access = Some(rules_to_access(rules, &join(&path, "rules"))?);
+        let first = limit.is_none() && fault.is_none();
+        if any.type_url == HttpRbac::type_url() && first && !last {
+            access.http(unpack(&any, &path)?, &path)?;
+        } else if any.type_url == LocalRateLimit::type_url() && first && !last {
+            limit = Some(resilience::rate_limit(unpack(&any, &path)?, &path)?);
+        } else if any.type_url == HttpFault::type_url() && fault.is_none() && !last {
+            fault = Some(resilience::fault(unpack(&any, &path)?, &path)?);
         } else if any.type_url == Router::type_url() && last {
             let mut router: Router = unpack(&any, &path)?;
             // Such headers are never made here.
             router.suppress_envoy_headers = false;
             router.dynamic_stats = None;
             nothing_left(&router, &path)?;
-            return Ok(access.unwrap_or_else(|| AccessPolicy::AllowAll));
+            return Ok(Filters { access: access.finish(), limit, fault });
         } else {
             return Err(Refusal::new(path, format!("`{}` is not supported here", any.type_url)));
         }
     }
     Err(Refusal::new(join(path, "http_filters"), "the router is required at the end"))
-}
-
-fn network_rbac(mut rbac: NetworkRbac, path: &str) -> Result<AccessPolicy, Refusal> {
-    rbac.stat_prefix.clear();
-    let rules = rbac.rules.take();
-    nothing_left(&rbac, path)?;
-    rules_to_access(rules, &join(path, "rules"))
-}
-
-fn rules_to_access(rules: Option<Rules>, path: &str) -> Result<AccessPolicy, Refusal> {
-    // An RBAC filter without rules enforces nothing.
-    let Some(mut rules) = rules else { return Ok(AccessPolicy::AllowAll) };
-    if rules.action != Action::Allow as i32 {
-        return Err(Refusal::new(join(path, "action"), "only ALLOW is supported"));
-    }
-    let mut everybody = false;
-    let mut authenticated = false;
-    let mut ids = Vec::new();
-    for (name, mut policy) in std::mem::take(&mut rules.policies) {
-        let path = join(path, &format!("policies[{name}]"));
-        for permission in std::mem::take(&mut policy.permissions) {
-            if !matches!(permission, Permission { rule: Some(Rule::Any(true)) }) {
-                return Err(Refusal::new(join(&path, "permissions"), "only `any` is supported"));
-            }
-        }
-        for principal in std::mem::take(&mut policy.principals) {
-            who(principal, &join(&path, "principals"), &mut everybody, &mut authenticated, &mut ids)?;
-        }
-        nothing_left::<Policy>(&policy, &path)?;
-    }
-    nothing_left(&rules, path)?;
-    Ok(if everybody {
-        AccessPolicy::AllowAll
-    } else if authenticated {
-        AccessPolicy::AnyAuthenticated
-    } else {
-        AccessPolicy::allow(ids)
-    })
-}
-
-fn who(
-    principal: Principal,
-    path: &str,
-    everybody: &mut bool,
-    authenticated: &mut bool,
-    ids: &mut Vec<String>,
-) -> Result<(), Refusal> {
-    match principal.identifier {
-        Some(Identifier::Any(true)) => *everybody = true,
-        Some(Identifier::Authenticated(Authenticated { principal_name: None })) => *authenticated = true,
-        Some(Identifier::Authenticated(Authenticated { principal_name })) => {
-            ids.push(exact(principal_name, &join(path, "authenticated.principal_name"))?);
-        }
-        Some(Identifier::OrIds(set)) => {
-            for inner in set.ids {
-                who(inner, &join(path, "or_ids"), everybody, authenticated, ids)?;
-            }
-        }
-        _ => {
-            return Err(Refusal::new(
-                path,
-                "only `any`, `authenticated` and `or_ids` of those are supported",
-            ));
-        }
-    }
-    Ok(())
 }

@@ -1,30 +1,38 @@
 //! Route configurations.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use outrider_proxy_core::fault::Fault;
 use outrider_proxy_core::http1::reply::REASON_HEADER;
 use outrider_proxy_core::http1::{HeaderEdits, HeaderKind};
+use outrider_proxy_core::limit::RateLimit;
 use outrider_proxy_core::reason::Reason;
 use outrider_proxy_core::route::{
-    DirectResponse, HeaderMatch, PathMatch, Route as CompiledRoute, RouteAction as CompiledAction,
-    RouteMatch as CompiledMatch, RouteTable, RouteTimeouts, ValueMatch, VirtualHost as CompiledHost,
+    DirectResponse, Rewrite, Route as CompiledRoute, RouteAction as CompiledAction, RouteTable,
+    RouteTimeouts, VirtualHost as CompiledHost,
 };
 use outrider_xds_types::pb::envoy::config::core::v3::HeaderValueOption;
 use outrider_xds_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
-use outrider_xds_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use outrider_xds_types::pb::envoy::config::route::v3::route::Action;
-use outrider_xds_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
-use outrider_xds_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
-use outrider_xds_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
+use outrider_xds_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, MaxStreamDuration};
 use outrider_xds_types::pb::envoy::config::route::v3::{
-    HeaderMatcher, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
-    WeightedCluster,
+    RetryPolicy, Route, RouteAction, RouteConfiguration, VirtualHost,
 };
-use outrider_xds_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use outrider_xds_types::prost::Message;
+use outrider_xds_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use outrider_xds_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use outrider_xds_types::pb::google::protobuf::Any;
+use outrider_xds_types::prost::{Message, Name};
 
-use super::Slots;
-use super::fields::{Refusal, inline, join, limit, nothing_left};
+use super::fields::{Refusal, inline, join, limit, nothing_left, unpack};
+use super::{Slots, resilience};
+
+pub(super) mod matching;
+mod target;
+
+/// Most places that copies of a request go to.
+const MAX_MIRRORS: usize = 16;
 
 /// A compiled table and the slots of the clusters it leads to.
 pub type Table = (Arc<RouteTable>, Vec<u32>);
@@ -74,15 +82,54 @@ fn virtual_host(
     host.metadata = None;
     let domains = std::mem::take(&mut host.domains);
     let mut routes = Vec::new();
+    let of_all = OfHost {
+        retry: host.retry_policy.take().map(|policy| (policy, join(path, "retry_policy"))),
+        own: overrides(
+            std::mem::take(&mut host.typed_per_filter_config),
+            &join(path, "typed_per_filter_config"),
+        )?,
+    };
     for (n, one) in std::mem::take(&mut host.routes).into_iter().enumerate() {
-        routes.push(route(one, &join(path, &format!("routes[{n}]")), slots, clusters)?);
+        routes.push(route(one, &of_all, &join(path, &format!("routes[{n}]")), slots, clusters)?);
     }
     nothing_left(&host, path)?;
     Ok(CompiledHost { domains, routes })
 }
 
+/// What a virtual host says for those of its routes that say nothing.
+struct OfHost {
+    retry: Option<(RetryPolicy, String)>,
+    own: Overrides,
+}
+
+/// What takes the place of the listener's filters.
+#[derive(Default)]
+struct Overrides {
+    limit: Option<Arc<RateLimit>>,
+    fault: Option<Arc<Fault>>,
+}
+
+/// Reads them. Which filter is meant is known by the type; the names of filters mean nothing here.
+fn overrides(given: HashMap<String, Any>, path: &str) -> Result<Overrides, Refusal> {
+    let mut overrides = Overrides::default();
+    let mut given: Vec<_> = given.into_iter().collect();
+    given.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, any) in given {
+        let path = format!("{path}[{name}]");
+        if any.type_url == LocalRateLimit::type_url() && overrides.limit.is_none() {
+            overrides.limit = Some(resilience::rate_limit(unpack(&any, &path)?, &path)?);
+        } else if any.type_url == HttpFault::type_url() && overrides.fault.is_none() {
+            overrides.fault = Some(resilience::fault(unpack(&any, &path)?, &path)?);
+        } else {
+            return Err(Refusal::new(path, format!("`{}` is not supported here", any.type_url)));
+        }
+    }
+    Ok(overrides)
+}
+
 fn route(
     mut route: Route,
+    host: &OfHost,
     path: &str,
     slots: &mut Slots,
     clusters: &mut Vec<u32>,
@@ -90,7 +137,7 @@ fn route(
     let name = std::mem::take(&mut route.name).into();
     route.metadata = None;
     route.stat_prefix.clear();
-    let matches = matches(route.r#match.take().unwrap_or_default(), &join(path, "match"))?;
+    let matches = matching::matches(route.r#match.take().unwrap_or_default(), &join(path, "match"))?;
     let request_headers = edits(
         std::mem::take(&mut route.request_headers_to_add),
         std::mem::take(&mut route.request_headers_to_remove),
@@ -102,8 +149,35 @@ fn route(
         std::mem::take(&mut route.response_headers_to_remove),
         &join(path, "response_headers_to_add"),
     )?;
+    let own = overrides(
+        std::mem::take(&mut route.typed_per_filter_config),
+        &join(path, "typed_per_filter_config"),
+    )?;
+    let mut retry = None;
+    let mut rewrite = Rewrite::default();
+    let mut hash = Vec::new();
+    let mut mirrors = Vec::new();
     let (action, timeouts) = match route.action.take() {
-        Some(Action::Route(action)) => forward(action, &join(path, "route"), slots, clusters)?,
+        Some(Action::Route(mut action)) => {
+            let path = join(path, "route");
+            retry = action.retry_policy.take();
+            rewrite = target::rewrite(&mut action, &path)?;
+            hash = target::hash_policies(std::mem::take(&mut action.hash_policy), &path)?;
+            for (n, policy) in std::mem::take(&mut action.request_mirror_policies).into_iter().enumerate() {
+                let path = join(&path, &format!("request_mirror_policies[{n}]"));
+                mirrors.push(target::mirror(policy, &path, slots)?);
+            }
+            if mirrors.len() > MAX_MIRRORS {
+                let cause = format!("more than {MAX_MIRRORS}");
+                return Err(Refusal::new(join(&path, "request_mirror_policies"), cause));
+            }
+            clusters.extend(mirrors.iter().map(|mirror| mirror.cluster));
+            forward(action, &path, slots, clusters)?
+        }
+        Some(Action::Redirect(redirect)) => {
+            let redirect = target::redirect(redirect, &join(path, "redirect"))?;
+            (CompiledAction::Redirect(redirect), RouteTimeouts::default())
+        }
         Some(Action::DirectResponse(mut direct)) => {
             let path = join(path, "direct_response");
             let body = match direct.body.take() {
@@ -120,61 +194,38 @@ fn route(
                 RouteTimeouts::default(),
             )
         }
-        _ => return Err(Refusal::new(join(path, "action"), "only route and direct_response are supported")),
+        _ => {
+            return Err(Refusal::new(
+                join(path, "action"),
+                "only route, redirect and direct_response are supported",
+            ));
+        }
     };
     nothing_left(&route, path)?;
-    Ok(CompiledRoute { name, matches, action, timeouts, request_headers, response_headers })
-}
-
-fn matches(mut given: RouteMatch, path: &str) -> Result<CompiledMatch, Refusal> {
-    let matched_path = match given.path_specifier.take() {
-        Some(PathSpecifier::Prefix(prefix)) if prefix == "/" => PathMatch::Any,
-        Some(PathSpecifier::Prefix(prefix)) => PathMatch::Prefix(prefix.into_bytes().into()),
-        Some(PathSpecifier::Path(exact)) => PathMatch::Exact(exact.into_bytes().into()),
-        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => {
-            PathMatch::ElementPrefix(prefix.into_bytes().into())
-        }
-        _ => return Err(Refusal::new(join(path, "path_specifier"), "not supported, or missing")),
+    let given = match retry {
+        Some(policy) => Some((policy, join(path, "route.retry_policy"))),
+        None => host.retry.clone(),
     };
-    if given.case_sensitive.take().is_some_and(|b| !b.value) {
-        return Err(Refusal::new(join(path, "case_sensitive"), "paths are compared byte for byte"));
-    }
-    let mut method = None;
-    let mut headers = Vec::new();
-    for (n, matcher) in std::mem::take(&mut given.headers).into_iter().enumerate() {
-        let header = header_match(matcher, &join(path, &format!("headers[{n}]")))?;
-        match &header {
-            HeaderMatch { name, value: ValueMatch::Exact(value), invert: false }
-                if &**name == ":method" && method.is_none() =>
-            {
-                method = Some(String::from_utf8_lossy(value).into_owned().into_boxed_str());
-            }
-            _ => headers.push(header),
-        }
-    }
-    nothing_left(&given, path)?;
-    Ok(CompiledMatch { path: matched_path, method, headers })
-}
-
-fn header_match(mut matcher: HeaderMatcher, path: &str) -> Result<HeaderMatch, Refusal> {
-    let name = std::mem::take(&mut matcher.name);
-    let invert = std::mem::take(&mut matcher.invert_match);
-    let unsupported = || Refusal::new(join(path, "header_match_specifier"), "not supported");
-    let value = match matcher.header_match_specifier.take() {
-        None | Some(HeaderMatchSpecifier::PresentMatch(true)) => ValueMatch::Present,
-        Some(HeaderMatchSpecifier::StringMatch(mut matcher)) => {
-            let pattern = matcher.match_pattern.take();
-            nothing_left(&matcher, &join(path, "string_match"))?;
-            match pattern {
-                Some(MatchPattern::Exact(text)) => ValueMatch::Exact(text.into_bytes().into()),
-                Some(MatchPattern::Prefix(text)) => ValueMatch::Prefix(text.into_bytes().into()),
-                _ => return Err(unsupported()),
-            }
-        }
-        _ => return Err(unsupported()),
+    let (retry, response_head) = match given {
+        Some((policy, path)) => resilience::retry(policy, &path)?,
+        None => Default::default(),
     };
-    nothing_left(&matcher, path)?;
-    Ok(HeaderMatch { name: name.into(), value, invert })
+    let timeouts = RouteTimeouts { response_head, ..timeouts };
+    let (limit, fault) = (own.limit.or(host.own.limit.clone()), own.fault.or(host.own.fault.clone()));
+    Ok(CompiledRoute {
+        name,
+        matches,
+        action,
+        timeouts,
+        rewrite,
+        hash,
+        retry,
+        fault,
+        limit,
+        mirrors: mirrors.into(),
+        request_headers,
+        response_headers,
+    })
 }
 
 fn forward(
@@ -190,49 +241,30 @@ fn forward(
     };
     let compiled = match action.cluster_specifier.take() {
         Some(ClusterSpecifier::Cluster(name)) => CompiledAction::Cluster(slot(&name)),
-        Some(ClusterSpecifier::WeightedClusters(mut weighted)) => {
-            let path = join(path, "weighted_clusters");
-            let mut list = Vec::new();
-            for (n, mut one) in std::mem::take(&mut weighted.clusters).into_iter().enumerate() {
-                let name = std::mem::take(&mut one.name);
-                let weight = one.weight.take().map_or(0, |w| w.value);
-                nothing_left::<ClusterWeight>(&one, &join(&path, &format!("clusters[{n}]")))?;
-                list.push((slot(&name), weight));
-            }
-            nothing_left::<WeightedCluster>(&weighted, &path)?;
-            CompiledAction::Weighted(list)
+        Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+            CompiledAction::Weighted(target::split(weighted, &join(path, "weighted_clusters"), &mut slot)?)
         }
         _ => return Err(Refusal::new(join(path, "cluster_specifier"), "not supported, or missing")),
     };
     let total = match action.timeout.take() {
         // Absence means 15 s to Envoy, and must mean the same here.
-        None => Some(std::time::Duration::from_secs(15)),
+        None => Some(Duration::from_secs(15)),
         given => limit(given, &join(path, "timeout"))?,
     };
+    // Both end the exchange, and both count from its begin here.
+    let most = max_stream_duration(action.max_stream_duration.take(), &join(path, "max_stream_duration"))?;
+    let total = [total, most].into_iter().flatten().min();
     let idle = limit(action.idle_timeout.take(), &join(path, "idle_timeout"))?;
-    let response_head = match action.retry_policy.take() {
-        Some(policy) => per_try_timeout(policy, &join(path, "retry_policy"))?,
-        None => None,
-    };
     action.cluster_not_found_response_code = 0;
     nothing_left(&action, path)?;
-    Ok((compiled, RouteTimeouts { response_head, total, idle }))
+    Ok((compiled, RouteTimeouts { response_head: None, total, idle }))
 }
 
-/// The limit of one try, which here is the limit until the response head. Retries by policy are not supported;
-/// what is safe to repeat is repeated anyway.
-fn per_try_timeout(mut policy: RetryPolicy, path: &str) -> Result<Option<std::time::Duration>, Refusal> {
-    let retries = policy.num_retries.take().map_or(1, |n| n.value);
-    let on = std::mem::take(&mut policy.retry_on);
-    let connect_only =
-        on.split(',').all(|cause| matches!(cause.trim(), "" | "connect-failure" | "reset-before-request"));
-    if retries != 0 && !connect_only {
-        return Err(Refusal::new(join(path, "retry_on"), format!("`{on}` is not supported")));
-    }
-    policy.host_selection_retry_max_attempts = 0;
-    let timeout = limit(policy.per_try_timeout.take(), &join(path, "per_try_timeout"))?;
-    nothing_left(&policy, path)?;
-    Ok(timeout)
+fn max_stream_duration(given: Option<MaxStreamDuration>, path: &str) -> Result<Option<Duration>, Refusal> {
+    let mut given = given.unwrap_or_default();
+    let most = limit(given.max_stream_duration.take(), &join(path, "max_stream_duration"))?;
+    nothing_left(&given, path)?;
+    Ok(most)
 }
 
 /// The reason a route that answers by itself gives in its headers, if it is one of ours.
@@ -282,3 +314,6 @@ fn literal(value: Vec<u8>) -> Option<Vec<u8>> {
     }
     Some(text)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,8 @@
 //! caller ◄── to_client ◄──head, scan── connection.inbox ◄── endpoint
 //! ```
 //! Holds: nothing is read that cannot be held (back-pressure); what the scanner did not accept is not
-//! forwarded; a response that ends before its request leaves neither connection reusable. Does not: decide
-//! about retries, or answer by itself.
+//! forwarded; a response that ends before its request leaves neither connection reusable; a response that leads to
+//! another attempt is seen by nobody. Does not: answer by itself.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,8 +16,11 @@ use std::time::{Duration, Instant};
 
 use outrider_proxy_core::http1::body::{BodyError, BodyFraming, BodyScanner};
 use outrider_proxy_core::http1::encode::{self, Delivery, ResponseEncoding};
-use outrider_proxy_core::http1::{Limits, Parsed, Version};
+use outrider_proxy_core::http1::{Limits, Parsed, ResponseHead, Version};
+use outrider_proxy_core::outlier::Outcome as EndpointOutcome;
 use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
+use outrider_proxy_core::retry::hops::ATTEMPTS;
+use outrider_proxy_core::retry::{Ended, Facts, REPLAY_LIMIT};
 use outrider_proxy_core::route::Route;
 use outrider_proxy_core::stats::ListenerStats;
 use tokio::io::AsyncWrite;
@@ -27,7 +30,7 @@ use crate::buffers::{Filled, SIZES};
 use crate::config::HttpService;
 use crate::stream::Stream;
 use crate::upstream::Connection;
-use crate::worker::{Heads, Open, Stage, Worker};
+use crate::worker::{Heads, Open, Worker};
 
 /// Body bytes up to this many are copied behind a head, which saves a system call.
 const JOIN: usize = SIZES[0];
@@ -47,6 +50,11 @@ pub(super) enum Outcome {
     },
     /// The 101 is with the caller: what follows is opaque.
     Tunnel,
+    /// There was a response, which the caller does not get: the request is sent again.
+    Again {
+        /// Whether the endpoint's connection can serve another request.
+        reuse: bool,
+    },
 }
 
 /// A final response under way.
@@ -92,12 +100,16 @@ pub(super) struct Exchange<'a, 'c> {
     interim: u32,
     switched: bool,
     response: Option<Response>,
+    /// The response is left out: its status, and whether the connection can be used again.
+    left_out: Option<(u16, bool)>,
     told: Option<u32>,
 
     bytes_in: u64,
     bytes_out: u64,
     progress: u64,
     progress_at: u64,
+    /// Bytes that sessions had handed to the kernel by then.
+    sealed: u64,
     idle_ms: u64,
     head_ms: u64,
     head_at: u64,
@@ -105,7 +117,7 @@ pub(super) struct Exchange<'a, 'c> {
     armed: u64,
 }
 
-fn millis(limit: Option<Duration>) -> u64 {
+pub(super) fn millis(limit: Option<Duration>) -> u64 {
     limit.map_or(NEVER, |limit| u64::try_from(limit.as_millis()).unwrap_or(NEVER))
 }
 
@@ -121,9 +133,9 @@ impl<'a, 'c> Exchange<'a, 'c> {
         began: u64,
     ) -> Self {
         let worker = &*open.worker;
-        let now = worker.timers.now();
+        let now = worker.timers.lately();
         let limits = route.timeouts;
-        let ready_up = std::mem::take(&mut asking.accepted);
+        let ready_up = std::mem::take(&mut asking.accepted) as usize;
         Self {
             open,
             worker,
@@ -148,15 +160,17 @@ impl<'a, 'c> Exchange<'a, 'c> {
             interim: 0,
             switched: false,
             response: None,
+            left_out: None,
             told: None,
             bytes_in: 0,
             bytes_out: 0,
             progress: 0,
             progress_at: now,
+            sealed: 0,
             idle_ms: millis(limits.idle.or(service.idle)),
             head_ms: millis(limits.response_head),
             head_at: NEVER,
-            total_at: began.saturating_add(millis(limits.total)),
+            total_at: total_at(began, route),
             armed: NEVER,
         }
     }
@@ -165,8 +179,14 @@ impl<'a, 'c> Exchange<'a, 'c> {
     pub(super) async fn run(&mut self, heads: &mut Heads, out: &mut Vec<u8>) -> Result<Outcome, ProxyError> {
         self.client.downstream.alarm.set_at(NEVER, 0);
         heads.response.reset();
-        self.join_body(out)?;
+        self.join_body(heads, out)?;
         poll_fn(|cx| self.poll(cx, heads, out)).await
+    }
+
+    /// Of the response, as far as there is one.
+    pub(super) fn status(&self) -> Option<u16> {
+        let answered = self.response.as_ref().map(|response| response.status);
+        answered.or(self.left_out.map(|(status, _)| status)).or(self.switched.then_some(101))
     }
 
     /// Whether a reply of our own would no longer be understood: a byte of a final response, or a part of an
@@ -178,6 +198,12 @@ impl<'a, 'c> Exchange<'a, 'c> {
     /// Whether everything that was sent is still here: in `out`, or accepted and at the front of the inbox.
     pub(super) fn is_replayable(&self) -> bool {
         self.moved_up == 0
+    }
+
+    /// How long the endpoint was silent before it answered, whatever it said: one that only fails would else be one that
+    /// nobody knows, which is tried first.
+    pub(super) fn answered(&self) -> Option<Duration> {
+        self.response.as_ref().map(|_| self.waited)
     }
 
     /// Adds to the listener's numbers.
@@ -198,14 +224,14 @@ impl<'a, 'c> Exchange<'a, 'c> {
     pub(super) fn into_connection(self) -> (Connection, Option<u32>) {
         let Self { worker, asking, mut connection, to_client, ready_up, told, .. } = self;
         // The scanner has them behind it, so the next try must send them before it reads on.
-        asking.accepted = ready_up;
+        asking.accepted = ready_up as u32;
         connection.inbox.park(&worker.buffers);
         worker.buffers.give_scratch(to_client);
         (connection, told)
     }
 
     /// Copies a small body that is here already behind the head.
-    fn join_body(&mut self, out: &mut Vec<u8>) -> Result<(), ProxyError> {
+    fn join_body(&mut self, heads: &Heads, out: &mut Vec<u8>) -> Result<(), ProxyError> {
         self.bytes_in += out.len() as u64;
         let nothing = self.ready_up > 0 || self.asking.body.is_done() || self.client.inbox.is_empty();
         if nothing || out.len() >= JOIN {
@@ -213,6 +239,7 @@ impl<'a, 'c> Exchange<'a, 'c> {
         }
         let scan = self.asking.body.scan(self.client.inbox.bytes()).map_err(invalid_request_body)?;
         self.bytes_in += scan.consumed as u64;
+        self.tap(heads, scan.consumed);
         if out.len() + scan.consumed <= JOIN {
             out.extend_from_slice(&self.client.inbox.bytes()[..scan.consumed]);
             self.client.inbox.consume(scan.consumed);
@@ -222,22 +249,30 @@ impl<'a, 'c> Exchange<'a, 'c> {
         Ok(())
     }
 
+    /// Gives so many bytes, which were just accepted, to copies of the request.
+    fn tap(&self, heads: &Heads, accepted: usize) {
+        if let Some(taps) = &heads.taps {
+            let bytes = self.client.inbox.bytes().get(..accepted).unwrap_or_default();
+            taps.push(bytes, self.asking.body.is_done());
+        }
+    }
+
     fn poll(
         &mut self,
         cx: &mut Task<'_>,
         heads: &mut Heads,
-        out: &[u8],
+        out: &mut Vec<u8>,
     ) -> Poll<Result<Outcome, ProxyError>> {
+        self.worker.timers.now();
         loop {
-            if self.open.stage() == Stage::Cut {
-                return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::Draining)));
-            }
+            let peer = self.client.downstream.peer.as_deref();
+            heads.watched(out).may_go_on(self.open, peer)?;
             if !self.request_done && !self.refused {
-                match self.poll_request(cx, out) {
+                match self.poll_request(cx, heads, out) {
                     Poll::Ready(Ok(())) => {
                         self.request_done = true;
                         self.asked_at.get_or_insert_with(Instant::now);
-                        self.head_at = self.worker.timers.now().saturating_add(self.head_ms);
+                        self.head_at = self.worker.timers.lately().saturating_add(self.head_ms);
                     }
                     Poll::Ready(Err(error)) if error.side == Side::Upstream => self.refused = true,
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -248,7 +283,7 @@ impl<'a, 'c> Exchange<'a, 'c> {
                 return Poll::Ready(outcome);
             }
             if self.request_done && !self.switched {
-                ready_or_pending(self.watch_client(cx))?;
+                ready_or_pending(self.client.watch(cx, self.worker))?;
             }
             match self.poll_deadline(cx) {
                 // Progress has moved the deadline meanwhile.
@@ -259,7 +294,12 @@ impl<'a, 'c> Exchange<'a, 'c> {
         }
     }
 
-    fn poll_request(&mut self, cx: &mut Task<'_>, out: &[u8]) -> Poll<Result<(), ProxyError>> {
+    fn poll_request(
+        &mut self,
+        cx: &mut Task<'_>,
+        heads: &Heads,
+        out: &mut Vec<u8>,
+    ) -> Poll<Result<(), ProxyError>> {
         self.waits_for_client = false;
         loop {
             if self.sent < out.len() {
@@ -268,7 +308,7 @@ impl<'a, 'c> Exchange<'a, 'c> {
                 self.sent += n;
                 self.progress += n as u64;
                 if self.sent == out.len() {
-                    self.asking.own.pause(self.worker.timers.now());
+                    self.asking.own.pause(self.worker.timers.lately());
                 }
             } else if self.ready_up > 0 {
                 let bytes = &self.client.inbox.bytes()[..self.ready_up];
@@ -282,8 +322,18 @@ impl<'a, 'c> Exchange<'a, 'c> {
                 return Poll::Ready(Ok(()));
             } else if !self.client.inbox.is_empty() {
                 let scan = self.asking.body.scan(self.client.inbox.bytes()).map_err(invalid_request_body)?;
-                self.ready_up = scan.consumed;
                 self.bytes_in += scan.consumed as u64;
+                self.tap(heads, scan.consumed);
+                if self.keeps(out.len() + scan.consumed) {
+                    if out.capacity() < out.len() + scan.consumed {
+                        // All at once, and no more than scratch space may have that is used again.
+                        out.reserve_exact(REPLAY_LIMIT.saturating_sub(out.len()));
+                    }
+                    out.extend_from_slice(&self.client.inbox.bytes()[..scan.consumed]);
+                    self.client.inbox.consume(scan.consumed);
+                } else {
+                    self.ready_up = scan.consumed;
+                }
             } else {
                 let Client { downstream, inbox, .. } = &mut *self.client;
                 inbox.prefer(self.class_up, &self.worker.buffers);
@@ -315,6 +365,9 @@ impl<'a, 'c> Exchange<'a, 'c> {
                     ready!(Pin::new(&mut self.client.downstream.stream).poll_flush(cx))
                         .map_err(client_gone)?;
                     return Poll::Ready(Ok(Outcome::Tunnel));
+                }
+                if let Some((_, reuse)) = self.left_out {
+                    return Poll::Ready(Ok(Outcome::Again { reuse }));
                 }
                 ready!(self.poll_head(cx, heads))?;
                 continue;
@@ -362,7 +415,7 @@ impl<'a, 'c> Exchange<'a, 'c> {
             self.progress += n as u64;
         }
         if self.written > 0 && self.response.is_some() {
-            self.asking.own.pause(self.worker.timers.now());
+            self.asking.own.pause(self.worker.timers.lately());
         }
         self.to_client.clear();
         self.written = 0;
@@ -444,18 +497,37 @@ impl<'a, 'c> Exchange<'a, 'c> {
             self.connection.inbox.consume(head.length());
             return Ok(());
         }
-        self.asking.own.start(self.worker.timers.now());
+        self.asking.own.start(self.worker.timers.lately());
         let framing = head
             .framing(&self.asking.asked)
             .map_err(|e| ProxyError::new(Side::Upstream, e.upstream_reason()).with_source(e))?;
+        let status = head.status();
+        let failed = self.route.retry.wants(status);
+        // Whoever is behind us has repeated it as often as that makes sense.
+        let settled = failed && head.values(bytes, ATTEMPTS.as_bytes()).next().is_some();
+        if failed && !settled && self.repeats(status) {
+            self.leave_out(head, framing);
+            return Ok(());
+        }
+        let bytes = self.connection.inbox.bytes();
         // The rest of a request that is answered early will not be read, so nothing can follow it.
         let keep = self.asking.persistent && self.request_done && self.open.may_stay();
         let delivery = Delivery::of(head, framing, client, keep);
-        let how = ResponseEncoding { delivery, edits: Some(&self.route.response_headers), append: b"" };
+        let mut lines = None;
+        if let Some(made) = &self.asking.made {
+            self.route.set_cookie(**made, lines.insert(self.worker.buffers.take_scratch()));
+        }
+        if let Some(attempts) = self.asking.tries.told().filter(|_| failed && !settled) {
+            attempts.write_line(lines.get_or_insert_with(|| self.worker.buffers.take_scratch()));
+        }
+        let append = lines.as_deref().unwrap_or_default();
+        let how = ResponseEncoding { delivery, edits: Some(&self.route.response_headers), append };
         encode::response(head, bytes, &how, &mut self.to_client);
+        if let Some(lines) = lines {
+            self.worker.buffers.give_scratch(lines);
+        }
         self.told = head.keep_alive_timeout();
         let reusable = head.is_persistent() && framing != BodyFraming::UntilClose;
-        let status = head.status();
         self.connection.inbox.consume(head.length());
         if delivery.tunnel {
             self.switched = true;
@@ -467,6 +539,41 @@ impl<'a, 'c> Exchange<'a, 'c> {
             self.accept_body()?;
         }
         Ok(())
+    }
+
+    /// Whether body bytes that make what is sent so long are to be kept, because they may have to be sent again.
+    fn keeps(&self, length: usize) -> bool {
+        let (tries, policy) = (&self.asking.tries, &self.route.retry);
+        self.moved_up == 0 && length <= REPLAY_LIMIT && tries.repeatable && tries.attempts <= policy.retries
+    }
+
+    /// Whether the request is sent again, because the response has this status.
+    fn repeats(&mut self, status: u16) -> bool {
+        let facts = Facts {
+            idempotent: self.asking.method.is_idempotent(),
+            whole: self.is_replayable() && !self.response_started(),
+            left_ms: self.total_at.saturating_sub(self.worker.timers.lately()),
+            ..Facts::default()
+        };
+        let upstream = self.connection.upstream();
+        let random = self.worker.random();
+        self.asking.tries.decide(&self.route.retry, upstream, Ended::Status(status), facts, random)
+    }
+
+    /// Passes over a response. Its body is not waited for: if it is not here, the connection is not used again.
+    fn leave_out(&mut self, head: &ResponseHead, framing: BodyFraming) {
+        let inbox = &mut self.connection.inbox;
+        self.told = head.keep_alive_timeout();
+        inbox.consume(head.length());
+        let mut body = BodyScanner::new(framing);
+        if !body.is_done()
+            && let Ok(scan) = body.scan(inbox.bytes())
+        {
+            inbox.consume(scan.consumed);
+        }
+        let whole = self.request_done && !self.refused && body.is_done() && inbox.is_empty();
+        let reuse = whole && head.is_persistent() && framing != BodyFraming::UntilClose;
+        self.left_out = Some((head.status(), reuse));
     }
 
     /// Checks what was read of the body and puts it on its way: copied if it is small and follows a head or
@@ -515,38 +622,22 @@ impl<'a, 'c> Exchange<'a, 'c> {
         Outcome::Done { keep, reuse }
     }
 
-    /// Notices a caller that is gone while we wait for the endpoint; reads ahead at most one block.
-    fn watch_client(&mut self, cx: &mut Task<'_>) -> Poll<Result<(), ProxyError>> {
-        let Client { downstream, inbox, half_closed, reset, .. } = &mut *self.client;
-        let gone = || ProxyError::new(Side::Downstream, Reason::ClientGone);
-        while !inbox.is_full() {
-            if *half_closed {
-                ready!(reset.poll(cx, &downstream.stream));
-                return Poll::Ready(Err(gone().with_source(io::Error::from(io::ErrorKind::ConnectionReset))));
-            }
-            match ready!(inbox.poll_fill(cx, &mut downstream.stream, &self.worker.buffers, 0)) {
-                Ok(Filled::Bytes(_)) => {}
-                // It may have only ended its sending, and still wants the answer.
-                Ok(Filled::End) => *half_closed = true,
-                Err(e) => return Poll::Ready(Err(gone().with_source(e))),
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
     /// `Ready(None)`: look again. `Ready(Some)`: a limit has passed.
     fn poll_deadline(&mut self, cx: &Task<'_>) -> Poll<Option<ProxyError>> {
         let alarm = &self.client.downstream.alarm;
         let rung = alarm.poll_rung(cx).is_ready();
-        if self.progress > 0 || self.armed == NEVER {
+        // What a session has taken moves on for as long as its peer reads.
+        let sealed = self.client.downstream.stream.sent() + self.connection.stream.sent();
+        if self.progress > 0 || sealed != self.sealed || self.armed == NEVER {
             self.progress = 0;
-            self.progress_at = alarm.now();
+            self.sealed = sealed;
+            self.progress_at = alarm.lately();
         }
         let head_at = if self.response.is_none() { self.head_at } else { NEVER };
         let idle_at = self.progress_at.saturating_add(self.idle_ms);
         let next = self.total_at.min(head_at).min(idle_at);
         if rung {
-            let now = alarm.now();
+            let now = alarm.lately();
             if now >= next {
                 return Poll::Ready(Some(self.too_late(now, head_at)));
             }
@@ -582,6 +673,51 @@ impl<'a, 'c> Exchange<'a, 'c> {
             // Neither moves, or the caller does not read.
             ProxyError::new(side, Reason::IdleTimeout)
         }
+    }
+}
+
+/// When the whole exchange has to be over.
+pub(super) fn total_at(began: u64, route: &Route) -> u64 {
+    began.saturating_add(millis(route.timeouts.total))
+}
+
+/// What an attempt that failed means for another one; `None` if there is none.
+pub(super) fn ended(error: &ProxyError, reused: bool) -> Option<Ended> {
+    match (error.retry, error.reason) {
+        (Retry::Safe, _) => Some(Ended::Unprocessed),
+        (Retry::OnReusedConnection, _) if reused => Some(Ended::Raced),
+        (_, Reason::UpstreamReset | Reason::UpstreamClosedBeforeResponse) => Some(Ended::Broken),
+        (_, Reason::UpstreamClosedReusedConnection) => Some(Ended::Broken),
+        (_, Reason::RequestTimeout) => Some(Ended::TimedOut),
+        _ => None,
+    }
+}
+
+/// What an attempt says of its endpoint; `None` is nothing: the caller left, the proxy refused, is short of memory
+/// itself, or lost the race for an idle connection.
+pub(super) fn outcome(
+    outcome: &Result<Outcome, ProxyError>,
+    status: Option<u16>,
+    saving: bool,
+) -> Option<EndpointOutcome> {
+    use Reason::{
+        RequestTimeout, TotalTimeout, UpstreamBodyIncomplete, UpstreamBodyInvalid,
+        UpstreamClosedBeforeResponse, UpstreamHeaderTooLarge, UpstreamIdleTimeout, UpstreamProtocolError,
+        UpstreamReset,
+    };
+    match outcome {
+        Ok(_) => status.map(EndpointOutcome::Answered),
+        Err(error) if error.side != Side::Upstream => None,
+        Err(error) => match error.reason {
+            UpstreamClosedBeforeResponse
+            | UpstreamReset
+            | UpstreamProtocolError
+            | UpstreamHeaderTooLarge
+            | UpstreamBodyIncomplete
+            | UpstreamBodyInvalid => Some(EndpointOutcome::NoAnswer),
+            RequestTimeout | TotalTimeout | UpstreamIdleTimeout if !saving => Some(EndpointOutcome::NoAnswer),
+            _ => None,
+        },
     }
 }
 

@@ -5,15 +5,18 @@
 //! | `exit` | ends with status 1 before it does anything |
 //! | `never-ready` | works, but never says that it is ready |
 //! | `crash-after=10s` | aborts this long after its start |
+//! | `escape-after=2s` | this long after its start it reads a file that is none of its business, says what came of it, and executes another program |
 //! | `leak=8MiB` | loses this much memory every second |
 //! | `delay=200ms` | answers every HTTP request this much later |
+//! | `panic-after=1s` | a worker panics at the first HTTP request this long after the start |
 //! | `refuse=1%` | answers this share of HTTP requests with `503` and a reason of its own |
 //!
 //! Holds: a fault that is not understood ends the program with status 64, so that no test passes for the lack of
 //! it. Does not: exist unless the cargo feature `faults` is on, which no release has.
 
 use std::cell::Cell;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use outrider_proxy_core::reason::{ProxyError, Reason, Side};
 
@@ -23,6 +26,8 @@ enum Fault {
     Exit,
     NeverReady,
     CrashAfter(Duration),
+    EscapeAfter(Duration),
+    PanicAfter(Duration),
     /// Bytes per second.
     Leak(usize),
     Delay(Duration),
@@ -38,6 +43,8 @@ impl Fault {
             "exit" => Some(Self::Exit),
             "never-ready" => Some(Self::NeverReady),
             "crash-after" => time(value).map(Self::CrashAfter),
+            "escape-after" => time(value).map(Self::EscapeAfter),
+            "panic-after" => time(value).map(Self::PanicAfter),
             "leak" => Some(Self::Leak((number("MiB")? as usize).checked_mul(1 << 20)?)),
             "delay" => time(value).map(Self::Delay),
             "refuse" => {
@@ -56,6 +63,9 @@ fn time(text: &str) -> Option<Duration> {
     }
 }
 
+/// When the first request is one too many.
+static PANIC_AT: OnceLock<Instant> = OnceLock::new();
+
 fn fault() -> Option<Fault> {
     Fault::parse(super::text(&super::stamp().fault)?)
 }
@@ -72,6 +82,10 @@ pub fn start() -> Result<(), u8> {
             pause(time);
             std::process::abort();
         }),
+        Fault::EscapeAfter(time) => later(move || {
+            pause(time);
+            escape();
+        }),
         Fault::Leak(bytes) => later(move || {
             loop {
                 // Written, so that it becomes resident.
@@ -79,12 +93,24 @@ pub fn start() -> Result<(), u8> {
                 pause(Duration::from_millis(100));
             }
         }),
+        Fault::PanicAfter(time) => {
+            let _ = PANIC_AT.set(Instant::now() + time);
+            Ok(())
+        }
         Fault::NeverReady | Fault::Delay(_) | Fault::Refuse(_) => Ok(()),
     }
 }
 
 fn later(what: impl FnOnce() + Send + 'static) -> Result<(), u8> {
     std::thread::Builder::new().name("fault".into()).spawn(what).map(drop).map_err(|_| 71)
+}
+
+/// What somebody does who got to run code in here.
+#[allow(clippy::print_stderr, reason = "the outcome is for whoever reads the log")]
+fn escape() {
+    use std::os::unix::process::CommandExt;
+    eprintln!("escape: reading: {:?}", std::fs::read("/etc/passwd").map(|bytes| bytes.len()));
+    eprintln!("escape: executing: {}", std::process::Command::new("/bin/true").exec());
 }
 
 /// Time itself is the subject.
@@ -98,6 +124,11 @@ pub fn may_be_ready() -> bool {
     fault() != Some(Fault::NeverReady)
 }
 
+#[allow(clippy::panic, reason = "the fault is to panic")]
+fn a_defect() -> ! {
+    panic!("a defect\non purpose");
+}
+
 /// Before an HTTP request is served; an error is to be answered instead.
 ///
 /// # Errors
@@ -105,6 +136,9 @@ pub fn may_be_ready() -> bool {
 pub async fn before_request() -> Result<(), ProxyError> {
     thread_local! {
         static REQUESTS: Cell<u32> = const { Cell::new(0) };
+    }
+    if PANIC_AT.get().is_some_and(|at| Instant::now() >= *at) {
+        a_defect();
     }
     match fault() {
         Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
@@ -131,7 +165,9 @@ mod tests {
             ("exit", Some(Fault::Exit)),
             ("never-ready", Some(Fault::NeverReady)),
             ("crash-after=10s", Some(Fault::CrashAfter(Duration::from_secs(10)))),
+            ("escape-after=1s", Some(Fault::EscapeAfter(Duration::from_secs(1)))),
             ("crash-after=500ms", Some(Fault::CrashAfter(Duration::from_millis(500)))),
+            ("panic-after=2s", Some(Fault::PanicAfter(Duration::from_secs(2)))),
             ("leak=8MiB", Some(Fault::Leak(8 << 20))),
             ("delay=200ms", Some(Fault::Delay(Duration::from_millis(200)))),
             ("refuse=1%", Some(Fault::Refuse(100))),

@@ -12,12 +12,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use outrider_proxy_core::reason::{ProxyError, Reason, Side};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
 use super::{MAX_CONNECTIONS, Open, Serving, Worker, share_of_unknown};
-use crate::log;
-use crate::{connection, stream};
+use crate::liveness::Probes;
+use crate::{connection, descriptors, log, stream};
 
 /// Pause after the kernel refused another descriptor.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
@@ -35,6 +36,10 @@ enum Socket {
 impl Ear {
     pub(super) fn new(socket: std::net::TcpListener) -> io::Result<Rc<Self>> {
         socket.set_nonblocking(true)?;
+        // Whoever comes in by it is probed, unless that cannot vanish. To go without is no reason not to listen.
+        if !socket.local_addr().is_ok_and(|address| address.ip().is_loopback()) {
+            let _ = Probes::CALLERS.apply(SockRef::from(&socket));
+        }
         Ok(Rc::new(Self { socket: RefCell::new(Some(Socket::Resting(socket))) }))
     }
 
@@ -82,7 +87,9 @@ pub(super) async fn accept(worker: Rc<Worker>, serving: Rc<Serving>, ear: Rc<Ear
             Ok(tcp) => begin(&worker, &serving, tcp),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::warn!(listener = &*serving.name, %error, "accepting pauses");
+                if !descriptors::is_shortage(&error) || descriptors::feel() {
+                    tracing::warn!(listener = &*serving.name, %error, "accepting pauses");
+                }
                 tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
             }
         }

@@ -5,13 +5,15 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use outrider_handover::Connections;
+use outrider_proxy_core::reason::{ProxyError, Reason, Side};
 use outrider_proxy_core::stats::ListenerStats;
 use tokio::task::JoinHandle;
 
 use super::Worker;
-use crate::config::Listener;
+use crate::config::{HttpService, Listener, Service};
 
 /// How far a drain has come. Only ever goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,7 +24,9 @@ pub enum Stage {
     /// Every response says that it is the connection's last; what is idle stays, because a request may be on its
     /// way.
     Draining,
-    /// The deadline is near: idle connections are closed, WebSockets are told.
+    /// Connections that have brought no request since the begin are closed.
+    Parting,
+    /// The deadline is near: WebSockets are told.
     Closing,
     /// It is here: everything ends as it is.
     Cut,
@@ -59,11 +63,16 @@ pub enum Kind {
     Ending,
 }
 
+/// A service of HTTP as this worker's requests hold it: copied with each of them, without an atomic operation.
+pub type Http = Rc<Arc<HttpService>>;
+
 /// A listener on this worker. Outlives its configuration, because its numbers do.
 pub struct Serving {
     /// Resource name.
     pub name: Arc<str>,
     config: RefCell<Arc<Listener>>,
+    /// What of it is HTTP: without and with TLS.
+    http: RefCell<[Option<Http>; 2]>,
     /// Numbers.
     pub stats: RefCell<ListenerStats>,
     pub(super) acceptors: RefCell<Vec<JoinHandle<()>>>,
@@ -73,11 +82,20 @@ pub struct Serving {
     changes: Cell<u64>,
 }
 
+fn http_of(config: &Listener) -> [Option<Http>; 2] {
+    let secure = config.tls.as_ref().map(|(_, service)| service);
+    [config.plain.as_ref(), secure].map(|service| match service? {
+        Service::Http(http) => Some(Rc::new(Arc::clone(http))),
+        Service::Tcp(_) => None,
+    })
+}
+
 impl Serving {
     pub(super) fn new(config: &Arc<Listener>, stage: Stage) -> Rc<Self> {
         Rc::new(Self {
             name: Arc::clone(&config.name),
             config: RefCell::new(Arc::clone(config)),
+            http: RefCell::new(http_of(config)),
             stats: RefCell::default(),
             acceptors: RefCell::default(),
             removed: Cell::new(false),
@@ -92,15 +110,24 @@ impl Serving {
         Arc::clone(&self.config.borrow())
     }
 
+    /// What is served in HTTP now to connections with or without TLS; `None` if they get something else.
+    pub fn http(&self, secure: bool) -> Option<Http> {
+        self.http.borrow()[usize::from(secure)].clone()
+    }
+
     /// Says whether connections are to be woken, because what they carry is not asked about with every request.
     pub(super) fn configure(&self, config: &Arc<Listener>) -> bool {
         let former = self.config.replace(Arc::clone(config));
         if Arc::ptr_eq(&former, config) {
             return false;
         }
+        *self.http.borrow_mut() = http_of(config);
+        self.stats.borrow_mut().keep_audited(|policy| config.audits(policy));
         self.changes.set(self.changes.get() + 1);
         let open = self.open.get();
-        open.tcp + open.websocket > 0
+        // What a long response of HTTP/1 is about is asked again only if that may have another answer.
+        let streams = if config.has_streams() || !former.admits_as(config) { open.http } else { 0 };
+        open.tcp + open.websocket + streams > 0
     }
 
     /// How often the configuration has changed.
@@ -162,6 +189,10 @@ pub struct Open {
     /// What it came in by.
     pub serving: Rc<Serving>,
     kind: Cell<Kind>,
+    /// What it counts as: one, or the streams on it that are no WebSockets.
+    weight: Cell<u32>,
+    /// WebSockets on it that are streams.
+    sockets: Cell<u32>,
 }
 
 impl Open {
@@ -171,18 +202,60 @@ impl Open {
         let mut stats = serving.stats.borrow_mut();
         stats.connections += 1;
         stats.active_connections += 1;
-        Self { worker: Rc::clone(worker), serving: Rc::clone(serving), kind: Cell::new(Kind::Greeting) }
+        Self {
+            worker: Rc::clone(worker),
+            serving: Rc::clone(serving),
+            kind: Cell::new(Kind::Greeting),
+            weight: Cell::new(1),
+            sockets: Cell::new(0),
+        }
     }
 
     /// Says what it carries from now on.
     pub fn becomes(&self, kind: Kind) {
-        self.serving.count(self.kind.replace(kind), |n| *n = n.saturating_sub(1));
+        self.recount(self.sockets.get(), 0, Kind::WebSocket);
+        self.sockets.set(0);
+        let weight = u64::from(self.weight.replace(1));
+        self.serving.count(self.kind.replace(kind), |n| *n = n.saturating_sub(weight));
         self.serving.count(kind, |n| *n += 1);
+    }
+
+    /// Says how many requests it carries at once, and how many of them are WebSockets. One that carries none is one that
+    /// is open.
+    pub fn weigh(&self, requests: usize, sockets: usize) {
+        let whole = |n| u32::try_from(n).unwrap_or(u32::MAX);
+        let now = whole(requests.saturating_sub(sockets)).max(u32::from(sockets == 0));
+        self.recount(self.weight.replace(now), now, self.kind.get());
+        let sockets = whole(sockets);
+        self.recount(self.sockets.replace(sockets), sockets, Kind::WebSocket);
+    }
+
+    fn recount(&self, before: u32, now: u32, kind: Kind) {
+        if now != before {
+            let (before, now) = (u64::from(before), u64::from(now));
+            self.serving.count(kind, |n| *n = n.saturating_sub(before).saturating_add(now));
+        }
     }
 
     /// How far the drain of its listener has come.
     pub fn stage(&self) -> Stage {
         self.serving.stage()
+    }
+
+    /// Waits for `future`, which polls an alarm, but not beyond the end of a drain.
+    ///
+    /// # Errors
+    /// Those of `future`, and [`Reason::Draining`].
+    pub async fn unless_cut<T>(
+        &self,
+        future: impl Future<Output = Result<T, ProxyError>>,
+    ) -> Result<T, ProxyError> {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| match self.stage() {
+            Stage::Cut => Poll::Ready(Err(ProxyError::new(Side::Local, Reason::Draining))),
+            _ => future.as_mut().poll(cx),
+        })
+        .await
     }
 
     /// Whether it may wait for another request after this one.
@@ -194,7 +267,9 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.worker.connections.set(self.worker.connections.get().saturating_sub(1));
-        self.serving.count(self.kind.get(), |n| *n = n.saturating_sub(1));
+        let weight = u64::from(self.weight.get());
+        self.serving.count(self.kind.get(), |n| *n = n.saturating_sub(weight));
+        self.recount(self.sockets.get(), 0, Kind::WebSocket);
         {
             let mut stats = self.serving.stats.borrow_mut();
             stats.active_connections = stats.active_connections.saturating_sub(1);

@@ -152,6 +152,36 @@ async fn descriptor_three_is_the_agent() {
 }
 
 #[tokio::test]
+async fn a_spare_waits_for_its_part_and_goes_when_it_has_none() {
+    let spare = |theirs| {
+        let child = Command::new("sh")
+            .args(["-c", "exec \"$0\" --control-fd 3 --spare --confine 3<&0 0</dev/null", PROGRAM])
+            .stdin(theirs)
+            .spawn();
+        Running(child.unwrap())
+    };
+    let (mut agent, theirs) = Channel::pair().unwrap();
+    let running = spare(theirs);
+    let xds = tempfile::tempdir().unwrap().path().join("xds.sock");
+    assert_eq!(soon("waiting", agent.recv::<FromProxy>()).await.unwrap().unwrap().0, FromProxy::Waiting);
+    agent.send(&ToProxy::Begin { generation: 7, hold: true, xds }, &[]).await.unwrap();
+    let hello: FromProxy = soon("hello", agent.recv()).await.unwrap().unwrap().0;
+    let FromProxy::Hello { pid, generation, state, .. } = hello else { panic!("{hello:?}") };
+    assert_eq!((pid, generation, state), (running.0.id(), 7, outrider_handover::State::Held));
+
+    let ended = |mut running: Running| tokio::task::spawn_blocking(move || running.0.wait().unwrap());
+    let (agent, theirs) = Channel::pair().unwrap();
+    let running = spare(theirs);
+    drop(agent);
+    assert!(soon("the end", ended(running)).await.unwrap().success());
+    let (mut agent, theirs) = Channel::pair().unwrap();
+    let running = spare(theirs);
+    agent.send(&ToProxy::Accept, &[]).await.unwrap();
+    assert!(!soon("the end", ended(running)).await.unwrap().success());
+}
+
+/// Edge case 47.
+#[tokio::test]
 async fn without_descriptors_callers_wait_and_are_served_later() {
     let origin = Origin::bind().await.answer_all("a");
     let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
@@ -345,4 +375,41 @@ async fn near_its_limit_of_memory_it_sheds_and_lives() {
         }
     })
     .await;
+}
+
+/// KiB of the program's own code that are resident in a process.
+fn code_kib(pid: u32) -> u64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let program = std::fs::canonicalize(PROGRAM).unwrap().display().to_string();
+    let code = |line: &&str| line.contains(" r-xp ") && line.ends_with(&program);
+    let after = smaps.lines().skip_while(|line| !code(line));
+    let rss = after.filter_map(|line| line.strip_prefix("Rss:")).next().unwrap();
+    rss.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test]
+async fn what_only_starting_needed_is_given_back_and_everything_works_without_it() {
+    let origin = Origin::bind().await.answer_all("a");
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let file = directory.path().join("snapshot");
+    snapshot(&file, at, origin);
+    let child = Command::new(PROGRAM).args(["--standalone", "--snapshot"]).arg(&file).spawn().unwrap();
+    let running = Running(child);
+    let mut app = connect(at).await;
+    app.send(GET).await;
+    assert_eq!(app.response().await.1, "a");
+    let mut most = 0;
+    soon("code is given back", async {
+        loop {
+            let now = code_kib(running.0.id());
+            most = most.max(now);
+            if now < most / 2 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    app.send(GET).await;
+    assert_eq!(app.response().await.1, "a");
 }

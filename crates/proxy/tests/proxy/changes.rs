@@ -7,9 +7,6 @@ use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
 #[tokio::test]
 async fn endpoints_change_under_an_open_connection() {
     let (a, b) = (Origin::bind().await.answer_all("a"), Origin::bind().await.answer_all("b"));
@@ -68,15 +65,13 @@ spec:
     assert_eq!(app.response().await.1, "a");
 }
 
+/// Edge case 46.
 #[tokio::test]
 async fn a_removed_listener_finishes_what_is_under_way_and_refuses_what_comes_after() {
     let origin = Origin::bind().await;
     let mut proxy = client_proxy("http", &[origin.address()]).await;
-    let mut busy = proxy.connect(OUTBOUND).await;
     let mut idle = proxy.connect(OUTBOUND).await;
-    busy.send(GET).await;
-    let mut server = origin.accept().await;
-    server.head().await;
+    let (mut busy, mut server) = proxy.ask(OUTBOUND, GET, &origin).await;
     proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_connections == 2).await;
     while proxy.seen.try_recv().is_ok() {}
     proxy.configure(outrider_xds::ResourceSet::new()).await;
@@ -99,10 +94,7 @@ async fn a_removed_listener_finishes_what_is_under_way_and_refuses_what_comes_af
     let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
     set.insert(assignment(ENDPOINTS, &[origin.address()]));
     proxy.configure(set).await;
-    let mut app = proxy.connect(OUTBOUND).await;
-    app.send(GET).await;
-    let mut server = origin.accept().await;
-    server.head().await;
+    let (mut app, mut server) = proxy.ask(OUTBOUND, GET, &origin).await;
     server.send(OK).await;
     app.expect(OK).await;
 }
@@ -169,7 +161,7 @@ async fn what_cannot_be_honoured_is_refused_by_name_and_field_and_the_rest_serve
     proxy.configure(set).await;
     let seen = proxy.saw("refusal", |seen| matches!(seen, Seen::Refused { .. })).await;
     let text = format!("{seen:?}");
-    assert!(text.contains("bad: load_assignment"), "{text}");
+    assert!(text.contains("\"bad\"") && text.contains("error: \"load_assignment"), "{text}");
     let mut app = proxy.connect(OUTBOUND).await;
     app.send(GET).await;
     assert_eq!(app.response().await.1, "a");
@@ -195,11 +187,8 @@ async fn traffic_outlives_agent_and_xds_server() {
 async fn draining_finishes_what_is_open_and_says_close() {
     let origin = Origin::bind().await;
     let mut proxy = client_proxy("http", &[origin.address()]).await;
-    let mut busy = proxy.connect(OUTBOUND).await;
     let mut idle = proxy.connect(OUTBOUND).await;
-    busy.send(GET).await;
-    let mut server = origin.accept().await;
-    server.head().await;
+    let (mut busy, mut server) = proxy.ask(OUTBOUND, GET, &origin).await;
     proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_connections == 2).await;
 
     let finish = async {
@@ -218,15 +207,8 @@ async fn draining_finishes_what_is_open_and_says_close() {
 async fn a_draining_proxy_still_answers_its_agent() {
     let origin = Origin::bind().await;
     let mut proxy = client_proxy("http", &[origin.address()]).await;
-    let mut busy = proxy.connect(OUTBOUND).await;
-    busy.send(GET).await;
-    let mut server = origin.accept().await;
-    server.head().await;
-    proxy
-        .agent
-        .send(&outrider_handover::ToProxy::Drain { drain_ms: 60_000, inbound_only: false }, &[])
-        .await
-        .unwrap();
+    let (_busy, _server) = proxy.ask(OUTBOUND, GET, &origin).await;
+    proxy.tell(outrider_handover::ToProxy::Drain { drain_ms: 60_000, inbound_only: false }).await;
     assert_eq!(proxy.stats().await.listeners[OUTBOUND].active_connections, 1);
     proxy.ping(9).await;
     // A later drain may bring the end forward.
@@ -238,10 +220,50 @@ async fn a_draining_proxy_still_answers_its_agent() {
 async fn the_deadline_of_a_drain_cuts_and_counts() {
     let origin = Origin::bind().await;
     let mut proxy = client_proxy("http", &[origin.address()]).await;
-    let mut busy = proxy.connect(OUTBOUND).await;
-    busy.send(GET).await;
-    let mut server = origin.accept().await;
-    server.head().await;
+    let (_busy, _server) = proxy.ask(OUTBOUND, GET, &origin).await;
     assert_eq!(proxy.drain(200).await, 1);
     proxy.join();
+}
+
+/// Edge case 51: versions that say nothing new make no generation of a listener, and so pile none up that drains.
+#[tokio::test]
+async fn e51_the_same_listener_under_fifty_versions_stays_the_one_it_was() {
+    let origin = Origin::bind().await;
+    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin.address()]));
+    let mut proxy = Proxy::start(set.clone()).await;
+    let (mut socket, mut behind) = proxy.open_websocket(OUTBOUND, &origin).await;
+    let (mut kept, mut kept_behind) = proxy.ask(OUTBOUND, GET, &origin).await;
+    kept_behind.send(OK).await;
+    kept.expect(OK).await;
+    let listeners: Vec<_> = proxy.stats().await.listeners.into_keys().collect();
+    let same: Vec<_> = set.of_type(type_url::LISTENER).cloned().collect();
+    for version in 0..50 {
+        for listener in &same {
+            let (name, body) = (&*listener.name, listener.body.clone());
+            set.insert(outrider_xds::Resource::new(
+                type_url::LISTENER,
+                name,
+                format!("again {version}"),
+                body,
+            ));
+        }
+        proxy.configure(set.clone()).await;
+        let wanted = proxy.published();
+        proxy.counted("the version to be in use", |stats| stats.configuration == wanted).await;
+        socket.send("there").await;
+        behind.expect("there").await;
+        behind.send("and back").await;
+        socket.expect("and back").await;
+        // A listener that goes says `Connection: close`.
+        kept.send(GET).await;
+        kept_behind.head().await;
+        kept_behind.send(OK).await;
+        kept.expect(OK).await;
+        let stats = proxy.stats().await;
+        assert!(stats.drain.is_none(), "{:?}", stats.drain);
+        assert!(stats.listeners.keys().eq(&listeners), "{:?}", stats.listeners.keys());
+        let of = &stats.listeners[OUTBOUND];
+        assert_eq!((of.connections, of.active_connections), (2, 2), "{version}");
+    }
 }

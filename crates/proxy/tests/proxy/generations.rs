@@ -86,6 +86,7 @@ async fn accept_before_ready_is_answered_when_it_is() {
     assert_eq!(call(next.address(OUTBOUND)).await, "a");
 }
 
+/// Edge case 44.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_connection_is_lost_while_two_take_turns() {
     let origin = Origin::bind().await.answer_all("a");

@@ -107,6 +107,49 @@ async fn the_number_of_workers_follows_and_nothing_is_dropped() {
     proxy.join();
 }
 
+/// Somebody raises the limit as soon as it is nearly reached.
+#[derive(Clone)]
+struct Generous(Arc<Mutex<(u64, u64)>>);
+
+impl Meter for Generous {
+    fn grant(&mut self) -> Grant {
+        let mut it = self.0.lock().unwrap();
+        if it.1 * 100 >= it.0 * 80 {
+            it.0 *= 2;
+        }
+        Grant { workers: 1, memory: Some(it.0) }
+    }
+
+    fn used(&mut self) -> u64 {
+        self.0.lock().unwrap().1
+    }
+}
+
+#[tokio::test]
+async fn a_limit_that_is_raised_is_seen_before_anything_is_refused() {
+    let origin = Origin::bind().await;
+    let meter = Generous(Arc::new(Mutex::new((100 << 20, 0))));
+    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin.address()]));
+    let boxed = Some(Box::new(meter.clone()) as Box<dyn Meter>);
+    let mut proxy = Proxy::start_metered(set, Sockets::new(), Options::default(), boxed).await;
+    soon("ready", proxy.wait_ready()).await;
+    origin.answer_all("a");
+    let mut app = proxy.connect(OUTBOUND).await;
+    for limit in [200_u64, 400, 800, 1600] {
+        meter.0.lock().unwrap().1 = (limit / 2) * 95 / 100 * (1 << 20);
+        proxy.counted("the next limit", |stats| stats.memory_limit == Some(limit << 20)).await;
+        assert_eq!(proxy.stats().await.pressure, Pressure::None, "{limit}");
+        // On the same connection: neither refused nor told to go.
+        app.send(GET).await;
+        let (head, body) = app.response().await;
+        assert_eq!((body.as_str(), header(&head, "connection")), ("a", None), "{head}");
+    }
+    assert_eq!(proxy.drain(5_000).await, 0);
+    proxy.join();
+}
+
+/// Edge case 57.
 #[tokio::test]
 async fn short_of_memory_new_requests_are_refused_and_old_ones_finish() {
     let origin = Origin::bind().await;
@@ -179,4 +222,32 @@ async fn kept_connections_to_endpoints_are_closed_when_memory_is_short() {
     proxy.counted("saving", |stats| stats.pressure == Pressure::Saving).await;
     assert_eq!(server.rest().await.unwrap(), b"");
     assert_eq!(proxy.stats().await.listeners[OUTBOUND].reasons.len(), 0, "nobody is refused");
+}
+
+#[tokio::test]
+async fn the_agent_is_told_that_the_limit_is_near_before_anything_is_refused() {
+    let origin = Origin::bind().await;
+    let dial = Dial::new(1);
+    let mut proxy = start(&dial, "http", &origin).await;
+    dial.used(81);
+    let told = soon("word of what is used", proxy.told()).await;
+    assert_eq!((told.pressure, told.memory_limit), (Pressure::None, Some(100 << 20)));
+    // From one look to the next past every level: asked first, refused if nothing came of it.
+    dial.used(95);
+    let mut levels = Vec::new();
+    while levels.last() != Some(&Pressure::Shedding) {
+        levels.push(soon("word of the pressure", proxy.told()).await.pressure);
+    }
+    levels.dedup();
+    levels.retain(|level| *level != Pressure::None);
+    assert_eq!(levels, [Pressure::Saving, Pressure::Shedding]);
+    // Nothing left to wait with.
+    dial.used(10);
+    proxy.counted("relief", |stats| stats.pressure == Pressure::None).await;
+    dial.used(98);
+    let mut told = Pressure::None;
+    while told == Pressure::None {
+        told = soon("word of the pressure", proxy.told()).await.pressure;
+    }
+    assert_eq!(told, Pressure::Shedding);
 }

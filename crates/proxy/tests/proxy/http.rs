@@ -96,6 +96,7 @@ async fn pipelined_requests_are_answered_one_after_the_other() {
     client.expect(OK).await;
 }
 
+/// Edge case 20.
 #[tokio::test]
 async fn chunks_and_trailers_pass_both_ways_at_the_same_time() {
     let (origin, proxy) = one().await;
@@ -136,6 +137,7 @@ async fn large_bodies_stream_both_ways() {
     tokio::join!(echo, ask);
 }
 
+/// Edge cases 18 and 19.
 #[tokio::test]
 async fn interim_responses_pass_and_expect_is_forwarded() {
     let (origin, proxy) = one().await;
@@ -152,6 +154,7 @@ async fn interim_responses_pass_and_expect_is_forwarded() {
     client.expect(OK).await;
 }
 
+/// Edge case 7.
 #[tokio::test]
 async fn responses_without_a_body_end_with_their_head() {
     let (origin, proxy) = one().await;
@@ -173,6 +176,7 @@ async fn responses_without_a_body_end_with_their_head() {
     client.expect(OK).await;
 }
 
+/// Edge case 2.
 #[tokio::test]
 async fn an_upgrade_becomes_a_tunnel_only_after_101() {
     let (origin, proxy) = one().await;
@@ -214,6 +218,7 @@ async fn an_upgrade_becomes_a_tunnel_only_after_101() {
     server.expect(GET).await;
 }
 
+/// Edge cases 11 and 12.
 #[tokio::test]
 async fn an_early_response_ends_both_connections() {
     let (origin, proxy) = one().await;
@@ -275,6 +280,7 @@ async fn failures_of_the_way_have_their_own_reasons_and_keep_the_connection() {
     assert!(body.contains("3 tried"), "{body}");
 }
 
+/// Edge cases 13 and 43.
 #[tokio::test]
 async fn a_request_is_repeated_only_where_that_is_safe() {
     let (origin, proxy) = one().await;
@@ -366,6 +372,7 @@ async fn callers_of_http_1_0_get_what_they_understand() {
     assert_eq!(header(&all, "transfer-encoding"), None);
 }
 
+/// Edge case 22.
 #[tokio::test]
 async fn a_caller_that_ended_its_sending_still_gets_the_answer() {
     let (origin, proxy) = one().await;
@@ -378,6 +385,7 @@ async fn a_caller_that_ended_its_sending_still_gets_the_answer() {
     assert_eq!(String::from_utf8(client.rest().await.unwrap()).unwrap(), OK);
 }
 
+/// Edge case 15.
 #[tokio::test]
 async fn a_caller_that_resets_cancels_its_request() {
     let (origin, mut proxy) = one().await;

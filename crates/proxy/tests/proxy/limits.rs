@@ -44,6 +44,7 @@ async fn refused(client: &mut Peer, status: &str, reason: &str) {
     assert!(body.contains(LIMIT), "{body}");
 }
 
+/// Edge case 57.
 #[tokio::test]
 async fn a_head_that_does_not_become_whole() {
     let (origin, proxy) = with(|set| {
@@ -66,6 +67,7 @@ async fn a_head_that_does_not_become_whole() {
     assert!(origin.is_untouched().await);
 }
 
+/// Edge case 16.
 #[tokio::test]
 async fn a_response_that_does_not_begin_in_the_total_time() {
     let (origin, proxy) = with_route(|action| {
@@ -94,6 +96,7 @@ async fn a_response_that_is_not_whole_in_the_total_time_is_cut() {
     proxy.counted("reason", |stats| stats.listeners[OUTBOUND].reasons.get("total_timeout") == Some(&1)).await;
 }
 
+/// Edge case 57.
 #[tokio::test]
 async fn a_caller_that_does_not_read_is_not_blamed_on_the_endpoint() {
     let (origin, mut proxy) = with_route(|action| action.idle_timeout = limit()).await;

@@ -2,25 +2,32 @@
 
 use super::support::*;
 use outrider_proxy::worker;
+use outrider_xds::ResourceSet;
 use outrider_xds_types::type_url;
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\nX-Forwarded-Client-Cert: URI=forged\r\n\
+const FORGED: &str = "GET / HTTP/1.1\r\nHost: api\r\nX-Forwarded-Client-Cert: URI=forged\r\n\
     x_forwarded_client_cert: URI=forged\r\nx-forwarded_client-cert: URI=forged\r\n\r\n";
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-async fn servers(protocol: &str, mtls: &str, origin: &Origin, authority: &Authority) -> Proxy {
-    let mut set = compiled(&pair(protocol, mtls, origin.port(), ""), "shop/api");
-    for secret in authority.secrets("shop/api") {
-        set.insert(secret);
-    }
-    Proxy::start(set).await
-}
-
-async fn clients(protocol: &str, server: &Proxy, authority: &Authority, who: &str) -> Proxy {
-    let mut set = compiled(&pair(protocol, "required", 1, ""), "shop/web");
+/// What `service` of this intent gets, with secrets of `who`.
+pub fn with_secrets(yaml: &str, service: &str, authority: &Authority, who: &str) -> ResourceSet {
+    let mut set = compiled(yaml, service);
     for secret in authority.secrets(who) {
         set.insert(secret);
     }
+    set
+}
+
+/// What `shop/api` gets.
+pub fn of_api(yaml: &str, authority: &Authority) -> ResourceSet {
+    with_secrets(yaml, "shop/api", authority, "shop/api")
+}
+
+pub async fn servers(protocol: &str, mtls: &str, origin: &Origin, authority: &Authority) -> Proxy {
+    Proxy::start(of_api(&pair(protocol, mtls, origin.port(), ""), authority)).await
+}
+
+pub async fn clients(protocol: &str, server: &Proxy, authority: &Authority, who: &str) -> Proxy {
+    let mut set = with_secrets(&pair(protocol, "required", 1, ""), "shop/web", authority, who);
     set.insert(assignment(ENDPOINTS, &[server.address(INBOUND)]));
     Proxy::start(set).await
 }
@@ -33,7 +40,7 @@ async fn a_request_travels_with_the_callers_identity() {
     let mut app = client.connect(OUTBOUND).await;
     let mut behind = None;
     for _ in 0..2 {
-        app.send(GET).await;
+        app.send(FORGED).await;
         let behind: &mut Peer = match &mut behind {
             Some(behind) => behind,
             none => none.insert(origin.accept().await),
@@ -91,10 +98,8 @@ async fn a_caller_that_was_not_declared_is_refused() {
 #[tokio::test]
 async fn an_upstream_with_another_identity_is_not_spoken_to() {
     let (origin, authority) = (Origin::bind().await, Authority::new());
-    let mut set = compiled(&pair("http", "required", origin.port(), ""), "shop/api");
-    for secret in authority.secrets("shop/impostor") {
-        set.insert(secret);
-    }
+    let yaml = pair("http", "required", origin.port(), "");
+    let set = with_secrets(&yaml, "shop/api", &authority, "shop/impostor");
     let impostor = Proxy::start(set).await;
     let client = clients("http", &impostor, &authority, "shop/web").await;
     let mut app = client.connect(OUTBOUND).await;
@@ -121,7 +126,7 @@ async fn plaintext_is_refused_where_tls_is_required_and_served_under_both() {
     let (origin, authority) = (Origin::bind().await, Authority::new());
     let server = servers("http", "required", &origin, &authority).await;
     let mut plain = server.connect(INBOUND).await;
-    plain.send(GET).await;
+    plain.send(FORGED).await;
     let (head, _) = plain.response().await;
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
     assert_eq!(header(&head, "x-outrider-reason"), Some("mtls_required"));
@@ -130,7 +135,7 @@ async fn plaintext_is_refused_where_tls_is_required_and_served_under_both() {
 
     let server = servers("http", "both", &origin, &authority).await;
     let mut plain = server.connect(INBOUND).await;
-    plain.send(GET).await;
+    plain.send(FORGED).await;
     let mut behind = origin.accept().await;
     let head = behind.head().await;
     assert_eq!(header(&head, "x-forwarded-client-cert"), None, "{head}");
@@ -141,6 +146,9 @@ async fn plaintext_is_refused_where_tls_is_required_and_served_under_both() {
 
 #[tokio::test]
 async fn silent_strangers_take_no_place_from_callers() {
+    // Few enough that all of them are there before the first has been silent for too long.
+    let few = rustix::process::Rlimit { current: Some(2_000), maximum: Some(2_000) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, few).unwrap();
     let (origin, authority) = (Origin::bind().await, Authority::new());
     let mut server = servers("http", "required", &origin, &authority).await;
     let client = clients("http", &server, &authority, "shop/web").await;
@@ -157,13 +165,26 @@ async fn silent_strangers_take_no_place_from_callers() {
                 == (most as u64, Some(&20))
         })
         .await;
-    let mut app = client.connect(OUTBOUND).await;
-    app.send(GET).await;
-    let mut behind = origin.accept().await;
-    behind.head().await;
+    let (mut app, mut behind) = client.ask(OUTBOUND, GET, &origin).await;
     behind.send(OK).await;
     app.expect(OK).await;
     assert_eq!(strangers.remove(0).rest().await.unwrap(), b"");
+}
+
+/// Both ends of what a caller has open are reset once the service is called by nobody.
+async fn is_cut_when_nobody_may_call(
+    server: &mut Proxy,
+    protocol: &str,
+    origin: &Origin,
+    authority: &Authority,
+    ends: [Peer; 2],
+) {
+    let nobody = pair(protocol, "required", origin.port(), "").replace("calls: [api]", "calls: []");
+    server.configure(of_api(&nobody, authority)).await;
+    for mut end in ends {
+        assert_eq!(end.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    server.counted("reason", |s| s.listeners[INBOUND].reasons.get("caller_not_allowed") == Some(&1)).await;
 }
 
 #[tokio::test]
@@ -176,31 +197,18 @@ async fn an_open_connection_ends_when_its_caller_may_call_no_more() {
     let mut behind = origin.accept().await;
     behind.expect("hello").await;
 
-    let nobody = pair("tcp", "required", origin.port(), "").replace("calls: [api]", "calls: []");
-    let mut set = compiled(&nobody, "shop/api");
-    for secret in authority.secrets("shop/api") {
-        set.insert(secret);
-    }
-    server.configure(set).await;
-    assert_eq!(behind.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    assert_eq!(app.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    server.counted("reason", |s| s.listeners[INBOUND].reasons.get("caller_not_allowed") == Some(&1)).await;
+    is_cut_when_nobody_may_call(&mut server, "tcp", &origin, &authority, [app, behind]).await;
 }
 
+/// Edge cases 46, 52 and 75.
 #[tokio::test]
 async fn new_certificates_serve_new_handshakes_and_end_no_connection() {
     let (origin, authority) = (Origin::bind().await, Authority::new());
     let mut server = servers("http", "required", &origin, &authority).await;
     let client = clients("http", &server, &authority, "shop/web").await;
-    let mut app = client.connect(OUTBOUND).await;
-    app.send(GET).await;
-    let mut behind = origin.accept().await;
-    behind.head().await;
+    let (mut app, mut behind) = client.ask(OUTBOUND, GET, &origin).await;
 
-    let mut set = compiled(&pair("http", "required", origin.port(), ""), "shop/api");
-    for secret in authority.secrets("shop/api") {
-        set.insert(secret);
-    }
+    let set = of_api(&pair("http", "required", origin.port(), ""), &authority);
     while server.seen.try_recv().is_ok() {}
     server.configure(set).await;
     server.acked(type_url::SECRET).await;
@@ -213,35 +221,19 @@ async fn new_certificates_serve_new_handshakes_and_end_no_connection() {
     app.expect(OK).await;
 }
 
-const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-const SWITCHED: &str =
-    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-
 #[tokio::test]
 async fn a_tunnel_ends_when_its_caller_may_call_no_more() {
     let (origin, authority) = (Origin::bind().await, Authority::new());
     let mut server = servers("http", "required", &origin, &authority).await;
     let client = clients("http", &server, &authority, "shop/web").await;
-    let mut app = client.connect(OUTBOUND).await;
-    app.send(UPGRADE).await;
-    let mut behind = origin.accept().await;
-    behind.head().await;
-    behind.send(SWITCHED).await;
-    app.head().await;
+    let (mut app, mut behind) = client.open_websocket(OUTBOUND, &origin).await;
     app.send("hello").await;
     behind.expect("hello").await;
 
-    let nobody = pair("http", "required", origin.port(), "").replace("calls: [api]", "calls: []");
-    let mut set = compiled(&nobody, "shop/api");
-    for secret in authority.secrets("shop/api") {
-        set.insert(secret);
-    }
-    server.configure(set).await;
-    assert_eq!(behind.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    assert_eq!(app.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    server.counted("reason", |s| s.listeners[INBOUND].reasons.get("caller_not_allowed") == Some(&1)).await;
+    is_cut_when_nobody_may_call(&mut server, "http", &origin, &authority, [app, behind]).await;
 }
 
+/// Edge case 52.
 #[tokio::test]
 async fn material_that_cannot_be_used_is_refused_at_once_and_changes_nothing() {
     use outrider_xds::server::Seen;
@@ -271,19 +263,13 @@ async fn material_that_cannot_be_used_is_refused_at_once_and_changes_nothing() {
         }),
     ];
     for (name, breakage) in breakages {
-        let mut set = compiled(&pair("http", "required", origin.port(), ""), "shop/api");
-        for secret in authority.secrets("shop/api") {
-            set.insert(secret);
-        }
+        let mut set = of_api(&pair("http", "required", origin.port(), ""), &authority);
         edit(&mut set, type_url::SECRET, name, breakage);
         server.configure(set).await;
         // Before anything could have been waited for: warming takes longer than a test may.
         let seen = server.saw("refusal", |seen| matches!(seen, Seen::Refused { .. })).await;
         assert!(format!("{seen:?}").contains(name), "{seen:?}");
-        let mut app = client.connect(OUTBOUND).await;
-        app.send(GET).await;
-        let mut behind = origin.accept().await;
-        behind.head().await;
+        let (mut app, mut behind) = client.ask(OUTBOUND, GET, &origin).await;
         behind.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
         assert_eq!(app.response().await.1, "ok");
     }
@@ -309,11 +295,10 @@ async fn a_caller_that_resets_after_its_end_cancels_its_request() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (origin, authority) = (Origin::bind().await, Authority::new());
     let mut server = servers("http", "required", &origin, &authority).await;
-    let request = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
 
     // It ends its sending, and gets its answer.
     let mut app = caller(&server, &authority).await;
-    app.write_all(request.as_bytes()).await.unwrap();
+    app.write_all(GET.as_bytes()).await.unwrap();
     app.shutdown().await.unwrap();
     let mut behind = origin.accept().await;
     behind.head().await;
@@ -325,7 +310,7 @@ async fn a_caller_that_resets_after_its_end_cancels_its_request() {
 
     // It ends its sending and then resets.
     let mut app = caller(&server, &authority).await;
-    app.write_all(request.as_bytes()).await.unwrap();
+    app.write_all(GET.as_bytes()).await.unwrap();
     app.shutdown().await.unwrap();
     behind.head().await;
     server.ping(2).await;

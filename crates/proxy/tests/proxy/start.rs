@@ -1,14 +1,15 @@
-//! How fast the program starts, and what a silent connection takes of its memory. Printed, not judged:
-//! `cargo nextest run -p outrider-proxy --run-ignored only --no-capture start` with
-//! `OUTRIDER_PROXY=target/release/outrider-proxy` for the program to measure.
+//! How fast the program starts, how fast it takes a change of endpoints and what passes through meanwhile notices, and
+//! what a silent connection takes of its memory. Printed beside their goals, not judged, by
+//! `cargo xtask bench start`; the program to measure is `OUTRIDER_PROXY`.
 
 use std::os::fd::AsFd;
 use std::process::{Child, Command};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::support::*;
 use outrider_handover::{Channel, FromProxy, ToProxy};
+use outrider_xds::ResourceSet;
+use outrider_xds::server::Seen;
 use tokio::sync::{mpsc, watch};
 
 struct Running(Child);
@@ -63,7 +64,7 @@ async fn from_exec_to_the_first_answer() {
     let socket = directory.path().join("xds.sock");
     let mut sockets = Sockets::new();
     let set = localised(&set, &mut sockets);
-    let (_set_in, set_out) = watch::channel(Arc::new(set));
+    let (_set_in, set_out) = watch::channel(Some(set));
     let (seen_in, _seen) = mpsc::unbounded_channel();
     let _server = serve_xds(&socket, set_out, seen_in);
     let at = sockets[INBOUND].local_addr().unwrap();
@@ -105,9 +106,147 @@ async fn from_exec_to_the_first_answer() {
         answers.push(answer);
         drop(running);
     }
-    for (what, list) in [("hello", hellos), ("ready", readies), ("first answer", answers)] {
+    for (what, list) in [("hello", hellos), ("ready (goal: < 50 ms)", readies), ("first answer", answers)] {
         println!("{what}: {}", median_and_worst(list));
     }
+}
+
+/// What calls so many services, each of so many endpoints.
+fn with_services(services: usize, origin: std::net::SocketAddr, endpoints: usize) -> ResourceSet {
+    let name = |number: usize| format!("api{number}");
+    let calls: Vec<_> = (0..services).map(name).collect();
+    let mut yaml = String::from(
+        "apiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {name: shop}\nspec: {mtls: off}\n",
+    );
+    for name in &calls {
+        yaml += &format!(
+            "---\napiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{role: server, ports: [{{name: main, port: 80, targetPort: 1, protocol: http}}]}}\n"
+        );
+    }
+    yaml += &format!(
+        "---\napiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\n\
+         spec: {{role: client, calls: [{}]}}\n",
+        calls.join(", ")
+    );
+    let mut set = compiled(&yaml, "shop/web");
+    for name in &calls {
+        set.insert(assignment(&format!("shop/{name}/main"), &list(origin, endpoints, 0)));
+    }
+    // The one that is asked is at the origin alone until it has been asked.
+    set.insert(assignment("shop/api0/main", &[origin]));
+    set
+}
+
+/// `origin`, and addresses nobody is at; another `change` is another last one.
+fn list(origin: std::net::SocketAddr, endpoints: usize, change: usize) -> Vec<std::net::SocketAddr> {
+    let address = |number: usize, third: u8| {
+        let [_, _, high, low] = (number as u32).to_be_bytes();
+        std::net::SocketAddr::from(([10, third, high, low], 80))
+    };
+    let mut all: Vec<_> = (1..endpoints - 1).map(|number| address(number, 0)).collect();
+    all.push(origin);
+    all.push(address(change, 1));
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn what_a_change_of_endpoints_takes() {
+    const CHANGES: usize = 200;
+    for (services, endpoints) in [(1_000, 10), (1, 10_000)] {
+        let origin = Origin::bind().await;
+        let address = origin.address();
+        let set = with_services(services, address, endpoints);
+        let mut sockets = Sockets::new();
+        let mut set = localised(&set, &mut sockets);
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("xds.sock");
+        let (set_in, set_out) = watch::channel(Some(set.clone()));
+        let (seen_in, mut seen) = mpsc::unbounded_channel();
+        let _server = serve_xds(&socket, set_out, seen_in);
+        let (mut agent, theirs) = Channel::pair().unwrap();
+        let mut command = Command::new(program());
+        command.arg("--xds").arg(format!("unix:{}", socket.display()));
+        command.args(["--node", "shop/web-1", "--control-fd", "3", "--log", "warn", "--workers", "1"]);
+        outrider_os::child::inherit_at(&mut command, theirs, 3).unwrap();
+        let _running = Running(command.spawn().unwrap());
+        drop(command);
+        for (name, socket) in &sockets {
+            let message = ToProxy::Listener { name: name.clone(), address: socket.local_addr().unwrap() };
+            agent.send(&message, &[socket.as_fd()]).await.unwrap();
+        }
+        soon("ready", async {
+            while !matches!(agent.recv().await.unwrap().unwrap().0, FromProxy::Ready { .. }) {}
+        })
+        .await;
+        // A WebSocket: bytes there and back through the worker, one after the other, tell when it stands still.
+        let entry = sockets["outbound/shop/api0/main"].local_addr().unwrap();
+        let (mut app, mut held) = open_echo(entry, &origin).await;
+        let (pauses_in, mut pauses) = mpsc::unbounded_channel();
+        let echo = tokio::spawn(async move {
+            loop {
+                let began = Instant::now();
+                app.send([0x82, 0x81, 0, 0, 0, 0, 1]).await;
+                held.take(7).await;
+                if pauses_in.send(began.elapsed()).is_err() {
+                    return;
+                }
+            }
+        });
+        let gathered = |pauses: &mut mpsc::UnboundedReceiver<Duration>| {
+            let mut all = Vec::new();
+            while let Ok(one) = pauses.try_recv() {
+                all.push(one);
+            }
+            all
+        };
+        while pauses.len() < 2_000 {
+            tokio::task::yield_now().await;
+        }
+        let quiet = gathered(&mut pauses);
+        let mut taken = Vec::new();
+        for change in 0..=CHANGES {
+            while seen.try_recv().is_ok() {}
+            let changed = assignment("shop/api0/main", &list(address, endpoints, change));
+            let version = changed.version.clone();
+            set.insert(changed);
+            let began = Instant::now();
+            set_in.send_replace(Some(set.clone()));
+            soon("it is in use", async {
+                loop {
+                    if let Some(Seen::Acked { resources, .. }) = seen.recv().await
+                        && resources.iter().any(|one| one.1 == version)
+                    {
+                        return;
+                    }
+                }
+            })
+            .await;
+            // The first one brings them all.
+            if change > 0 {
+                taken.push(began.elapsed());
+            }
+        }
+        let busy = gathered(&mut pauses);
+        echo.abort();
+        println!("{services} services of {endpoints} endpoints, {CHANGES} changes of one:");
+        println!("  until it is in use (goal: < 5 ms): {}", median_and_worst(taken));
+        for (what, all) in [("without changes", quiet), ("meanwhile (goal: no pause > 1 ms more)", busy)] {
+            println!("  7 bytes through, {what}: {} of {}", median_and_worst(all.clone()), all.len());
+        }
+    }
+}
+
+/// A WebSocket through `entry`, and its other end.
+async fn open_echo(entry: std::net::SocketAddr, origin: &Origin) -> (Peer, Peer) {
+    let mut app = Peer::new(tokio::net::TcpStream::connect(entry).await.unwrap());
+    app.send(UPGRADE).await;
+    let mut held = origin.accept().await;
+    held.head().await;
+    held.send(SWITCHED).await;
+    app.head().await;
+    (app, held)
 }
 
 /// Resident memory in bytes once it stays the same.
@@ -133,7 +272,7 @@ async fn settled(pid: u32) -> u64 {
 #[ignore = "a measurement"]
 async fn what_a_silent_connection_costs() {
     const CONNECTIONS: u64 = 900;
-    for protocol in ["http", "tcp"] {
+    for (protocol, goal) in [("http", 4096), ("tcp", 2048)] {
         let origin = Origin::bind().await;
         let (directory, at) = (tempfile::tempdir().unwrap(), super::binary::free_address());
         let file = directory.path().join("snapshot");
@@ -143,7 +282,9 @@ async fn what_a_silent_connection_costs() {
         command.args(["--workers", "1", "--log", "warn", "--standalone", "--snapshot"]).arg(&file);
         let running = Running(command.spawn().unwrap());
         let mut open = Vec::new();
-        // The first ones pay for what all share.
+        // Once it has given back what only starting needed, the first ones pay for what all share.
+        drop(super::binary::connect(at).await);
+        settled(running.0.id()).await;
         for _ in 0..50 {
             let mut app = super::binary::connect(at).await;
             app.send("GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
@@ -158,6 +299,9 @@ async fn what_a_silent_connection_costs() {
             open.push(app);
         }
         let after = settled(running.0.id()).await;
-        println!("{protocol}: {} bytes for each of {CONNECTIONS}", (after - before) / CONNECTIONS);
+        println!(
+            "{protocol} (goal: <= {goal}): {} bytes for each of {CONNECTIONS}",
+            (after - before) / CONNECTIONS
+        );
     }
 }

@@ -4,37 +4,36 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::Stream;
 use outrider_compile::{Compiler, Endpoint, ProxyResources, endpoints};
 use outrider_handover::{Channel, Connections, FromProxy, PROTOCOL, State, Stats, ToProxy};
 use outrider_intent::model::ServiceRef;
 use outrider_intent::{ResolveOptions, Source, parse, resolve};
 use outrider_proxy::conductor::{self, Options};
 use outrider_proxy::grant::{Meter, System};
-use outrider_xds::server::{self, Seen, Session};
+use outrider_xds::serve::DeltaServer;
+use outrider_xds::server::{self, Seen};
 use outrider_xds::{Resource, ResourceSet};
 use outrider_xds_types::pb::envoy::config::core::v3 as core;
 use outrider_xds_types::pb::envoy::config::listener::v3::Listener;
 use outrider_xds_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb_tls;
-use outrider_xds_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use outrider_xds_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{mpsc, watch};
-use tonic::{Request, Response, Status, Streaming};
+use tokio_util::sync::CancellationToken;
 
 pub const TRUST_DOMAIN: &str = "outrider.internal";
+pub const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
+pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+pub const UPGRADE: &str =
+    "GET /ws HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+pub const SWITCHED: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 /// Far above what anything here takes.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -102,13 +101,33 @@ impl Authority {
 
     /// Certificate and key, as PEM.
     pub fn issue(&self, spiffe_id: &str) -> (String, String) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut parameters = rcgen::CertificateParams::default();
-        parameters.subject_alt_names = vec![rcgen::SanType::URI(spiffe_id.try_into().unwrap())];
-        parameters.extended_key_usages =
-            vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth, rcgen::ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
+        self.issue_as(spiffe_id, |_| {})
+    }
+
+    /// The same, of a certificate that is changed before it is signed.
+    pub fn issue_as(
+        &self,
+        spiffe_id: &str,
+        change: impl FnOnce(&mut rcgen::CertificateParams),
+    ) -> (String, String) {
+        leaf(spiffe_id, change, &self.issuer)
+    }
+
+    /// The same, signed by the last of so many authorities between.
+    pub fn issue_through(&self, between: usize, spiffe_id: &str) -> (String, String) {
+        let mut chain = String::new();
+        let mut issuers: Vec<rcgen::Issuer<'static, rcgen::KeyPair>> = Vec::new();
+        for number in 0..between {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut parameters = rcgen::CertificateParams::default();
+            parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            parameters.distinguished_name.push(rcgen::DnType::CommonName, format!("{number}"));
+            let issuer = issuers.last().unwrap_or(&self.issuer);
+            chain.insert_str(0, &parameters.signed_by(&key, issuer).unwrap().pem());
+            issuers.push(rcgen::Issuer::new(parameters, key));
+        }
+        let (own, key) = leaf(spiffe_id, |_| {}, issuers.last().unwrap_or(&self.issuer));
+        (own + &chain, key)
     }
 
     /// The secrets of a service's proxy.
@@ -137,61 +156,25 @@ impl Authority {
     }
 }
 
-struct Ads {
-    set: watch::Receiver<Arc<ResourceSet>>,
-    seen: mpsc::UnboundedSender<Seen>,
-}
-
-type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Ads {
-    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        _: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("delta only"))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let (responses, outgoing) = mpsc::unbounded_channel();
-        let (mut set, seen) = (self.set.clone(), self.seen.clone());
-        let mut requests = request.into_inner();
-        tokio::spawn(async move {
-            let mut session = Session::new(server::Options::for_proxy());
-            loop {
-                let now = Arc::clone(&set.borrow_and_update());
-                for response in session.poll(&now) {
-                    let _ = responses.send(Ok(response));
-                }
-                tokio::select! {
-                    request = requests.message() => match request {
-                        Ok(Some(request)) => {
-                            for event in session.on_request(&request).unwrap() {
-                                let _ = seen.send(event);
-                            }
-                        }
-                        _ => return,
-                    },
-                    changed = set.changed() => if changed.is_err() { return },
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::UnboundedReceiverStream::new(outgoing))))
-    }
+fn leaf(
+    spiffe_id: &str,
+    change: impl FnOnce(&mut rcgen::CertificateParams),
+    issuer: &rcgen::Issuer<'static, rcgen::KeyPair>,
+) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut parameters = rcgen::CertificateParams::default();
+    parameters.subject_alt_names = vec![rcgen::SanType::URI(spiffe_id.try_into().unwrap())];
+    parameters.extended_key_usages =
+        vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth, rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    change(&mut parameters);
+    (parameters.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
 }
 
 /// A running proxy with its agent.
 pub struct Proxy {
     pub agent: Channel,
     pub seen: mpsc::UnboundedReceiver<Seen>,
-    set: watch::Sender<Arc<ResourceSet>>,
+    set: watch::Sender<Option<ResourceSet>>,
     pub sockets: Sockets,
     given: BTreeSet<String>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -262,13 +245,13 @@ impl Proxy {
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("xds.sock");
-        let (set_in, set_out) = watch::channel(Arc::new(ResourceSet::new()));
+        let (set_in, set_out) = watch::channel(None);
         let (seen_in, seen) = mpsc::unbounded_channel();
         let server = serve_xds(&socket, set_out, seen_in);
         let (agent, theirs) = Channel::pair().unwrap();
         let (held, generation) = (options.hold, options.generation);
         let options = Options {
-            xds: Some(socket.clone()),
+            xds: Some(outrider_proxy::ads::Server::Unix(socket.clone())),
             node: "shop/test".to_owned(),
             control: Some(directory.path().join("control.sock")),
             workers: options.workers.or(Some(1)),
@@ -311,6 +294,12 @@ impl Proxy {
         self.agent = Channel::from_fd(stream.into_std().unwrap().into()).unwrap();
     }
 
+    /// Has every socket handed over again with the next configuration: what was on its way to a proxy that left its agent may
+    /// be lost.
+    pub fn hand_over_again(&mut self) {
+        self.given.clear();
+    }
+
     pub async fn tell(&mut self, message: ToProxy) {
         self.agent.send(&message, &[]).await.unwrap();
     }
@@ -339,7 +328,7 @@ impl Proxy {
                 self.agent.send(&message, &[socket.as_fd()]).await.unwrap();
             }
         }
-        self.set.send_replace(Arc::new(localised));
+        self.set.send_replace(Some(localised));
     }
 
     /// Where a listener is.
@@ -351,13 +340,52 @@ impl Proxy {
         Peer::new(soon("connect", TcpStream::connect(self.address(listener))).await.unwrap())
     }
 
+    /// Sends a request to a listener that leads to `origin`, which has its head then: caller and endpoint.
+    pub async fn ask(&self, listener: &str, request: &str, origin: &Origin) -> (Peer, Peer) {
+        let mut caller = self.connect(listener).await;
+        caller.send(request).await;
+        let mut endpoint = origin.accept().await;
+        endpoint.head().await;
+        (caller, endpoint)
+    }
+
+    /// The same for a WebSocket, which is open then.
+    pub async fn open_websocket(&self, listener: &str, origin: &Origin) -> (Peer, Peer) {
+        let (mut caller, mut endpoint) = self.ask(listener, UPGRADE, origin).await;
+        endpoint.send(SWITCHED).await;
+        caller.head().await;
+        (caller, endpoint)
+    }
+
+    /// The same for a stream of bytes, of which the first has arrived.
+    pub async fn open_stream(&self, listener: &str, origin: &Origin) -> (Peer, Peer) {
+        let mut caller = self.connect(listener).await;
+        caller.send("a").await;
+        let mut endpoint = origin.accept().await;
+        endpoint.expect("a").await;
+        (caller, endpoint)
+    }
+
     pub async fn stats(&mut self) -> Stats {
         self.next_id += 1;
         let id = self.next_id;
         self.agent.send(&ToProxy::Stats { id }, &[]).await.unwrap();
         loop {
-            if let FromProxy::Stats { id: answered, stats } = self.message().await {
-                assert_eq!(answered, id);
+            match self.message().await {
+                FromProxy::Stats { id: 0, .. } => {}
+                FromProxy::Stats { id: answered, stats } => {
+                    assert_eq!(answered, id);
+                    return stats;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Numbers that were not asked for.
+    pub async fn told(&mut self) -> Stats {
+        loop {
+            if let FromProxy::Stats { id: 0, stats } = self.message().await {
                 return stats;
             }
         }
@@ -392,15 +420,23 @@ impl Proxy {
         .await
     }
 
-    /// Waits until the proxy acknowledged a response of this type.
+    /// Waits until the proxy acknowledged a response of this type that brought what is served now, and not one of before.
     pub async fn acked(&mut self, type_url: &str) {
-        self.saw(type_url, |seen| matches!(seen, Seen::Acked { type_url: t, .. } if **t == *type_url)).await;
+        let now = self.set.borrow().clone().unwrap_or_default();
+        let served = |(name, version): &(Arc<str>, Arc<str>)| {
+            now.get(type_url, name).is_some_and(|resource| resource.version == *version)
+        };
+        let is_it = |seen: &Seen| match seen {
+            Seen::Acked { type_url: of, resources, .. } => **of == *type_url && resources.iter().all(served),
+            _ => false,
+        };
+        self.saw(type_url, is_it).await;
     }
 
     /// Stops the xDS server and ends its streams.
     pub fn stop_xds(&mut self) {
         self.server.abort();
-        self.set = watch::channel(Arc::default()).0;
+        self.set = watch::channel(None).0;
         std::fs::remove_file(&self.socket).unwrap();
     }
 
@@ -409,6 +445,17 @@ impl Proxy {
         let (seen_in, seen) = mpsc::unbounded_channel();
         self.server = serve_xds(&self.socket, self.set.subscribe(), seen_in);
         self.seen = seen;
+    }
+
+    /// What the proxy says it has in use, once it has everything that is served and that something leads to.
+    pub fn published(&self) -> String {
+        let set = self.set.borrow().clone().unwrap_or_default();
+        let wanted = |resource: &&Arc<Resource>| {
+            *resource.type_url != *type_url::ENDPOINT
+                || set.get(type_url::CLUSTER, &format!("outbound/{}", resource.name)).is_some()
+        };
+        let used = set.iter().filter(wanted);
+        outrider_handover::configuration_version(used.map(|of| [&*of.type_url, &*of.name, &*of.version]))
     }
 
     pub async fn drain(&mut self, drain_ms: u64) -> u64 {
@@ -433,11 +480,12 @@ impl Proxy {
 
 pub fn serve_xds(
     path: &std::path::Path,
-    set: watch::Receiver<Arc<ResourceSet>>,
+    set: watch::Receiver<Option<ResourceSet>>,
     seen: mpsc::UnboundedSender<Seen>,
 ) -> tokio::task::JoinHandle<()> {
     let incoming = tokio_stream::wrappers::UnixListenerStream::new(UnixListener::bind(path).unwrap());
-    let service = AggregatedDiscoveryServiceServer::new(Ads { set, seen });
+    let server = DeltaServer::new(set, server::Options::for_proxy(), CancellationToken::new());
+    let service = server.fitting().on_seen(move |event| drop(seen.send(event))).into_service();
     tokio::spawn(async move {
         tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
     })
@@ -579,6 +627,12 @@ impl Origin {
 
 /// A caller `shop/web` and a callee `shop/api` with port `http` (or tcp).
 pub fn pair(protocol: &str, mtls: &str, target_port: u16, extra: &str) -> String {
+    let port = format!("{{name: main, port: 8080, targetPort: {target_port}, protocol: {protocol}}}");
+    shop(mtls, &format!("  ports: [{port}]\n{extra}"))
+}
+
+/// The same with these further lines of the callee, and documents behind them.
+pub fn shop(mtls: &str, callee: &str) -> String {
     format!(
         "apiVersion: outrider.dev/v1alpha1
 kind: Namespace
@@ -595,8 +649,7 @@ kind: Service
 metadata: {{name: api, namespace: shop}}
 spec:
   role: server
-  ports: [{{name: main, port: 8080, targetPort: {target_port}, protocol: {protocol}}}]
-{extra}"
+{callee}"
     )
 }
 

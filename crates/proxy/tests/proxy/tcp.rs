@@ -1,5 +1,6 @@
 use super::support::*;
 
+/// Edge cases 22 and 56.
 #[tokio::test]
 async fn each_direction_ends_by_itself() {
     let origin = Origin::bind().await;
@@ -29,6 +30,7 @@ async fn each_direction_ends_by_itself() {
         .await;
 }
 
+/// Edge case 22.
 #[tokio::test]
 async fn a_reset_is_not_turned_into_an_end() {
     let origin = Origin::bind().await;
@@ -73,10 +75,7 @@ async fn a_reset_after_an_end_is_passed_on() {
     for caller_first in [true, false] {
         let origin = Origin::bind().await;
         let mut proxy = client_proxy("tcp", &[origin.address()]).await;
-        let mut client = proxy.connect(OUTBOUND).await;
-        client.send("a").await;
-        let mut server = origin.accept().await;
-        server.expect("a").await;
+        let (client, server) = proxy.open_stream(OUTBOUND, &origin).await;
         let (mut first, mut other) = if caller_first { (client, server) } else { (server, client) };
         first.finish().await;
         assert_eq!(other.rest().await.unwrap(), b"");

@@ -161,8 +161,7 @@ fn calm(rate: f64) -> Weather {
 const MIB: u64 = 1 << 20;
 
 fn cases() -> ProptestConfig {
-    let default = ProptestConfig::default();
-    ProptestConfig { cases: default.cases.max(300), failure_persistence: None, ..default }
+    crate::seeds::same_every_time(300)
 }
 
 /// Traffic from one request in twenty seconds on, outages of upstreams, a busy host, a release that is a bit slower

@@ -95,10 +95,11 @@ impl Supervisor {
         if self.target.is_none() {
             return self.out.push(Effect::Refused(Refusal::NotStarted));
         }
-        if self.serving.is_none() && self.change.is_none() {
+        if self.serving.is_none() {
             // One is started anyway; somebody who asks does not want to wait for it.
             self.crashes.hurry(self.now);
-        } else {
+        }
+        if self.serving.is_some() || self.change.is_some() {
             self.queued.get_or_insert(Queued::Restart);
         }
     }

@@ -1,6 +1,11 @@
 //! When nobody serves: what to start, and when.
 
 use super::*;
+use crate::record::Blame;
+
+/// Longest pause between starts that the host is to blame for: it may be well again at any moment, and trying costs
+/// little.
+const MAX_HOST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is known of recent crashes.
 #[derive(Clone, Debug, Default)]
@@ -13,7 +18,11 @@ pub(super) struct Crashes {
     row: usize,
     /// Pauses so far in this loop; 0 outside of one.
     level: u32,
+    /// Starts in a row that failed for want of something on the host.
+    host: u32,
     next: Option<(Instant, Target)>,
+    /// What was to run last and is not to be had, with the reason.
+    absent: Option<(Target, Cause)>,
 }
 
 impl Crashes {
@@ -43,6 +52,17 @@ impl Crashes {
         self.next = None;
     }
 
+    /// A process of `target` could be started.
+    pub(super) fn started(&mut self, target: &Target) {
+        self.host = 0;
+        self.absent.take_if(|(absent, _)| absent == target);
+    }
+
+    /// Why there is no process of `target`, if that is not that it crashes.
+    pub(super) fn absent(&self, target: &Target) -> Option<&Cause> {
+        self.absent.as_ref().filter(|(absent, _)| absent == target).map(|(_, cause)| cause)
+    }
+
     /// Somebody asked for it now.
     pub(super) fn hurry(&mut self, now: Instant) {
         if let Some((at, _)) = &mut self.next {
@@ -60,6 +80,11 @@ fn count(times: &mut VecDeque<Instant>, now: Instant, window: Duration, limit: u
         times.pop_front();
     }
     times.len() >= limit.max(1)
+}
+
+/// Whether there was no process at all, because its program is not there or cannot be executed.
+fn is_absence(cause: &Cause) -> bool {
+    matches!(cause, Cause::FetchFailed(_) | Cause::StartFailed { .. })
 }
 
 impl Supervisor {
@@ -113,6 +138,9 @@ impl Supervisor {
 
     /// Nobody serves because what served, or was started to, has crashed.
     pub(super) fn recover(&mut self, lost: &Target, ready: bool, cause: &Cause) -> Next {
+        if matches!(cause, Cause::StartFailed { blame: Blame::Host, .. }) {
+            return self.host_failed();
+        }
         let policy = &self.policy;
         let by_somebody = ready && matches!(cause, Cause::Crashed(exit) if exit.is_outside_kill());
         let (times, limit) = match by_somebody {
@@ -122,13 +150,16 @@ impl Supervisor {
         let limit_reached = count(times, self.now, policy.crash_window, limit);
         // A source that does not deliver is not asked ten times at once.
         let limit_reached = limit_reached || matches!(cause, Cause::FetchFailed(_));
-        if !by_somebody && let Some(next) = self.young_crashed(lost) {
+        if !by_somebody && let Some(next) = self.young_crashed(lost, cause) {
             return next;
         }
         if let Some(generation) = self.help() {
             return Next::ServedBy(generation);
         }
         let Some(base) = self.safe_target() else { return Next::Nothing };
+        if *lost == base {
+            self.crashes.absent = is_absence(cause).then(|| (base.clone(), cause.clone()));
+        }
         self.crashes.row = self.crashes.row.saturating_add(usize::from(!by_somebody));
         let looping = limit_reached || self.crashes.level > 0;
         // What never gets ready, or crashes every half minute, makes no fast loop and is no good all the same.
@@ -152,8 +183,24 @@ impl Supervisor {
         Next::BackedOff { pause }
     }
 
+    /// The host had not what it takes to start a process. That says nothing of what was to be started: it is tried
+    /// again, and nothing else instead of it.
+    fn host_failed(&mut self) -> Next {
+        if let Some(generation) = self.help() {
+            return Next::ServedBy(generation);
+        }
+        let Some(target) = self.safe_target() else { return Next::Nothing };
+        let pause = self.pause_before(self.crashes.host).min(MAX_HOST_PAUSE);
+        self.crashes.host = self.crashes.host.saturating_add(1);
+        if pause.is_zero() {
+            return Next::Restarted(self.replace_with(&target));
+        }
+        self.crashes.next = Some((self.now + pause, target));
+        Next::BackedOff { pause }
+    }
+
     /// A release that is new here crashed once more: back, if that is enough.
-    fn young_crashed(&mut self, lost: &Target) -> Option<Next> {
+    fn young_crashed(&mut self, lost: &Target, cause: &Cause) -> Option<Next> {
         let (now, limit) = (self.now, self.policy.young_crashes.max(1));
         let young = self.young.as_mut().filter(|young| young.target == *lost && now < young.until)?;
         young.crashes = young.crashes.saturating_add(1);
@@ -165,7 +212,7 @@ impl Supervisor {
             return None;
         }
         self.young = None;
-        self.quarantine(lost, &to, Cause::CrashLoop);
+        self.quarantine(lost, &to, if is_absence(cause) { cause.clone() } else { Cause::CrashLoop });
         self.target = Some(to.clone());
         let generation = self.replace_with(&to);
         Some(Next::RolledBack { to, generation })
@@ -219,11 +266,12 @@ impl Supervisor {
         }
         let serving = self.serving.and_then(|generation| self.processes.get(&generation));
         let Some(running) = serving.map(|process| process.target.clone()) else { return };
-        self.crashes.clear();
+        let crashes = std::mem::take(&mut self.crashes);
         if self.change.is_none()
             && let Some(wanted) = self.target.clone().filter(|wanted| *wanted != running)
         {
-            self.quarantine(&wanted, &running, Cause::CrashLoop);
+            let why = crashes.absent(&wanted).cloned().unwrap_or(Cause::CrashLoop);
+            self.quarantine(&wanted, &running, why);
             self.target = Some(running.clone());
         }
         if !self.on_probation() && self.quarantined(&running).is_none() {

@@ -37,6 +37,7 @@ impl Supervisor {
                 recent: self.crashes.recent(now, self.policy.crash_window),
                 looping: self.crashes.looping(),
                 next_start: self.crashes.next_start().map(left),
+                absent: self.target.as_ref().and_then(|target| self.crashes.absent(target)).cloned(),
             },
             inbound_drained: self.inbound_drain.is_some(),
             stop: self.stop.map(left),

@@ -1,4 +1,5 @@
 mod adoption;
+mod host;
 mod properties;
 mod scenarios;
 mod simulation;

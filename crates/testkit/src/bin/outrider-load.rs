@@ -45,6 +45,9 @@ struct OriginArgs {
     /// Where to serve TCP
     #[arg(long, value_name = "ADDRESS")]
     tcp: Option<SocketAddr>,
+    /// Where to serve gRPC: HTTP/2 with prior knowledge
+    #[arg(long, value_name = "ADDRESS")]
+    grpc: Option<SocketAddr>,
     /// How long every answer takes, at least
     #[arg(long, value_parser = time, default_value = "0ms", value_name = "TIME")]
     delay: Duration,
@@ -64,10 +67,13 @@ struct RunArgs {
     /// Where to open TCP connections
     #[arg(long, value_name = "HOST:PORT", value_parser = Target::address)]
     tcp: Option<Target>,
+    /// Where to send calls of gRPC, and open streams
+    #[arg(long, value_name = "HOST:PORT", value_parser = Target::address)]
+    grpc: Option<Target>,
     /// The report of an upstream (its URL, past everything that is tried) or the file it wrote. May be repeated
     #[arg(long, value_name = "URL|FILE")]
     report: Vec<String>,
-    /// Connections of each kind: r1k, or like http=50,websocket=20,tcp=5
+    /// Connections of each kind: r1k, or like http=50,websocket=20,tcp=5,grpc=20,grpc-stream=20
     #[arg(long, default_value = "r1k")]
     mix: Mix,
     /// Requests and messages per second, of all kinds together
@@ -149,11 +155,11 @@ fn raise_descriptors() {
 
 async fn origin(args: OriginArgs) -> Result<ExitCode> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (http, tcp) = (args.http, args.tcp);
-    anyhow::ensure!(http.is_some() || tcp.is_some(), "give --http or --tcp, or both");
-    let upstream = Upstream::start(Options { http, tcp, delay: args.delay })?;
+    let (http, tcp, grpc) = (args.http, args.tcp, args.grpc);
+    anyhow::ensure!([http, tcp, grpc].iter().any(Option::is_some), "give --http, --tcp or --grpc");
+    let upstream = Upstream::start(Options { http, tcp, grpc, delay: args.delay })?;
     let mut out = std::io::stdout().lock();
-    for (name, address) in [("http", upstream.http()), ("tcp", upstream.tcp())] {
+    for (name, address) in [("http", upstream.http()), ("tcp", upstream.tcp()), ("grpc", upstream.grpc())] {
         if let Some(address) = address {
             writeln!(out, "{name} {address}")?;
         }
@@ -177,6 +183,7 @@ async fn run(args: RunArgs) -> Result<ExitCode> {
         http: args.http,
         websocket: args.ws,
         tcp: args.tcp,
+        grpc: args.grpc,
         reports: args.report,
         mix: args.mix.scaled(args.scale),
         rate: args.rate * args.scale,

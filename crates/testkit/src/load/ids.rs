@@ -31,11 +31,16 @@ pub enum Class {
     Tcp,
     /// A message the upstream sends over a WebSocket by itself, every second.
     Push,
+    /// A unary call of gRPC.
+    Grpc,
+    /// A message of a stream of gRPC, which the upstream sends every second.
+    Stream,
 }
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Get, Self::Post, Self::WebSocket, Self::Tcp, Self::Push];
+    pub const ALL: [Self; 7] =
+        [Self::Get, Self::Post, Self::WebSocket, Self::Tcp, Self::Push, Self::Grpc, Self::Stream];
 
     /// The connections it runs on.
     pub const fn kind(self) -> Kind {
@@ -43,7 +48,14 @@ impl Class {
             Self::Get | Self::Post => Kind::Http,
             Self::WebSocket | Self::Push => Kind::WebSocket,
             Self::Tcp => Kind::Tcp,
+            Self::Grpc => Kind::Grpc,
+            Self::Stream => Kind::GrpcStream,
         }
+    }
+
+    /// Whether the upstream sends it by itself, so that there is no request to look up.
+    pub const fn is_pushed(self) -> bool {
+        matches!(self, Self::Push | Self::Stream)
     }
 
     /// Its name in ids, tables and JSON.
@@ -54,6 +66,8 @@ impl Class {
             Self::WebSocket => "websocket",
             Self::Tcp => "tcp",
             Self::Push => "push",
+            Self::Grpc => "grpc",
+            Self::Stream => "stream",
         }
     }
 }

@@ -19,8 +19,10 @@ use super::tally::{Kind, Outcome};
 const NOTICE: Duration = Duration::from_secs(1);
 /// Kills that are remembered.
 const MOST_KILLS: usize = 100_000;
-/// What a proxy says of a request that was in flight in the proxy behind it.
-const BROKEN_OFF: [&str; 4] = [
+/// What a proxy says of a request that was in flight in the proxy behind it. The body of an answer that is cut short is
+/// said only by gRPC, whose trailers have room for it.
+const BROKEN_OFF: [&str; 5] = [
+    "upstream_body_incomplete",
     "upstream_closed_before_response",
     "upstream_closed_reused_connection",
     "upstream_reset",
@@ -117,6 +119,7 @@ mod tests {
             Outcome::Incomplete(String::new()),
             Outcome::ByProxy("upstream_reset".into()),
             Outcome::ByProxy("upstream_closed_before_response".into()),
+            Outcome::ByProxy("upstream_body_incomplete".into()),
         ];
         let not = [
             Outcome::Complete,

@@ -228,7 +228,7 @@ impl Connection {
         let mut book = self.shared.book.borrow_mut();
         if let Some(number) = text.strip_prefix("push ").filter(|_| self.kind == Kind::WebSocket) {
             let number = number.parse().ok();
-            book.pushed(link.pushes, number);
+            book.pushed(Class::Push, link.pushes, number);
             link.pushes = number.unwrap_or(link.pushes).max(link.pushes) + 1;
             return;
         }

@@ -2,10 +2,11 @@
 //!
 //! | kind | connections of `r1k` | per connection and second |
 //! |---|---|---|
-//! | `http` | 50 | what the others leave of the rate: 18.6, half of it `POST` |
+//! | `http` | 50 | with `grpc`, what the others leave of the rate: 13.0, half of it `POST` |
 //! | `websocket` | 20 | 1 message, and 1 from the upstream |
 //! | `tcp` | 5 | 10 messages |
-//! | `grpc`, `grpc-stream` | 20 each | not spoken by this version, which has no HTTP/2 |
+//! | `grpc` | 20 | as many unary calls as an `http` connection has requests |
+//! | `grpc-stream` | 20 | 1 message from the upstream |
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +19,7 @@ use super::{LoadError, Plan};
 pub const R1K_RATE: f64 = 1000.0;
 const WEBSOCKET_RATE: f64 = 1.0;
 const TCP_RATE: f64 = 10.0;
+const STREAM_RATE: f64 = 1.0;
 /// Most connections of one kind: each needs two descriptors.
 const MOST_CONNECTIONS: u32 = 100_000;
 
@@ -85,9 +87,9 @@ pub struct Mix {
     pub websocket: u32,
     /// TCP.
     pub tcp: u32,
-    /// HTTP/2 with unary gRPC calls. Not spoken: a result names what it leaves out.
+    /// HTTP/2 with unary gRPC calls.
     pub grpc: u32,
-    /// HTTP/2 with gRPC streams. Not spoken either.
+    /// HTTP/2 with one gRPC stream each.
     pub grpc_stream: u32,
 }
 
@@ -95,11 +97,10 @@ pub struct Mix {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MixError {
     /// A word that means nothing here.
-    #[error("{0:?} is not a mix: write r1k, or numbers of connections like http=50,websocket=20,tcp=5")]
+    #[error(
+        "{0:?} is not a mix: write r1k, or numbers of connections like http=50,websocket=20,tcp=5,grpc=20,grpc-stream=20"
+    )]
     Unknown(String),
-    /// gRPC.
-    #[error("{0} needs HTTP/2, which this version does not speak")]
-    NotSpoken(String),
 }
 
 impl Mix {
@@ -141,7 +142,8 @@ impl FromStr for Mix {
                 "http" => mix.http = number,
                 "websocket" => mix.websocket = number,
                 "tcp" => mix.tcp = number,
-                "grpc" | "grpc-stream" => return Err(MixError::NotSpoken(kind.to_owned())),
+                "grpc" => mix.grpc = number,
+                "grpc-stream" => mix.grpc_stream = number,
                 _ => return Err(unknown()),
             }
         }
@@ -154,7 +156,8 @@ impl fmt::Display for Mix {
         if *self == Self::R1K {
             return f.write_str("r1k");
         }
-        write!(f, "http={},websocket={},tcp={}", self.http, self.websocket, self.tcp)
+        let Self { http, websocket, tcp, grpc, grpc_stream } = self;
+        write!(f, "http={http},websocket={websocket},tcp={tcp},grpc={grpc},grpc-stream={grpc_stream}")
     }
 }
 
@@ -175,7 +178,10 @@ pub(super) fn rows(plan: &Plan) -> Result<Vec<Row>, LoadError> {
     if !(plan.rate.is_finite() && plan.rate > 0.0 && plan.rate <= 1e6) {
         return Err(bounds("the rate", "more than 0 and at most 1,000,000 per second"));
     }
-    if [mix.http, mix.websocket, mix.tcp].iter().any(|number| *number > MOST_CONNECTIONS) {
+    if [mix.http, mix.websocket, mix.tcp, mix.grpc, mix.grpc_stream]
+        .iter()
+        .any(|number| *number > MOST_CONNECTIONS)
+    {
         return Err(bounds("connections of a kind", "at most 100,000"));
     }
     if [plan.request_bytes, plan.response_bytes, plan.message_bytes].iter().any(|bytes| *bytes > 1 << 20) {
@@ -202,18 +208,30 @@ pub(super) fn rows(plan: &Plan) -> Result<Vec<Row>, LoadError> {
             rows.push(Row { kind, connections, interval, target: target.clone() });
         }
     }
-    if let Some(target) = &plan.http
-        && mix.http > 0
+    if let Some(target) = &plan.grpc
+        && mix.grpc_stream > 0
     {
-        let rate = (plan.rate - messages) / f64::from(mix.http);
-        if rate <= 0.0 {
-            return Err(LoadError::Rate { rate: plan.rate, messages });
-        }
+        messages += f64::from(mix.grpc_stream) * STREAM_RATE;
+        let interval = Duration::from_secs_f64(1.0 / STREAM_RATE);
+        let (kind, connections) = (Kind::GrpcStream, mix.grpc_stream);
+        rows.push(Row { kind, connections, interval, target: target.clone() });
+    }
+    let asking = [(Kind::Http, mix.http, &plan.http), (Kind::Grpc, mix.grpc, &plan.grpc)];
+    let asking = asking.into_iter().filter_map(|(kind, connections, target)| {
+        target.as_ref().filter(|_| connections > 0).map(|target| (kind, connections, target.clone()))
+    });
+    let asking: Vec<_> = asking.collect();
+    let connections: f64 = asking.iter().map(|(_, connections, _)| f64::from(*connections)).sum();
+    let rate = (plan.rate - messages) / connections.max(1.0);
+    if !asking.is_empty() && rate <= 0.0 {
+        return Err(LoadError::Rate { rate: plan.rate, messages });
+    }
+    for (kind, connections, target) in asking {
         let interval = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
         if interval > Duration::from_secs(3600) {
-            return Err(bounds("requests per HTTP connection", "at least one an hour"));
+            return Err(bounds("requests per connection", "at least one an hour"));
         }
-        rows.push(Row { kind: Kind::Http, connections: mix.http, interval, target: target.clone() });
+        rows.push(Row { kind, connections, interval, target });
     }
     if rows.is_empty() { Err(LoadError::NoTarget) } else { Ok(rows) }
 }
@@ -225,12 +243,11 @@ pub(super) fn left_out(plan: &Plan) -> Vec<String> {
         ("HTTP/1.1", mix.http, plan.http.is_none()),
         ("WebSocket", mix.websocket, plan.websocket.is_none()),
         ("TCP", mix.tcp, plan.tcp.is_none()),
+        ("gRPC", mix.grpc, plan.grpc.is_none()),
+        ("gRPC stream", mix.grpc_stream, plan.grpc.is_none()),
     ];
     let no_target = kinds.into_iter().filter(|(_, connections, none)| *connections > 0 && *none);
-    let no_target = no_target.map(|(kind, connections, _)| format!("{connections} {kind}: no target given"));
-    let grpc = [("gRPC", mix.grpc), ("gRPC stream", mix.grpc_stream)].into_iter();
-    let grpc = grpc.filter(|(_, connections)| *connections > 0);
-    no_target.chain(grpc.map(|(kind, number)| format!("{number} {kind}: HTTP/2 is not spoken"))).collect()
+    no_target.map(|(kind, connections, _)| format!("{connections} {kind}: no target given")).collect()
 }
 
 #[cfg(test)]
@@ -265,7 +282,8 @@ mod tests {
         assert_eq!(some.to_string().parse(), Ok(some));
         assert_eq!(Mix::R1K.scaled(0.1), Mix { http: 5, websocket: 2, tcp: 1, grpc: 2, grpc_stream: 2 });
         assert_eq!(some.scaled(0.001), Mix { http: 1, tcp: 1, ..Mix::NONE });
-        assert_eq!("grpc=1".parse::<Mix>(), Err(MixError::NotSpoken("grpc".into())));
+        let grpc = Mix { grpc: 1, grpc_stream: 4, ..Mix::NONE };
+        assert_eq!("grpc=1,grpc-stream=4".parse(), Ok(grpc));
         for wrong in ["", "r2k", "http", "http=-1", "http=1;tcp=1"] {
             assert!(matches!(wrong.parse::<Mix>(), Err(MixError::Unknown(_))), "{wrong}");
         }
@@ -274,21 +292,25 @@ mod tests {
     #[test]
     fn the_rate_is_that_of_all_kinds_together() {
         let target = || Some(Target::url("http://web").unwrap());
-        let plan = Plan { http: target(), websocket: target(), tcp: target(), ..Plan::r1k(1.0) };
+        let plan =
+            Plan { http: target(), websocket: target(), tcp: target(), grpc: target(), ..Plan::r1k(1.0) };
         let per_second = |row: &Row| f64::from(row.connections) / row.interval.as_secs_f64();
         let rows_of_all = rows(&plan).unwrap();
         assert!((rows_of_all.iter().map(per_second).sum::<f64>() - 1000.0).abs() < 0.01);
+        assert_eq!(left_out(&plan), [""; 0]);
         assert_eq!(
-            left_out(&plan),
-            ["20 gRPC: HTTP/2 is not spoken", "20 gRPC stream: HTTP/2 is not spoken"]
+            left_out(&Plan { tcp: None, grpc: None, ..plan.clone() }),
+            ["5 TCP: no target given", "20 gRPC: no target given", "20 gRPC stream: no target given"]
         );
-        assert_eq!(left_out(&Plan { tcp: None, ..plan.clone() })[0], "5 TCP: no target given");
+        let one = rows_of_all.iter().filter(|row| matches!(row.kind, Kind::Http | Kind::Grpc));
+        let intervals: Vec<_> = one.map(|row| row.interval).collect();
+        assert!(intervals.len() == 2 && intervals[0] == intervals[1], "{intervals:?}");
 
-        let only_http = rows(&Plan { websocket: None, tcp: None, ..plan.clone() }).unwrap();
+        let only_http = rows(&Plan { websocket: None, tcp: None, grpc: None, ..plan.clone() }).unwrap();
         assert!((only_http.iter().map(per_second).sum::<f64>() - 1000.0).abs() < 0.01);
 
         let refused = |plan: Plan| rows(&plan).unwrap_err().to_string();
-        assert!(refused(Plan { rate: 60.0, ..plan.clone() }).contains("70 per second"));
+        assert!(refused(Plan { rate: 60.0, ..plan.clone() }).contains("90 per second"));
         assert!(refused(Plan { rate: f64::NAN, ..plan.clone() }).contains("rate"));
         assert!(refused(Plan { timeout: Duration::ZERO, ..plan.clone() }).contains("time"));
         assert!(refused(Plan { mix: Mix::R1K.scaled(1e9), ..plan }).contains("100,000"));

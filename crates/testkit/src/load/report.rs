@@ -163,7 +163,7 @@ impl Report {
         for (class, tally) in &book.classes {
             let (Some(line), Some(records)) = (classes.get_mut(class), &records) else { continue };
             // The upstream's own messages are counted here only.
-            if *class != Class::Push {
+            if !class.is_pushed() {
                 compare(*class, tally, line, records, &mut examples, &mut problems);
             }
         }
@@ -310,7 +310,7 @@ impl fmt::Display for Report {
             let by_proxy = line.made_by_proxy.values().sum();
             let rest = [by_proxy, line.upstream_5xx, line.unexpected_status, line.wrong_body, line.unsent];
             row.extend(rest.map(|number| number.to_string()));
-            if *class == Class::Push {
+            if class.is_pushed() {
                 row.extend(["–".to_owned(), "–".to_owned()]);
             } else {
                 row.extend([optional(line.seen_twice), optional(line.unseen)]);
@@ -331,10 +331,12 @@ impl fmt::Display for Report {
                 Kind::Http => "HTTP",
                 Kind::WebSocket => "WebSocket",
                 Kind::Tcp => "TCP",
+                Kind::Grpc => "gRPC",
+                Kind::GrpcStream => "gRPC stream",
             };
             write!(f, "{name} connections: {} opened", links.opened)?;
             match kind {
-                Kind::Http => writeln!(
+                Kind::Http | Kind::Grpc => writeln!(
                     f,
                     ", {} closed as announced, {} closed while idle",
                     links.announced, links.closed_idle

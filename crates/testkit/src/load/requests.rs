@@ -78,6 +78,10 @@ pub(super) async fn connect(shared: &Shared, kind: Kind, address: &str) -> Resul
 
 async fn exchange(shared: &Shared, link: &mut Option<Wire>, id: Id, stage: &mut &str) -> Outcome {
     let Some(target) = &shared.plan.http else { return Outcome::Refused("no target".into()) };
+    if link.as_ref().is_some_and(Wire::is_over) {
+        shared.book.borrow_mut().links(Kind::Http).closed_idle += 1;
+        *link = None;
+    }
     let mut wire = match link.take() {
         Some(wire) => wire,
         None => match connect(shared, Kind::Http, &target.address).await {

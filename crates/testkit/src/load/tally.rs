@@ -48,6 +48,11 @@ pub enum Kind {
     WebSocket,
     /// Plain TCP.
     Tcp,
+    /// HTTP/2 with unary calls of gRPC.
+    Grpc,
+    /// HTTP/2 with one stream of gRPC.
+    #[serde(rename = "grpc-stream")]
+    GrpcStream,
 }
 
 /// What became of connections.
@@ -55,13 +60,14 @@ pub enum Kind {
 pub struct Links {
     /// Made.
     pub opened: u64,
-    /// HTTP: ended by the other side after it had said `connection: close`. Orderly.
+    /// HTTP: ended by the other side after it had said `connection: close`, or GOAWAY. Orderly.
     pub announced: u64,
     /// HTTP: ended by the other side between two requests without a word. Nothing was lost.
     pub closed_idle: u64,
-    /// WebSocket (with a close frame) and TCP: ended by the other side after the drain deadline. Orderly.
+    /// WebSocket (with a close frame), TCP and streams of gRPC: ended by the other side after the drain deadline.
+    /// Orderly.
     pub drained: u64,
-    /// WebSocket and TCP: ended by the other side before that, or without a close frame. A loss.
+    /// The same: ended by the other side before that, or without a close frame, or not even opened. A loss.
     pub closed_early: u64,
     /// Of those closed early: open in a process that was killed, see [`super::Plan::kills`].
     #[serde(default)]
@@ -148,6 +154,8 @@ impl Book {
             Kind::Http => &[Class::Get, Class::Post],
             Kind::WebSocket => &[Class::WebSocket, Class::Push],
             Kind::Tcp => &[Class::Tcp],
+            Kind::Grpc => &[Class::Grpc],
+            Kind::GrpcStream => &[Class::Stream],
         };
         for class in classes {
             self.class(*class).connections = connections;
@@ -215,19 +223,23 @@ impl Book {
     }
 
     /// A message that the upstream sends by itself has come: the numbers before it that did not are lost.
-    pub(super) fn pushed(&mut self, expected: u64, number: Option<u64>) {
-        let push = self.class(Class::Push);
+    pub(super) fn pushed(&mut self, class: Class, expected: u64, number: Option<u64>) {
+        let push = self.class(class);
         let Some(missing) = number.and_then(|number| number.checked_sub(expected)) else {
             push.sent += 1;
             push.wrong += 1;
-            self.example("push", "wrong_body", format!("expected message {expected}"));
+            self.example(class.as_str(), "wrong_body", format!("expected message {expected}"));
             return;
         };
         push.sent += missing + 1;
         push.complete += 1;
         push.incomplete += missing;
         if missing > 0 {
-            self.example("push", "incomplete", format!("{missing} messages from {expected} on did not come"));
+            self.example(
+                class.as_str(),
+                "incomplete",
+                format!("{missing} messages from {expected} on did not come"),
+            );
         }
     }
 

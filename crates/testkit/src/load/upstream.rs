@@ -6,6 +6,7 @@
 //! | … whose body is not what `x-load-body` says | `422` with `x-load-verdict`, and counted as wrong |
 //! | `GET` with `Upgrade: websocket` | echo of every text message, and a message of its own every second |
 //! | a line on the TCP port | the same line |
+//! | a call on the gRPC port | the same as for a request, see [`super::grpc`]; on a stream a message every second |
 //! | `GET /report` | what was seen, as JSON; `?run=RUN` one run; `&pages` with the numbers themselves |
 //!
 //! Holds: an id counts as seen when its head or line has arrived, whatever happens then; memory is bounded: the
@@ -28,11 +29,15 @@ use super::requests::{BODY, ID, VERDICT, append_body, framing_field};
 use super::wire::{Broken, Head, Wire};
 use crate::websocket;
 
+mod grpc;
+
 /// Runs that are remembered; an older one is forgotten when one more begins.
 pub const MOST_RUNS: usize = 8;
 /// Largest body that can be asked for, in bytes.
 const LARGEST_BODY: usize = 1 << 20;
 const PUSH: Duration = Duration::from_secs(1);
+/// How long nobody is let in while there are no descriptors.
+const FULL: Duration = Duration::from_millis(10);
 
 /// How to serve.
 #[derive(Clone, Debug, Default)]
@@ -41,15 +46,17 @@ pub struct Options {
     pub http: Option<SocketAddr>,
     /// Where to listen for TCP.
     pub tcp: Option<SocketAddr>,
+    /// Where to listen for gRPC: HTTP/2 with prior knowledge.
+    pub grpc: Option<SocketAddr>,
     /// How long every answer takes, at least.
     pub delay: Duration,
 }
 
 impl Options {
-    /// Both, on free ports of this machine only.
+    /// All, on free ports of this machine only.
     pub fn loopback() -> Self {
         let any = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-        Self { http: any, tcp: any, delay: Duration::ZERO }
+        Self { http: any, tcp: any, grpc: any, delay: Duration::ZERO }
     }
 }
 
@@ -165,6 +172,7 @@ impl Server {
 pub struct Upstream {
     http: Option<SocketAddr>,
     tcp: Option<SocketAddr>,
+    grpc: Option<SocketAddr>,
     records: Arc<Mutex<Records>>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
@@ -186,28 +194,31 @@ impl Upstream {
                 |address| listen(address).map_err(|source| UpstreamError::Listen { address, source });
             address.map(listen).transpose()
         };
-        let (http, tcp) = (bind(options.http)?, bind(options.tcp)?);
+        let (http, tcp, grpc) = (bind(options.http)?, bind(options.tcp)?, bind(options.grpc)?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(UpstreamError::Start)?;
         let records = Arc::new(Mutex::new(Records::default()));
         let server = Arc::new(Server { records: records.clone(), delay: options.delay });
         let (stop, mut stopped) = watch::channel(false);
-        let addresses =
-            (http.as_ref().map(|(address, _)| *address), tcp.as_ref().map(|(address, _)| *address));
+        let [of_http, of_tcp, of_grpc] =
+            [&http, &tcp, &grpc].map(|bound| bound.as_ref().map(|(address, _)| *address));
         let body = move || {
             runtime.block_on(async {
                 if let Some((_, listener)) = http {
                     tokio::spawn(accept(listener, server.clone(), serve_http));
                 }
                 if let Some((_, listener)) = tcp {
-                    tokio::spawn(accept(listener, server, serve_tcp));
+                    tokio::spawn(accept(listener, server.clone(), serve_tcp));
+                }
+                if let Some((_, listener)) = grpc {
+                    tokio::spawn(grpc::accept(listener, server));
                 }
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             });
         };
         let thread = std::thread::Builder::new().name("upstream".into()).spawn(body);
         let thread = Some(thread.map_err(UpstreamError::Start)?);
-        Ok(Self { http: addresses.0, tcp: addresses.1, records, stop, thread })
+        Ok(Self { http: of_http, tcp: of_tcp, grpc: of_grpc, records, stop, thread })
     }
 
     /// Where HTTP and WebSockets are served.
@@ -218,6 +229,11 @@ impl Upstream {
     /// Where TCP is served.
     pub fn tcp(&self) -> Option<SocketAddr> {
         self.tcp
+    }
+
+    /// Where gRPC is served.
+    pub fn grpc(&self) -> Option<SocketAddr> {
+        self.grpc
     }
 
     /// For [`super::Plan::reports`]; empty without HTTP.
@@ -263,7 +279,7 @@ async fn accept<F>(
             // What breaks a connection is for its client to notice and count.
             Ok((stream, _)) => drop(tokio::spawn(serve(server.clone(), Wire::new(stream)))),
             // Mostly no descriptors left; that passes when connections end.
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(_) => tokio::time::sleep(FULL).await,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! What a lenient client would shrug off is what this program looks for.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -119,12 +120,29 @@ pub(super) struct Wire {
     unread: Vec<u8>,
 }
 
+/// Whether there are bytes to read; `None` if the connection has ended.
+pub(super) fn is_readable(socket: impl AsFd) -> Option<bool> {
+    use rustix::net::RecvFlags;
+    match rustix::net::recv(socket, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((_, 0)) => None,
+        Ok(_) => Some(true),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Some(false),
+        Err(_) => None,
+    }
+}
+
 impl Wire {
     /// Over this connection.
     pub(super) fn new(stream: TcpStream) -> Self {
         // An old kernel may not know the option; then small messages wait a little.
         let _ = stream.set_nodelay(true);
         Self { stream, unread: Vec::with_capacity(4096) }
+    }
+
+    /// Whether the other side has ended it or said what nobody asked for, by what the kernel knows now: this program may
+    /// not have been told yet.
+    pub(super) fn is_over(&self) -> bool {
+        is_readable(&self.stream) != Some(false)
     }
 
     /// Sends all of it.

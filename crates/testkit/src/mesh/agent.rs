@@ -28,6 +28,8 @@ pub struct Local {
     pub proxy: u32,
     /// The process of its application.
     pub app: u32,
+    /// Process that waits to take the proxy's place, or 0.
+    pub spare: u32,
     /// How often a proxy that ended was replaced.
     pub restarts: u64,
     /// `starting`, `ready` or `draining`.
@@ -68,12 +70,42 @@ impl Mesh {
         let local = |instance: &Value| Local {
             name: text(&instance["name"]),
             proxy: pid(&instance["proxy_pid"]),
+            spare: pid(&instance["spare_pid"]),
             app: pid(&instance["app_pid"]),
             restarts: instance["restarts"].as_u64().unwrap_or(0),
             state: text(&instance["state"]),
             reason: text(&instance["reason"]),
         };
         Ok(instances.iter().map(|instance| (text(&instance["service"]), local(instance))).collect())
+    }
+
+    /// What an agent says does not work on its host, beside the instances.
+    pub fn problems(&self, node: &str) -> Result<Vec<String>> {
+        let overview = self.ask_agent(node, &json!({"type": "list"}))?;
+        let problems = overview["problems"].as_array().context("no problems in the overview")?;
+        Ok(problems.iter().map(|problem| problem.as_str().unwrap_or_default().to_owned()).collect())
+    }
+
+    /// Waits until one of the [`problems`](Self::problems) has these words; `None`: until there is none.
+    pub fn wait_problem(&self, node: &str, words: Option<&str>) -> Result<Vec<String>> {
+        let what = words.map_or("no problem".to_owned(), |words| format!("a problem {words:?}"));
+        until(&format!("{what} of {node}"), LONG, || {
+            let problems = self.problems(node).map_err(|error| format!("{error:#}"))?;
+            let told = match words {
+                Some(words) => problems.iter().any(|problem| problem.contains(words)),
+                None => problems.is_empty(),
+            };
+            if told { Ok(problems) } else { Err(format!("{problems:?}")) }
+        })
+    }
+
+    /// Why an agent has no session, and for how many seconds; `None` while it has one.
+    pub fn away(&self, node: &str) -> Result<Option<(String, u64)>> {
+        let overview = self.ask_agent(node, &json!({"type": "list"}))?;
+        let away = overview["away"].as_str().unwrap_or_default();
+        let unheard = overview["unheard_s"].as_u64();
+        ensure!(away.is_empty() == unheard.is_none(), "{overview}");
+        Ok(unheard.map(|seconds| (away.to_owned(), seconds)))
     }
 
     /// The only instance of a service on a node.

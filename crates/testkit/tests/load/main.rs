@@ -1,5 +1,6 @@
 //! The load program finds every fault, under its own name and no other, and finds none where there is none.
 
+mod grpc;
 mod middle;
 
 use std::collections::BTreeMap;
@@ -52,10 +53,7 @@ fn counters(report: &Report) -> Result<BTreeMap<String, u64>> {
     let mut losses = 0;
     for (class, line) in &report.classes {
         ensure!(line.sent == line.complete + line.failed(), "{class} does not add up: {line:?}");
-        ensure!(
-            line.latency_us.is_some() == (line.complete > 0 && *class != Class::Push),
-            "{class}: {line:?}"
-        );
+        ensure!(line.latency_us.is_some() == (line.complete > 0 && !class.is_pushed()), "{class}: {line:?}");
         losses += line.losses();
         add("incomplete", line.incomplete);
         add("refused", line.refused);
@@ -92,6 +90,21 @@ fn expect(name: &str, report: &Report, expected: &[(&str, u64)]) -> Result<()> {
     Ok(())
 }
 
+/// Checks cases at the same time: together they are still few requests, and each waits most of the time. Not more than are
+/// remembered.
+fn together<C: Sync>(cases: &[C], check: impl Fn(&C) -> Result<()> + Sync) -> Result<()> {
+    let check = &check;
+    std::thread::scope(|scope| {
+        for group in cases.chunks(load::upstream::MOST_RUNS) {
+            let threads: Vec<_> = group.iter().map(|case| scope.spawn(move || check(case))).collect();
+            for thread in threads {
+                thread.join().map_err(|_| anyhow::anyhow!("a case panicked"))??;
+            }
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn http_faults_are_found_under_their_names() -> Result<()> {
     let (upstream, other) = (Upstream::start(Options::loopback())?, Upstream::start(Options::loopback())?);
@@ -115,21 +128,11 @@ fn http_faults_are_found_under_their_names() -> Result<()> {
         (Fault::Announce, POST, &[("announced", 1)]),
         (Fault::CloseIdle, GET, &[("closed_idle", 1)]),
     ];
-    std::thread::scope(|scope| {
-        let check = |(fault, at, expected): &(Fault, u32, Counters)| -> Result<()> {
-            let middle = Middle::http(addresses.0, addresses.1, *fault, *at)?;
-            let plan = plan(HTTP, 8.0, 2000, &[&upstream, &other]);
-            let report = load::run(Plan { http: target(middle.address), ..plan })?;
-            expect(&format!("{fault:?}"), &report, expected)
-        };
-        // Together they are still few requests, and each waits most of the time. Not more than are remembered.
-        for group in cases.chunks(load::upstream::MOST_RUNS) {
-            let threads: Vec<_> = group.iter().map(|case| scope.spawn(move || check(case))).collect();
-            for thread in threads {
-                thread.join().map_err(|_| anyhow::anyhow!("a case panicked"))??;
-            }
-        }
-        Ok(())
+    together(cases, |(fault, at, expected)| {
+        let middle = Middle::http(addresses.0, addresses.1, *fault, *at)?;
+        let plan = plan(HTTP, 8.0, 2000, &[&upstream, &other]);
+        let report = load::run(Plan { http: target(middle.address), ..plan })?;
+        expect(&format!("{fault:?}"), &report, expected)
     })
 }
 
@@ -182,25 +185,16 @@ fn faults_of_long_lived_connections_are_found_under_their_names() -> Result<()> 
         (Kind::Tcp, Fault::Close, soon, &[("drained", 1)]),
         (Kind::Tcp, Fault::CorruptResponse, never, &[("wrong_body", 1)]),
     ];
-    std::thread::scope(|scope| {
-        let check = |(kind, fault, drain, expected): &(Kind, Fault, Duration, Counters)| -> Result<()> {
-            let (middle, mix, millis) = match kind {
-                Kind::Tcp => (Middle::tcp(tcp, *fault)?, TCP, 2000),
-                _ => (Middle::websocket(http, *fault)?, WEBSOCKET, 8000),
-            };
-            let at = target(middle.address);
-            let plan = plan(mix, 10.0, millis, &[&upstream]);
-            let (websocket, tcp) = if *kind == Kind::Tcp { (None, at) } else { (at, None) };
-            let report = load::run(Plan { websocket, tcp, drain: *drain, ..plan })?;
-            expect(&format!("{kind:?} {fault:?}"), &report, expected)
+    together(cases, |(kind, fault, drain, expected)| {
+        let (middle, mix, millis) = match kind {
+            Kind::Tcp => (Middle::tcp(tcp, *fault)?, TCP, 2000),
+            _ => (Middle::websocket(http, *fault)?, WEBSOCKET, 8000),
         };
-        for group in cases.chunks(load::upstream::MOST_RUNS) {
-            let threads: Vec<_> = group.iter().map(|case| scope.spawn(move || check(case))).collect();
-            for thread in threads {
-                thread.join().map_err(|_| anyhow::anyhow!("a case panicked"))??;
-            }
-        }
-        Ok(())
+        let at = target(middle.address);
+        let plan = plan(mix, 10.0, millis, &[&upstream]);
+        let (websocket, tcp) = if *kind == Kind::Tcp { (None, at) } else { (at, None) };
+        let report = load::run(Plan { websocket, tcp, drain: *drain, ..plan })?;
+        expect(&format!("{kind:?} {fault:?}"), &report, expected)
     })
 }
 
@@ -254,7 +248,9 @@ fn the_program_says_by_its_exit_code_whether_something_was_lost() -> Result<()> 
     let upstream = Upstream::start(Options::loopback())?;
     let (http, tcp) = (upstream.http().context("no HTTP")?, upstream.tcp().context("no TCP")?);
     let (url, tcp, report_url) = (format!("http://{http}"), tcp.to_string(), upstream.report_url());
-    let all = ["run", "--http", &url, "--ws", &url, "--tcp", &tcp, "--report", &report_url, "--scale", "0.1"];
+    let grpc = upstream.grpc().context("no gRPC")?.to_string();
+    let all = ["run", "--http", &url, "--ws", &url, "--tcp", &tcp, "--grpc", &grpc];
+    let all = [&all[..], &["--report", &report_url, "--scale", "0.1"]].concat();
 
     let clean = run(binary(folder.path(), &[&all[..], &["--for", "2s", "-o", "json"]].concat()), LONG)?;
     ensure!(clean.code == 0, "{clean:?}");

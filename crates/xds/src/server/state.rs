@@ -6,10 +6,13 @@ use std::sync::Arc;
 use outrider_xds_types::pb::envoy::config::cluster::v3::{Cluster, cluster};
 use outrider_xds_types::pb::envoy::config::listener::v3::{Listener, filter};
 use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use outrider_xds_types::pb::google::rpc::Status;
 use outrider_xds_types::prost::{Message, Name};
 
 use super::{Seen, Versioned};
 use crate::interest::Interest;
+use crate::refers;
+use crate::refusal;
 use crate::set::{Resource, ResourceSet, Stamp};
 
 /// Abandoned responses whose late answer still counts, per type.
@@ -76,6 +79,8 @@ pub(super) struct TypeState {
     told_absent: BTreeSet<Arc<str>>,
     /// Parts of refused responses, to be sent apart until the refused resources stand alone.
     suspects: VecDeque<Vec<Versioned>>,
+    /// Not removed although nothing is there.
+    spared: BTreeSet<Arc<str>>,
     /// A wildcard or glob without any answer yet: one is owed even if it is empty.
     owes_answer: bool,
     plan: Plan,
@@ -85,6 +90,19 @@ pub(super) struct TypeState {
 impl TypeState {
     pub(super) fn dirty(&mut self) {
         self.planned = false;
+    }
+
+    /// What is not to be removed although nothing is there, in place of what was said before.
+    pub(super) fn spare(&mut self, spared: BTreeSet<Arc<str>>) {
+        if self.spared != spared {
+            self.spared = spared;
+            self.dirty();
+        }
+    }
+
+    /// Whether some version of it is in use in the client.
+    pub(super) fn accepted(&self, name: &str) -> bool {
+        self.known.get(name).is_some_and(|known| known.accepted)
     }
 
     /// `true` if the subscription is new.
@@ -181,9 +199,36 @@ impl TypeState {
         &mut self,
         type_url: &Arc<str>,
         nonce: &str,
-        error: Option<&str>,
-    ) -> Option<Seen> {
-        let answered = match &self.outstanding {
+        error: Option<&Status>,
+    ) -> Vec<Seen> {
+        let Some(answered) = self.answered(nonce) else { return Vec::new() };
+        self.dirty();
+        let Some(status) = error else { return self.settle(type_url, answered, None).into_iter().collect() };
+        let names: BTreeSet<&str> = answered.resources.iter().map(|(name, _)| &**name).collect();
+        let apart = refusal::read(status).filter(|all| all.keys().all(|name| names.contains(name.as_str())));
+        let Some(apart) = apart else {
+            return self.settle(type_url, answered, Some(&status.message)).into_iter().collect();
+        };
+        let Outstanding { number, nonce, resources, removed } = answered;
+        let (bad, good): (Vec<_>, Vec<_>) =
+            resources.into_iter().partition(|(name, _)| apart.contains_key(&**name));
+        let mut seen = Vec::new();
+        if !good.is_empty() || !removed.is_empty() {
+            let rest = Outstanding { number, nonce: nonce.clone(), resources: good, removed };
+            seen.extend(self.settle(type_url, rest, None));
+        }
+        for one in bad {
+            let words = apart.get(&*one.0).map(String::as_str);
+            let alone =
+                Outstanding { number, nonce: nonce.clone(), resources: vec![one], removed: Vec::new() };
+            seen.extend(self.settle(type_url, alone, words));
+        }
+        seen
+    }
+
+    /// The response that has this nonce, which waits no more.
+    fn answered(&mut self, nonce: &str) -> Option<Outstanding> {
+        match &self.outstanding {
             Some(open) if open.nonce == nonce => self.outstanding.take(),
             _ => match self.first_answers.iter().position(|open| open.nonce == nonce) {
                 Some(at) => Some(self.first_answers.remove(at)),
@@ -192,8 +237,11 @@ impl TypeState {
                     self.late.remove(at)
                 }
             },
-        }?;
-        self.dirty();
+        }
+    }
+
+    /// What follows for the resources of a response that was answered; refused with these words, if any.
+    fn settle(&mut self, type_url: &Arc<str>, answered: Outstanding, error: Option<&str>) -> Option<Seen> {
         let Outstanding { number, mut resources, mut removed, .. } = answered;
         // An answer that was given up on may come after that to a later response, and is history then. But what
         // is acknowledged is in use even if something later was refused.
@@ -262,7 +310,7 @@ impl TypeState {
             }
         }
         for name in self.known.keys() {
-            if set.get(type_url, name).is_none() {
+            if set.get(type_url, name).is_none() && !self.spared.contains(name) {
                 plan.remove.push(name.clone());
             }
         }
@@ -278,15 +326,24 @@ impl TypeState {
         self.planned = true;
     }
 
-    /// The additions of the next response, `None` if there is nothing to say. With `keep_accepted`, resources
-    /// that the client has already accepted in some version are left as they are.
-    pub(super) fn take_additions(&mut self, keep_accepted: bool, max_bytes: usize) -> Option<Additions> {
+    /// The additions of the next response, `None` if there is nothing to say. What the client has already accepted
+    /// in some version is not replaced by what leads to anything `unusable`.
+    pub(super) fn take_additions(
+        &mut self,
+        unusable: &BTreeSet<(&'static str, Arc<str>)>,
+        max_bytes: usize,
+    ) -> Option<Additions> {
         let kept = |resource: &Arc<Resource>| {
-            let accepted = self.known.get(&resource.name).is_some_and(|known| known.accepted);
-            keep_accepted && accepted && !self.holds(resource)
+            !unusable.is_empty()
+                && self.accepted(&resource.name)
+                && !self.holds(resource)
+                && refers::leads_to(resource, unusable)
         };
+        // One open answer per resource: whoever answers them in another order would end with the older one.
         let waits = |name: &Arc<str>| {
+            let told_absent = |open: &Outstanding| open.removed.contains(name);
             self.first_answers.iter().any(|open| open.resources.iter().any(|(other, _)| other == name))
+                || self.first_answers.iter().chain(&self.outstanding).any(told_absent)
         };
         let mut ready: Vec<Arc<Resource>> = self
             .plan
@@ -382,11 +439,10 @@ impl TypeState {
 
     /// Nothing is waiting or on its way, and nothing was refused that has a last good version in use.
     pub(super) fn settled(&self) -> bool {
-        let accepted = |name: &Arc<str>| self.known.get(name).is_some_and(|known| known.accepted);
         self.idle()
             && self.plan.add.is_empty()
             && self.plan.remove.is_empty()
-            && !self.refused.keys().any(accepted)
+            && !self.refused.keys().any(|name| self.accepted(name))
     }
 
     /// No response waits for its answer.
@@ -406,14 +462,14 @@ impl TypeState {
         })
     }
 
-    /// Some resource was refused of which the client never accepted any version.
-    pub(super) fn refused_before_ever_accepted(&self) -> bool {
-        self.refused.keys().any(|name| self.known.get(name).is_some_and(|known| !known.accepted))
+    /// What was refused and of which the client never accepted any version.
+    pub(super) fn refused_before_ever_accepted(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.refused.keys().filter(|name| self.known.get(*name).is_some_and(|known| !known.accepted))
     }
 }
 
 /// The load assignment a cluster waits for, if it is of type EDS.
-pub(super) fn endpoints_of(resource: &Resource) -> Option<String> {
+pub(crate) fn endpoints_of(resource: &Resource) -> Option<String> {
     let cluster = Cluster::decode(resource.body.as_slice()).ok()?;
     let cluster::ClusterDiscoveryType::Type(kind) = cluster.cluster_discovery_type? else { return None };
     if kind != cluster::DiscoveryType::Eds as i32 {

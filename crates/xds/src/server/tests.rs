@@ -4,6 +4,9 @@ use std::collections::HashMap;
 
 use outrider_xds_types::pb::envoy::config::cluster::v3::{Cluster, cluster};
 use outrider_xds_types::pb::envoy::config::listener::v3 as listener;
+use outrider_xds_types::pb::envoy::config::route::v3::{
+    Route, RouteAction, RouteConfiguration, VirtualHost, route, route_action,
+};
 use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use outrider_xds_types::pb::google::rpc::Status;
 use outrider_xds_types::prost::{Message, Name};
@@ -22,6 +25,8 @@ struct Talk {
     set: ResourceSet,
     nonces: HashMap<String, String>,
 }
+
+mod refused;
 
 fn body(type_url: &str, name: &str) -> Vec<u8> {
     if type_url == LDS {
@@ -80,6 +85,16 @@ impl Talk {
 
     fn put(&mut self, type_url: &str, name: &str, version: &str) {
         self.set.insert(Resource::new(type_url, name, version, body(type_url, name)));
+    }
+
+    /// Routes that lead to a cluster.
+    fn lead(&mut self, name: &str, version: &str, to: &str) {
+        let cluster_specifier = Some(route_action::ClusterSpecifier::Cluster(to.to_owned()));
+        let action = route::Action::Route(RouteAction { cluster_specifier, ..Default::default() });
+        let route = Route { action: Some(action), ..Default::default() };
+        let host = VirtualHost { routes: vec![route], ..Default::default() };
+        let routes = RouteConfiguration { virtual_hosts: vec![host], ..Default::default() };
+        self.set.insert(Resource::new(RDS, name, version, routes.encode_to_vec()));
     }
 
     fn drop(&mut self, type_url: &str, name: &str) {
@@ -293,6 +308,28 @@ fn e60_every_name_subscribed_is_answered() {
         talk.answer(EDS, &nonce, None);
     }
     assert_eq!(talk.settle(), ["ClusterLoadAssignment: c=2"]);
+}
+
+#[test]
+fn e60_what_was_said_not_to_exist_comes_after_the_answer_to_that() {
+    let mut talk = Talk::new(&[(EDS, "a", "1")]);
+    talk.subscribe(EDS, &["a", "b"]);
+    assert_eq!(talk.sent(), ["ClusterLoadAssignment: a=1 -b"]);
+    talk.put(EDS, "b", "1");
+    assert_eq!(talk.sent(), NOTHING);
+    talk.ack(EDS);
+    assert_eq!(talk.settle(), ["ClusterLoadAssignment: b=1"]);
+    // The same for what was said while something else was open.
+    talk.put(EDS, "a", "2");
+    assert_eq!(talk.sent(), ["ClusterLoadAssignment: a=2"]);
+    let first = talk.nonces[EDS].clone();
+    talk.subscribe(EDS, &["c"]);
+    assert_eq!(talk.sent(), ["ClusterLoadAssignment: -c"]);
+    talk.put(EDS, "c", "1");
+    talk.answer(EDS, &first, None);
+    assert_eq!(talk.sent(), NOTHING);
+    talk.ack(EDS);
+    assert_eq!(talk.settle(), ["ClusterLoadAssignment: c=1"]);
 }
 
 #[test]
@@ -594,7 +631,7 @@ fn e70_last_good_keeps_what_it_needs() {
 fn e70_routes_stay_while_the_new_cluster_is_refused() {
     let mut talk = settled_shop();
     talk.put(CDS, "bad", "1");
-    talk.put(RDS, "in", "2");
+    talk.lead("in", "2", "bad");
     talk.put(LDS, "new", "1");
     assert_eq!(talk.sent(), ["Cluster: bad=1"]);
     assert_eq!(talk.nack(CDS), [refused(CDS, &[("bad", "1")])]);

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use outrider_supervise::gate::Failure;
+use outrider_supervise::size::{Resize, Why};
 use outrider_supervise::{Blame, Crashes, Generation, Lost};
 use prost::Message as _;
 
@@ -15,6 +16,8 @@ fn causes() -> Vec<(Cause, &'static str, &'static str)> {
     let errors = Failure::Errors { reason: "internal".into(), share: 10_000, before: 100 };
     let latency = Failure::Latency { share: 250_000, limit_ms: 110 };
     let memory = Failure::Memory { resident: 60 << 20, before: 10 << 20 };
+    let why = Why::Load { held: 52 << 20, connections: 900 };
+    let resize = Resize { from: 64 << 20, to: 96 << 20, why };
     let start = |blame| Cause::StartFailed { error: "no such file".into(), blame };
     vec![
         (Cause::Crashed(Exit::Code(0)), "exited", "exit code 0"),
@@ -22,8 +25,8 @@ fn causes() -> Vec<(Cause, &'static str, &'static str)> {
         (Cause::Crashed(Exit::Signal(11)), "signal", "signal 11"),
         (Cause::Crashed(Exit::Panic("a.rs:7: oh".into())), "panic", "panic: a.rs:7: oh"),
         (Cause::Crashed(Exit::OutOfMemory), "out_of_memory", "out of memory"),
-        (Cause::Crashed(Exit::Unknown), "unknown", "ended, nobody saw how"),
-        (Cause::Hung, "hung", "it did not answer any more"),
+        (Cause::Crashed(Exit::Unknown), "unknown", "nobody saw how"),
+        (Cause::Hung, "hung", "it did not answer"),
         (Cause::FetchFailed("404".into()), "fetch_failed", "its binary could not be fetched: 404"),
         (start(Blame::Release), "start_failed", "it could not be started: no such file"),
         (start(Blame::Host), "start_failed", "it could not be started: no such file"),
@@ -51,6 +54,7 @@ fn causes() -> Vec<(Cause, &'static str, &'static str)> {
         (Cause::Restart, "restart", "restart by request"),
         (Cause::Superseded, "superseded", "not needed any more"),
         (Cause::Stop, "stop", "stop"),
+        (Cause::Resized(resize), "resized", "from 64 MiB to 96 MiB: 52 MiB in use with 900 connections"),
     ]
 }
 
@@ -112,7 +116,7 @@ fn every_cause_has_a_word_and_a_sentence() {
         assert!(word.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{word}");
         kinds.entry(variant(&cause)).or_default().insert(word);
     }
-    assert_eq!(kinds.len(), 14, "a cause is missing above: {kinds:?}");
+    assert_eq!(kinds.len(), 15, "a cause is missing above: {kinds:?}");
     let words: Vec<&str> = kinds.values().flatten().copied().collect();
     assert_eq!(words.iter().collect::<BTreeSet<_>>().len(), words.len(), "a word stands for two: {words:?}");
 }
@@ -122,7 +126,7 @@ fn every_next_step_has_a_word_and_a_sentence() {
     let mut words = BTreeSet::new();
     for (next, word, sentence, generation, pause, release) in nexts() {
         let occurred = Occurred::new("shop/a-1", "shop/a", 9, 1_000, &record(Cause::Hung, next.clone()));
-        let expected = format!("native 1.1 #1 ended: it did not answer any more{sentence}");
+        let expected = format!("native 1.1 #1 ended: it did not answer{sentence}");
         assert_eq!((&*occurred.next, occurred.text), (word, expected), "{next:?}");
         let details = (occurred.next_generation, occurred.next_pause_ms, &*occurred.next_release);
         assert_eq!(details, (generation, pause, release), "{next:?}");
@@ -183,7 +187,12 @@ fn status() -> Status {
             shape: None,
             reason: Cause::CrashLoop,
         }],
-        crashes: Crashes { recent: 4, looping: true, next_start: Some(Duration::from_millis(800)) },
+        crashes: Crashes {
+            recent: 4,
+            looping: true,
+            next_start: Some(Duration::from_millis(800)),
+            absent: None,
+        },
         inbound_drained: true,
         stop: None,
     }
@@ -266,7 +275,7 @@ fn peers_of_before_pass_over_what_they_do_not_know() {
         let bytes = Fact { kind: Some(kind) }.encode_to_vec();
         assert_eq!(before::Fact::decode(&*bytes).unwrap().kind, None);
     }
-    let heartbeat = Fact { kind: Some(FactKind::Heartbeat(Heartbeat {})) }.encode_to_vec();
+    let heartbeat = Fact { kind: Some(FactKind::Heartbeat(Heartbeat::default())) }.encode_to_vec();
     assert!(before::Fact::decode(&*heartbeat).unwrap().kind.is_some());
 
     let command = Command { id: 7, proxy: "shop/a-1".into(), action: Some(Action::Restart(Restart {})) };

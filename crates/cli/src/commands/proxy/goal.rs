@@ -42,7 +42,11 @@ impl Goal {
                 let shape = life.queued.as_ref().and_then(|queued| queued.to.clone()).or_else(aim)?;
                 Some(Self::Runs(ReleaseView { release: release.clone(), ..shape }))
             }
-            Command::Rollback => aim().map(Self::Runs),
+            // What is on probation goes back to what was there before.
+            Command::Rollback => {
+                let back = life.change.as_ref().filter(|change| change.step == "putting_back");
+                back.map(|change| change.from.clone()).or_else(aim).map(Self::Runs)
+            }
             Command::Restart => Some(Self::NewProcess { above: life.serving }),
             Command::Drain(_) => Some(Self::Drained),
             Command::Pardon(_) => None,
@@ -61,7 +65,7 @@ impl Goal {
             return Look::Waiting(step);
         }
         let Some(serving) = life.generations.iter().find(|one| one.generation == life.serving) else {
-            return Look::Waiting(nobody_serves(life));
+            return Look::Waiting(nobody_serves(view, life));
         };
         let serves = format!("#{} {} serves", serving.generation, serving.target);
         let why = view.proxy.last_event.as_ref().map(|event| format!("; {}", event.text)).unwrap_or_default();
@@ -133,8 +137,13 @@ fn or_prepared(state: &str) -> &str {
     if state.is_empty() { "prepared" } else { state }
 }
 
-fn nobody_serves(life: &ProxyLife) -> String {
+fn nobody_serves(view: &InstanceView, life: &ProxyLife) -> String {
     match life.next_start_ms {
+        Some(ms) if !life.crash_loop => {
+            let why =
+                view.proxy.last_event.as_ref().map(|event| format!("{}: ", event.text)).unwrap_or_default();
+            format!("{why}the next start is in {} s", seconds(ms))
+        }
         Some(ms) => format!("it crashes again and again: the next start is in {} s", seconds(ms)),
         None => "nothing serves, and a process is on its way: connections wait".to_owned(),
     }
@@ -262,7 +271,8 @@ mod tests {
             quarantined: vec![quarantine("1.1", "worse than its predecessor: slow")],
             ..old()
         };
-        let looping = ProxyLife { serving: 0, generations: vec![], next_start_ms: Some(1_500), ..old() };
+        let absent = ProxyLife { serving: 0, generations: vec![], next_start_ms: Some(1_500), ..old() };
+        let looping = ProxyLife { crash_loop: true, ..absent.clone() };
         let cases: Vec<(&Goal, ProxyLife, Look)> = vec![
             (&runs, warming.clone(), Waiting("native 1.1: #2 is warming, 59 s left".into())),
             (&runs, probation, Waiting("native 1.1: #2 serves on probation, 23 s left; #1 is kept".into())),
@@ -305,6 +315,7 @@ mod tests {
                 ),
             ),
             (&runs, looping, Waiting("it crashes again and again: the next start is in 2 s".into())),
+            (&runs, absent, Waiting("native 1.1 #2 ended: signal 9: the next start is in 2 s".into())),
             (&process, warming, Waiting("native 1.1: #2 is warming, 59 s left".into())),
             (&process, new(), Done("#2 native 1.1 serves".into())),
             (
@@ -346,7 +357,15 @@ mod tests {
             ..new()
         };
         assert_eq!(goal(Command::Rollback, rollback), Some(Goal::Runs(release("1.0"))));
+        // From probation the change is still the upgrade.
+        let back = ProxyLife { change: change("putting_back", 1, None), ..new() };
+        assert_eq!(goal(Command::Rollback, back), Some(Goal::Runs(release("1.0"))));
         assert_eq!(goal(Command::Restart, new()), Some(Goal::NewProcess { above: 2 }));
+        // After a crash: whatever serves next is a new process.
+        let repaired =
+            goal(Command::Restart, ProxyLife { serving: 0, generations: vec![], ..new() }).unwrap();
+        assert_eq!(repaired, Goal::NewProcess { above: 0 });
+        assert_eq!(repaired.look(&view(new())), Look::Done("#2 native 1.1 serves".into()));
         assert_eq!(goal(Command::Drain(None), new()), Some(Goal::Drained));
         let mut silent = view(old());
         silent.proxy.life = None;

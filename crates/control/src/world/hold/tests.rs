@@ -18,7 +18,7 @@ fn report(world: &mut World, host: &str, numbers: &[u32], now: Millis) {
 }
 
 fn beat(world: &mut World, host: &str, now: Millis) {
-    world.fact(host, 1, &wire::FactKind::Heartbeat(wire::Heartbeat {}), now).unwrap();
+    world.fact(host, 1, &wire::FactKind::Heartbeat(wire::Heartbeat::default()), now).unwrap();
 }
 
 /// A world with these instances of `inventory` on hosts `a`, `b` and `c`.

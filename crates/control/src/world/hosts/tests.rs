@@ -6,7 +6,7 @@ const TIMING: Timing =
     Timing { heartbeat_ms: 2_000, lost_after_ms: 6_000, grace_ms: 10_000, forget_ms: 60_000 };
 
 fn hello() -> wire::Hello {
-    wire::Hello { node: "n".into(), version: "1".into(), address: "10.0.0.1".into() }
+    wire::Hello { node: "n".into(), version: "1".into(), address: "10.0.0.1".into(), zone: String::new() }
 }
 
 fn instance(service: &str, name: &str, state: wire::InstanceState) -> wire::Instance {

@@ -2,26 +2,11 @@
 
 use std::ops::Range;
 
-use super::{BodyError, MAX_EXTENSION, MAX_EXTENSIONS, MAX_TRAILERS};
+use super::{BodyError, MAX_EXTENSION, MAX_EXTENSIONS, MAX_TRAILERS, may_be_trailer};
 use crate::http1::fields::{is_token_byte, is_value_byte};
 
-/// Longest name in [`FORBIDDEN`]: a trailer's name is compared as far as this.
+/// Longer than any name that [`may_be_trailer`] objects to: a trailer's name is compared as far as this.
 const NAME_CAPACITY: usize = 24;
-
-/// Fields that must not arrive after the body: they frame or route the message, concern the connection, or vouch
-/// for the caller. Underscores count as hyphens.
-const FORBIDDEN: [&[u8]; 10] = [
-    b"content-length",
-    b"transfer-encoding",
-    b"host",
-    b"connection",
-    b"keep-alive",
-    b"te",
-    b"trailer",
-    b"upgrade",
-    b"expect",
-    b"x-forwarded-client-cert",
-];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
@@ -211,7 +196,7 @@ impl Chunked {
             }
             (At::TrailerName, b':') => {
                 let name = self.name.get(..usize::from(self.name_len)).unwrap_or_default();
-                if FORBIDDEN.contains(&name) {
+                if !may_be_trailer(name) {
                     return Err(BodyError::TrailerForbidden);
                 }
                 At::TrailerValue

@@ -1,7 +1,8 @@
 //! What both kinds of head have: their lines, the facts computed in one walk over them, and the progress of a head
 //! that has not arrived yet.
 
-use super::{HeadError, Limits, MAX_NOMINATED, Parsed, target};
+use super::{HeadError, Limits, MAX_NOMINATED, Parsed};
+use crate::authority;
 use crate::http1::body::BodyFraming;
 use crate::http1::fields::{self, HeaderKind, Line, Span, Version, members};
 
@@ -153,7 +154,7 @@ impl Common {
                 if self.host.is_some() {
                     return Err(HeadError::HostRepeated);
                 }
-                if !target::is_host(value) {
+                if !authority::is_host(value) {
                     return Err(HeadError::HostInvalid);
                 }
                 self.host = Some(span);
@@ -172,7 +173,7 @@ impl Common {
                 self.chunked = true;
             }
             HeaderKind::FramingLookAlike if request => return Err(HeadError::FramingLookAlike),
-            HeaderKind::Connection => self.note_connection(buf, value)?,
+            HeaderKind::Connection => self.note_connection(buf, value, request)?,
             HeaderKind::KeepAlive => {
                 self.keep_alive_timeout = members(value)
                     .filter_map(|member| member.strip_prefix(b"timeout="))
@@ -190,7 +191,7 @@ impl Common {
                 };
             }
             HeaderKind::Expect if request => {
-                if !value.eq_ignore_ascii_case(b"100-continue") {
+                if self.expect || !value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(HeadError::Expectation);
                 }
                 self.expect = true;
@@ -200,7 +201,7 @@ impl Common {
         Ok(())
     }
 
-    fn note_connection(&mut self, buf: &[u8], value: &[u8]) -> Result<(), HeadError> {
+    fn note_connection(&mut self, buf: &[u8], value: &[u8], request: bool) -> Result<(), HeadError> {
         for option in members(value) {
             if !fields::is_token(option) {
                 return Err(HeadError::ConnectionOption);
@@ -218,6 +219,9 @@ impl Common {
                 | HeaderKind::TransferEncoding
                 | HeaderKind::Expect
                 | HeaderKind::ForwardedClientCert => return Err(HeadError::ConnectionOption),
+                HeaderKind::Other if request && fields::is_for_every_recipient(option) => {
+                    return Err(HeadError::ConnectionOption);
+                }
                 HeaderKind::Other
                 | HeaderKind::Nominated
                 | HeaderKind::FramingLookAlike

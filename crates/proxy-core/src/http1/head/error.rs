@@ -46,7 +46,7 @@ pub enum HeadError {
     /// A 101 response to a request that went out without an upgrade.
     #[error("the endpoint switched protocols without being asked")]
     UnexpectedSwitch,
-    /// CONNECT.
+    /// CONNECT, in any case.
     #[error("the CONNECT method is not supported")]
     Connect,
     /// The target is in none of the four forms, or not one its method may have.
@@ -118,8 +118,8 @@ pub enum HeadError {
     /// `Connection` names more fields than [`super::MAX_NOMINATED`].
     #[error("the Connection field names too many fields")]
     ConnectionTooLong,
-    /// An expectation other than `100-continue`.
-    #[error("an expectation other than 100-continue is present")]
+    /// An expectation other than one `100-continue`.
+    #[error("an expectation other than one 100-continue is present")]
     Expectation,
 }
 

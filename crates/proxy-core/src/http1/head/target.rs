@@ -1,6 +1,7 @@
-//! The request target and the Host field.
+//! The request target.
 
 use super::HeadError;
+use crate::authority::is_host;
 use crate::http1::fields::Span;
 
 /// A request target taken apart.
@@ -59,40 +60,4 @@ fn absolute(buf: &[u8], span: Span) -> Result<Target, HeadError> {
         return Err(HeadError::Target);
     }
     origin(buf, Span::within(buf, path), Some(Span::within(buf, authority)))
-}
-
-/// Whether `value` is `host[:port]` with a non-empty host: a registered name, an IPv4 address or a bracketed
-/// IPv6 address.
-pub(super) fn is_host(value: &[u8]) -> bool {
-    let (host, port) = if let Some(rest) = value.strip_prefix(b"[") {
-        let Some(end) = rest.iter().position(|&b| b == b']') else { return false };
-        let (inside, after) = rest.split_at(end);
-        let plausible = inside.len() >= 2
-            && inside.contains(&b':')
-            && inside.iter().all(|&b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
-        if !plausible {
-            return false;
-        }
-        (inside, &after[1..])
-    } else {
-        value.split_at(value.iter().position(|&b| b == b':').unwrap_or(value.len()))
-    };
-    if host.is_empty() {
-        return false;
-    }
-    if !value.starts_with(b"[") && !host.iter().all(|&b| is_reg_name_byte(b)) {
-        return false;
-    }
-    match port.split_first() {
-        None => true,
-        Some((b':', digits)) => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
-        Some(_) => false,
-    }
-}
-
-/// Unreserved, percent, sub-delimiters: RFC 3986 `reg-name`. The comma is a sub-delimiter but is refused, since
-/// a value of several hosts joined by commas is what a merging intermediary makes of two Host fields.
-const fn is_reg_name_byte(b: u8) -> bool {
-    matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' | b'.' | b'_' | b'~' | b'%'
-        | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'=')
 }

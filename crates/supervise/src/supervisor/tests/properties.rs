@@ -77,8 +77,7 @@ fn carry_out(world: &mut World, op: &Op) {
 
 /// At least 512 histories; `PROPTEST_CASES` asks for more.
 fn cases() -> ProptestConfig {
-    let default = ProptestConfig::default();
-    ProptestConfig { cases: default.cases.max(512), failure_persistence: None, ..default }
+    crate::seeds::same_every_time(512)
 }
 
 proptest! {

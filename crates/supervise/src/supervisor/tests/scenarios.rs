@@ -198,15 +198,14 @@ fn a_crash_is_repaired_at_once_whatever_ended_the_process() {
         5 hung 1     => start #2 1; kill #1; serving nobody
         5 ready 2    => #2 TookOver: nobody served -> nothing; serving #2
         6 tick       => kill #1
-        6.5 signal 1 9 => #1 Ended: it did not answer any more -> restarted as #2
+        6.5 signal 1 9 => #1 Ended: it did not answer -> restarted as #2
         ",
     );
 }
 
 #[test]
 fn a_crash_of_a_new_release_puts_the_old_process_back() {
-    for (what, cause, killed) in
-        [("signal 2 11", "signal 11", false), ("hung 2", "it did not answer any more", true)]
+    for (what, cause, killed) in [("signal 2 11", "signal 11", false), ("hung 2", "it did not answer", true)]
     {
         let record = format!("#2 Ended: {cause} -> put back #1");
         let (now, last) = if killed { ("kill #2", &*record) } else { (&*record, "") };
@@ -222,7 +221,9 @@ fn a_crash_of_a_new_release_puts_the_old_process_back() {
             110 accepting 1  => #1 PutBack: {cause} -> nothing; serving #1
             110.5 signal 2 9 => {last}
             111 upgrade 2    => refused: native 2 is in quarantine here: {cause}; pardon it to try it again
+            112 pardon 1     => refused: native 1 is not in quarantine here, so there is nothing to pardon
             112 pardon 2     =>
+            112 pardon 2     => refused: native 2 is not in quarantine here, so there is nothing to pardon
             112 upgrade 2    => start #3 2 held
             "
         ));
@@ -295,6 +296,31 @@ fn a_second_upgrade_waits_for_the_first_and_the_newest_wins() {
         ",
     );
     assert_eq!(supervisor.status(Instant::now()).queued, None);
+}
+
+#[test]
+fn what_was_open_before_an_upgrade_has_ten_minutes_and_what_is_replaced_next_its_own() {
+    serving(
+        "
+        … 100 upgrade 2
+        … 100 fetched 2
+        … 100 ready 2
+        … 100 accepting 2
+        … 100 paused 1
+        130 tick        => #2 Passed: upgrade -> nothing; drain #1 600
+        … 400 upgrade 3
+        … 400 fetched 3
+        … 400 ready 3
+        … 400 accepting 3
+        … 400 paused 2
+        430 tick        => #3 Passed: upgrade -> nothing; drain #2 600
+        730.25 tick     =>
+        730.5 tick      => kill #1
+        730.5 signal 1 9 => #1 Ended: upgrade -> served by #2
+        1030.25 tick    =>
+        1030.5 tick     => kill #2
+        ",
+    );
 }
 
 #[test]
@@ -425,6 +451,17 @@ fn a_restart_replaces_without_probation_and_blames_nobody() {
 }
 
 #[test]
+fn who_asks_for_a_restart_does_not_wait_for_a_pause() {
+    let mut crashes: String = (3..12).map(|n| format!("… 100.1 exit {n} 1\n")).collect();
+    crashes.insert_str(0, "… 100.1 exit 1 1\n");
+    let change = "… 100 upgrade 2\n… 100 fetch-failed 2\n";
+    // Also while a change waits for its next attempt.
+    serving(&format!("{change}{crashes}100.2 restart => start #12 1"));
+    let alone: String = (1..11).map(|n| format!("… 100.1 exit {n} 1\n")).collect();
+    serving(&format!("{alone}100.2 restart => start #11 1"));
+}
+
+#[test]
 fn a_shape_that_does_not_work_is_quarantined_without_its_release() {
     let supervisor = serving(
         "
@@ -490,6 +527,40 @@ fn a_crash_loop_pauses_and_alternates_with_what_ran_well() {
     assert_eq!(supervisor.memory().good, [target("1")]);
     assert_eq!(supervisor.memory().quarantined[0].reason, Cause::CrashLoop);
     assert_eq!(supervisor.status(Instant::now()).target, Some(target("1")));
+}
+
+#[test]
+fn a_release_that_has_gone_is_told_as_such_and_not_as_a_crash_loop() {
+    let missing = Cause::FetchFailed("no route".into());
+    let absent = |supervisor: &Supervisor| supervisor.status(Instant::now()).crashes.absent;
+    // Its process ends when its program is not there any more. What ran before serves, and the reason is kept.
+    let gone = "
+        … 100 upgrade 2
+        … 100 fetched 2
+        … 100 ready 2
+        … 100 accepting 2
+        … 130 tick
+        … 131 exit 1 0
+        … 1000 signal 2 11
+        1000 start-failed 3 release => fetch #4 2; #3 Ended: it could not be started: bad format -> restarted as #4
+        1000 fetch-failed 4 => start #5 1; #4 Ended: its binary could not be fetched: no route -> restarted as #5
+    ";
+    let supervisor = serving(gone);
+    assert_eq!(absent(&supervisor), Some(missing.clone()));
+    let supervisor = serving(&format!("{gone}\n… 1001 ready 5\n… 1100 tick"));
+    assert_eq!(absent(&supervisor), None);
+    assert_eq!(supervisor.memory().quarantined[0].reason, missing);
+    // Nothing else ran here: it is tried again and again, and told.
+    let alone = "
+        … 0 start 1
+        … 0 fetch-failed 1
+    ";
+    let status = story_with(Memory::default(), alone).status(Instant::now());
+    assert_eq!(status.crashes.absent, Some(missing));
+    assert!(status.crashes.next_start.is_some());
+    // One that is there and crashes is another matter.
+    let crashes = format!("{alone}\n… 1 tick\n… 1 fetched 2\n… 1 exit 2 1");
+    assert_eq!(absent(&story_with(Memory::default(), &crashes)), None);
 }
 
 #[test]

@@ -93,6 +93,8 @@ pub(super) struct World {
     pub(super) dark: Duration,
     pub(super) stop_by: Option<Instant>,
     pub(super) stopped: bool,
+    /// No process can be started.
+    pub(super) host_is_short: bool,
     past: Vec<Event>,
 }
 
@@ -116,6 +118,7 @@ impl World {
             dark: Duration::ZERO,
             stop_by: None,
             stopped: false,
+            host_is_short: false,
             past: Vec::new(),
         }
     }
@@ -146,6 +149,7 @@ impl World {
                 | Event::Upgrade { .. }
                 | Event::Rollback
                 | Event::Restart
+                | Event::Pardon { .. }
                 | Event::DrainInbound { .. }
                 | Event::Start { .. }
         );
@@ -287,6 +291,11 @@ impl World {
     }
 
     fn start(&mut self, generation: Generation, target: &Target, held: bool) {
+        if self.host_is_short {
+            let error = "no process id is left".to_owned();
+            let failed = Event::StartFailed { generation, error, blame: Blame::Host, jitter: 0.5 };
+            return self.later(Duration::from_millis(1), failed);
+        }
         let build = self.builds[&*target.release];
         let error = "exec format error".to_owned();
         if build == Build::NoSuchFile {

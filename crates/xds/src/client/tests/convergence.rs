@@ -144,7 +144,10 @@ impl World {
         if let Some(response) = self.to_client.pop_front() {
             let update = self.client.on_response(response).expect("well-formed");
             for open in self.waiting.iter().filter(|open| open.type_url == update.type_url) {
-                let twice = open.added.iter().any(|r| update.added.iter().any(|new| new.name == r.name));
+                let twice = update.added.iter().any(|new| {
+                    open.added.iter().any(|r| r.name == new.name)
+                        || open.removed.iter().any(|r| **r == *new.name)
+                });
                 assert!(!twice, "one open answer per resource");
             }
             self.waiting.push(update);
@@ -157,7 +160,13 @@ impl World {
         }
         let update = self.waiting.remove(if oldest { 0 } else { self.waiting.len() - 1 });
         if update.added.iter().any(|resource| resource.body == b"poison") {
-            self.to_server.extend(self.client.nack(update.token, "poisoned"));
+            // Said of the response, or of the resource.
+            let request = if update.token.0.is_multiple_of(2) {
+                self.client.nack(update.token, "poisoned")
+            } else {
+                self.client.refuse(update.token, &[("routes".to_owned(), "poisoned".to_owned())])
+            };
+            self.to_server.extend(request);
             return;
         }
         let used = self.used.entry(update.type_url.clone()).or_default();

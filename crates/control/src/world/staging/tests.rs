@@ -1,0 +1,217 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use outrider_xds_types::{names, type_url};
+use wire::InstanceState::{Draining, Ready};
+
+use super::super::shift::{LINGER_MS, MAKE_MS, WITHDRAW_MS};
+use super::super::tests::{SHOP, acks, declared, hello, instance, instances, world};
+use super::super::{World, wire};
+
+const CALLER: &str = "shop/checkout-1";
+const SERVER: &str = "shop/inventory-1";
+
+/// `checkout` on host `a` calls `inventory` on host `b`; both have everything in use.
+fn running(text: &str) -> World {
+    let mut world = world();
+    world.declare(declared(1, text), 0);
+    for (node, service) in [("a", "checkout"), ("b", "inventory")] {
+        world.fact(node, 1, &hello(node), 0).unwrap();
+        world.fact(node, 1, &instances(&[instance(service, 1, Ready)]), 0).unwrap();
+    }
+    both(&mut world, 0);
+    world.tick(0);
+    world
+}
+
+/// Everything that is published is in use.
+fn use_all(world: &mut World, node: &str, proxy: &str, now: u64) {
+    for fact in acks(world, node, proxy) {
+        let wire::FactKind::Applied(applied) = fact else { continue };
+        let fact = wire::FactKind::Applied(wire::Applied { reset: true, ..applied });
+        world.fact(node, 1, &fact, now).unwrap();
+    }
+    world.tick(now);
+}
+
+fn both(world: &mut World, now: u64) {
+    use_all(world, "a", CALLER, now);
+    use_all(world, "b", SERVER, now);
+}
+
+/// Nobody is silent.
+fn heartbeats(world: &mut World, nodes: &[&str], now: u64) {
+    for node in nodes {
+        world.fact(node, 1, &wire::FactKind::Heartbeat(wire::Heartbeat::default()), now).unwrap();
+    }
+    world.tick(now);
+}
+
+fn has(world: &World, node: &str, proxy: &str, url: &str, name: &str) -> bool {
+    world.published().of_host(node).get(url, &names::scoped(url, proxy, name)).is_some()
+}
+
+fn body(world: &World, node: &str, proxy: &str, url: &str, name: &str) -> Vec<u8> {
+    let set = world.published().of_host(node);
+    set.get(url, &names::scoped(url, proxy, name)).map(|resource| resource.body.clone()).unwrap()
+}
+
+fn two_ports() -> String {
+    SHOP.replace(
+        "{name: http, port: 8081, protocol: http}",
+        "{name: http, port: 8081, protocol: http}, {name: admin, port: 9, protocol: http}",
+    )
+}
+
+#[test]
+fn a_port_goes_at_callers_then_at_servers_and_then_the_change_is_done() {
+    let mut world = running(&two_ports());
+    let mut now = 1_000;
+    assert_eq!(world.rollout(1).pending, []);
+    world.declare(declared(2, SHOP), now);
+    world.tick(now);
+    assert!(!has(&world, "a", CALLER, type_url::CLUSTER, "outbound/shop/inventory/admin"));
+    for url in [type_url::LISTENER, type_url::CLUSTER] {
+        assert!(has(&world, "b", SERVER, url, "inbound/admin"), "{url}");
+    }
+    let shared =
+        |world: &World| world.published().shared.get(type_url::ENDPOINT, "shop/inventory/admin").is_some();
+    assert!(shared(&world), "whoever has the route has the endpoints, too");
+
+    // The server has all it was sent in use, and yet the change is not done.
+    use_all(&mut world, "b", SERVER, now);
+    let view = world.rollout(2);
+    let behind = view.pending.iter().find(|behind| behind.proxy == SERVER).unwrap();
+    assert_eq!(behind.reasons, ["inbound/admin is taken away once shop/checkout is known not to use it"]);
+
+    now += 10;
+    use_all(&mut world, "a", CALLER, now);
+    assert!(has(&world, "b", SERVER, type_url::LISTENER, "inbound/admin"), "what was sent may be on its way");
+    world.tick(now + LINGER_MS);
+    assert!(!has(&world, "b", SERVER, type_url::LISTENER, "inbound/admin") && !shared(&world));
+    let view = world.rollout(2);
+    assert_eq!((view.current.len(), view.pending.len()), (1, 1), "the server is told now");
+    both(&mut world, now + LINGER_MS);
+    assert_eq!(world.rollout(2).pending, []);
+}
+
+#[test]
+fn a_silent_host_and_a_proxy_that_does_not_run_hold_nothing_up() {
+    for silent in [true, false] {
+        let mut world = running(&two_ports());
+        world.declare(declared(2, SHOP), 1_000);
+        if silent {
+            for now in [2_000, 4_000, 6_000, 8_000] {
+                heartbeats(&mut world, &["b"], now);
+            }
+            assert_eq!(world.instances(Some("shop"), Some("checkout"))[0].state, "lost");
+        } else {
+            let stopped = wire::Instance { proxy_pid: 0, ..instance("checkout", 1, Ready) };
+            world.fact("a", 1, &instances(&[stopped]), 8_000).unwrap();
+            heartbeats(&mut world, &["a", "b"], 8_000);
+        }
+        world.tick(8_000 + LINGER_MS);
+        assert!(!has(&world, "b", SERVER, type_url::LISTENER, "inbound/admin"), "silent: {silent}");
+    }
+    // One that runs and says nothing does, for a time.
+    let mut world = running(&two_ports());
+    world.declare(declared(2, SHOP), 1_000);
+    for now in (2_000..1_000 + WITHDRAW_MS).step_by(2_000) {
+        heartbeats(&mut world, &["a", "b"], now);
+        assert!(has(&world, "b", SERVER, type_url::LISTENER, "inbound/admin"), "{now}");
+    }
+    world.tick(1_000 + WITHDRAW_MS);
+    assert!(!has(&world, "b", SERVER, type_url::LISTENER, "inbound/admin"));
+}
+
+#[test]
+fn servers_accept_plaintext_before_callers_send_it_and_no_tls_when_nobody_sends_that() {
+    let mode = |mtls: &str| {
+        format!(
+            "apiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {{name: shop}}\nspec: {{mtls: {mtls}}}\n---{SHOP}"
+        )
+    };
+    let mut world = running(&mode("required"));
+    let cluster = |world: &World| body(world, "a", CALLER, type_url::CLUSTER, "outbound/shop/inventory/http");
+    let listener = |world: &World| body(world, "b", SERVER, type_url::LISTENER, "inbound/http");
+    let (secure, required) = (cluster(&world), listener(&world));
+    world.declare(declared(2, &mode("off")), 1_000);
+    world.tick(1_000);
+    assert_eq!(cluster(&world), secure);
+    let both_modes = listener(&world);
+    assert_ne!(both_modes, required);
+    use_all(&mut world, "a", CALLER, 1_000);
+    let view = world.rollout(2);
+    let behind = view.pending.iter().find(|behind| behind.proxy == CALLER).unwrap();
+    assert_eq!(
+        behind.reasons,
+        ["its calls change once servers accept what is new: shop/inventory (inbound/http)"]
+    );
+    assert_eq!(world.instances(Some("shop"), Some("checkout"))[0].proxy.config, "pending");
+
+    use_all(&mut world, "b", SERVER, 1_001);
+    assert_ne!(cluster(&world), secure, "now callers");
+    assert_eq!(listener(&world), both_modes);
+    use_all(&mut world, "a", CALLER, 1_002);
+    world.tick(1_002 + LINGER_MS);
+    assert_ne!(listener(&world), both_modes);
+    both(&mut world, 2_000);
+    assert_eq!(world.rollout(2).pending, []);
+
+    // Servers of which one does not accept are not waited for longer than this.
+    world.declare(declared(3, &mode("required")), 3_000);
+    assert_ne!(cluster(&world), secure);
+    for now in (4_000..3_000 + MAKE_MS).step_by(2_000) {
+        heartbeats(&mut world, &["a", "b"], now);
+    }
+    heartbeats(&mut world, &["a", "b"], 3_000 + MAKE_MS);
+    assert_eq!(cluster(&world), secure);
+}
+
+#[test]
+fn callers_of_an_instance_that_leaves_have_left_when_they_use_endpoints_without_it() {
+    let mut world = running(SHOP);
+    assert_eq!(world.left(), BTreeMap::new());
+    world.fact("b", 1, &instances(&[instance("inventory", 1, Draining)]), 1_000).unwrap();
+    world.tick(1_000);
+    assert_eq!(world.left(), BTreeMap::new(), "it is still called");
+    let without = acks(&world, "a", CALLER);
+
+    // Another instance comes, and goes before the caller has read any of it: what it then uses is later still.
+    let second = [instance("inventory", 1, Draining), instance("inventory", 2, Ready)];
+    world.fact("b", 1, &instances(&second), 1_010).unwrap();
+    world.tick(1_010);
+    for fact in &without {
+        world.fact("a", 1, fact, 1_020).unwrap();
+    }
+    world.tick(1_020);
+    let left = BTreeMap::from([("b".to_owned(), BTreeSet::from([SERVER.to_owned()]))]);
+    assert_eq!(world.left(), left);
+    let third = [instance("inventory", 1, Draining), instance("inventory", 2, Draining)];
+    world.fact("b", 1, &instances(&third), 1_030).unwrap();
+    world.tick(1_030);
+    assert_eq!(world.left(), left, "the second is another matter");
+    use_all(&mut world, "a", CALLER, 1_040);
+    assert_eq!(world.left()["b"].len(), 2);
+    world.fact("b", 1, &instances(&[]), 1_050).unwrap();
+    world.tick(1_050);
+    assert_eq!(world.left(), BTreeMap::new());
+}
+
+#[test]
+fn nobody_is_waited_for_who_does_not_call_or_is_not_heard_of() {
+    let mut world = running(&SHOP.replace("  calls: [inventory]\n", ""));
+    world.fact("b", 1, &instances(&[instance("inventory", 1, Draining)]), 1_000).unwrap();
+    world.tick(1_000);
+    assert_eq!(world.left().len(), 1);
+
+    let mut world = running(SHOP);
+    heartbeats(&mut world, &["b"], 5_000);
+    world.fact("b", 1, &instances(&[instance("inventory", 1, Draining)]), 5_000).unwrap();
+    world.tick(5_000);
+    assert_eq!(world.left().len(), 0);
+    heartbeats(&mut world, &["b"], 6_500);
+    assert_eq!(world.left().len(), 1, "the caller's host is lost");
+    world.evict("b");
+    world.tick(6_600);
+    assert_eq!(world.left(), BTreeMap::new(), "of a node that is deleted nothing is remembered");
+}
