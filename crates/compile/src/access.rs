@@ -22,6 +22,7 @@ use outrider_xds_types::prost::{Message, Name};
 use crate::ambiguous;
 use crate::http::filter_of;
 use crate::matching::{all_of, any_of, header_is, method_is, permission, permits_path};
+use crate::staged::Accepts;
 use crate::tls::exactly;
 use crate::view::View;
 
@@ -45,6 +46,8 @@ pub(crate) struct Access<'a> {
     port: &'a Port,
     /// Callers that are let in at all, sorted.
     callers: Vec<&'a ServiceRef>,
+    /// Others, which may finish what they have begun as long as nothing denies it.
+    finishing: Vec<&'a ServiceRef>,
 }
 
 /// Entries of an RBAC by name, in order.
@@ -55,9 +58,10 @@ impl<'a> Access<'a> {
         view: &'a View<'a>,
         service: &'a Service,
         port: &'a Port,
-        callers: impl Iterator<Item = &'a ServiceRef>,
+        accepts: &Accepts<'a>,
     ) -> Self {
-        Self { view, service, port, callers: callers.collect() }
+        let callers = accepts.callers.iter().copied().collect();
+        Self { view, service, port, callers, finishing: accepts.finishing.clone() }
     }
 
     fn is_bytes(&self) -> bool {
@@ -112,10 +116,17 @@ impl<'a> Access<'a> {
 
     /// Callers that may be let in: by name, before any request.
     fn admitted(&self) -> Vec<&'a ServiceRef> {
-        match self.needs_rules() {
-            true => self.callers.clone(),
-            false => self.callers.iter().copied().filter(|caller| self.admits(Some(caller))).collect(),
-        }
+        self.admitted_of(&self.callers)
+    }
+
+    fn admitted_of(&self, callers: &[&'a ServiceRef]) -> Vec<&'a ServiceRef> {
+        let needs_rules = self.needs_rules();
+        callers.iter().copied().filter(|caller| needs_rules || self.admits(Some(caller))).collect()
+    }
+
+    /// Whom the native proxy lets finish what they have begun.
+    pub(crate) fn finishing(&self) -> Vec<String> {
+        self.admitted_of(&self.finishing).into_iter().map(|caller| self.view.spiffe_id(caller)).collect()
     }
 
     /// Whom the handshake lets in; `None` is everybody with a certificate of the mesh.
@@ -238,13 +249,15 @@ impl<'a> Access<'a> {
                     continue;
                 }
                 let named = |caller: &&&ServiceRef| rule.from.iter().any(|from| from.is(caller));
+                // Denied is also what goes on.
+                let others = if allow { &[][..] } else { &self.finishing };
                 let principals: Vec<_> = match (side, rule.from.is_empty()) {
                     (Side::Authenticated, true) if allow => {
                         self.callers.iter().map(|one| self.is(one)).collect()
                     }
                     (_, true) => vec![anybody()],
                     (Side::Authenticated, false) => {
-                        self.callers.iter().filter(named).map(|one| self.is(one)).collect()
+                        self.callers.iter().chain(others).filter(named).map(|one| self.is(one)).collect()
                     }
                     (Side::Plaintext, false) => Vec::new(),
                 };

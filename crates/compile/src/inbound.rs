@@ -41,7 +41,7 @@ pub(crate) fn compile<'a>(
     kept: Option<&'a Kept>,
     proxy: &mut ProxyResources,
 ) {
-    if service.role == Role::Client && kept.is_none() {
+    if service.role == Role::Client && kept.is_none_or(Kept::is_finishing) {
         return;
     }
     let accepts = Accepts::new(view, service, kept);
@@ -63,11 +63,13 @@ fn listener(
     port: &Port,
     name: &str,
 ) -> listener::Listener {
+    let access = Access::new(view, service, port, accepts);
     let metadata = ListenerMetadata {
         service: service.id.to_string(),
         port_name: port.name.clone(),
         port: port.port,
         names: Vec::new(),
+        finishing: access.finishing(),
     };
     let mut listener = listener::Listener {
         name: name.to_owned(),
@@ -76,7 +78,6 @@ fn listener(
         traffic_direction: TrafficDirection::Inbound as i32,
         ..Default::default()
     };
-    let access = Access::new(view, service, port, accepts.callers.iter().copied());
     let authenticated = || listener::FilterChain {
         name: "mtls".to_owned(),
         filters: filters(view, service, &access, port, name, Side::Authenticated),

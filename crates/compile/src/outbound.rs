@@ -87,6 +87,7 @@ fn listener(
         port_name: port.name.clone(),
         port: port.port,
         names: neighbour.then(|| id.name.clone()).into_iter().chain([full]).collect(),
+        finishing: Vec::new(),
     };
     listener::Listener {
         name: name.to_owned(),

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use outrider_intent::model::{Intent, Mtls, Port, Protocol, Service, ServiceRef};
+use outrider_intent::model::{Engine, Intent, Mtls, Port, Protocol, Service, ServiceRef};
 
 use crate::view::View;
 
@@ -19,10 +19,21 @@ pub struct Kept {
     pub bytes: BTreeSet<String>,
     /// Callers that are let in.
     pub callers: BTreeSet<ServiceRef>,
+    /// Callers that are not, and may finish what they have begun: no route leads them here any more. Under the native
+    /// proxy; Envoy asks about nothing again that has begun.
+    pub finishing: BTreeSet<ServiceRef>,
     /// Connections without TLS are taken too.
     pub plaintext: bool,
     /// Connections with TLS are taken too.
     pub tls: bool,
+}
+
+impl Kept {
+    /// Whether nothing can begin by it.
+    pub(crate) fn is_finishing(&self) -> bool {
+        let Self { ports, bytes, callers, finishing: _, plaintext, tls } = self;
+        ports.is_empty() && bytes.is_empty() && callers.is_empty() && !plaintext && !tls
+    }
 }
 
 /// A change that is under way.
@@ -39,6 +50,8 @@ pub(crate) struct Accepts<'a> {
     pub(crate) ports: Vec<Port>,
     pub(crate) mtls: Mtls,
     pub(crate) callers: BTreeSet<&'a ServiceRef>,
+    /// Callers that only finish what they have begun.
+    pub(crate) finishing: Vec<&'a ServiceRef>,
 }
 
 impl<'a> Accepts<'a> {
@@ -47,6 +60,7 @@ impl<'a> Accepts<'a> {
             ports: service.ports.clone(),
             mtls: view.mtls(&service.id),
             callers: view.callers(&service.id).collect(),
+            finishing: Vec::new(),
         };
         let Some(kept) = kept else { return accepts };
         let gone = kept.ports.iter().filter(|old| service.ports.iter().all(|port| port.name != old.name));
@@ -60,6 +74,10 @@ impl<'a> Accepts<'a> {
             declared => declared,
         };
         accepts.callers.extend(&kept.callers);
+        if service.engine == Engine::Native {
+            accepts.finishing =
+                kept.finishing.iter().filter(|caller| !accepts.callers.contains(caller)).collect();
+        }
         accepts
     }
 }

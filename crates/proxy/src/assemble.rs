@@ -561,6 +561,7 @@ impl Assembler {
             tls,
             plain: parsed.plain.as_ref().map(service),
             detect: parsed.detect,
+            finishing: Arc::clone(&parsed.finishing),
         })
     }
 

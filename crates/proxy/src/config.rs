@@ -102,6 +102,8 @@ pub struct Listener {
     /// With both: a caller that is silent for so long is taken for one without TLS that waits for the server
     /// to speak first.
     pub detect: Option<Duration>,
+    /// SPIFFE IDs of callers that may finish what they have begun, sorted.
+    pub finishing: Arc<[Box<str>]>,
 }
 
 impl Listener {
@@ -118,6 +120,11 @@ impl Listener {
         audits.any(|audited| audited == policy)
     }
 
+    /// Whether this caller may finish what it has begun, unless that is denied.
+    pub fn lets_finish(&self, caller: Option<&str>) -> bool {
+        caller.is_some_and(|id| self.finishing.binary_search_by(|one| (**one).cmp(id)).is_ok())
+    }
+
     /// Whether both let the same callers do the same.
     pub fn admits_as(&self, other: &Self) -> bool {
         let secure = |listener: &Self| listener.tls.as_ref().map(|(_, service)| service.clone());
@@ -126,7 +133,9 @@ impl Listener {
             (None, None) => true,
             _ => false,
         };
-        same(secure(self).as_ref(), secure(other).as_ref()) && same(self.plain.as_ref(), other.plain.as_ref())
+        same(secure(self).as_ref(), secure(other).as_ref())
+            && same(self.plain.as_ref(), other.plain.as_ref())
+            && self.finishing == other.finishing
     }
 }
 

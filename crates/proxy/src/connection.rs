@@ -87,7 +87,10 @@ fn may_call(serving: &Serving, peer: Option<&str>, asked: Asked<'_>) -> Result<(
         return Ok(());
     };
     let (access, rules) = service.access();
-    access.decide(as_peer(peer)).map_err(|reason| ProxyError::new(Side::Local, reason))?;
+    let finishes = serving.config().lets_finish(peer);
+    if !finishes {
+        access.decide(as_peer(peer)).map_err(|reason| ProxyError::new(Side::Local, reason))?;
+    }
     let Some(rules) = rules else { return Ok(()) };
     let decided = match asked {
         Asked::Bytes => rules.decide_bytes(as_peer(peer), |_| {}),
@@ -103,7 +106,10 @@ fn may_call(serving: &Serving, peer: Option<&str>, asked: Asked<'_>) -> Result<(
             rules.decide(as_peer(peer), &Http1View { head: &head, buf }, client_cert, |_| {})
         }
     };
-    decided.map_err(not_allowed)
+    match decided {
+        Err(denied) if finishes && denied.is_by_omission() => Ok(()),
+        decided => decided.map_err(not_allowed),
+    }
 }
 
 /// What is told where a rule denies: who it was is in the log, and by which policy as the cause.

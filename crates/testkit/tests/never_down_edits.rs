@@ -170,15 +170,10 @@ fn declare(scene: &Scene, before: &Model, after: &Model) -> Result<()> {
     Ok(())
 }
 
-/// As many edits as `OUTRIDER_EDITS` says, by default 25. Half of them are waited for, the others follow each other.
-#[test]
-fn edits_lose_nothing() -> Result<()> {
-    let edits = chosen("OUTRIDER_EDITS", 25);
-    let seed = chosen("OUTRIDER_SEED", RandomState::new().hash_one(0_u8) >> 32) | 1;
-    report(&format!("OUTRIDER_SEED={seed}"));
-    let mut random = Random(seed);
+/// A scene with `twin` beside `web`.
+fn start() -> Result<(Scene, Model)> {
     let scene = Scene::start(Options::default())?;
-    let mut model = Model::new(scene.targets());
+    let model = Model::new(scene.targets());
     scene.mesh.apply(&model.text())?;
     let twin = scene.mesh.stand_in("shop/twin")?;
     scene.mesh.wait_ready_app(&twin)?;
@@ -186,6 +181,39 @@ fn edits_lose_nothing() -> Result<()> {
         all.iter().any(|instance| instance.state == "ready")
     })?;
     scene.mesh.wait_current()?;
+    Ok((scene, model))
+}
+
+/// A route leads all of `web`'s traffic to `twin`, and ends, again and again: what was opened through it goes on at `twin`,
+/// which lets the caller in no more, and all of it is closed only at the end.
+#[test]
+fn what_was_opened_through_a_route_outlives_it() -> Result<()> {
+    let (scene, mut model) = start()?;
+    let mut loads = Vec::new();
+    for _ in 0..4 {
+        let with = Model { route: Some((0, 100)), ..model.clone() };
+        declare(&scene, &model, &with)?;
+        scene.mesh.wait_current()?;
+        let load = scene.load(SCALE)?;
+        let without = Model { route: None, ..with.clone() };
+        declare(&scene, &with, &without)?;
+        scene.mesh.wait_current()?;
+        load.wait_more(50)?;
+        loads.push(load);
+        model = without;
+    }
+    loads.into_iter().try_for_each(|load| load.finish_clean().map(drop))?;
+    scene.finish()
+}
+
+/// As many edits as `OUTRIDER_EDITS` says, by default 25. Half of them are waited for, the others follow each other.
+#[test]
+fn edits_lose_nothing() -> Result<()> {
+    let edits = chosen("OUTRIDER_EDITS", 25);
+    let seed = chosen("OUTRIDER_SEED", RandomState::new().hash_one(0_u8) >> 32) | 1;
+    report(&format!("OUTRIDER_SEED={seed}"));
+    let mut random = Random(seed);
+    let (scene, mut model) = start()?;
     let proxies = Side::ALL.map(|side| scene.proxy(side));
     let (load, prober) = (scene.load(SCALE)?, scene.prober());
 

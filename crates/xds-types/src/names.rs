@@ -78,6 +78,10 @@ pub struct ListenerMetadata {
     /// Names the agent gives to the listener's address; empty for inbound listeners.
     #[serde(default)]
     pub names: Vec<String>,
+    /// SPIFFE IDs of callers that may finish what they have begun, and begin nothing: no route leads them here any more,
+    /// and nobody denied them anything. For the native proxy; what does not know it ends what they have begun.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub finishing: Vec<String>,
 }
 
 const LISTENER_FIELD: &str = "listener";
@@ -126,6 +130,7 @@ mod tests {
             port_name: "http".into(),
             port: 80,
             names: vec!["inventory".into(), "inventory.shop".into()],
+            finishing: vec!["spiffe://x/ns/shop/svc/checkout".into()],
         };
         assert_eq!(ListenerMetadata::from_metadata(&ours.to_metadata()), Some(ours));
     }

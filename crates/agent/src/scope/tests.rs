@@ -16,6 +16,7 @@ fn listener(name: &str, port: u16, names: &[&str], http: bool) -> Resource {
         port_name: "http".into(),
         port,
         names: names.iter().map(|name| (*name).to_owned()).collect(),
+        finishing: Vec::new(),
     };
     let mut listener = Listener {
         name: name.to_owned(),

@@ -8,9 +8,12 @@
 //! those callers has said that it does not use it any more, or [`WITHDRAW_MS`] is over; callers are sent what needs
 //! something new of servers when all of them that take calls have that in use, or [`MAKE_MS`] is over. Proxies on hosts
 //! of which nothing is heard, and such as do not run, are not waited for. What a person denies (a call that is taken
-//! back, a service that is deleted) is denied at once. A change that needs no order is sent to all at once.
+//! back, a service that is deleted) is denied at once. A change that needs no order is sent to all at once. Callers that
+//! no route leads to a service any more may finish what they have begun there, for as long as they may call what led them
+//! and the service allows what it allowed.
 //!
-//! Does not: survive a restart. Then everybody is sent what is declared, and nothing is accepted longer. Nor keep
+//! Does not: survive a restart. Then everybody is sent what is declared, and nothing is accepted longer, nor finished
+//! where no route leads. Nor keep
 //! anything of a service that is deleted: its proxies keep what they have until their application ends.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,6 +97,15 @@ pub(super) trait Proxies {
     fn may_use(&self, caller: &ServiceRef, cluster: &str) -> bool;
 }
 
+/// A caller that no route leads to a service any more, and that may finish what it has begun there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Finishing {
+    service: ServiceRef,
+    caller: ServiceRef,
+    /// See [`Withdrawal::through`].
+    through: BTreeSet<ServiceRef>,
+}
+
 #[derive(Clone, Debug)]
 struct Making {
     /// What callers go by.
@@ -107,6 +119,8 @@ struct Making {
 pub(super) struct Shift {
     making: Option<Making>,
     withdrawn: Vec<Withdrawal>,
+    /// At most [`MAX_WITHDRAWN`]; the oldest is over with one more.
+    finishing: Vec<Finishing>,
     /// A heartbeat is no reason to look.
     stirred: bool,
     /// A step was taken that a view may show.
@@ -127,6 +141,10 @@ impl Shift {
                 after.services.get(caller).is_some_and(|is| !is.calls.is_disjoint(&one.through))
             }
             _ => true,
+        });
+        self.finishing.retain(|one| {
+            let may_call = |caller: &Service| !caller.calls.is_disjoint(&one.through);
+            after.services.get(&one.caller).is_some_and(may_call) && allows_as(before, after, &one.service)
         });
         let making = self.making.take();
         let calls = making.as_ref().map_or(before, |making| &making.calls);
@@ -157,6 +175,9 @@ impl Shift {
                 Feature::Tls => kept.tls = true,
             }
         }
+        for Finishing { service, caller, .. } in &self.finishing {
+            kept.entry(service.clone()).or_default().finishing.insert(caller.clone());
+        }
         Stage { calls, kept }
     }
 
@@ -179,7 +200,6 @@ impl Shift {
     /// Looks how far proxies are. Returns what is to be compiled from now on, if that is something else.
     pub(super) fn look(&mut self, declared: &Intent, proxies: &impl Proxies, now: Millis) -> Option<Stage> {
         self.stirred = false;
-        let mut changed = false;
         if let Some(making) = &mut self.making {
             making.needs.retain(|need| !proxies.accept(need));
             if making.needs.is_empty() || making.until <= now {
@@ -190,18 +210,30 @@ impl Shift {
                 return Some(self.stage(declared, proxies));
             }
         }
-        self.withdrawn.retain_mut(|one| {
+        let over = self.withdrawn.extract_if(.., |one| {
             let used = one
                 .callers
                 .iter()
                 .any(|caller| one.clusters.iter().any(|cluster| proxies.may_use(caller, cluster)));
             one.unused = if used { None } else { Some(one.unused.unwrap_or(now)) };
-            let over = one.until <= now || one.unused.is_some_and(|since| since + LINGER_MS <= now);
-            changed |= over;
-            !over
+            one.until <= now || one.unused.is_some_and(|since| since + LINGER_MS <= now)
         });
-        self.stepped |= changed;
-        changed.then(|| self.stage(declared, proxies))
+        let over: Vec<Withdrawal> = over.collect();
+        if over.is_empty() {
+            return None;
+        }
+        self.stepped = true;
+        over.into_iter().for_each(|one| self.let_finish(one));
+        Some(self.stage(declared, proxies))
+    }
+
+    /// What a caller has begun where a route led it goes on.
+    fn let_finish(&mut self, over: Withdrawal) {
+        let Withdrawal { service, feature: Feature::Caller(caller), through, .. } = over else { return };
+        self.finishing.retain(|one| (&one.service, &one.caller) != (&service, &caller));
+        self.finishing.push(Finishing { service, caller, through });
+        let many = self.finishing.len().saturating_sub(MAX_WITHDRAWN);
+        self.finishing.drain(..many);
     }
 
     /// When [`Shift::look`] has something to do next.
@@ -254,6 +286,15 @@ fn with_new(calls: &Intent, declared: &Intent) -> Intent {
         all.tcp_routes.entry(name.clone()).or_insert_with(|| route.clone());
     }
     all
+}
+
+/// Whether what is enforced at a service allows the same under both. What denies is asked about by itself.
+fn allows_as(before: &Intent, after: &Intent, service: &ServiceRef) -> bool {
+    let allows = |intent: &Intent| {
+        let access = &intent.services.get(service)?.access;
+        Some(access.iter().filter(|policy| policy.allow && !policy.audit).cloned().collect::<Vec<_>>())
+    };
+    allows(after).is_some_and(|now| allows(before).is_some_and(|then| then == now))
 }
 
 fn mtls(intent: &Intent, service: &ServiceRef) -> Mtls {

@@ -48,12 +48,18 @@ impl Proxies for Seen<'_> {
     }
 
     fn may_use(&self, caller: &ServiceRef, cluster: &str) -> bool {
-        let expected = self.resources.expected(caller);
-        let expected = expected.iter().find(|one| one.kind == "cluster" && one.name == cluster);
+        let all = self.resources.expected(caller);
+        let expected = all.iter().find(|one| one.kind == "cluster" && one.name == cluster);
+        // It may have been sent the cluster and what leads there, and not have said so yet.
+        let leads: Vec<&Expected> =
+            all.iter().filter(|one| ["listener", "route"].contains(&one.kind)).collect();
         let mut live = self.live(caller);
-        live.any(|(proxy, _)| match expected {
-            Some(expected) => self.acks.standing(&proxy, expected) != Standing::Current,
-            None => self.acks.has(&proxy, "cluster", cluster),
+        live.any(|(proxy, _)| {
+            let is_behind = |one: &Expected| self.acks.standing(&proxy, one) != Standing::Current;
+            match expected {
+                Some(expected) => is_behind(expected),
+                None => self.acks.has(&proxy, "cluster", cluster) || leads.iter().any(|one| is_behind(one)),
+            }
         })
     }
 }

@@ -136,6 +136,13 @@ pub struct Denied {
     pub policy: Arc<str>,
 }
 
+impl Denied {
+    /// Whether nothing allows it, and nothing denies it either.
+    pub fn is_by_omission(&self) -> bool {
+        *self.policy == *NO_RULE_ALLOWS
+    }
+}
+
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "access policy {}", self.policy)

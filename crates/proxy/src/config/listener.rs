@@ -10,7 +10,7 @@ use outrider_proxy_core::http1::Limits;
 use outrider_proxy_core::limit::RateLimit;
 use outrider_proxy_core::route::{Backend, RouteTable, Split, SplitBy};
 use outrider_xds_types::names::ListenerMetadata;
-use outrider_xds_types::pb::envoy::config::core::v3::{Metadata, TrafficDirection};
+use outrider_xds_types::pb::envoy::config::core::v3::TrafficDirection;
 use outrider_xds_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
@@ -71,6 +71,8 @@ pub struct ParsedListener {
     pub detect: Option<Duration>,
     /// What callers most likely call the service; empty if nobody says.
     pub default_host: Arc<str>,
+    /// SPIFFE IDs of callers that may finish what they have begun, sorted.
+    pub finishing: Arc<[Box<str>]>,
 }
 
 impl ParsedListener {
@@ -160,9 +162,22 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
         listener_filter(filter, &format!("listener_filters[{n}]"))?;
     }
     let inbound = std::mem::take(&mut listener.traffic_direction) == TrafficDirection::Inbound as i32;
-    let default_host = listener.metadata.take().map(|metadata| default_host(&metadata)).unwrap_or_default();
-    let mut parsed =
-        ParsedListener { name, address, inbound, tls: None, plain: None, detect: None, default_host };
+    let about = listener.metadata.take().and_then(|metadata| ListenerMetadata::from_metadata(&metadata));
+    let mut about = about.unwrap_or_default();
+    let mut finishing: Vec<Box<str>> =
+        std::mem::take(&mut about.finishing).into_iter().map(Into::into).collect();
+    finishing.sort_unstable();
+    let (finishing, default_host) = (finishing.into(), default_host(about));
+    let mut parsed = ParsedListener {
+        name,
+        address,
+        inbound,
+        tls: None,
+        plain: None,
+        detect: None,
+        default_host,
+        finishing,
+    };
     let chains = std::mem::take(&mut listener.filter_chains);
     if chains.is_empty() {
         return Err(Refusal::new("filter_chains", "at least one is required"));
@@ -186,8 +201,7 @@ pub fn parse(body: &[u8], slots: &mut Slots) -> Result<ParsedListener, Refusal> 
 }
 
 /// The service's first name, with the port unless it is the usual one.
-fn default_host(metadata: &Metadata) -> Arc<str> {
-    let Some(about) = ListenerMetadata::from_metadata(metadata) else { return Arc::default() };
+fn default_host(about: ListenerMetadata) -> Arc<str> {
     let name = match (about.names.into_iter().next(), about.service.split_once('/')) {
         (Some(name), _) => name,
         (None, Some((namespace, service))) => format!("{service}.{namespace}"),

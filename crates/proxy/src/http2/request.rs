@@ -61,7 +61,7 @@ impl Down {
 
         let Some(head) = &exchange.request else { return Ok(()) };
         if service.rules.is_some() {
-            self.permitted(&service, head, true)?;
+            self.permitted(&service, head)?;
         }
 
         // Is it something that can be asked of an endpoint?

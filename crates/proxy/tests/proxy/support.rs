@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use outrider_compile::{Compiler, Endpoint, ProxyResources, endpoints};
+use outrider_compile::{Compiler, Endpoint, ProxyResources, Stage, endpoints};
 use outrider_handover::{Channel, Connections, FromProxy, PROTOCOL, State, Stats, ToProxy};
 use outrider_intent::model::ServiceRef;
 use outrider_intent::{ResolveOptions, Source, parse, resolve};
@@ -43,12 +43,17 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 /// What the control plane makes of an intent for one service.
 pub fn compiled(yaml: &str, service: &str) -> ResourceSet {
+    staged(yaml, service, &Stage::default())
+}
+
+/// The same while a change is under way.
+pub fn staged(yaml: &str, service: &str, stage: &Stage) -> ResourceSet {
     let parsed = parse(&[Source { name: "test.yaml".into(), text: yaml.into() }]);
     assert_eq!(parsed.diagnostics, []);
     let resolved = resolve(&parsed.documents, &ResolveOptions::default());
     let intent = resolved.intent.unwrap_or_else(|| panic!("{:#?}", resolved.diagnostics));
     let ProxyResources { resources, .. } =
-        Compiler::new(&intent, TRUST_DOMAIN).proxy(&service_ref(service)).unwrap();
+        Compiler::staged(&intent, stage, TRUST_DOMAIN).proxy(&service_ref(service)).unwrap();
     resources
 }
 

@@ -1,5 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use outrider_xds_types::names::ListenerMetadata;
+use outrider_xds_types::pb::envoy::config::listener::v3::Listener;
+use outrider_xds_types::prost::Message;
 use outrider_xds_types::{names, type_url};
 use wire::InstanceState::{Draining, Ready};
 
@@ -214,4 +217,98 @@ fn nobody_is_waited_for_who_does_not_call_or_is_not_heard_of() {
     world.evict("b");
     world.tick(6_600);
     assert_eq!(world.left(), BTreeMap::new(), "of a node that is deleted nothing is remembered");
+}
+
+const TWIN: &str = "shop/twin-1";
+const ROUTE: &str = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: inventory, namespace: shop}
+spec:
+  parentRefs: [{kind: Service, name: inventory, group: '', port: 8081}]
+  rules:
+    - backendRefs: [{name: twin, port: 8081}]
+";
+
+/// [`SHOP`], and `twin`, which runs on host `c` and is what `inventory` is.
+fn with_twin() -> String {
+    format!("{SHOP}---{}", SHOP.rsplit("---").next().unwrap().replace("inventory", "twin"))
+}
+
+fn running_with_twin() -> World {
+    let mut world = running(&with_twin());
+    world.fact("c", 1, &hello("c"), 0).unwrap();
+    world.fact("c", 1, &instances(&[instance("twin", 1, Ready)]), 0).unwrap();
+    use_all(&mut world, "c", TWIN, 0);
+    both(&mut world, 0);
+    world
+}
+
+/// Whether `checkout` is let in at `twin`, and whether it may finish what it has begun there.
+fn twin(world: &World) -> (bool, bool) {
+    let body = body(world, "c", TWIN, type_url::LISTENER, "inbound/http");
+    let listener = Listener::decode(&*body).unwrap();
+    let about = ListenerMetadata::from_metadata(listener.metadata.as_ref().unwrap()).unwrap();
+    let caller = names::spiffe_service("outrider.internal", "shop", "checkout");
+    let filters = listener.filter_chains.iter().flat_map(|chain| &chain.filters);
+    let bytes: Vec<u8> = filters.flat_map(Message::encode_to_vec).collect();
+    let is_let_in = bytes.windows(caller.len()).any(|window| window == caller.as_bytes());
+    (is_let_in, about.finishing.contains(&caller))
+}
+
+/// A route leads a caller elsewhere and is taken back before the caller has said that it read of either.
+#[test]
+fn a_caller_is_let_in_until_it_is_known_not_to_go_by_a_route_it_was_sent() {
+    let mut world = running_with_twin();
+    assert_eq!(twin(&world), (false, false));
+    world.declare(declared(2, &(with_twin() + ROUTE)), 1_000);
+    world.tick(1_000);
+    use_all(&mut world, "c", TWIN, 1_010);
+    assert_eq!(twin(&world), (true, false));
+    assert!(has(&world, "a", CALLER, type_url::CLUSTER, "outbound/shop/twin/http"));
+    world.declare(declared(3, &with_twin()), 1_020);
+    world.tick(1_020);
+    assert!(!has(&world, "a", CALLER, type_url::CLUSTER, "outbound/shop/twin/http"));
+    for now in [2_000, 3_000, 4_000] {
+        heartbeats(&mut world, &["a", "b", "c"], now);
+        assert_eq!(twin(&world), (true, false), "{now}");
+    }
+    use_all(&mut world, "a", CALLER, 4_010);
+    assert_eq!(twin(&world), (true, false), "what was sent may be on its way");
+    heartbeats(&mut world, &["a", "b", "c"], 4_010 + LINGER_MS);
+    assert_eq!(twin(&world), (false, true));
+}
+
+#[test]
+fn who_was_led_by_a_route_finishes_what_it_began_unless_somebody_denies_it() {
+    let policy = |spec: &str| {
+        format!(
+            "---\napiVersion: outrider.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: twin, namespace: shop}}\n\
+             spec: {{targetRef: {{kind: Service, name: twin}}, {spec}}}\n"
+        )
+    };
+    let allow = policy("action: allow, rules: [{from: [{service: inventory}]}]");
+    let deny = policy("action: deny, rules: [{from: [{service: checkout}]}]");
+    let longer =
+        with_twin().replace("  calls: [inventory]", "  timeouts: {request: 20s}\n  calls: [inventory]");
+    let uncalled = with_twin().replace("  calls: [inventory]\n", "");
+    for (what, text, after) in [
+        ("anything else", longer, (false, true)),
+        ("a permission is taken back", uncalled, (false, false)),
+        ("the caller is denied", with_twin() + &deny, (false, false)),
+        ("others are allowed", with_twin() + &allow, (false, false)),
+        ("a route leads there again", with_twin() + ROUTE, (true, false)),
+    ] {
+        let mut world = running_with_twin();
+        world.declare(declared(2, &(with_twin() + ROUTE)), 1_000);
+        use_all(&mut world, "c", TWIN, 1_000);
+        both(&mut world, 1_000);
+        world.declare(declared(3, &with_twin()), 2_000);
+        use_all(&mut world, "a", CALLER, 2_000);
+        heartbeats(&mut world, &["a", "b", "c"], 2_000 + LINGER_MS);
+        assert_eq!(twin(&world), (false, true), "{what}");
+        world.declare(declared(4, &text), 3_000);
+        world.tick(3_000);
+        assert_eq!(twin(&world), after, "{what}");
+    }
 }

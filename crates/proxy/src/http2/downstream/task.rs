@@ -313,13 +313,13 @@ impl Driver<'_> {
             self.limits = Limits::of(service.as_deref().map(|service| &**service));
             if let Some(service) = service {
                 match service.access.decide(self.down.caller()) {
-                    Err(reason) => self.fail_all(|open| {
+                    Err(reason) if !self.down.finishes() => self.fail_all(|open| {
                         (!open.is_answered).then(|| ProxyError::new(Side::Local, reason).into())
                     }),
-                    Ok(()) if service.rules.is_some() => {
+                    _ if service.rules.is_some() => {
                         self.fail_all(|open| self.down.still_permitted(&service, open).err());
                     }
-                    Ok(()) => {}
+                    _ => {}
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Access policies about requests of HTTP/2 and calls of gRPC.
 
 use super::super::access::{caller, documents, policy, server};
+use super::super::finishing::without_web;
 use super::super::mesh::of_api;
 use super::*;
 
@@ -181,5 +182,35 @@ async fn no_other_form_of_a_stream_gets_past_a_deny() {
         let (_, mut send) = endpoint.as_mut().unwrap().next().await;
         reply(&mut send, "ok");
         assert_eq!(answer(response).await.text(), "ok");
+    }
+}
+
+/// Of a caller that no route leads here any more, streams go on, none begins, and a deny ends those it is about.
+#[tokio::test]
+async fn streams_of_who_is_led_here_no_more_go_on_and_none_begins() {
+    for policies in [String::new(), policy("all", "action: allow, rules: [{to: [{methods: [POST]}]}]")] {
+        let (origin, authority) = (Origin::bind().await, Authority::new());
+        let mut server = server("grpc", &origin, &authority, &policies).await;
+        let web = caller("grpc", &server, &authority, "shop/web").await;
+        let mut caller = Caller::connect(&web, OUTBOUND).await;
+        let (response, _up) = caller.ask(grpc("/pkg.Admin/Drop").body(()).unwrap(), false).await;
+        let mut endpoint = Served::accept(&origin).await;
+        let (_request, mut send) = endpoint.next().await;
+        let mut down = send.send_response(Response::new(()), false).unwrap();
+        let mut response = soon("head", response).await.unwrap().into_body();
+
+        let of = |policies: &str| without_web("grpc", &origin, &authority, policies, &["web"]);
+        server.configure(of(&policies)).await;
+        server.acked(type_url::LISTENER).await;
+        let (new, _) = caller.ask(grpc("/pkg.Reader/Get").body(()).unwrap(), true).await;
+        let told = answer(new).await;
+        assert_eq!(told.header("x-outrider-reason"), Some("caller_not_allowed"));
+        down.send_data(Bytes::from_static(b"still here"), false).unwrap();
+        assert_eq!(soon("data", response.data()).await.unwrap().unwrap(), "still here");
+
+        server.configure(of(&(policies.clone() + &policy("admins", DENY)))).await;
+        assert!(soon("the end", response.data()).await.is_none());
+        let trailers = soon("trailers", response.trailers()).await.unwrap().unwrap();
+        assert_eq!(trailers["x-outrider-reason"], "caller_not_allowed");
     }
 }
