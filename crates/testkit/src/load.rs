@@ -361,6 +361,7 @@ async fn drive(
             },
             _ = beat.tick() => {
                 let progress = shared.book.borrow().progress(started.elapsed());
+                shared.plan.kills.beat(Instant::now());
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = progress;
             }
         }
