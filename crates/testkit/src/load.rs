@@ -58,6 +58,9 @@ use tally::{Book, Kind};
 
 /// How often progress is brought up to date.
 const PROGRESS: Duration = Duration::from_millis(200);
+/// How long what is overdue at the end may still be sent, where an answer may not even take that long: it may be this
+/// program that was not run.
+const OVERDUE: Duration = Duration::from_secs(20);
 /// Drains that are remembered.
 const MOST_DRAINS: usize = 100_000;
 
@@ -212,17 +215,18 @@ struct Shared {
 
 impl Shared {
     /// Waits until the next request is due, letting `meanwhile` run; `None` at the end of the run, or when what is
-    /// overdue at its end has not been sent for the time an answer may take.
+    /// overdue at its end has not been sent for the time an answer may take, or [`OVERDUE`] if that is longer.
     async fn next(
         &self,
         schedule: &mut Schedule,
         meanwhile: impl Future<Output = Infallible>,
     ) -> Option<Instant> {
         let mut end = self.end.clone();
+        let overdue = self.plan.timeout.max(OVERDUE);
         let mut meanwhile = std::pin::pin!(meanwhile);
         loop {
             let until = *end.borrow_and_update();
-            if schedule.due() >= until || Instant::now() > until + self.plan.timeout {
+            if schedule.due() >= until || Instant::now() > until + overdue {
                 return None;
             }
             tokio::select! {
@@ -357,6 +361,7 @@ async fn drive(
             },
             _ = beat.tick() => {
                 let progress = shared.book.borrow().progress(started.elapsed());
+                shared.plan.kills.beat(Instant::now());
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = progress;
             }
         }

@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -569,7 +568,7 @@ impl Mesh {
             }
         }
         let mark = self.folder().display().to_string();
-        until("every process of the mesh to be gone", Duration::from_secs(5), || match marked(&mark) {
+        until("every process of the mesh to be gone", LONG, || match marked(&mark) {
             left if left.is_empty() => Ok(()),
             left => Err(format!("{left:?}")),
         })?;

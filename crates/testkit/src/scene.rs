@@ -182,6 +182,8 @@ impl Scene {
             grpc: Some(Target::address(&self.grpc.to_string())?),
             reports: vec![self.upstream.report_url()],
             time: FOR_EVER,
+            // Longer than it takes to start everything again. How long nobody is served, a prober says.
+            timeout: LONG * 2,
             lifetime,
             kills: kills.clone(),
             ..Plan::r1k(scale)

@@ -246,6 +246,42 @@ fn limits_work(scene: &Scene) -> Result<bool> {
 /// So many bytes, of which each takes one of the proxy's memory at least.
 const HEAD: u64 = 56 << 10;
 
+/// Anybody may send a head to the called service's proxy, and take longer for it than any test.
+const SLOW_HEADS: &str = "---
+apiVersion: outrider.dev/v1alpha1
+kind: Namespace
+metadata: {name: shop}
+spec: {mtls: both}
+---
+apiVersion: outrider.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: slow-heads, namespace: shop}
+spec:
+  targetRef: {kind: Service, name: web}
+  inboundLimits: {requestHeadersTimeout: 10m}
+";
+
+/// Where a proxy takes what comes from others.
+fn inbound(mesh: &Mesh, side: Side) -> Result<SocketAddr> {
+    let overview = mesh.ask_agent(NODE, &json!({ "type": "list" }))?;
+    let mut instances = overview["instances"].as_array().into_iter().flatten();
+    let instance = instances.find(|one| one["service"] == side.service());
+    let address = instance.and_then(|one| one["listeners"]["inbound/http"].as_str()?.parse().ok());
+    address.with_context(|| overview.to_string())
+}
+
+/// Bytes that have come to this port, and that nobody has read yet.
+fn unread(port: u16) -> Result<u64> {
+    let sockets = std::fs::read_to_string("/proc/net/tcp")?;
+    let local = format!(":{port:04X}");
+    let of_line = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let (_, bytes) = columns.get(4)?.split_once(':')?;
+        columns.get(1)?.ends_with(&local).then(|| u64::from_str_radix(bytes, 16).ok())?
+    };
+    Ok(sockets.lines().filter_map(of_line).sum())
+}
+
 /// Most of a large head: the proxy has to hold it until the rest comes.
 fn begin(address: SocketAddr) -> Result<Connection<std::net::TcpStream>> {
     let mut connection = Connection::open(address)?;
@@ -262,7 +298,7 @@ fn finish(mut connection: Connection<std::net::TcpStream>) -> Result<()> {
     Ok(())
 }
 
-/// Does the same with each of these at the same time: the rest of a head does not wait for long.
+/// Does the same with each of these at the same time.
 fn side_by_side<T: Send, R: Send>(all: Vec<T>, one: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
     std::thread::scope(|scope| {
         let started: Vec<_> = all.into_iter().map(|each| scope.spawn(|| one(each))).collect();
@@ -279,7 +315,9 @@ fn load_raises_the_limit_of_a_running_proxy() -> Result<()> {
     if !limits_work(&scene)? {
         return scene.finish();
     }
-    let pid = scene.proxy(Side::Client)?;
+    scene.mesh.apply(SLOW_HEADS)?;
+    scene.mesh.wait_current()?;
+    let pid = scene.proxy(Side::Web)?;
     let group = group_of(pid, "memory")?;
     ensure!(number(&group, LIMIT)? == 64 * MIB, "{}", number(&group, LIMIT)?);
     let shares = group_of(pid, "cpu").and_then(|group| number(&group, ["cpu.shares", "cpu.weight"]));
@@ -287,49 +325,48 @@ fn load_raises_the_limit_of_a_running_proxy() -> Result<()> {
     let load = scene.load(SCALE)?;
 
     // In all more than the limit of the beginning, kept until the heads are whole; each wave is less than what is left
-    // between growing and shedding.
-    let address = scene.shell.address("web", 8080)?;
+    // between growing and shedding, and comes when the one before is where its bytes are counted.
+    let address = inbound(&scene.mesh, Side::Web)?;
     let mut waves = Vec::new();
-    for wave in 0..28_u64 {
+    for wave in 0..28 {
         waves.push(side_by_side(vec![(); 8], |()| {
             (0..6).map(|_| begin(address)).collect::<Result<Vec<_>>>()
         })?);
         until("room for the next wave", LONG, || {
-            let look = || -> Result<(u64, u64)> { Ok((held(&group)?, number(&group, LIMIT)?)) };
-            let (held, limit) = look().map_err(|error| format!("{error:#}"))?;
-            let seen = format!("wave {wave}: {} MiB held, limit {} MiB", held / MIB, limit / MIB);
-            let sent = (wave + 1) * 8 * 6 * HEAD;
-            if held >= sent && held < limit / 100 * 80 { Ok(()) } else { Err(seen) }
+            let look = || Ok((unread(address.port())?, held(&group)?, number(&group, LIMIT)?));
+            let (unread, held, limit) = look().map_err(|error: anyhow::Error| format!("{error:#}"))?;
+            let seen = format!("wave {wave}: {unread} unread, {} of {} MiB held", held / MIB, limit / MIB);
+            if unread < HEAD && held < limit / 100 * 80 { Ok(()) } else { Err(seen) }
         })?;
     }
     let (now, raised) = (held(&group)?, number(&group, LIMIT)?);
     report(&format!("1,344 connections: {} MiB held, limit {} MiB", now / MIB, raised / MIB));
     ensure!(now > 64 * MIB, "that needed no larger limit: {} MiB", now / MIB);
-    // The last ones are finished, before a head has waited for too long; the others their owner gives up.
+    // The last ones are finished; the others their owner gives up.
     let last = waves.split_off(22).into_iter().flatten().collect();
     side_by_side(last, |some| some.into_iter().try_for_each(finish))?;
     drop(waves);
     load.wait_more(50)?;
     let result = load.finish_clean()?;
-    ensure!(scene.proxy(Side::Client)? == pid, "another process");
+    ensure!(scene.proxy(Side::Web)? == pid, "another process");
 
     // It is told, shown, and what the next agent and the next process begin with.
-    let events = scene.mesh.events(NODE, Side::Client.service())?;
+    let events = scene.mesh.events(NODE, Side::Web.service())?;
     let resized: Vec<_> = events.iter().filter(|event| event["record"]["happened"] == "resized").collect();
     let first = resized.first().context("no event")?;
     ensure!(first["record"]["cause"]["resized"]["from"] == 64 * MIB, "{first}");
     let limit = number(&group, LIMIT)?;
     report(&format!("{} events; {}; now {} MiB\n{result}", resized.len(), first["record"], limit / MIB));
-    ensure!(shown(&scene.mesh, Side::Client)?.memory_max == limit, "not shown");
+    ensure!(shown(&scene.mesh, Side::Web)?.memory_max == limit, "not shown");
     scene.mesh.kill_agent(NODE)?;
     scene.mesh.start_agent(NODE)?;
-    ensure!(scene.proxy(Side::Client)? == pid && number(&group, LIMIT)? == limit, "not kept");
-    let killed = scene.proxy(Side::Client)?;
+    ensure!(scene.proxy(Side::Web)? == pid && number(&group, LIMIT)? == limit, "not kept");
+    let killed = scene.proxy(Side::Web)?;
     end_and_wait(killed, Signal::KILL)?;
-    scene.mesh.wait_local("another proxy", NODE, Side::Client.service(), LONG, |local| {
+    scene.mesh.wait_local("another proxy", NODE, Side::Web.service(), LONG, |local| {
         local.proxy != 0 && local.proxy != killed && is_running(local.proxy)
     })?;
-    let next = scene.proxy(Side::Client)?;
+    let next = scene.proxy(Side::Web)?;
     ensure!(number(&group_of(next, "memory")?, LIMIT)? == limit, "the next one begins with less");
     scene.wait_answers()?;
     scene.finish()

@@ -142,13 +142,13 @@ fn what_is_swallowed_is_unanswered() -> Result<()> {
     let http = upstream.http().context("no HTTP")?;
     let middle = Middle::http(http, http, Fault::Swallow, GET)?;
     let plan = plan(HTTP, 20.0, 600, &[&upstream]);
-    let plan = Plan { http: target(middle.address), timeout: Duration::from_millis(1500), ..plan };
+    let plan = Plan { http: target(middle.address), timeout: Duration::from_secs(5), ..plan };
     let report = load::run(plan)?;
     expect("swallow", &report, &[("unanswered", 1)])?;
     // What was due meanwhile on the connection that hung was sent late, and its latency says so.
     let slowest = report.classes.values().filter_map(|line| line.latency_us).map(|latency| latency.max).max();
     let late: u64 = report.classes.values().map(|line| line.late).sum();
-    ensure!(late > 0 && slowest.is_some_and(|slowest| slowest > 1_000_000), "{late} late, {slowest:?}");
+    ensure!(late > 0 && slowest.is_some_and(|slowest| slowest > 4_000_000), "{late} late, {slowest:?}");
     Ok(())
 }
 
