@@ -123,7 +123,6 @@ reasons! {
     UpstreamIdleTimeout "upstream_idle_timeout" none Upstream "The response stopped in the middle for longer than the idle timeout.";
     // Identity and configuration.
     TlsHandshakeFailed "tls_handshake_failed" none Client "The TLS handshake with the caller failed.";
-    NoCertificate "no_certificate" 503 ControlPlane "The proxy has no valid certificate of its own.";
     ClusterNotReady "cluster_not_ready" 503 ControlPlane "The configuration of the called service has not arrived yet.";
     // The proxy itself.
     OverloadConnections "overload_connections" 503 Proxy "The limit of open connections is reached.";
