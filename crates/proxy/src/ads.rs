@@ -2,10 +2,12 @@
 //!
 //! Holds: what the server does never blocks the main thread; a server that accepts and stays silent is left
 //! after [`SILENCE`] by a proxy that needs something of it, and by no other: who has everything already is told
-//! nothing, for good; waiting between attempts grows and is spread; a server on another host that is lost with its power is
-//! noticed by probes of TCP. Does not: understand messages (that is `xds::client`), ask by pings of HTTP/2 (common servers
-//! of gRPC end a connection that asks more often than every five minutes), or speak TLS.
+//! nothing, for good; waiting between attempts grows, until a stream has lasted, and is spread; a server on another
+//! host that is lost with its power is noticed by probes of TCP; whoever drops where [`Requests`] go has left. Does
+//! not: understand messages (that is `xds::client`), ask by pings of HTTP/2 (common servers of gRPC end a connection
+//! that asks more often than every five minutes), or speak TLS.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -18,9 +20,9 @@ use hyper_util::rt::TokioIo;
 use outrider_xds_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::{Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 
 /// First answer on a stream at the latest after this, for who has nothing yet.
 pub const SILENCE: Duration = Duration::from_secs(15);
@@ -32,7 +34,7 @@ const MAX_RESPONSE: usize = 64 << 20;
 /// Probes of a silent connection over TCP: after so long, so far apart, so many.
 const PROBES: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
-/// How long one of several addresses may take to answer, so that the next is reached within [`SILENCE`].
+/// How long one address may take to answer at most; of many, each has its part of [`SILENCE`].
 const FOR_ONE: Duration = Duration::from_secs(5);
 
 /// How long a server may take to acknowledge bytes. While some are on their way there are no [`PROBES`].
@@ -123,18 +125,20 @@ impl Server {
     }
 }
 
-/// Connects to the first address that answers.
-async fn connect(host: &str, port: u16) -> std::io::Result<TcpStream> {
-    connect_any(tokio::net::lookup_host((host, port)).await?, FOR_ONE).await
+/// Connects to the first address that answers, before the attempt as a whole is given up after `limit`.
+async fn connect(host: &str, port: u16, limit: Duration) -> std::io::Result<TcpStream> {
+    let until = Instant::now() + limit;
+    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+    connect_any(&addresses, until).await
 }
 
-async fn connect_any(
-    addresses: impl Iterator<Item = SocketAddr>,
-    limit: Duration,
-) -> std::io::Result<TcpStream> {
+/// Tries all of them before `until`, whichever of them swallow the attempt.
+async fn connect_any(addresses: &[SocketAddr], until: Instant) -> std::io::Result<TcpStream> {
     let mut failed = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+    for (address, others) in addresses.iter().zip((0..addresses.len() as u32).rev()) {
+        // One part more than there are addresses: the last one ends before the whole does.
+        let part = until.saturating_duration_since(Instant::now()) / (others + 2);
+        match tokio::time::timeout(part.min(FOR_ONE), TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return prepared(stream),
             Ok(Err(error)) => failed = error,
             Err(_) => failed = std::io::ErrorKind::TimedOut.into(),
@@ -154,10 +158,23 @@ fn prepared(stream: TcpStream) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Where requests go. Dropping it ends the stream, also if the server would go on.
+pub struct Requests {
+    sender: mpsc::UnboundedSender<DeltaDiscoveryRequest>,
+    _kept: oneshot::Sender<Infallible>,
+}
+
+impl Requests {
+    /// Sends it if the stream is still open; that it has ended is an event of its own.
+    pub fn send(&self, request: DeltaDiscoveryRequest) {
+        let _ = self.sender.send(request);
+    }
+}
+
 /// What happens on the stream.
 pub enum Event {
     /// A stream is open; requests go here.
-    Connected(mpsc::UnboundedSender<DeltaDiscoveryRequest>),
+    Connected(Requests),
     /// A response.
     Response(Box<DeltaDiscoveryResponse>),
     /// The stream ended; another attempt follows.
@@ -172,19 +189,31 @@ pub async fn drive(
     complete: Arc<AtomicBool>,
     silence: Duration,
 ) {
-    let mut wait = WAIT.0;
+    let mut pause = Pause(WAIT.0);
     loop {
-        let mut answered = false;
         let opened = Instant::now();
-        let ended = stream(&server, &events, &complete, silence, &mut answered).await;
-        if answered || opened.elapsed() > silence {
-            wait = WAIT.0;
-        }
+        let ended = stream(&server, &events, &complete, silence).await;
+        let lasted = opened.elapsed();
         if events.send(Event::Disconnected(ended)).await.is_err() {
             return;
         }
-        tokio::time::sleep(wait.mul_f64(jitter())).await;
-        wait = (wait * 2).min(WAIT.1);
+        tokio::time::sleep(pause.after(lasted).mul_f64(jitter())).await;
+    }
+}
+
+/// How long to wait before the next attempt.
+struct Pause(Duration);
+
+impl Pause {
+    /// After a stream that lasted so long. An answer alone proves nothing: a server that ends every stream once it has
+    /// answered would be asked without a pause for ever.
+    fn after(&mut self, lasted: Duration) -> Duration {
+        if lasted > WAIT.1 {
+            self.0 = WAIT.0;
+        }
+        let pause = self.0;
+        self.0 = (pause * 2).min(WAIT.1);
+        pause
     }
 }
 
@@ -200,7 +229,6 @@ async fn stream(
     events: &mpsc::Sender<Event>,
     complete: &AtomicBool,
     silence: Duration,
-    answered: &mut bool,
 ) -> String {
     let endpoint = match server {
         Server::Unix(_) => Endpoint::from_static("http://localhost"),
@@ -221,7 +249,7 @@ async fn stream(
         Server::Http { host, port } => {
             let connector = tower::service_fn(move |_: Uri| {
                 let host = host.clone();
-                async move { connect(&host, port).await.map(TokioIo::new) }
+                async move { connect(&host, port, silence).await.map(TokioIo::new) }
             });
             endpoint.connect_with_connector(connector).await
         }
@@ -230,37 +258,57 @@ async fn stream(
         Ok(channel) => channel,
         Err(e) => return chain(&e),
     };
-    let (requests, outgoing) = mpsc::unbounded_channel();
-    if events.send(Event::Connected(requests)).await.is_err() {
+    let (sender, outgoing) = mpsc::unbounded_channel();
+    let (kept, dropped) = oneshot::channel();
+    if events.send(Event::Connected(Requests { sender, _kept: kept })).await.is_err() {
         return String::new();
     }
+    tokio::select! {
+        ended = converse(channel, outgoing, events, complete, silence) => ended,
+        _ = dropped => "left, as what came cannot be answered".to_owned(),
+    }
+}
+
+async fn converse(
+    channel: Channel,
+    outgoing: mpsc::UnboundedReceiver<DeltaDiscoveryRequest>,
+    events: &mpsc::Sender<Event>,
+    complete: &AtomicBool,
+    silence: Duration,
+) -> String {
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
+    // Many servers send the head of their answer with the first message, which may be never.
     let opened = client.delta_aggregated_resources(UnboundedReceiverStream::new(outgoing));
-    let mut responses = match tokio::time::timeout(silence, opened).await {
-        Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return status.to_string(),
-        Err(_) => return format!("no answer within {silence:?}"),
+    let mut responses = match first(opened, complete, silence).await {
+        Some(Ok(response)) => response.into_inner(),
+        Some(Err(status)) => return status.to_string(),
+        None => return format!("no answer within {silence:?}"),
     };
+    let mut answered = false;
     loop {
         let next = responses.message();
-        let message = if *answered || complete.load(Ordering::Relaxed) {
-            next.await
-        } else {
-            match tokio::time::timeout(silence, next).await {
-                Ok(message) => message,
-                Err(_) => return format!("no answer within {silence:?}"),
-            }
-        };
+        let message = if answered { Some(next.await) } else { first(next, complete, silence).await };
         match message {
-            Ok(Some(response)) => {
-                *answered = true;
+            Some(Ok(Some(response))) => {
+                answered = true;
                 if events.send(Event::Response(Box::new(response))).await.is_err() {
                     return String::new();
                 }
             }
-            Ok(None) => return "the server ended the stream".to_owned(),
-            Err(status) => return status.to_string(),
+            Some(Ok(None)) => return "the server ended the stream".to_owned(),
+            Some(Err(status)) => return status.to_string(),
+            None => return format!("no answer within {silence:?}"),
         }
+    }
+}
+
+/// What comes, `None` if nothing does within `silence` and there is no configuration then.
+async fn first<T>(coming: impl Future<Output = T>, complete: &AtomicBool, silence: Duration) -> Option<T> {
+    tokio::pin!(coming);
+    match tokio::time::timeout(silence, &mut coming).await {
+        Ok(came) => Some(came),
+        Err(_) if complete.load(Ordering::Relaxed) => Some(coming.await),
+        Err(_) => None,
     }
 }
 
@@ -275,100 +323,4 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use outrider_xds::serve::DeltaServer;
-    use outrider_xds::server::Options;
-    use tokio_stream::wrappers::UnixListenerStream;
-    use tokio_util::sync::CancellationToken;
-
-    use super::*;
-
-    /// Of several addresses of one name one may be of a host without power: it has a part of the time only.
-    #[tokio::test]
-    async fn the_next_address_is_tried_if_one_swallows_the_attempt() {
-        use socket2::{Domain, Socket, Type};
-        let swallows = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        swallows.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        swallows.listen(0).unwrap();
-        let address = swallows.local_addr().unwrap();
-        // Its queue is full: what comes is not answered.
-        let _waiting: Vec<Socket> = (0..4)
-            .map(|_| {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-                socket.set_nonblocking(true).unwrap();
-                let _ = socket.connect(&address);
-                socket
-            })
-            .collect();
-        let answers = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let expected = answers.local_addr().unwrap();
-        let addresses = [address.as_socket().unwrap(), expected];
-        let found = connect_any(addresses.into_iter(), Duration::from_millis(200)).await.unwrap();
-        assert_eq!(found.peer_addr().unwrap(), expected);
-        assert_eq!(socket2::SockRef::from(&found).tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
-        let none = connect_any(addresses.into_iter().take(1), Duration::from_millis(50)).await;
-        assert_eq!(none.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
-    }
-
-    #[test]
-    fn places_of_servers_are_read_and_what_is_not_supported_is_named() {
-        let http = |host: &str, port| Server::Http { host: host.to_owned(), port };
-        for (text, expected) in [
-            ("unix:/run/xds.sock", Ok(Server::Unix("/run/xds.sock".into()))),
-            ("http://127.0.0.1:18000", Ok(http("127.0.0.1", 18_000))),
-            ("http://[::1]:18000", Ok(http("::1", 18_000))),
-            ("http://xds.internal:80/", Ok(http("xds.internal", 80))),
-            ("https://xds.internal:443", Err(ServerError::Tls)),
-            ("http://xds.internal", Err(ServerError::Port)),
-            ("http://xds.internal:0", Err(ServerError::Port)),
-            ("http://xds.internal:+80", Err(ServerError::Port)),
-            ("http://xds.internal:65536", Err(ServerError::Port)),
-            ("http://:80", Err(ServerError::Host)),
-            ("http://::1:80", Err(ServerError::Host)),
-            ("http://a b:80", Err(ServerError::Host)),
-            ("http://user@xds.internal:80", Err(ServerError::More)),
-            ("http://xds.internal:80/path", Err(ServerError::More)),
-            ("unix:", Err(ServerError::Form)),
-            ("xds.internal:80", Err(ServerError::Form)),
-            ("", Err(ServerError::Form)),
-        ] {
-            let read = text.parse::<Server>();
-            assert_eq!(read, expected, "{text}");
-            if let Ok(server) = read {
-                assert_eq!(server.to_string(), text.trim_end_matches('/'));
-            }
-        }
-        assert_eq!(http("xds.internal", 80).name(), Some("xds.internal"));
-        assert_eq!(http("::1", 80).name(), None);
-    }
-
-    /// Edge case 74.
-    #[tokio::test]
-    async fn a_silent_server_is_left_only_by_who_needs_something_of_it() {
-        const SHORT: Duration = Duration::from_millis(200);
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("xds.sock");
-        // It has nothing to say for as long as nothing is set.
-        let (_set, watched) = tokio::sync::watch::channel(None);
-        let service =
-            DeltaServer::new(watched, Options::for_proxy(), CancellationToken::new()).into_service();
-        let incoming = UnixListenerStream::new(tokio::net::UnixListener::bind(&path).unwrap());
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-
-        for complete in [false, true] {
-            let (events_in, mut events) = mpsc::channel(16);
-            let complete_now = Arc::new(AtomicBool::new(complete));
-            let driver = tokio::spawn(drive(Server::Unix(path.clone()), events_in, complete_now, SHORT));
-            let Some(Event::Connected(_requests)) = events.recv().await else { panic!("not connected") };
-            let next = tokio::time::timeout(SHORT * 5, events.recv()).await;
-            match next {
-                Ok(Some(Event::Disconnected(why))) => {
-                    assert!(!complete && why.contains("no answer"), "{why}")
-                }
-                Ok(_) => panic!("something else"),
-                Err(_) => assert!(complete, "it waits for nothing"),
-            }
-            driver.abort();
-        }
-    }
-}
+mod tests;

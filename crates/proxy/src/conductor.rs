@@ -166,7 +166,7 @@ struct Conductor {
     probers: Probers,
     assembler: Assembler,
     client: Client,
-    to_server: Option<mpsc::UnboundedSender<DeltaDiscoveryRequest>>,
+    to_server: Option<ads::Requests>,
     to_agent: Option<Outbox>,
     open: Vec<Open>,
     /// What the client was told to subscribe to.
@@ -374,7 +374,7 @@ impl Conductor {
             Event::Connected(requests) => {
                 tracing::info!("connected to the xDS server");
                 for request in self.client.connect() {
-                    let _ = requests.send(request);
+                    requests.send(request);
                 }
                 self.to_server = Some(requests);
             }
@@ -409,8 +409,7 @@ impl Conductor {
 
     fn send(&mut self, request: DeltaDiscoveryRequest) {
         if let Some(server) = &self.to_server {
-            // A stream that just ended is reported as an event of its own.
-            let _ = server.send(request);
+            server.send(request);
         }
     }
 

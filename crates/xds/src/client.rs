@@ -2,9 +2,11 @@
 //!
 //! Holds: a [`Client`] outlives its streams. [`Client::connect`] begins a new one and claims the last version
 //! of every resource that was *acknowledged*, so nothing that is in use is sent again and what went away
-//! meanwhile is reported as removed. Every response must be answered with [`Client::ack`] or [`Client::nack`];
-//! the answer may come much later (when the resources are in use) and in any order. Does not: decide how long
-//! an answer may take. Servers keep one response per type unanswered, so the caller must bound it.
+//! meanwhile is reported as removed. What comes into use late, of an earlier stream, is asked for again, as the
+//! server of this one goes by what it was told at the beginning. Every response must be answered with
+//! [`Client::ack`] or [`Client::nack`]; the answer may come much later (when the resources are in use) and in any
+//! order. Does not: decide how long an answer may take. Servers keep one response per type unanswered, so the
+//! caller must bound it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -217,8 +219,8 @@ impl Client {
         }
     }
 
-    /// Begins a new stream: the requests to send first. Responses of earlier streams can still be
-    /// acknowledged, which then only counts as in use.
+    /// Begins a new stream: the requests to send first. Responses of earlier streams can still be acknowledged, which
+    /// then counts as in use and asks again for what is not as claimed here.
     pub fn connect(&mut self) -> Vec<DeltaDiscoveryRequest> {
         self.stream += 1;
         self.connected = true;
@@ -364,15 +366,18 @@ impl Client {
         Ok(())
     }
 
-    /// The update is in use: the request to send, `None` if its stream is over or the token was used.
+    /// The update is in use: the request to send, `None` if there is nobody or nothing to tell, or the token was used.
     pub fn ack(&mut self, token: Token) -> Option<DeltaDiscoveryRequest> {
         let done = self.open.remove(&token)?;
-        self.takes(token, &done);
+        let changed = self.takes(token, &done);
+        if done.stream != self.stream {
+            return self.ask_anew(token, &done.type_url, changed);
+        }
         self.answer(&done, None)
     }
 
-    /// What the update says is in use.
-    fn takes(&mut self, token: Token, done: &Open) {
+    /// What the update says is in use. Returns of what is wanted the names that it changes.
+    fn takes(&mut self, token: Token, done: &Open) -> Vec<Arc<str>> {
         // What an older unanswered update says of these resources is history now.
         for older in self.open.range_mut(..token).map(|(_, open)| open) {
             if older.type_url == done.type_url {
@@ -380,27 +385,58 @@ impl Client {
                 older.removed.retain(|name| !done.mentions(name));
             }
         }
+        let mut changed = Vec::new();
         if let Some(state) = self.types.get_mut(&done.type_url) {
             for name in &done.removed {
-                state.held.remove(name.as_str());
+                let gone = state.held.remove_entry(name.as_str());
+                changed.extend(gone.map(|(name, _)| name).filter(|name| state.interest.covers(name)));
             }
             for (name, version) in &done.added {
-                if state.interest.covers(name) {
-                    state.held.insert(name.clone(), version.clone());
+                if state.interest.covers(name)
+                    && state.held.insert(name.clone(), version.clone()).as_ref() != Some(version)
+                {
+                    changed.push(name.clone());
                 }
             }
         }
+        changed
+    }
+
+    /// Has the server of this stream say again what an update of an earlier one has changed: it was told what was in
+    /// use before, and has no reason to send anything if that is what it has. What it has said meanwhile is answered.
+    fn ask_anew(
+        &self,
+        token: Token,
+        type_url: &Arc<str>,
+        mut names: Vec<Arc<str>>,
+    ) -> Option<DeltaDiscoveryRequest> {
+        let told = self.types.get(type_url).is_some_and(|state| state.announced.is_some());
+        let said: Vec<&Open> = self
+            .open
+            .range(token..)
+            .map(|(_, open)| open)
+            .filter(|open| open.stream == self.stream && open.type_url == *type_url)
+            .collect();
+        names.retain(|name| !said.iter().any(|open| open.mentions(name)));
+        (self.connected && told && !names.is_empty()).then(|| DeltaDiscoveryRequest {
+            type_url: type_url.to_string(),
+            resource_names_subscribe: names.iter().map(|name| name.to_string()).collect(),
+            ..Default::default()
+        })
     }
 
     /// Some resources of the update cannot be used, and what was in use before of them stays; the rest of it *is* in
-    /// use. `refused` are their names, each with the cause. The request to send, `None` if its stream is over or the
-    /// token was used.
+    /// use. `refused` are their names, each with the cause. The request to send, `None` if there is nobody or nothing to
+    /// tell, or the token was used.
     pub fn refuse(&mut self, token: Token, refused: &[(String, String)]) -> Option<DeltaDiscoveryRequest> {
         let mut done = self.open.remove(&token)?;
         for (name, _) in refused {
             done.added.remove(name.as_str());
         }
-        self.takes(token, &done);
+        let changed = self.takes(token, &done);
+        if done.stream != self.stream {
+            return self.ask_anew(token, &done.type_url, changed);
+        }
         let words: Vec<String> = refused.iter().map(|(name, why)| format!("{name}: {why}")).collect();
         let mut request = self.answer(&done, Some(&words.join("; ")))?;
         if let Some(status) = &mut request.error_detail {

@@ -92,9 +92,76 @@ fn a_reconnect_claims_the_latest_acknowledged_version() {
     client.ack(gone.token).expect("a request");
     let [request] = client.connect().try_into().expect("one request");
     assert_eq!(versions(&request), [("a", "v2")], "open and refused versions are not claimed");
-    // It comes into use on the new stream: nobody to tell, but true.
-    assert_eq!(client.ack(open.token), None);
+    // It comes into use on the new stream, whose server knows nothing of it.
+    let request = client.ack(open.token).expect("a request");
+    assert_eq!(
+        (request.response_nonce.as_str(), &*request.resource_names_subscribe),
+        ("", &["a".into()][..])
+    );
     assert_eq!(held(&client, LDS), [("a".into(), "v4".into())]);
+}
+
+/// What each server believes is what it was told at the beginning of its stream, and what it said itself.
+#[test]
+fn what_comes_into_use_late_is_asked_for_again_where_the_server_believes_otherwise() {
+    let begin = || {
+        let mut client = client();
+        client.subscribe(EDS, ["a", "b", "c", "d", "e"]);
+        client.connect();
+        let first = [("a", "1"), ("b", "1"), ("c", "1"), ("d", "1")];
+        let first = client.on_response(response(EDS, "1", &first, &[])).expect("well-formed");
+        client.ack(first.token).expect("a request");
+        // Another version, one that is in use already, a new name, and one that goes.
+        let late = response(EDS, "2", &[("a", "2"), ("b", "1"), ("e", "1")], &["c"]);
+        let late = client.on_response(late).expect("well-formed").token;
+        client.disconnected();
+        (client, late)
+    };
+    let names = |request: Option<DeltaDiscoveryRequest>| {
+        let request = request.expect("a request");
+        assert_eq!((request.response_nonce.as_str(), request.error_detail), ("", None));
+        let mut names = request.resource_names_subscribe;
+        names.sort();
+        names
+    };
+
+    let (mut client, late) = begin();
+    client.connect();
+    assert_eq!(names(client.ack(late)), ["a", "c", "e"]);
+    assert_eq!(client.ack(late), None, "once");
+
+    // A part of it cannot be used: of that, what was claimed is true.
+    let (mut client, late) = begin();
+    client.connect();
+    assert_eq!(names(client.refuse(late, &[("a".into(), "bad".into())])), ["c", "e"]);
+
+    let (mut client, late) = begin();
+    client.connect();
+    assert_eq!(client.nack(late, "bad"), None, "nothing has changed");
+
+    // What this stream has said is answered by itself, before or after.
+    let (mut client, late) = begin();
+    client.connect();
+    let newer = client.on_response(response(EDS, "3", &[("a", "3")], &["e"])).expect("well-formed");
+    assert_eq!(names(client.ack(late)), ["c"]);
+    assert_eq!(client.ack(newer.token).expect("a request").response_nonce, "3");
+    let (mut client, late) = begin();
+    client.connect();
+    let newer = client.on_response(response(EDS, "3", &[("a", "3")], &["e"])).expect("well-formed");
+    client.ack(newer.token).expect("a request");
+    assert_eq!(names(client.ack(late)), ["c"]);
+
+    // Nobody to ask: the next stream is told the truth at its beginning.
+    let (mut client, late) = begin();
+    assert_eq!(client.ack(late), None);
+    let [request] = client.connect().try_into().expect("one request");
+    assert_eq!(versions(&request), [("a", "2"), ("b", "1"), ("d", "1"), ("e", "1")]);
+
+    // Nobody wants it any more.
+    let (mut client, late) = begin();
+    client.unsubscribe(EDS, ["a", "c", "e"]);
+    client.connect();
+    assert_eq!(client.ack(late), None);
 }
 
 #[test]

@@ -456,10 +456,12 @@ impl TypeState {
 
     /// The client has reacted to a first answer for every name it subscribed to.
     pub(super) fn names_answered(&self) -> bool {
-        self.interest.names().iter().all(|name| {
-            self.told_absent.contains(name)
-                || self.known.get(name).is_some_and(|known| known.answered || known.accepted)
-        })
+        let exists_again = self.plan.add.iter().any(|resource| self.told_absent.contains(&resource.name));
+        !exists_again
+            && self.interest.names().iter().all(|name| {
+                self.told_absent.contains(name)
+                    || self.known.get(name).is_some_and(|known| known.answered || known.accepted)
+            })
     }
 
     /// What was refused and of which the client never accepted any version.

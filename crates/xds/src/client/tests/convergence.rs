@@ -1,5 +1,8 @@
 //! Server and client against each other over a network in memory that delays, breaks and reorders answers.
 //!
+//! Versions say what is in a resource, as those of many servers do: what was there before comes back under its name.
+//! Updates of a stream that broke may come into use on the next one.
+//!
 //! The client's configuration refers: a listener to its routes, routes to a cluster, a cluster to endpoints. The
 //! model checks at every step that what is in use has what it refers to, and at the end that both sides agree
 //! and fall silent.
@@ -22,9 +25,9 @@ const SERVICES: u8 = 4;
 enum Step {
     /// The route leads to this service from now on; its cluster is added, the others go.
     Route(u8),
-    /// Another version of a cluster, of endpoints.
-    Cluster(u8),
-    Endpoints(u8),
+    /// One of two versions of a cluster, of endpoints.
+    Cluster(u8, bool),
+    Endpoints(u8, bool),
     /// The routes become such that the client refuses them.
     Poison,
     /// One message gets through.
@@ -38,8 +41,8 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         2 => (0..SERVICES).prop_map(Step::Route),
-        1 => (0..SERVICES).prop_map(Step::Cluster),
-        1 => (0..SERVICES).prop_map(Step::Endpoints),
+        1 => (0..SERVICES, any::<bool>()).prop_map(|(service, other)| Step::Cluster(service, other)),
+        1 => (0..SERVICES, any::<bool>()).prop_map(|(service, other)| Step::Endpoints(service, other)),
         1 => Just(Step::Poison),
         6 => Just(Step::ToServer),
         6 => Just(Step::ToClient),
@@ -53,7 +56,6 @@ type Content = (String, Vec<u8>);
 
 struct World {
     set: ResourceSet,
-    version: u64,
     target: u8,
     session: Session,
     client: Client,
@@ -62,7 +64,13 @@ struct World {
     waiting: Vec<Update>,
     /// In use at the client: type → name → (version, body).
     used: BTreeMap<Arc<str>, BTreeMap<String, Content>>,
+    /// What was last said of a name that is in use.
+    latest: BTreeMap<(Arc<str>, String), Token>,
     responses: usize,
+}
+
+fn version(other: bool) -> &'static str {
+    if other { "2" } else { "1" }
 }
 
 fn cluster_name(service: u8) -> String {
@@ -73,7 +81,6 @@ impl World {
     fn new() -> Self {
         let mut world = Self {
             set: ResourceSet::new(),
-            version: 0,
             target: 0,
             session: Session::new(Options::for_proxy()),
             client: client(),
@@ -81,9 +88,10 @@ impl World {
             to_client: VecDeque::new(),
             waiting: Vec::new(),
             used: BTreeMap::new(),
+            latest: BTreeMap::new(),
             responses: 0,
         };
-        world.put(LDS, "listener", listener_with_routes("routes"));
+        world.put(LDS, "listener", "1", listener_with_routes("routes"));
         world.route(0, false);
         world.client.subscribe(CDS, ["*"]);
         world.client.subscribe(LDS, ["*"]);
@@ -91,12 +99,15 @@ impl World {
         world
     }
 
-    fn put(&mut self, type_url: &str, name: &str, body: Vec<u8>) {
-        self.version += 1;
-        self.set.insert(Resource::new(type_url, name, self.version.to_string(), body));
+    fn put(&mut self, type_url: &str, name: &str, version: &str, body: Vec<u8>) {
+        self.set.insert(Resource::new(type_url, name, version, body));
     }
 
-    fn cluster(&mut self, service: u8) {
+    fn endpoints(&mut self, service: u8, other: bool) {
+        self.put(EDS, &cluster_name(service), version(other), Vec::new());
+    }
+
+    fn cluster(&mut self, service: u8, other: bool) {
         let name = cluster_name(service);
         let eds = cluster::DiscoveryType::Eds as i32;
         let message = Cluster {
@@ -104,7 +115,7 @@ impl World {
             cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(eds)),
             ..Default::default()
         };
-        self.put(CDS, &name, message.encode_to_vec());
+        self.put(CDS, &name, version(other), message.encode_to_vec());
     }
 
     /// As compiled: the route's target with its cluster and endpoints, and nothing else.
@@ -112,11 +123,11 @@ impl World {
         self.target = service;
         let name = cluster_name(service);
         if self.set.get(CDS, &name).is_none() {
-            self.cluster(service);
-            self.put(EDS, &name, Vec::new());
+            self.cluster(service, false);
+            self.endpoints(service, false);
         }
         let body = if poisoned { "poison".to_owned() } else { name };
-        self.put(RDS, "routes", body.into_bytes());
+        self.put(RDS, "routes", &body, body.clone().into_bytes());
         for other in (0..SERVICES).filter(|other| *other != service).map(cluster_name) {
             self.set.remove(CDS, &other);
             self.set.remove(EDS, &other);
@@ -143,7 +154,9 @@ impl World {
     fn deliver_to_client(&mut self) {
         if let Some(response) = self.to_client.pop_front() {
             let update = self.client.on_response(response).expect("well-formed");
-            for open in self.waiting.iter().filter(|open| open.type_url == update.type_url) {
+            let of_this_stream = |open: &&Update| !self.is_late(open);
+            let open = self.waiting.iter().filter(of_this_stream);
+            for open in open.filter(|open| open.type_url == update.type_url) {
                 let twice = update.added.iter().any(|new| {
                     open.added.iter().any(|r| r.name == new.name)
                         || open.removed.iter().any(|r| **r == *new.name)
@@ -152,6 +165,11 @@ impl World {
             }
             self.waiting.push(update);
         }
+    }
+
+    /// Whether it came on a stream that is over.
+    fn is_late(&self, update: &Update) -> bool {
+        self.client.open[&update.token].stream != self.client.stream
     }
 
     fn apply(&mut self, oldest: bool) {
@@ -170,12 +188,24 @@ impl World {
             return;
         }
         let used = self.used.entry(update.type_url.clone()).or_default();
+        let latest = &mut self.latest;
+        let mut is_news = |name: &str| {
+            let latest = latest.entry((update.type_url.clone(), name.to_owned())).or_insert(update.token);
+            *latest = update.token.max(*latest);
+            *latest == update.token
+        };
         for name in &update.removed {
-            used.remove(name);
+            if is_news(name) {
+                used.remove(name);
+            }
         }
+        let interest = self.client.interest(&update.type_url);
         for resource in &update.added {
-            let content = (resource.version.to_string(), resource.body.clone());
-            used.insert(resource.name.to_string(), content);
+            let wanted = interest.is_some_and(|interest| interest.covers(&resource.name));
+            if is_news(&resource.name) && wanted {
+                let content = (resource.version.to_string(), resource.body.clone());
+                used.insert(resource.name.to_string(), content);
+            }
         }
         // Children are wanted as long as their parents are there.
         let parents: Vec<String> = used.keys().cloned().collect();
@@ -199,22 +229,24 @@ impl World {
         }
     }
 
+    fn has(&self, type_url: &str, name: &str) -> bool {
+        self.used.get(type_url).is_some_and(|resources| resources.contains_key(name))
+    }
+
     /// Make before break: routes in use lead to a cluster that is there and has its endpoints.
     fn check_references(&self) {
-        let has = |type_url: &str, name: &str| {
-            self.used.get(type_url).is_some_and(|resources| resources.contains_key(name))
-        };
         let Some((_, target)) = self.used.get(RDS).and_then(|routes| routes.get("routes")) else { return };
         let target = str::from_utf8(target).expect("a name");
-        assert!(has(CDS, target), "routes lead to {target}, which has no cluster");
-        assert!(has(EDS, target), "routes lead to {target}, which has no endpoints");
+        assert!(self.has(CDS, target), "routes lead to {target}, which has no cluster");
+        assert!(self.has(EDS, target), "routes lead to {target}, which has no endpoints");
     }
 
     fn disconnect(&mut self) {
         self.to_server.clear();
         self.to_client.clear();
-        // Updates of the old stream that are not in use yet are forgotten by this client.
-        self.waiting.clear();
+        // Updates of the old stream may come into use on the new one. Forgotten are those whose use the new server would
+        // have to know of to make before it breaks: what takes something away, and routes, which lead somewhere.
+        self.waiting.retain(|update| update.removed.is_empty() && *update.type_url != *RDS);
         self.client.disconnected();
         self.session = Session::new(Options::for_proxy());
         self.to_server.extend(self.client.connect());
@@ -245,15 +277,14 @@ proptest! {
         for step in steps {
             match step {
                 Step::Route(service) => world.route(service, false),
-                Step::Cluster(service) => {
+                Step::Cluster(service, other) => {
                     if world.set.get(CDS, &cluster_name(service)).is_some() {
-                        world.cluster(service);
+                        world.cluster(service, other);
                     }
                 }
-                Step::Endpoints(service) => {
-                    let name = cluster_name(service);
-                    if world.set.get(EDS, &name).is_some() {
-                        world.put(EDS, &name, Vec::new());
+                Step::Endpoints(service, other) => {
+                    if world.set.get(EDS, &cluster_name(service)).is_some() {
+                        world.endpoints(service, other);
                     }
                 }
                 Step::Poison => world.route(world.target, true),
