@@ -3,7 +3,8 @@
 //! [`RetryPolicy::decide`] is asked once per attempt that ended without a response the caller has begun to see. Holds:
 //! what may have been processed is repeated only if the policy says on what, and the request may be processed twice
 //! (its method is idempotent, or the policy names such requests itself); a request of which a part is lost is never
-//! repeated; the number of attempts is bounded. What is provably unprocessed is repeated by every policy.
+//! repeated; the number of attempts is bounded, as long as none that follows a raced one is called raced. What is
+//! provably unprocessed is repeated by every policy.
 //! Whether there are too many retries already is a matter of the [`budget`]. Does not: know how a protocol tells its
 //! failures (HTTP/1 and HTTP/2 name theirs as [`Ended`]), wait, or send.
 
@@ -219,7 +220,8 @@ pub struct Again {
     pub wait_ms: u64,
     /// It is one more load on somebody who had this request already: the budget must allow it.
     pub budgeted: bool,
-    /// On a connection that has not served before, and not counted as an attempt.
+    /// On a connection that has not served before, and not counted as an attempt. Whatever connection it is on, its own loss is
+    /// no [`Ended::Raced`]: that is what bounds these.
     pub fresh: bool,
 }
 

@@ -45,14 +45,20 @@ impl Level {
         self.groups.last().map_or(0, |group| group.share)
     }
 
-    /// A group, by share.
-    pub(super) fn group(&mut self, random: impl FnOnce() -> u64) -> Option<&mut Group> {
+    /// The place of a group, by share.
+    pub(super) fn group(&self, random: impl FnOnce() -> u64) -> usize {
         if self.groups.len() <= 1 {
-            return self.groups.first_mut();
+            return 0;
         }
         let point = below(random(), self.total());
-        let place = self.groups.partition_point(|group| group.share <= point);
-        self.groups.get_mut(place)
+        self.groups.partition_point(|group| group.share <= point)
+    }
+
+    /// Whether any request is for the group of this place.
+    pub(super) fn has_share(&self, place: usize) -> bool {
+        let before = place.checked_sub(1).and_then(|before| self.groups.get(before));
+        let end = self.groups.get(place).map_or(0, |group| group.share);
+        self.groups.len() <= 1 || end > before.map_or(0, |before| before.share)
     }
 }
 

@@ -66,19 +66,38 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
                 Some(index) => index,
                 None => self.by_draw(level, number(0xbb67_ae85_84ca_a73b), ask)?,
             };
+        let is_tried = is_tried(&self.slots, index, ask.tried);
         // Two of one priority that failed may be all of a zone.
-        let elsewhere = is_tried(&self.slots, index, ask.tried) || ask.tried.iter().flatten().count() >= 2;
-        let index = if elsewhere { self.elsewhere(level, ask).unwrap_or(index) } else { index };
+        let leaves = ask.tried.iter().flatten().count() >= 2;
+        let index = match (is_tried, leaves) {
+            (false, false) => None,
+            (false, true) => self.in_other_levels(level, ask),
+            (true, false) => self.in_level(level, ask).or_else(|| self.in_other_levels(level, ask)),
+            (true, true) => self.in_other_levels(level, ask).or_else(|| self.in_level(level, ask)),
+        }
+        .unwrap_or(index);
         let slot = self.slots.get_mut(index as usize)?;
         slot.pending += 1;
         Some(EndpointIndex { slot: index, generation: slot.generation })
     }
 
     /// An endpoint that was not tried, of the first other level that has one.
-    fn elsewhere(&mut self, level: usize, ask: &Ask<'_>) -> Option<u32> {
-        (0..self.levels.levels.len()).filter(|other| *other != level).find_map(|other| {
-            let random = mix(ask.random ^ other as u64);
-            let index = self.by_draw(other, || random, ask)?;
+    fn in_other_levels(&mut self, level: usize, ask: &Ask<'_>) -> Option<u32> {
+        (0..self.levels.levels.len())
+            .filter(|other| *other != level)
+            .find_map(|other| self.in_level(other, ask))
+    }
+
+    /// An endpoint that was not tried, of any group of a level that has a share: first of one by share, then of the next ones.
+    fn in_level(&mut self, level: usize, ask: &Ask<'_>) -> Option<u32> {
+        let random = mix(ask.random ^ level as u64);
+        let own = self.levels.levels.get(level)?;
+        let (first, count) = (own.group(|| random), own.groups.len());
+        (0..count).map(|n| (first + n) % count).find_map(|group| {
+            if !self.levels.levels.get(level)?.has_share(group) {
+                return None;
+            }
+            let index = self.in_group(level, group, || random, ask)?;
             (!is_tried(&self.slots, index, ask.tried)).then_some(index)
         })
     }
@@ -97,10 +116,20 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
     }
 
     fn by_draw(&mut self, level: usize, number: impl Fn() -> u64, ask: &Ask<'_>) -> Option<u32> {
+        let group = self.levels.levels.get(level)?.group(&number);
+        self.in_group(level, group, number, ask)
+    }
+
+    fn in_group(
+        &mut self,
+        level: usize,
+        group: usize,
+        number: impl Fn() -> u64,
+        ask: &Ask<'_>,
+    ) -> Option<u32> {
         let level = self.levels.levels.get_mut(level)?;
         let panics = level.panics;
-        let group = level.group(&number)?;
-        let Group { usable, available, next, .. } = group;
+        let Group { usable, available, next, .. } = level.groups.get_mut(group)?;
         let pool = if panics { usable } else { available };
         let count = pool.len();
         let place = match self.config.policy {

@@ -259,3 +259,46 @@ fn another_attempt_goes_to_another_priority_if_all_of_its_own_were_tried() {
         }
     }
 }
+
+/// Chance may name one locality twice: the others of its priority are looked at before anything is tried again.
+#[test]
+fn another_attempt_goes_to_another_locality_if_all_of_its_own_were_tried() {
+    let endpoint = |key, priority, locality| Endpoint { key, weight: 1, healthy: true, priority, locality };
+    let one_each = |count: u16| (0..count).map(|n| endpoint(u32::from(n), 0, n)).collect::<Vec<_>>();
+    let failover = vec![endpoint(0, 0, 0), endpoint(1, 1, 0), endpoint(2, 1, 1)];
+    for list in [one_each(2), one_each(3), failover] {
+        for policy in [Policy::LeastRequest, Policy::RoundRobin, Policy::Random, Policy::PeakEwma, RING] {
+            let config = BalanceConfig { policy, by_locality: true, ..BalanceConfig::default() };
+            let mut balancer = Balancer::new(config);
+            assign(&mut balancer, &list, 0);
+            for random in randoms(200) {
+                let mut tried = Vec::new();
+                for attempt in 0..list.len() as u64 {
+                    assert!(balancer.has_others(&tried));
+                    let random = mix(random ^ attempt);
+                    let picked = balancer.choose(&Ask { random, key: None, tried: &tried }).unwrap();
+                    assert!(!tried.contains(&Some(picked)), "{policy:?} {list:?}: {attempt}");
+                    balancer.done(picked);
+                    tried.push(Some(picked));
+                }
+            }
+        }
+    }
+}
+
+/// Those that are to get nothing get no other attempt either.
+#[test]
+fn another_attempt_goes_to_no_locality_without_a_share() {
+    let endpoint = |key, locality| Endpoint { locality, ..Endpoint::new(key) };
+    let config = BalanceConfig { policy: Policy::Random, by_locality: true, ..BalanceConfig::default() };
+    let mut balancer = Balancer::new(config);
+    let list = [endpoint(0, 0), endpoint(1, 1)];
+    balancer.assign(&list, &Arc::new(Layout { localities: [1, 0].into(), ..Layout::default() }), 0);
+    for random in randoms(50) {
+        let first = balancer.pick(random).unwrap();
+        assert_eq!(balancer.key(first), Some(&0));
+        let second = balancer.pick_avoiding(mix(random), Some(first)).unwrap();
+        assert_eq!(second, first);
+        assert!(balancer.done(first) && balancer.done(second));
+    }
+}

@@ -28,7 +28,8 @@ pub(crate) struct Tries {
     pub(crate) attempts: u32,
     /// Bytes of the encoded head.
     pub(crate) head: u32,
-    /// The next one is on a connection that has not served before.
+    /// The next one, or the current one, follows one that was [`Ended::Raced`], which it cannot be itself. In HTTP/1 it is on a
+    /// connection that has not served before.
     pub(crate) fresh: bool,
     pub(crate) tried: [Option<EndpointIndex>; TRIED],
     /// The request may be processed twice, if its route says so.

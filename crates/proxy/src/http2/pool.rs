@@ -2,8 +2,9 @@
 //!
 //! Holds: a connection is used as long as the configuration it was made with is in force and it has room; another one
 //! is opened only when requests wait and none that is being opened will have room for them; who waits is served in
-//! order. Does not: bound how many wait (each is one of the cluster's requests, which are bounded), or how long (their
-//! own limits do).
+//! order; of those that were too old and made way for another, one at most is open for each endpoint.
+//! Does not: bound how many wait (each is one of the cluster's requests, which are bounded), or how long (their own
+//! limits do).
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -66,6 +67,8 @@ struct Place {
     waiting: VecDeque<Waiter>,
     /// Connections in a row that took no stream at all.
     barren: u8,
+    /// One that was too old has made way for another one, and is not closed yet.
+    ending: bool,
 }
 
 /// Connections in a row to one endpoint that take no stream at all, before requests that wait get no further one.
@@ -112,6 +115,7 @@ impl Pool {
                     connecting: 0,
                     waiting: VecDeque::new(),
                     barren: 0,
+                    ending: false,
                 })
                 .waiting
                 .push_back(waiter);
@@ -168,19 +172,27 @@ impl Pool {
     pub(super) fn opened(&self, up: &Rc<Up>) {
         self.with(up.endpoint, |place| {
             place.connecting = place.connecting.saturating_sub(1);
-            let _ = place.ready.iter().find(|old| old.make_way());
+            place.ending = place.ending || place.ready.iter().any(|old| old.make_way());
             place.ready.push(Rc::clone(up));
         });
     }
 
-    /// Opens a connection in the place of one that is too old, unless one is being opened.
+    /// A connection is closed.
+    pub(super) fn closed(&self, up: &Up) {
+        if up.has_made_way() {
+            self.with(up.endpoint, |place| place.ending = false);
+        }
+    }
+
+    /// Opens a connection in the place of one that is too old, unless one is being opened, or the last that made way is not
+    /// closed yet: streams that never end would have one more connection for each age, and each takes a place of the cluster's.
     pub(super) fn succeed(&self, worker: &Rc<Worker>, upstream: &Rc<Upstream>, old: &Rc<Up>) {
         let config = upstream.config();
         let Some(settings) = config.version.http2() else { return };
         let begun = self.with(old.endpoint, |place| {
-            let none = place.connecting == 0;
-            place.connecting += usize::from(none);
-            none
+            let may = place.connecting == 0 && !place.ending;
+            place.connecting += usize::from(may);
+            may
         });
         if begun == Some(true) {
             let (worker, upstream) = (Rc::clone(worker), Rc::clone(upstream));

@@ -423,7 +423,10 @@ fn launch(
     }
     let own = own.map_err(Unsent)?;
     state.link(own, down, exchange.stream);
-    exchange.leg = Some(Leg { up: Rc::clone(up), stream: own, reused: up.opened() });
+    let served = up.opened();
+    // Being late for a connection is bad luck once. Twice in a row it is the request, which would break the next one too.
+    let reused = served && !exchange.tries.fresh;
+    exchange.leg = Some(Leg { up: Rc::clone(up), stream: own, reused });
     exchange.own.pause(now);
     exchange.progress(now);
     if let Some(upstream) = &exchange.upstream {

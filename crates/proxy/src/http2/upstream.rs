@@ -36,7 +36,8 @@ use crate::worker::Worker;
 /// How long the last bytes of a connection may take to be written.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How long nobody must have used a connection that is too old, so that it ends without another one in its place.
+/// How long nobody must have used a connection that is too old, so that it ends. Another one in its place is for those who
+/// use it.
 const REST: u64 = 1_000;
 /// How long after another one in its place was asked for that is done again.
 const AGAIN: u64 = 60_000;
@@ -71,6 +72,8 @@ pub(super) struct Up {
     served: Cell<bool>,
     /// It is too old: when another one in its place is asked for again. Zero if it is not.
     again_at: Cell<u64>,
+    /// It was too old, and has left its place to another one.
+    made_way: Cell<bool>,
     limit: usize,
     /// WebSockets may be led here.
     connect: bool,
@@ -149,9 +152,15 @@ impl Up {
     pub(super) fn make_way(&self) -> bool {
         let worn = self.again_at.get() > 0 && !self.leaving.replace(true);
         if worn {
+            self.made_way.set(true);
             self.state.borrow().wire.wake();
         }
         worn
+    }
+
+    /// Whether it was too old and left.
+    pub(super) fn has_made_way(&self) -> bool {
+        self.made_way.get()
     }
 
     /// Whether a stream was ever opened here.
@@ -247,6 +256,7 @@ async fn serve(
         barren: Cell::new(false),
         served: Cell::new(false),
         again_at: Cell::new(0),
+        made_way: Cell::new(false),
         limit: settings.max_streams as usize,
         connect: settings.connect,
         state: RefCell::new(UpState { wire, links: Vec::new() }),
@@ -293,6 +303,7 @@ async fn serve(
         let _ = alarm.within(flushed).await;
         let _ = alarm.within(tokio::io::AsyncWriteExt::shutdown(&mut connection.stream)).await;
     }
+    upstream.h2.closed(&up);
 }
 
 /// Why a connection that was made cannot be used.
@@ -524,9 +535,10 @@ impl Driver<'_> {
             0 => self.unused_since.saturating_add(millis(Some(self.upstream.pool_idle()))),
             _ => u64::MAX,
         };
-        let worn_at = match self.open && !self.up.leaving.get() {
-            true => self.connection.worn_at().max(self.up.again_at.get()),
-            false => u64::MAX,
+        let worn_at = match active {
+            _ if !self.open || self.up.leaving.get() => u64::MAX,
+            0 => self.connection.worn_at().max(self.unused_since.saturating_add(REST)),
+            _ => self.connection.worn_at().max(self.up.again_at.get()),
         };
         let begin_by = if self.open { u64::MAX } else { self.begin_by };
         if now >= begin_by {
@@ -534,8 +546,7 @@ impl Driver<'_> {
             self.failure = Some(late);
             return Poll::Ready(Some(End::Lost(None)));
         }
-        let rests = active == 0 && now.saturating_sub(self.unused_since) >= REST;
-        if self.open && now >= unused_at || rests && now >= worn_at {
+        if self.open && now >= unused_at || active == 0 && now >= worn_at {
             self.up.leaving.set(true);
             return Poll::Ready(None);
         }

@@ -25,6 +25,7 @@ mod documents;
 mod ending;
 mod hostile;
 mod mirrors;
+mod raced;
 mod silence;
 mod statuses;
 mod turns;

@@ -1,5 +1,7 @@
 //! Connections to endpoints that have grown old.
 
+use std::time::{Duration, Instant};
+
 use tokio::sync::mpsc;
 
 use super::super::resilience::Scripted;
@@ -11,6 +13,11 @@ async fn aging(protocol: &str, age: &str, origin: SocketAddr) -> Proxy {
 }
 
 async fn limited(protocol: &str, limits: &str, origin: SocketAddr) -> Proxy {
+    Proxy::start(limits_of(protocol, limits, origin)).await
+}
+
+/// What it is configured with.
+fn limits_of(protocol: &str, limits: &str, origin: SocketAddr) -> ResourceSet {
     let policy = format!(
         "---
 apiVersion: outrider.dev/v1alpha1
@@ -21,7 +28,7 @@ spec: {{targetRef: {{kind: Service, name: api}}, limits: {{{limits}}}}}
     );
     let mut set = compiled(&pair(protocol, "off", 1, &policy), "shop/web");
     set.insert(assignment(ENDPOINTS, &[origin]));
-    Proxy::start(set).await
+    set
 }
 
 /// A connection that is too old ends between two requests; one that may be as old as it likes does not.
@@ -117,8 +124,8 @@ async fn e33_an_old_connection_of_http2_serves_until_there_is_another() {
     let mut endpoint = Served::accept(&origin).await;
     let (request, mut long_send) = endpoint.next().await;
     // Several of its ages.
-    let began = std::time::Instant::now();
-    while began.elapsed() < std::time::Duration::from_millis(400) {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(400) {
         let asked: Vec<_> = [caller.ask(get("/a"), true).await.0, caller.ask(get("/b"), true).await.0].into();
         for response in asked {
             reply(&mut endpoint.next().await.1, "ok");
@@ -132,4 +139,91 @@ async fn e33_an_old_connection_of_http2_serves_until_there_is_another() {
     let stats = proxy.stats().await;
     assert_eq!(stats.clusters[OUTBOUND].connections, 1);
     assert!(stats.listeners[OUTBOUND].reasons.is_empty(), "{:?}", stats.listeners[OUTBOUND].reasons);
+}
+
+/// Holds the first request of every connection for ever, and answers the others.
+fn hold_first(origin: Origin) -> SocketAddr {
+    let address = origin.address();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = origin.listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(tcp).await.unwrap();
+                let mut held = None;
+                while let Some(Ok((_, mut send))) = connection.accept().await {
+                    if held.is_some() {
+                        reply(&mut send, "ok");
+                    } else {
+                        let head = Response::builder().header("x-held", "1").body(()).unwrap();
+                        held = Some(send.send_response(head, false).unwrap());
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Streams that last longer than a connection may are on one connection besides the one that serves, not on one more for each
+/// age: all of them take places of the cluster's, which others need.
+#[tokio::test]
+async fn e33_long_streams_keep_no_more_than_one_old_connection_of_http2() {
+    let (first, second) = (Origin::bind().await, Origin::bind().await);
+    let limits = "maxConnectionAge: 150ms, connections: 8, pending: 8";
+    let mut set = limits_of("http2", limits, hold_first(first));
+    let mut proxy = Proxy::start(set.clone()).await;
+    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+    let mut held = Vec::new();
+    // Until there were two, and several ages of the second have passed.
+    let mut since = None;
+    soon("several ages", async {
+        while since.is_none_or(|since: Instant| since.elapsed() < Duration::from_millis(1500)) {
+            let response = soon("a response", caller.ask(get("/"), true).await.0).await.unwrap();
+            if response.headers().contains_key("x-held") {
+                held.push(response.into_body());
+                since = since.or_else(|| (held.len() == 2).then(Instant::now));
+            }
+        }
+    })
+    .await;
+    assert_eq!(held.len(), 2);
+    proxy.counted("those two", |stats| stats.clusters[OUTBOUND].active_connections == 2).await;
+
+    set.insert(assignment(ENDPOINTS, &[hold_first(second)]));
+    proxy.configure(set).await;
+    soon("the second endpoint", async {
+        loop {
+            let response = soon("a response", caller.ask(get("/"), true).await.0).await.unwrap();
+            assert_eq!(response.status(), 200);
+            if response.headers().contains_key("x-held") {
+                break;
+            }
+        }
+    })
+    .await;
+    assert!(proxy.stats().await.listeners[OUTBOUND].reasons.is_empty());
+}
+
+/// Nobody needs another one in the place of an old connection that nobody uses.
+#[tokio::test]
+async fn e33_an_old_connection_of_http2_that_nobody_uses_ends_without_another_one() {
+    let origin = Origin::bind().await;
+    let address = origin.address();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = origin.listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(tcp).await.unwrap();
+                while let Some(Ok((_, mut send))) = connection.accept().await {
+                    reply(&mut send, "ok");
+                }
+            });
+        }
+    });
+    let mut proxy = aging("http2", "150ms", address).await;
+    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+    assert_eq!(caller.get("/").await.text(), "ok");
+    proxy.counted("it is closed", |stats| stats.clusters[OUTBOUND].active_connections == 0).await;
+    assert_eq!(proxy.stats().await.clusters[OUTBOUND].connections, 1);
+    // Whoever comes then has another one.
+    assert_eq!(caller.get("/").await.text(), "ok");
+    assert_eq!(proxy.stats().await.clusters[OUTBOUND].connections, 2);
 }
