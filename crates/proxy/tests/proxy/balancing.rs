@@ -86,11 +86,7 @@ fn port_of(endpoint: &LbEndpoint) -> u32 {
 }
 
 /// Who answers how many of so many requests, one after the other.
-async fn answers(
-    peer: &mut Peer,
-    count: usize,
-    line: impl Fn(usize) -> String,
-) -> BTreeMap<String, usize> {
+async fn answers(peer: &mut Peer, count: usize, line: impl Fn(usize) -> String) -> BTreeMap<String, usize> {
     let mut seen = BTreeMap::new();
     for n in 0..count {
         peer.send(format!("GET / HTTP/1.1\r\nHost: api\r\n{}\r\n", line(n))).await;
