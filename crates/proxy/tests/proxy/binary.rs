@@ -8,7 +8,8 @@ use super::support::*;
 use outrider_handover::{Channel, FromProxy, ToProxy};
 use outrider_xds::ResourceSet;
 use outrider_xds_types::pb::envoy::config::core::v3::{SocketAddress, address, socket_address};
-use outrider_xds_types::pb::envoy::config::listener::v3::Listener;
+use outrider_xds_types::pb::envoy::config::listener::v3::{Listener, filter};
+use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
@@ -33,6 +34,17 @@ fn snapshot(path: &Path, at: std::net::SocketAddr, origin: std::net::SocketAddr)
 
 /// The same for any protocol.
 pub fn snapshot_of(protocol: &str, path: &Path, at: std::net::SocketAddr, origin: std::net::SocketAddr) {
+    snapshot_with(protocol, path, at, origin, |_| {});
+}
+
+/// The same with a change to the listener.
+fn snapshot_with(
+    protocol: &str,
+    path: &Path,
+    at: std::net::SocketAddr,
+    origin: std::net::SocketAddr,
+    change: impl FnOnce(&mut Listener),
+) {
     let mut set: ResourceSet = compiled(&pair(protocol, "off", 1, ""), "shop/web");
     set.insert(assignment(ENDPOINTS, &[origin]));
     edit(&mut set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
@@ -42,6 +54,7 @@ pub fn snapshot_of(protocol: &str, path: &Path, at: std::net::SocketAddr, origin
             ..SocketAddress::default()
         });
         listener.address.get_or_insert_default().address = Some(address);
+        change(listener);
     });
     let mut bytes = Vec::new();
     for kind in [type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER, type_url::ENDPOINT] {
@@ -319,7 +332,17 @@ async fn near_its_limit_of_memory_it_sheds_and_lives() {
     const LIMIT: u64 = 64 << 20;
     let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
     let file = directory.path().join("snapshot");
-    snapshot(&file, at, Origin::bind().await.answer_all("a"));
+    // None of the heads below is given up for the time it takes.
+    snapshot_with("http", &file, at, Origin::bind().await.answer_all("a"), |listener| {
+        let chains = listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain);
+        for filter in chains.flat_map(|chain| &mut chain.filters) {
+            if let Some(filter::ConfigType::TypedConfig(any)) = &mut filter.config_type {
+                let mut hcm = HttpConnectionManager::decode(any.value.as_slice()).unwrap();
+                hcm.request_headers_timeout = super::resilience::ms(3_600_000);
+                any.value = hcm.encode_to_vec();
+            }
+        }
+    });
     let child = Command::new(PROGRAM)
         .args(["--workers", "1", "--memory-limit", &LIMIT.to_string(), "--standalone", "--snapshot"])
         .arg(&file)

@@ -187,19 +187,24 @@ async fn traffic_outlives_agent_and_xds_server() {
 async fn draining_finishes_what_is_open_and_says_close() {
     let origin = Origin::bind().await;
     let mut proxy = client_proxy("http", &[origin.address()]).await;
-    let mut idle = proxy.connect(OUTBOUND).await;
     let (mut busy, mut server) = proxy.ask(OUTBOUND, GET, &origin).await;
-    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_connections == 2).await;
-
     let finish = async {
-        assert_eq!(idle.rest().await.unwrap(), b"", "idle connections end after the grace");
         server.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
         let (head, body) = busy.response().await;
         assert_eq!((header(&head, "connection"), body.as_str()), (Some("close"), "ok"));
         assert_eq!(busy.rest().await.unwrap(), b"");
     };
-    let (cut, ()) = tokio::join!(proxy.drain(2_000), finish);
-    assert_eq!(cut, 0);
+    proxy.tell(outrider_handover::ToProxy::Drain { drain_ms: 600_000, inbound_only: false }).await;
+    proxy.ping(1).await;
+    let (cut, ()) = tokio::join!(proxy.drained(false), finish);
+    assert_eq!(cut.sum(), 0);
+    proxy.join();
+
+    let mut proxy = client_proxy("http", &[origin.address()]).await;
+    let mut idle = proxy.connect(OUTBOUND).await;
+    proxy.counted("it was taken", |stats| stats.listeners[OUTBOUND].active_connections == 1).await;
+    assert_eq!(proxy.drain(2_000).await, 0);
+    assert_eq!(idle.rest().await.unwrap(), b"", "idle connections end after the grace");
     proxy.join();
 }
 

@@ -130,15 +130,20 @@ async fn inbound_ends_sooner_than_the_rest_of_a_process_that_leaves() {
 /// Edge case 23.
 #[tokio::test]
 async fn a_websocket_is_closed_between_two_frames_and_both_ends_learn_why() {
-    let origin = Origin::bind().await;
-    let mut proxy = client_proxy("http", &[origin.address()]).await;
-    let (mut app, mut server) = proxy.open_websocket(OUTBOUND, &origin).await;
-    // The first half of a frame.
-    server.send(b"\x82\x06abc").await;
-    assert_eq!(app.take(5).await, b"\x82\x06abc");
-    assert_eq!(proxy.stats().await.listeners[OUTBOUND].active_connections, 1);
-
-    let conversation = async {
+    const DRAIN_MS: u64 = 8_000;
+    let arrange = async || {
+        let origin = Origin::bind().await;
+        let mut proxy = client_proxy("http", &[origin.address()]).await;
+        let (mut app, mut server) = proxy.open_websocket(OUTBOUND, &origin).await;
+        // The first half of a frame.
+        server.send(b"\x82\x06abc").await;
+        assert_eq!(app.take(5).await, b"\x82\x06abc");
+        assert_eq!(proxy.stats().await.listeners[OUTBOUND].active_connections, 1);
+        (proxy, app, server)
+    };
+    let conversation = async |(mut proxy, mut app, mut server): (Proxy, Peer, Peer)| {
+        proxy.tell(ToProxy::Drain { drain_ms: DRAIN_MS, inbound_only: false }).await;
+        assert_eq!(proxy.stats().await.drain.unwrap().open.websocket, 1);
         // The drain's deadline is near when the proxy has a frame of its own to say; it waits for the end of theirs.
         server.send("def").await;
         assert_eq!(app.take(3).await, b"def");
@@ -151,11 +156,11 @@ async fn a_websocket_is_closed_between_two_frames_and_both_ends_learn_why() {
         assert_eq!(app.rest().await.unwrap(), b"", "nothing follows a close frame");
         app.finish().await;
         assert_eq!(server.rest().await.unwrap(), b"");
+        proxy
     };
-    proxy.tell(ToProxy::Drain { drain_ms: 8_000, inbound_only: false }).await;
-    assert_eq!(proxy.stats().await.drain.unwrap().open.websocket, 1);
-    let ((), cut) = tokio::join!(conversation, proxy.drained(false));
-    assert_eq!(cut, Connections::default());
+    // It has to be over before the drain is.
+    let mut proxy = within(std::time::Duration::from_millis(DRAIN_MS), arrange, conversation).await;
+    assert_eq!(proxy.drained(false).await, Connections::default());
     proxy.join();
 }
 

@@ -1,5 +1,7 @@
 //! Edge cases of proxies that no other file here is about, each by its number in the research.
 
+use std::time::Duration;
+
 use outrider_proxy_core::reason::Reason;
 use outrider_xds_types::pb::envoy::config::route::v3::{RetryPolicy, RouteAction, RouteConfiguration, route};
 use outrider_xds_types::type_url;
@@ -98,13 +100,21 @@ async fn e14_a_connection_that_its_endpoint_is_about_to_close_is_not_used_again(
 /// A response that has begun is not cut, nor its request made again, when the time of a try is over.
 #[tokio::test]
 async fn e17_the_time_of_a_try_cuts_no_response_that_has_begun() {
-    let origin = Origin::bind().await;
-    let mut all = set("http", &[origin.address()]);
-    retrying(&mut all, &RetryPolicy { per_try_timeout: ms(100), ..on("reset", 3) });
-    let mut proxy = Proxy::start(all).await;
-    let (mut client, mut server) = proxy.ask(OUTBOUND, GET, &origin).await;
-    server.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha").await;
-    client.take_until(b"ha").await;
+    let arrange = async || {
+        let origin = Origin::bind().await;
+        let mut all = set("http", &[origin.address()]);
+        retrying(&mut all, &RetryPolicy { per_try_timeout: ms(100), ..on("reset", 3) });
+        (origin, Proxy::start(all).await)
+    };
+    let half = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha";
+    let begin = async |(origin, proxy): (Origin, Proxy)| {
+        let (mut client, mut server) = proxy.ask(OUTBOUND, GET, &origin).await;
+        server.send(half).await;
+        client.expect(half).await;
+        (origin, proxy, client, server)
+    };
+    let (origin, mut proxy, mut client, mut server) =
+        within(Duration::from_millis(100), arrange, begin).await;
     // A try that began later is over, so this one's time is.
     let silent = Origin::bind().await;
     let mut others = set("http", &[silent.address()]);
@@ -122,22 +132,28 @@ async fn e17_the_time_of_a_try_cuts_no_response_that_has_begun() {
 /// After `100 Continue` there is still a real answer: the time is over, and that is said and counted.
 #[tokio::test]
 async fn e18_a_timeout_after_continue_is_a_timeout() {
-    let origin = Origin::bind().await;
-    let mut all = set("http", &[origin.address()]);
-    edit(&mut all, type_url::ROUTE, OUTBOUND, |table: &mut RouteConfiguration| {
-        for route in table.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
-            if let Some(route::Action::Route(action)) = &mut route.action {
-                *action = RouteAction { timeout: ms(300), ..action.clone() };
+    let arrange = async || {
+        let origin = Origin::bind().await;
+        let mut all = set("http", &[origin.address()]);
+        edit(&mut all, type_url::ROUTE, OUTBOUND, |table: &mut RouteConfiguration| {
+            for route in table.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
+                if let Some(route::Action::Route(action)) = &mut route.action {
+                    *action = RouteAction { timeout: ms(300), ..action.clone() };
+                }
             }
-        }
-    });
-    let mut proxy = Proxy::start(all).await;
+        });
+        (origin, Proxy::start(all).await)
+    };
     let head = "POST / HTTP/1.1\r\nHost: api\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
-    let (mut client, mut server) = proxy.ask(OUTBOUND, head, &origin).await;
-    server.send("HTTP/1.1 100 Continue\r\n\r\n").await;
-    client.expect("HTTP/1.1 100 Continue\r\n\r\n").await;
-    client.send("body").await;
-    server.expect("body").await;
+    let go_on = async |(origin, proxy): (Origin, Proxy)| {
+        let (mut client, mut server) = proxy.ask(OUTBOUND, head, &origin).await;
+        server.send("HTTP/1.1 100 Continue\r\n\r\n").await;
+        client.expect("HTTP/1.1 100 Continue\r\n\r\n").await;
+        client.send("body").await;
+        server.expect("body").await;
+        (proxy, client, server)
+    };
+    let (mut proxy, mut client, _server) = within(Duration::from_millis(300), arrange, go_on).await;
     let (answer, _) = client.response().await;
     assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
     let reason = Reason::TotalTimeout.as_str();

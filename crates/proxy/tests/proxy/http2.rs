@@ -1,6 +1,7 @@
 //! HTTP/2 through the proxy, with another implementation (`h2`) as callers and endpoints.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -211,6 +212,21 @@ impl Served {
 fn reply(send: &mut SendResponse<Bytes>, body: &'static str) {
     let mut stream = send.send_response(Response::new(()), false).unwrap();
     stream.send_data(Bytes::from_static(body.as_bytes()), true).unwrap();
+}
+
+/// Begins an answer with this piece: what its caller gets of it from then on, and its endpoint sends.
+async fn begun(
+    response: ResponseFuture,
+    (_, mut send): Arrived,
+    piece: &'static [u8],
+) -> (RecvStream, SendStream<Bytes>) {
+    let mut down = send.send_response(Response::new(()), false).unwrap();
+    down.send_data(Bytes::from_static(piece), false).unwrap();
+    let response = soon("head", response).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut stream = response.into_body();
+    assert_eq!(soon("a piece", stream.data()).await.unwrap().unwrap(), piece);
+    (stream, down)
 }
 
 /// Answers one request on a connection that stays.
@@ -531,13 +547,13 @@ async fn a_deadline_of_the_caller_is_kept_and_never_extended() {
     );
 
     // After the response began, what is missing cannot be taken for the end of it.
-    let (response, _) = caller.ask(grpc("/stream").body(()).unwrap(), true).await;
-    let (_, mut send) = endpoint.next().await;
-    let mut down = send.send_response(Response::new(()), false).unwrap();
-    down.send_data(Bytes::from_static(b"\0\0\0\0\x01a"), false).unwrap();
-    let cut = answer(response).await;
-    assert_eq!(cut.body, b"\0\0\0\0\x01a");
-    assert_eq!(cut.trailers.unwrap()["grpc-status"], "4");
+    let begin = async |()| {
+        let (response, _) = caller.ask(grpc("/stream").body(()).unwrap(), true).await;
+        begun(response, endpoint.next().await, b"\0\0\0\0\x01a").await
+    };
+    let (mut stream, _down) = within(Duration::from_millis(400), async || (), begin).await;
+    assert!(soon("end", stream.data()).await.is_none());
+    assert_eq!(soon("trailers", stream.trailers()).await.unwrap().unwrap()["grpc-status"], "4");
 }
 
 /// Edge case 16.
@@ -551,6 +567,7 @@ async fn limits_of_time_are_those_of_a_stream() {
         }
     })
     .await;
+    let limit = Duration::from_millis(250);
     let mut caller = Caller::connect(&proxy, OUTBOUND).await;
     let (silent, _) = caller.ask(get("/silent"), true).await;
     let mut endpoint = Served::accept(&origin).await;
@@ -561,11 +578,12 @@ async fn limits_of_time_are_those_of_a_stream() {
     let reset = soon("RST_STREAM", std::future::poll_fn(|cx| silent_send.poll_reset(cx))).await;
     assert_eq!(reset.unwrap(), Reason::CANCEL);
 
-    let (half, _) = caller.ask(get("/half"), true).await;
-    let (_, mut send) = endpoint.next().await;
-    let mut down = send.send_response(Response::new(()), false).unwrap();
-    down.send_data(Bytes::from_static(b"half"), false).unwrap();
-    let error = whole(half).await.err().unwrap();
+    let begin = async |()| {
+        let (half, _) = caller.ask(get("/half"), true).await;
+        begun(half, endpoint.next().await, b"half").await
+    };
+    let (mut half, _down) = within(limit, async || (), begin).await;
+    let error = soon("reset", half.data()).await.unwrap().unwrap_err();
     assert_eq!((error.is_reset(), error.reason()), (true, Some(Reason::INTERNAL_ERROR)));
 
     let (body, _up) = caller.ask(post("/body"), false).await;
@@ -573,9 +591,12 @@ async fn limits_of_time_are_those_of_a_stream() {
     let late = answer(body).await;
     assert_eq!((late.status(), late.header("x-outrider-reason")), (408, Some("request_body_timeout")));
 
-    let (fine, _) = caller.ask(get("/fine"), true).await;
-    reply(&mut endpoint.next().await.1, "fine");
-    assert_eq!(answer(fine).await.text(), "fine", "N16: the connection is the same");
+    let fine = async |()| {
+        let (fine, _) = caller.ask(get("/fine"), true).await;
+        reply(&mut endpoint.next().await.1, "fine");
+        assert_eq!(answer(fine).await.text(), "fine", "N16: the connection is the same");
+    };
+    within(limit, async || (), fine).await;
 }
 
 /// One end by hand.

@@ -1,14 +1,16 @@
 //! Limits in time, of which every one has a reason of its own.
 
+use std::time::{Duration, Instant};
+
 use super::support::*;
 use outrider_xds_types::pb::envoy::config::listener::v3::{Listener, filter};
-use outrider_xds_types::pb::envoy::config::route::v3::{RouteConfiguration, route};
+use outrider_xds_types::pb::envoy::config::route::v3::{RouteAction, RouteConfiguration, route};
 use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
-const LIMIT: &str = "300ms";
+const LIMIT: Duration = Duration::from_millis(300);
 
 fn limit() -> Option<outrider_xds_types::pb::google::protobuf::Duration> {
     Some(outrider_xds_types::pb::google::protobuf::Duration { seconds: 0, nanos: 300_000_000 })
@@ -22,9 +24,7 @@ async fn with(change: impl FnOnce(&mut outrider_xds::ResourceSet)) -> (Origin, P
     (origin, Proxy::start(set).await)
 }
 
-async fn with_route(
-    change: impl Fn(&mut outrider_xds_types::pb::envoy::config::route::v3::RouteAction),
-) -> (Origin, Proxy) {
+async fn with_route(change: impl Fn(&mut RouteAction)) -> (Origin, Proxy) {
     with(|set| {
         edit(set, type_url::ROUTE, OUTBOUND, |table: &mut RouteConfiguration| {
             for route in table.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
@@ -41,7 +41,19 @@ async fn refused(client: &mut Peer, status: &str, reason: &str) {
     let (head, body) = client.response().await;
     assert_eq!(head.split(' ').nth(1), Some(status), "{head}");
     assert_eq!(header(&head, "x-outrider-reason"), Some(reason), "{head}");
-    assert!(body.contains(LIMIT), "{body}");
+    assert!(body.contains(&format!("{LIMIT:?}")), "{body}");
+}
+
+/// A response that begins within the limit: its caller, who has a part of it, and its endpoint.
+async fn begun(change: impl Fn(&mut RouteAction)) -> (Proxy, Peer, Peer) {
+    let begin = async |(origin, proxy): (Origin, Proxy)| {
+        let (mut client, mut server) = proxy.ask(OUTBOUND, GET, &origin).await;
+        let part = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok";
+        server.send(part).await;
+        client.expect(part).await;
+        (proxy, client, server)
+    };
+    within(LIMIT, async || with_route(&change).await, begin).await
 }
 
 /// Edge case 57.
@@ -84,14 +96,7 @@ async fn a_response_that_does_not_begin_in_the_total_time() {
 
 #[tokio::test]
 async fn a_response_that_is_not_whole_in_the_total_time_is_cut() {
-    let (origin, mut proxy) = with_route(|action| action.timeout = limit()).await;
-    let mut client = proxy.connect(OUTBOUND).await;
-    client.send(GET).await;
-    let mut server = origin.accept().await;
-    server.head().await;
-    server.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok").await;
-    client.head().await;
-    client.expect("ok").await;
+    let (mut proxy, mut client, _server) = begun(|action| action.timeout = limit()).await;
     assert_eq!(client.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     proxy.counted("reason", |stats| stats.listeners[OUTBOUND].reasons.get("total_timeout") == Some(&1)).await;
 }
@@ -99,37 +104,50 @@ async fn a_response_that_is_not_whole_in_the_total_time_is_cut() {
 /// Edge case 57.
 #[tokio::test]
 async fn a_caller_that_does_not_read_is_not_blamed_on_the_endpoint() {
-    let (origin, mut proxy) = with_route(|action| action.idle_timeout = limit()).await;
-    let mut client = proxy.connect(OUTBOUND).await;
-    client.send(GET).await;
-    let mut server = origin.accept().await;
-    server.head().await;
-    server.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
-    let block = vec![b'x'; 1 << 20];
-    // Until the proxy gives up, and with it this connection.
-    soon("the end", async {
-        use tokio::io::AsyncWriteExt;
-        while server.tcp.write_all(&block).await.is_ok() {}
-    })
-    .await;
-    proxy
-        .counted("reason", |stats| {
-            let reasons = &stats.listeners[OUTBOUND].reasons;
-            reasons.get("idle_timeout") == Some(&1) && !reasons.contains_key("upstream_idle_timeout")
+    use tokio::io::AsyncWriteExt;
+    let reason = async || {
+        let (origin, mut proxy) = with_route(|action| action.idle_timeout = limit()).await;
+        let mut client = proxy.connect(OUTBOUND).await;
+        // For how long at most the endpoint did not write what it could: it tries every now and then.
+        let (mut tried, mut silent) = (Instant::now(), Duration::ZERO);
+        client.send(GET).await;
+        let mut server = origin.accept().await;
+        server.head().await;
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
+        let mut written = server.tcp.write_all(head.as_bytes()).await;
+        let block = vec![b'x'; 1 << 20];
+        // Until the proxy gives up, and with it this connection.
+        soon("the end", async {
+            while written.is_ok() {
+                silent = silent.max(tried.elapsed());
+                tried = Instant::now();
+                tokio::select! {
+                    done = server.tcp.write(&block) => written = done.map(drop),
+                    () = tokio::time::sleep(LIMIT / 10) => {}
+                }
+            }
         })
         .await;
+        silent = silent.max(tried.elapsed());
+        proxy.counted("a reason", |stats| !stats.listeners[OUTBOUND].reasons.is_empty()).await;
+        let reasons = proxy.stats().await.listeners[OUTBOUND].reasons.clone();
+        (silent < LIMIT * 9 / 10).then_some(reasons)
+    };
+    // An endpoint that was not run was silent, and is to be blamed.
+    let reasons = soon("an endpoint that always writes", async {
+        loop {
+            if let Some(reasons) = reason().await {
+                return reasons;
+            }
+        }
+    })
+    .await;
+    assert_eq!(reasons, [("idle_timeout".to_owned(), 1)].into());
 }
 
 #[tokio::test]
 async fn silence_within_a_response_is_cut() {
-    let (origin, mut proxy) = with_route(|action| action.idle_timeout = limit()).await;
-    let mut client = proxy.connect(OUTBOUND).await;
-    client.send(GET).await;
-    let mut server = origin.accept().await;
-    server.head().await;
-    server.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok").await;
-    client.head().await;
-    client.expect("ok").await;
+    let (mut proxy, mut client, _server) = begun(|action| action.idle_timeout = limit()).await;
     assert_eq!(client.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     proxy
         .counted("reason", |stats| stats.listeners[OUTBOUND].reasons.get("upstream_idle_timeout") == Some(&1))

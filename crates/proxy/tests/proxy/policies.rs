@@ -9,8 +9,8 @@ use outrider_xds::ResourceSet;
 use outrider_xds_types::type_url;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::balancing::{answers, origins, slow_origin};
-use super::resilience::{Scripted, answer, reason, refusing, status};
+use super::balancing::{fast_and_slow, slow_is_avoided};
+use super::resilience::{Scripted, answer, left_for, reason, refusing, status};
 use super::support::*;
 
 pub const CANARY: &str = "shop/canary/main";
@@ -50,12 +50,8 @@ fn with_policy(spec: &str, origins: &[std::net::SocketAddr]) -> ResourceSet {
 #[tokio::test]
 async fn a_policy_of_peak_ewma_avoids_who_is_slow() {
     for status in [200, 500] {
-        let mut addresses = origins(1).await;
-        addresses.push(slow_origin(status, "slow", Duration::from_millis(500)).await);
-        let proxy = Proxy::start(with_policy("balancing: {policy: peak-ewma}", &addresses)).await;
-        let mut peer = proxy.connect(OUTBOUND).await;
-        let seen = answers(&mut peer, 100, |_| String::new()).await;
-        assert!(seen.get("slow").copied().unwrap_or(0) <= 10, "{status}: {seen:?}");
+        let set = with_policy("balancing: {policy: peak-ewma}", &fast_and_slow(status).await);
+        slow_is_avoided(&set, status).await;
     }
 }
 
@@ -226,13 +222,7 @@ async fn the_limit_of_a_backend_request_ends_one_try() {
             silent.accept().await;
             continue;
         }
-        soon("the silent one is tried", async {
-            while silent.is_untouched().await {
-                let mut client = proxy.connect(OUTBOUND).await;
-                assert_eq!(status(&mut client, GET).await, 200);
-            }
-        })
-        .await;
+        left_for(&proxy, &silent, &good, Duration::from_millis(200)).await;
     }
 }
 

@@ -290,17 +290,26 @@ async fn without_a_key_shares_are_random() {
 
 #[tokio::test]
 async fn an_exchange_has_a_longest_duration() {
-    let action = RouteAction {
-        timeout: Some(Duration::default()),
-        max_stream_duration: Some(MaxStreamDuration {
-            max_stream_duration: Some(Duration { seconds: 0, nanos: 200_000_000 }),
-            ..MaxStreamDuration::default()
-        }),
-        ..to_cluster()
+    let arrange = async || {
+        let action = RouteAction {
+            timeout: Some(Duration::default()),
+            max_stream_duration: Some(MaxStreamDuration {
+                max_stream_duration: Some(Duration { seconds: 0, nanos: 200_000_000 }),
+                ..MaxStreamDuration::default()
+            }),
+            ..to_cluster()
+        };
+        proxy_with(vec![route(anything(), Action::Route(action))]).await
     };
-    let (origin, mut proxy) = proxy_with(vec![route(anything(), Action::Route(action))]).await;
-    let (mut client, mut server) = proxy.ask(OUTBOUND, GET, &origin).await;
-    server.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nnot all").await;
+    let begin = async |(origin, proxy): (Origin, Proxy)| {
+        let (mut client, mut server) = proxy.ask(OUTBOUND, GET, &origin).await;
+        let begun = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nnot all";
+        server.send(begun).await;
+        client.expect(begun).await;
+        (proxy, client, server)
+    };
+    let (mut proxy, mut client, _server) =
+        within(std::time::Duration::from_millis(200), arrange, begin).await;
     assert_eq!(client.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     proxy
         .counted("the limit", |stats| stats.listeners[OUTBOUND].reasons.get("total_timeout") == Some(&1))

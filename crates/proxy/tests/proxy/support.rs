@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use outrider_compile::{Compiler, Endpoint, ProxyResources, Stage, endpoints};
 use outrider_handover::{Channel, Connections, FromProxy, PROTOCOL, State, Stats, ToProxy};
@@ -39,6 +41,40 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what}: not within {DEADLINE:?}"))
+}
+
+/// What `act` makes of what `arrange` made, where it has to be quicker than a limit that the proxy keeps. A round that took
+/// longer shows nothing of the proxy, which was right to end it, whatever was found: there is another, from the start.
+pub async fn within<S, T>(
+    limit: Duration,
+    mut arrange: impl AsyncFnMut() -> S,
+    mut act: impl AsyncFnMut(S) -> T,
+) -> T {
+    // The proxy's clock moves in steps, by one of which a limit may be over earlier.
+    let limit = limit * 9 / 10;
+    let begun = Instant::now();
+    loop {
+        let arranged = arrange().await;
+        let now = Instant::now();
+        let made = caught(act(arranged)).await;
+        let took = now.elapsed();
+        let last = begun.elapsed() >= DEADLINE;
+        match made {
+            Ok(made) if took < limit => return made,
+            Err(panic) if took < limit || last => resume_unwind(panic),
+            _ => assert!(!last, "not once within {limit:?}, lately in {took:?}"),
+        }
+    }
+}
+
+/// The future's panic is a result.
+async fn caught<T>(future: impl Future<Output = T>) -> std::thread::Result<T> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }
 
 /// What the control plane makes of an intent for one service.

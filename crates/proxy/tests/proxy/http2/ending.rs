@@ -289,9 +289,7 @@ async fn an_endpoint_that_says_nothing_any_more_is_left() {
         UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
     };
     use outrider_xds_types::prost::Message;
-    let origin = Origin::bind().await;
     let mut set = compiled(&pair("http2", "off", 1, ""), "shop/web");
-    set.insert(assignment(ENDPOINTS, &[origin.address()]));
     edit(&mut set, type_url::CLUSTER, OUTBOUND, |cluster: &mut Cluster| {
         let any = cluster.typed_extension_protocol_options.values_mut().next().unwrap();
         let mut options = HttpProtocolOptions::decode(any.value.as_slice()).unwrap();
@@ -307,19 +305,37 @@ async fn an_endpoint_that_says_nothing_any_more_is_left() {
             Some(KeepaliveSettings { interval: millis(200), timeout: millis(300), ..Default::default() });
         any.value = options.encode_to_vec();
     });
-    let mut proxy = Proxy::start(set).await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+    let limit = Duration::from_millis(300);
+    let mut arrange = async || {
+        let origin = Origin::bind().await;
+        set.insert(assignment(ENDPOINTS, &[origin.address()]));
+        let proxy = Proxy::start(set.clone()).await;
+        let caller = Caller::connect(&proxy, OUTBOUND).await;
+        (origin, proxy, caller)
+    };
     // N34: its kernel is there, and it is not.
-    let (response, _) = caller.ask(post("/"), true).await;
-    let mut dead = origin.accept().await;
-    dead.send([0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
-    let told = answer(response).await;
-    assert_eq!(told.status(), 503);
-    assert!(told.text().contains("does not answer"), "{}", told.text());
-    let (response, _) = caller.ask(get("/"), true).await;
-    let mut endpoint = Served::accept(&origin).await;
-    reply(&mut endpoint.next().await.1, "alive");
-    assert_eq!(answer(response).await.text(), "alive");
+    let ask = async |(origin, proxy, mut caller): (Origin, Proxy, Caller)| {
+        let (response, _) = caller.ask(post("/"), true).await;
+        let mut dead = origin.accept().await;
+        dead.send([0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+        (origin, proxy, caller, response, dead)
+    };
+    let left = async || {
+        let (origin, proxy, caller, response, _dead) = within(limit, &mut arrange, &ask).await;
+        let told = answer(response).await;
+        assert_eq!(told.status(), 503);
+        assert!(told.text().contains("does not answer"), "{}", told.text());
+        (origin, proxy, caller)
+    };
+    // Whoever answers PINGs in time is not left.
+    let next = async |(origin, proxy, mut caller): (Origin, Proxy, Caller)| {
+        let (response, _) = caller.ask(get("/"), true).await;
+        let mut endpoint = Served::accept(&origin).await;
+        reply(&mut endpoint.next().await.1, "alive");
+        assert_eq!(answer(response).await.text(), "alive");
+        (proxy, endpoint)
+    };
+    let (mut proxy, _endpoint) = within(limit, left, next).await;
     proxy.counted("two", |stats| stats.clusters[OUTBOUND].connections == 2).await;
 }
 

@@ -164,17 +164,26 @@ async fn a_copy_breaks_off_where_its_original_does() {
 /// An answer that never ends, of which something comes all the time, does not outlive the original for long.
 #[tokio::test]
 async fn a_copy_whose_answer_never_ends_is_given_up_after_its_original() {
-    let (api, copy) = (Origin::bind().await, Origin::bind().await);
-    let mut set = mirrored("grpc", 100, &api, &[copy.address()]);
-    limited(&mut set, 1500);
-    let mut proxy = Proxy::start(set).await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
-    let (response, _) = caller.ask(grpc("/a/b").body(()).unwrap(), true).await;
-    let (mut to_api, mut to_copy) = (Served::accept(&api).await, Served::accept(&copy).await);
-    reply(&mut to_api.next().await.1, "ok");
-    assert_eq!(answer(response).await.text(), "ok");
-    let (_copied, mut ignored) = to_copy.next().await;
-    let mut endless = ignored.send_response(Response::new(()), false).unwrap();
+    let arrange = async || {
+        let (api, copy) = (Origin::bind().await, Origin::bind().await);
+        let mut set = mirrored("grpc", 100, &api, &[copy.address()]);
+        limited(&mut set, 1500);
+        let proxy = Proxy::start(set).await;
+        let caller = Caller::connect(&proxy, OUTBOUND).await;
+        (api, copy, proxy, caller)
+    };
+    // The limit is that of the original as well.
+    let begin = async |(api, copy, proxy, mut caller): (Origin, Origin, Proxy, Caller)| {
+        let (response, _) = caller.ask(grpc("/a/b").body(()).unwrap(), true).await;
+        let (mut to_api, mut to_copy) = (Served::accept(&api).await, Served::accept(&copy).await);
+        reply(&mut to_api.next().await.1, "ok");
+        assert_eq!(answer(response).await.text(), "ok");
+        let (copied, mut ignored) = to_copy.next().await;
+        let endless = ignored.send_response(Response::new(()), false).unwrap();
+        (proxy, caller, to_api, to_copy, copied, endless)
+    };
+    let (mut proxy, _caller, _to_api, _to_copy, _copied, mut endless) =
+        within(Duration::from_millis(1500), arrange, begin).await;
     let ending = async {
         loop {
             tokio::select! {

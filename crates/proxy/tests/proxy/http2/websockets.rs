@@ -177,37 +177,53 @@ async fn resets_pass_in_both_directions_and_are_counted() {
         .await;
 }
 
+/// Long enough for a goodbye to be answered before it is over.
+const DRAIN: ToProxy = ToProxy::Drain { drain_ms: 8_000, inbound_only: false };
+const DRAINED: Duration = Duration::from_secs(8);
+
 /// 23: a close frame between two of their frames near the deadline, and nothing after it.
 #[tokio::test]
 async fn a_drain_says_goodbye_between_two_frames_and_both_close() {
-    let (origin, mut proxy) = one().await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
-    let mut endpoint = None;
-    let (mut between, mut their_between) = open(&mut caller, &mut endpoint, &origin).await;
-    let (mut within, mut their_within) = open(&mut caller, &mut endpoint, &origin).await;
-    their_within.say(b"\x82\x04ab").await;
-    within.expect(b"\x82\x04ab").await;
-    proxy.tell(ToProxy::Drain { drain_ms: 8_000, inbound_only: false }).await;
-    soon("both to be told from requests", async {
-        while proxy.stats().await.drain.unwrap().open
-            != (Connections { websocket: 2, ..Connections::default() })
-        {}
-    })
-    .await;
-    between.expect(GOODBYE).await;
-    their_within.say(b"cd\x82\x01x").await;
-    within.expect([b"cd", GOODBYE].concat()).await;
-    for (ours, theirs) in [(&mut between, &mut their_between), (&mut within, &mut their_within)] {
-        ours.say(b"\x88\x82mask..").await;
-        theirs.expect(b"\x88\x82mask..").await;
-        theirs.say(b"\x88\x02\x03\xe9").await;
-        theirs.finish();
-        ours.ended().await;
-        ours.finish();
-        theirs.ended().await;
-    }
-    drop((between, within));
-    caller.ended().await.unwrap();
+    let arrange = async || {
+        let (origin, proxy) = one().await;
+        let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+        let mut endpoint = None;
+        let between = open(&mut caller, &mut endpoint, &origin).await;
+        let (mut amid, mut their_amid) = open(&mut caller, &mut endpoint, &origin).await;
+        their_amid.say(b"\x82\x04ab").await;
+        amid.expect(b"\x82\x04ab").await;
+        (proxy, caller, endpoint, between, (amid, their_amid))
+    };
+    let close = async |(mut proxy, caller, endpoint, mut between, mut amid): (
+        Proxy,
+        Caller,
+        Option<Served>,
+        (End, End),
+        (End, End),
+    )| {
+        proxy.tell(DRAIN).await;
+        soon("both to be told from requests", async {
+            while proxy.stats().await.drain.unwrap().open
+                != (Connections { websocket: 2, ..Connections::default() })
+            {}
+        })
+        .await;
+        between.0.expect(GOODBYE).await;
+        amid.1.say(b"cd\x82\x01x").await;
+        amid.0.expect([b"cd", GOODBYE].concat()).await;
+        for (mut ours, mut theirs) in [between, amid] {
+            ours.say(b"\x88\x82mask..").await;
+            theirs.expect(b"\x88\x82mask..").await;
+            theirs.say(b"\x88\x02\x03\xe9").await;
+            theirs.finish();
+            ours.ended().await;
+            ours.finish();
+            theirs.ended().await;
+        }
+        caller.ended().await.unwrap();
+        (proxy, endpoint)
+    };
+    let (mut proxy, _endpoint) = within(DRAINED, arrange, close).await;
     assert_eq!(proxy.drained(false).await, Connections::default());
     proxy.join();
 }
@@ -228,14 +244,22 @@ async fn who_does_not_answer_the_goodbye_is_cut_at_the_deadline() {
 
 #[tokio::test]
 async fn silence_ends_one_and_so_does_an_endpoint_that_does_not_answer() {
-    let origin = Origin::bind().await;
-    let limits = "  timeouts: {request: 300ms, idle: 1s}\n";
-    let mut set = compiled(&pair("http2", "off", 1, limits), "shop/web");
-    set.insert(assignment(ENDPOINTS, &[origin.address()]));
-    let mut proxy = Proxy::start(set).await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
-    let mut endpoint = None;
-    let (mut ours, mut theirs) = open(&mut caller, &mut endpoint, &origin).await;
+    let arrange = async || {
+        let origin = Origin::bind().await;
+        let limits = "  timeouts: {request: 300ms, idle: 1s}\n";
+        let mut set = compiled(&pair("http2", "off", 1, limits), "shop/web");
+        set.insert(assignment(ENDPOINTS, &[origin.address()]));
+        let proxy = Proxy::start(set).await;
+        let caller = Caller::connect(&proxy, OUTBOUND).await;
+        (origin, proxy, caller)
+    };
+    let answered = async |(origin, proxy, mut caller): (Origin, Proxy, Caller)| {
+        let mut endpoint = None;
+        let ends = open(&mut caller, &mut endpoint, &origin).await;
+        (proxy, caller, endpoint, ends)
+    };
+    let (mut proxy, mut caller, mut endpoint, (mut ours, mut theirs)) =
+        within(Duration::from_millis(300), arrange, answered).await;
     assert_eq!(ours.reset().await, Some(Reason::CANCEL));
     assert_eq!(theirs.reset().await, Some(Reason::CANCEL));
     // Nobody answers this one.
@@ -470,22 +494,24 @@ async fn an_upgrade_that_is_answered_in_another_way_is_no_websocket() {
         .await;
 }
 
+/// An open WebSocket between a caller in HTTP/2 and an endpoint in HTTP/1.1.
+async fn cross(origin: &Origin, caller: &mut Caller) -> (End, Peer) {
+    let (response, up) = caller.ask(chat(), false).await;
+    let mut theirs = origin.accept().await;
+    let head = theirs.head().await;
+    theirs.send(switched(&key_of(&head))).await;
+    let response = soon("head", response).await.unwrap();
+    (End { up, down: response.into_body() }, theirs)
+}
+
 /// RFC 8441 section 5: RST_STREAM with CANCEL and RST of TCP are the same. 23: the goodbye, too.
 #[tokio::test]
 async fn resets_and_goodbyes_cross_the_bridge() {
     let (origin, mut proxy, _served, mut caller) = bridged("cluster").await;
-    let cross = async |caller: &mut Caller| {
-        let (response, up) = caller.ask(chat(), false).await;
-        let mut theirs = origin.accept().await;
-        let head = theirs.head().await;
-        theirs.send(switched(&key_of(&head))).await;
-        let response = soon("head", response).await.unwrap();
-        (End { up, down: response.into_body() }, theirs)
-    };
-    let (mut ours, mut theirs) = cross(&mut caller).await;
+    let (mut ours, mut theirs) = cross(&origin, &mut caller).await;
     ours.up.send_reset(Reason::CANCEL);
     assert_eq!(theirs.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    let (mut ours, theirs) = cross(&mut caller).await;
+    let (mut ours, theirs) = cross(&origin, &mut caller).await;
     theirs.tcp.set_zero_linger().unwrap();
     drop(theirs);
     assert_eq!(ours.reset().await, Some(Reason::CANCEL));
@@ -496,23 +522,31 @@ async fn resets_and_goodbyes_cross_the_bridge() {
     up.send_reset(Reason::CANCEL);
     drop(response);
     assert_eq!(theirs.rest().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    let (mut ours, mut theirs) = cross(&mut caller).await;
     proxy
         .counted("reasons", |stats| {
             let reasons = &stats.listeners[OUTBOUND].reasons;
             reasons.get("client_gone") == Some(&2) && reasons.get("upstream_reset") == Some(&1)
         })
         .await;
-    proxy.tell(ToProxy::Drain { drain_ms: 8_000, inbound_only: false }).await;
-    ours.expect(GOODBYE).await;
-    ours.say(b"\x88\x82mask..").await;
-    assert_eq!(theirs.take(8).await, b"\x88\x82mask..");
-    theirs.send(b"\x88\x02\x03\xe9").await;
-    drop(theirs);
-    ours.ended().await;
-    ours.finish();
-    drop(ours);
-    caller.ended().await.unwrap();
+    let arrange = async || {
+        let (origin, proxy, _, mut caller) = bridged("cluster").await;
+        let ends = cross(&origin, &mut caller).await;
+        (proxy, caller, ends)
+    };
+    let close = async |(mut proxy, caller, (mut ours, mut theirs)): (Proxy, Caller, (End, Peer))| {
+        proxy.tell(DRAIN).await;
+        ours.expect(GOODBYE).await;
+        ours.say(b"\x88\x82mask..").await;
+        assert_eq!(theirs.take(8).await, b"\x88\x82mask..");
+        theirs.send(b"\x88\x02\x03\xe9").await;
+        drop(theirs);
+        ours.ended().await;
+        ours.finish();
+        drop(ours);
+        caller.ended().await.unwrap();
+        proxy
+    };
+    let mut proxy = within(DRAINED, arrange, close).await;
     assert_eq!(proxy.drained(false).await, Connections::default());
     proxy.join();
 }
