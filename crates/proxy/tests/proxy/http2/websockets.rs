@@ -182,6 +182,9 @@ const DRAIN: ToProxy = ToProxy::Drain { drain_ms: 8_000, inbound_only: false };
 const DRAINED: Duration = Duration::from_secs(8);
 
 /// 23: a close frame between two of their frames near the deadline, and nothing after it.
+/// A proxy, both of its sides, and two WebSockets.
+type Open = (Proxy, Caller, Option<Served>, (End, End), (End, End));
+
 #[tokio::test]
 async fn a_drain_says_goodbye_between_two_frames_and_both_close() {
     let arrange = async || {
@@ -194,13 +197,7 @@ async fn a_drain_says_goodbye_between_two_frames_and_both_close() {
         amid.expect(b"\x82\x04ab").await;
         (proxy, caller, endpoint, between, (amid, their_amid))
     };
-    let close = async |(mut proxy, caller, endpoint, mut between, mut amid): (
-        Proxy,
-        Caller,
-        Option<Served>,
-        (End, End),
-        (End, End),
-    )| {
+    let close = async |(mut proxy, caller, endpoint, mut between, mut amid): Open| {
         proxy.tell(DRAIN).await;
         soon("both to be told from requests", async {
             while proxy.stats().await.drain.unwrap().open
