@@ -19,7 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrider_compile::{Compiler, Kept, Stage};
-use outrider_intent::model::{Intent, Mtls, Port, Protocol, Service, ServiceRef};
+use outrider_intent::model::{AccessPolicy, Intent, Mtls, Port, Protocol, Service, ServiceRef};
 use outrider_xds_types::names;
 
 use super::Millis;
@@ -64,6 +64,8 @@ pub(super) struct Withdrawal {
     pub(super) callers: BTreeSet<ServiceRef>,
     /// What a caller is let in by: services whose routes led it here, as long as it may call one of them.
     through: BTreeSet<ServiceRef>,
+    /// What such a caller has begun may go on afterwards: what the service allows is what it was.
+    may_finish: bool,
     /// Through these clusters.
     pub(super) clusters: Vec<String>,
     /// Over in any case.
@@ -100,10 +102,29 @@ pub(super) trait Proxies {
 /// A caller that no route leads to a service any more, and that may finish what it has begun there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finishing {
-    service: ServiceRef,
-    caller: ServiceRef,
     /// See [`Withdrawal::through`].
     through: BTreeSet<ServiceRef>,
+    /// Of all there ever were.
+    number: u64,
+}
+
+/// Who is let in by what is declared, worked out once for each service.
+struct LetIn<'a> {
+    compiler: Compiler<'a>,
+    known: BTreeMap<ServiceRef, BTreeSet<ServiceRef>>,
+}
+
+impl<'a> LetIn<'a> {
+    fn new(declared: &'a Intent) -> Self {
+        Self { compiler: Compiler::new(declared, ""), known: BTreeMap::new() }
+    }
+
+    fn has(&mut self, service: &ServiceRef, caller: &ServiceRef) -> bool {
+        if !self.known.contains_key(service) {
+            self.known.insert(service.clone(), callers(&self.compiler, service));
+        }
+        self.known.get(service).is_some_and(|all| all.contains(caller))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -119,8 +140,10 @@ struct Making {
 pub(super) struct Shift {
     making: Option<Making>,
     withdrawn: Vec<Withdrawal>,
-    /// At most [`MAX_WITHDRAWN`]; the oldest is over with one more.
-    finishing: Vec<Finishing>,
+    /// By service and caller; at most [`MAX_WITHDRAWN`] of the whole mesh. The oldest is over with one more.
+    finishing: BTreeMap<(ServiceRef, ServiceRef), Finishing>,
+    /// How many there ever were.
+    finished: u64,
     /// A heartbeat is no reason to look.
     stirred: bool,
     /// A step was taken that a view may show.
@@ -136,21 +159,28 @@ impl Shift {
         proxies: &impl Proxies,
         now: Millis,
     ) -> Stage {
-        self.withdrawn.retain(|one| match &one.feature {
-            Feature::Caller(caller) => {
-                after.services.get(caller).is_some_and(|is| !is.calls.is_disjoint(&one.through))
-            }
-            _ => true,
+        let may_call = |caller: &ServiceRef, through: &BTreeSet<ServiceRef>| {
+            after.services.get(caller).filter(|is| !is.calls.is_disjoint(through))
+        };
+        self.withdrawn.retain_mut(|one| {
+            let Feature::Caller(caller) = &one.feature else { return true };
+            one.may_finish = one.may_finish && allows_as(before, after, &one.service);
+            // Whom a call of its own lets in is denied at once when that is taken back.
+            let is_led = |caller: &Service| !caller.calls.contains(&one.service);
+            after.services.contains_key(&one.service) && may_call(caller, &one.through).is_some_and(is_led)
         });
-        self.finishing.retain(|one| {
-            let may_call = |caller: &Service| !caller.calls.is_disjoint(&one.through);
-            after.services.get(&one.caller).is_some_and(may_call) && allows_as(before, after, &one.service)
-        });
+        if !self.finishing.is_empty() {
+            let mut let_in = LetIn::new(after);
+            self.finishing.retain(|(service, caller), one| {
+                let goes_on = may_call(caller, &one.through).is_some() && allows_as(before, after, service);
+                goes_on && !let_in.has(service, caller)
+            });
+        }
         let making = self.making.take();
         let calls = making.as_ref().map_or(before, |making| &making.calls);
         let needs = needs(calls, after, proxies);
         if needs.is_empty() {
-            self.withdraw(lost(calls, after, proxies), now);
+            self.withdraw(lost(calls, after, proxies), after, now);
         } else {
             let until = making.as_ref().map_or(now + MAKE_MS, |making| making.until);
             self.making = Some(Making { calls: with_new(calls, after), needs, until });
@@ -175,7 +205,7 @@ impl Shift {
                 Feature::Tls => kept.tls = true,
             }
         }
-        for Finishing { service, caller, .. } in &self.finishing {
+        for (service, caller) in self.finishing.keys() {
             kept.entry(service.clone()).or_default().finishing.insert(caller.clone());
         }
         Stage { calls, kept }
@@ -204,7 +234,7 @@ impl Shift {
             making.needs.retain(|need| !proxies.accept(need));
             if making.needs.is_empty() || making.until <= now {
                 let calls = self.making.take().map(|making| making.calls).unwrap_or_default();
-                self.withdraw(lost(&calls, declared, proxies), now);
+                self.withdraw(lost(&calls, declared, proxies), declared, now);
                 // Callers are behind from here on, which is seen when they are compiled.
                 (self.stirred, self.stepped) = (true, true);
                 return Some(self.stage(declared, proxies));
@@ -223,17 +253,27 @@ impl Shift {
             return None;
         }
         self.stepped = true;
-        over.into_iter().for_each(|one| self.let_finish(one));
+        self.let_finish(over, declared);
         Some(self.stage(declared, proxies))
     }
 
-    /// What a caller has begun where a route led it goes on.
-    fn let_finish(&mut self, over: Withdrawal) {
-        let Withdrawal { service, feature: Feature::Caller(caller), through, .. } = over else { return };
-        self.finishing.retain(|one| (&one.service, &one.caller) != (&service, &caller));
-        self.finishing.push(Finishing { service, caller, through });
-        let many = self.finishing.len().saturating_sub(MAX_WITHDRAWN);
-        self.finishing.drain(..many);
+    /// What callers have begun where a route led them goes on, unless something else lets them in.
+    fn let_finish(&mut self, over: Vec<Withdrawal>, declared: &Intent) {
+        let mut let_in = LetIn::new(declared);
+        for one in over {
+            let Withdrawal { service, feature: Feature::Caller(caller), through, may_finish: true, .. } = one
+            else {
+                continue;
+            };
+            if !let_in.has(&service, &caller) {
+                self.finished += 1;
+                self.finishing.insert((service, caller), Finishing { through, number: self.finished });
+            }
+        }
+        while self.finishing.len() > MAX_WITHDRAWN {
+            let Some(oldest) = self.finishing.values().map(|one| one.number).min() else { break };
+            self.finishing.retain(|_, one| one.number > oldest);
+        }
     }
 
     /// When [`Shift::look`] has something to do next.
@@ -244,13 +284,20 @@ impl Shift {
         withdrawn.chain(making).min()
     }
 
-    fn withdraw(&mut self, lost: Vec<Withdrawal>, now: Millis) {
-        for one in lost {
-            self.withdrawn.retain(|old| (&old.service, &old.feature) != (&one.service, &one.feature));
+    fn withdraw(&mut self, lost: Vec<Withdrawal>, declared: &Intent, now: Millis) {
+        for mut one in lost {
+            self.withdrawn.retain(|old| {
+                let same = (&old.service, &old.feature) == (&one.service, &one.feature);
+                one.may_finish &= !same || old.may_finish;
+                !same
+            });
             self.withdrawn.push(Withdrawal { until: now + WITHDRAW_MS, ..one });
         }
         let many = self.withdrawn.len().saturating_sub(MAX_WITHDRAWN);
-        self.withdrawn.drain(..many);
+        let over: Vec<Withdrawal> = self.withdrawn.drain(..many).collect();
+        if !over.is_empty() {
+            self.let_finish(over, declared);
+        }
     }
 
     /// What a service still accepts.
@@ -290,11 +337,11 @@ fn with_new(calls: &Intent, declared: &Intent) -> Intent {
 
 /// Whether what is enforced at a service allows the same under both. What denies is asked about by itself.
 fn allows_as(before: &Intent, after: &Intent, service: &ServiceRef) -> bool {
-    let allows = |intent: &Intent| {
-        let access = &intent.services.get(service)?.access;
-        Some(access.iter().filter(|policy| policy.allow && !policy.audit).cloned().collect::<Vec<_>>())
+    let (Some(was), Some(is)) = (before.services.get(service), after.services.get(service)) else {
+        return false;
     };
-    allows(after).is_some_and(|now| allows(before).is_some_and(|then| then == now))
+    let enforced = |policy: &&AccessPolicy| policy.allow && !policy.audit;
+    was.access.iter().filter(enforced).eq(is.access.iter().filter(enforced))
 }
 
 fn mtls(intent: &Intent, service: &ServiceRef) -> Mtls {
@@ -387,7 +434,17 @@ fn lost(old: &Intent, new: &Intent, proxies: &impl Proxies) -> Vec<Withdrawal> {
         let clusters: Vec<String> = was.ports.iter().map(|port| cluster(id, port)).collect();
         let mut add = |feature, callers: &BTreeSet<ServiceRef>, clusters| {
             let (service, callers, through) = (id.clone(), callers.clone(), BTreeSet::new());
-            lost.push(Withdrawal { service, feature, callers, through, clusters, until: 0, unused: None });
+            let may_finish = false;
+            lost.push(Withdrawal {
+                service,
+                feature,
+                callers,
+                through,
+                may_finish,
+                clusters,
+                until: 0,
+                unused: None,
+            });
         };
         for port_then in &was.ports {
             let only = vec![cluster(id, port_then)];
@@ -415,6 +472,7 @@ fn lost(old: &Intent, new: &Intent, proxies: &impl Proxies) -> Vec<Withdrawal> {
                     feature,
                     callers,
                     through,
+                    may_finish: allows_as(old, new, id),
                     clusters,
                     until: 0,
                     unused: None,

@@ -51,8 +51,9 @@ impl Proxies for Seen<'_> {
         let all = self.resources.expected(caller);
         let expected = all.iter().find(|one| one.kind == "cluster" && one.name == cluster);
         // It may have been sent the cluster and what leads there, and not have said so yet.
-        let leads: Vec<&Expected> =
-            all.iter().filter(|one| ["listener", "route"].contains(&one.kind)).collect();
+        let leads =
+            |one: &&Expected| ["listener", "route"].contains(&one.kind) && one.name.starts_with("outbound/");
+        let leads: Vec<&Expected> = all.iter().filter(leads).collect();
         let mut live = self.live(caller);
         live.any(|(proxy, _)| {
             let is_behind = |one: &Expected| self.acks.standing(&proxy, one) != Standing::Current;

@@ -312,3 +312,91 @@ fn who_was_led_by_a_route_finishes_what_it_began_unless_somebody_denies_it() {
         assert_eq!(twin(&world), after, "{what}");
     }
 }
+
+/// `checkout` calls `twin` itself for a time, or is led there in another way; what it begins by that ends with that.
+#[test]
+fn who_is_let_in_otherwise_is_denied_when_that_is_taken_back() {
+    let direct = with_twin().replace("  calls: [inventory]", "  calls: [inventory, twin]");
+    let other = with_twin().replace("inventory", "other");
+    let other = format!("---{}", other.split("---").nth(1).unwrap());
+    let calls_other = with_twin().replace("  calls: [inventory]", "  calls: [inventory, other]") + &other;
+    let by_other = calls_other.clone() + &ROUTE.replace("name: inventory", "name: other");
+    for meanwhile in [&direct, &by_other] {
+        for is_over in [true, false] {
+            let mut world = running_with_twin();
+            world.declare(declared(2, &(with_twin() + ROUTE)), 1_000);
+            use_all(&mut world, "c", TWIN, 1_000);
+            both(&mut world, 1_000);
+            world.declare(declared(3, &with_twin()), 2_000);
+            if is_over {
+                use_all(&mut world, "a", CALLER, 2_000);
+                heartbeats(&mut world, &["a", "b", "c"], 2_000 + LINGER_MS);
+                assert_eq!(twin(&world), (false, true));
+            }
+            world.declare(declared(4, meanwhile), 3_000);
+            use_all(&mut world, "c", TWIN, 3_000);
+            both(&mut world, 3_000);
+            heartbeats(&mut world, &["a", "b", "c"], 3_000 + LINGER_MS);
+            assert_eq!(twin(&world), (true, false), "{is_over}: {meanwhile}");
+            world.declare(declared(5, &with_twin()), 4_000);
+            world.tick(4_000);
+            assert_eq!(twin(&world), (false, false), "{is_over}: {meanwhile}");
+        }
+    }
+}
+
+/// A proxy of `twin` may miss the version in which the caller was refused by the narrower policy.
+#[test]
+fn what_is_allowed_no_more_does_not_go_on_when_the_route_ends_too() {
+    let allow = |path: &str| {
+        format!(
+            "---\napiVersion: outrider.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: twin, namespace: shop}}\n\
+             spec: {{targetRef: {{kind: Service, name: twin}}, action: allow, rules: [{{to: [{{paths: [{{value: {path}}}]}}]}}]}}\n"
+        )
+    };
+    let (wide, narrow) = (with_twin() + &allow("/a"), with_twin() + &allow("/b"));
+    for (first, second, expected) in
+        [(&narrow, &narrow, (false, false)), (&wide, &narrow, (false, false)), (&wide, &wide, (false, true))]
+    {
+        let mut world = running_with_twin();
+        world.declare(declared(2, &(wide.clone() + ROUTE)), 1_000);
+        use_all(&mut world, "c", TWIN, 1_000);
+        both(&mut world, 1_000);
+        world.declare(declared(3, first), 2_000);
+        world.declare(declared(4, second), 2_010);
+        use_all(&mut world, "a", CALLER, 2_020);
+        heartbeats(&mut world, &["a", "b", "c"], 2_020 + LINGER_MS);
+        assert_eq!(twin(&world), expected, "{first}{second}");
+    }
+}
+
+#[test]
+fn a_service_that_is_declared_again_knows_nobody_of_before() {
+    let mut world = running_with_twin();
+    world.declare(declared(2, &(with_twin() + ROUTE)), 1_000);
+    use_all(&mut world, "c", TWIN, 1_000);
+    both(&mut world, 1_000);
+    world.declare(declared(3, &with_twin()), 2_000);
+    world.declare(declared(4, SHOP), 2_010);
+    world.declare(declared(5, &with_twin()), 2_020);
+    world.tick(2_020);
+    assert_eq!(twin(&world), (false, false));
+}
+
+/// What leads nowhere of a caller has nothing to do with what it calls.
+#[test]
+fn a_refused_inbound_listener_of_a_caller_holds_nothing_up() {
+    let mut world = running(&two_ports());
+    world.declare(declared(2, SHOP), 1_000);
+    for fact in acks(&world, "a", CALLER) {
+        let wire::FactKind::Applied(mut applied) = fact else { continue };
+        applied.reset = true;
+        let all = std::mem::take(&mut applied.acked);
+        let (refused, acked) = all.into_iter().partition(|one| one.name.starts_with("inbound/"));
+        (applied.acked, applied.refused, applied.error) = (acked, refused, "cannot bind".into());
+        world.fact("a", 1, &wire::FactKind::Applied(applied), 1_010).unwrap();
+    }
+    world.tick(1_010);
+    world.tick(1_010 + LINGER_MS);
+    assert!(!has(&world, "b", SERVER, type_url::LISTENER, "inbound/admin"));
+}
