@@ -45,7 +45,7 @@ pub struct Facts {
 }
 
 /// Occurrences that a new session gets again.
-const MAX_OCCURRED: usize = 256;
+pub const MAX_OCCURRED: usize = 256;
 
 impl Facts {
     /// All instances of the host.

@@ -55,6 +55,8 @@ use places::Places;
 use proxy::{Heard, Proxy};
 use report::wire_instance;
 use saved::Saved;
+
+use crate::journal::milliseconds;
 use totals::Totals;
 
 /// Between two questions for numbers, which no process tells unasked.
@@ -162,6 +164,8 @@ struct Instance {
     /// Its sockets, with `run`.
     keeper: Keeper,
     inbound_closed: bool,
+    /// Somebody asked for that, and not `run`, which would again.
+    drained_by_request: bool,
     /// What the proxy is served; `None` until it is whole for the first time.
     local: watch::Sender<Option<ResourceSet>>,
     /// What the proxy has proven to use of that.
@@ -247,6 +251,7 @@ impl Instance {
             svid: None,
             keeper,
             inbound_closed: false,
+            drained_by_request: false,
             local: watch::channel(None).0,
             proven: Proven::default(),
             candidate: None,
@@ -526,6 +531,12 @@ impl Instance {
         saved.app_group = self.app_group;
         saved.told_ready = self.told_ready;
         saved.answers = self.life.in_endpoint_set();
+        let drains = self.life.drains(Instant::now()).filter(|_| self.drained_by_request);
+        saved.drained_by_ms = drains.map(|left| match &self.saved {
+            // What was written stays true, and needs no other file.
+            Some(Saved { drained_by_ms: Some(by), .. }) => *by,
+            _ => milliseconds(SystemTime::now() + left),
+        });
         saved.engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();
         saved.release = if self.told_ready { self.release() } else { self.proxy.release.clone() };
         saved.memory = self.proxy.supervisor.memory().clone();

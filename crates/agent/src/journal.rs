@@ -228,7 +228,8 @@ fn older(file: &std::path::Path) -> PathBuf {
     name.into()
 }
 
-fn milliseconds(time: SystemTime) -> u64 {
+/// Since 1970.
+pub(crate) fn milliseconds(time: SystemTime) -> u64 {
     u64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 

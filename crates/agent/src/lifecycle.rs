@@ -201,6 +201,23 @@ impl Lifecycle {
         }
     }
 
+    /// The same of one whose inbound was being drained: what is open with callers has until then.
+    #[must_use]
+    pub fn drained(self, until: Instant) -> Self {
+        Self { phase: Phase::Draining, until: Some(until), drain_until: Some(until), ..self }
+    }
+
+    /// How long what is open with callers still has, while inbound leaves or has left and the application is there.
+    pub fn drains(&self, now: Instant) -> Option<Duration> {
+        let left =
+            |until: Option<Instant>| until.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        match self.phase {
+            Phase::Settling | Phase::Draining => Some(left(self.drain_until)),
+            Phase::Stopping => Some(Duration::ZERO),
+            _ => None,
+        }
+    }
+
     /// Says whether the service has ports of its own.
     pub fn set_serves(&mut self, serves: bool) {
         self.serves = serves;

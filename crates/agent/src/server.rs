@@ -26,6 +26,7 @@ use crate::claims::Claims;
 use crate::clock::{Clock, Reading};
 use crate::commands::{self, Reply};
 use crate::credentials::{Credential, CredentialError};
+use crate::facts::MAX_OCCURRED;
 use crate::instance::saved::Saved;
 use crate::instance::{self, Ask, Identity};
 use crate::isolation;
@@ -395,6 +396,9 @@ pub async fn serve(mut options: AgentOptions, shutdown: CancellationToken) -> Re
     let envoy = || Some(beside_us("envoy")).filter(|path| path.exists()).unwrap_or_else(|| "envoy".into());
     let upstream = Upstream::new(&options.node, options.zone.as_deref());
     let journal = Journal::open(state.join("events"), SystemTime::now());
+    // What happened under earlier agents, too: the control plane may have been away.
+    let past = journal.last(None, MAX_OCCURRED);
+    upstream.facts(|facts| past.iter().for_each(|one| facts.occurred(one.to_wire())));
     let releases = Releases {
         folder: options.releases.clone().unwrap_or_else(|| state.join("releases")),
         native: options.proxy_binary.clone().unwrap_or_else(|| beside_us("outrider-proxy")),

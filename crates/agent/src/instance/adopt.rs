@@ -21,6 +21,7 @@ use crate::control;
 use crate::engine::Engine;
 use crate::hosts::HostsFile;
 use crate::instance::saved::{Saved, SavedGeneration};
+use crate::journal::milliseconds;
 use crate::lifecycle::Lifecycle;
 use crate::random;
 use crate::reserve;
@@ -82,7 +83,11 @@ async fn nobody_comes(holder: Option<ProcessId>, app: Option<ProcessId>) {
 /// Shows the world what is known of an instance before anything else is said.
 pub(crate) fn announce(host: &Host, who: &Identity, saved: &Saved) {
     let inbound = saved.listeners.iter().filter(|listener| listener.wanted.inbound);
-    let state = if saved.answers { wire::InstanceState::Ready } else { wire::InstanceState::Starting };
+    let state = match (saved.drained_by_ms, saved.answers) {
+        (Some(_), _) => wire::InstanceState::Draining,
+        (None, true) => wire::InstanceState::Ready,
+        (None, false) => wire::InstanceState::Starting,
+    };
     let instance = wire::Instance {
         state: state as i32,
         endpoints: report::endpoints(inbound.map(|listener| (&listener.wanted, listener.address))),
@@ -140,6 +145,12 @@ impl Instance {
         self.engine = Engine::parse(&saved.engine);
         self.life =
             Lifecycle::resumed(self.host.options.times.clone(), saved.answers, Instant::now() + RETURN);
+        if let Some(by) = saved.drained_by_ms {
+            let left = Duration::from_millis(by.saturating_sub(milliseconds(SystemTime::now())));
+            let until = Instant::now() + left.min(self.host.options.times.drain);
+            self.life = self.life.clone().drained(until);
+            (self.inbound_closed, self.drained_by_request) = (true, true);
+        }
         self.saved = Some(saved.clone());
         self.places.resume(saved, &self.who.folder);
         sources.returning = Some(Box::pin(nobody_comes(saved.holder, saved.app)));
@@ -205,12 +216,20 @@ impl Instance {
         self.kept_is_known();
         // What they reported meanwhile is about processes the supervisor is told of now.
         let reported = std::mem::take(&mut self.queue);
+        let drains = self.life.drains(Instant::now());
+        if let Some(within) = drains {
+            // Whichever process serves from now on takes no callers either.
+            self.queue.push_back(Work::Proxy(Event::DrainInbound { within }));
+        }
         for one in &saved.generations {
             self.adopt_one(one);
         }
         self.queue.extend(reported);
         let target = Target::new(engine.name(), &self.proxy.release);
         self.queue.push_back(Work::Proxy(Event::Start { target }));
+        if drains.is_some() {
+            self.queue.push_back(Work::CloseInbound);
+        }
         self.work().await;
     }
 

@@ -96,6 +96,7 @@ impl Instance {
                 }
                 // A second one would end what is being finished.
                 if !self.life.leaving() {
+                    self.drained_by_request = true;
                     let within = within_ms.map(Duration::from_millis);
                     self.handle(lifecycle::Event::Stop { within }).await;
                 }

@@ -50,6 +50,9 @@ pub(crate) struct Saved {
     pub(crate) told_ready: bool,
     /// Whether it was in the endpoint set.
     pub(crate) answers: bool,
+    /// By when what was open with callers is to be over, in milliseconds since 1970, if somebody asked for a drain.
+    #[serde(default)]
+    pub(crate) drained_by_ms: Option<u64>,
     pub(crate) engine: String,
     /// The release asked for.
     pub(crate) release: String,
@@ -105,6 +108,7 @@ impl Saved {
             app_group: None,
             told_ready: false,
             answers: false,
+            drained_by_ms: None,
             engine: String::new(),
             release: String::new(),
             memory: Memory::default(),

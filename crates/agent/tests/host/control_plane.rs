@@ -303,6 +303,11 @@ impl Shared {
         instructions.send(Ok(Instruction { kind })).await.unwrap();
     }
 
+    /// As if it had been started now.
+    pub fn forget_what_happened(&self) {
+        self.state.lock().unwrap().occurred.clear();
+    }
+
     /// What happened to proxies, by number.
     pub fn occurred(&self) -> Vec<Occurred> {
         self.state.lock().unwrap().occurred.values().cloned().collect()

@@ -424,3 +424,58 @@ async fn a_run_that_only_lost_its_connection_keeps_its_proxy() {
     app.kill().unwrap();
     app.wait().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_drained_by_request_stays_so_under_the_next_agent() {
+    let Some(mut pair) = Pair::start(OnStop::HandOver).await else { return };
+    let out = pair.out().await;
+    let before = pair.mesh.instance("shop/inventory", |i| i.state == "ready").await;
+    pair.ask("shop/inventory", ProxyAction::Drain { within_ms: Some(500) }).await.unwrap();
+    let left = |i: &InstanceOverview| i.state == "draining" && i.listeners.is_empty() && i.proxy_pid != 0;
+    pair.mesh.instance("shop/inventory", left).await;
+    for restarts in 0..2 {
+        pair.mesh.stop_agent().await;
+        pair.mesh.start_agent(false).await;
+        let after = pair.mesh.instance("shop/inventory", |i| left(i) && i.restarts == restarts).await;
+        assert_eq!((after.app_pid, &after.name), (before.app_pid, &before.name));
+        // What serves after a crash takes no callers either.
+        kill(after.proxy_pid, Signal::KILL);
+        pair.mesh.instance("shop/inventory", |i| left(i) && i.restarts == restarts + 1).await;
+        eventually("callers are told", || async { get(out).await.contains("no_endpoints").then_some(()) })
+            .await;
+    }
+    let told = pair.mesh.control().shared.instances();
+    assert!(told.iter().any(|i| i.service == "inventory" && i.state == 2), "{told:?}");
+    // It ends like any other.
+    pair.server.signals.send(Signal::TERM).unwrap();
+    assert_eq!(pair.server.task.await.unwrap().unwrap(), 128 + 15);
+    pair.client.signals.send(Signal::TERM).unwrap();
+    assert_eq!(pair.client.task.await.unwrap().unwrap(), 128 + 15);
+    pair.mesh.on_stop = OnStop::EndAll;
+    pair.mesh.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_agent_tells_a_control_plane_that_was_away_what_happened_before() {
+    let Some(mut pair) = Pair::start(OnStop::HandOver).await else { return };
+    let before = pair.mesh.instance("shop/checkout", |i| i.state == "ready").await;
+    kill(before.proxy_pid, Signal::KILL);
+    pair.mesh.instance("shop/checkout", |i| i.restarts == 1 && i.proxy_pid != 0).await;
+    let numbers =
+        |all: Vec<outrider_api::agent::Occurred>| all.iter().map(|one| one.number).collect::<Vec<_>>();
+    let happened = eventually("a crash is told", || async {
+        let all = pair.mesh.control().shared.occurred();
+        all.iter().any(|one| one.cause.contains("signal")).then_some(numbers(all))
+    })
+    .await;
+    pair.mesh.stop_agent().await;
+    pair.mesh.control().shared.forget_what_happened();
+    pair.mesh.start_agent(false).await;
+    eventually("all of it is told again", || async {
+        let all = numbers(pair.mesh.control().shared.occurred());
+        happened.iter().all(|one| all.contains(one)).then_some(())
+    })
+    .await;
+    pair.mesh.on_stop = OnStop::EndAll;
+    pair.mesh.stop_agent().await;
+}
