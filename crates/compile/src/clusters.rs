@@ -34,6 +34,10 @@ const IDLE_MARGIN_SECONDS: u64 = 4;
 /// least, and a connection over loopback costs next to nothing.
 const APPLICATION_IDLE_SECONDS: u64 = 4;
 
+/// How long a connection to the application may take. Where its queue of new connections is full, the kernel tries again
+/// after one second and after three; who gives up before has lost what a burst of connections only delays.
+const APPLICATION_CONNECT_SECONDS: u64 = 4;
+
 /// Most connections, waiting requests and open requests to the application.
 const MAX_CONCURRENT: u32 = 1024;
 
@@ -100,7 +104,7 @@ pub(crate) fn inbound(port: &Port) -> cluster::Cluster {
             None,
             false,
         ),
-        ..base(name, Duration::from_secs(1))
+        ..base(name, Duration::from_secs(APPLICATION_CONNECT_SECONDS))
     }
 }
 
