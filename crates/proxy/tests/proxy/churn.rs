@@ -164,23 +164,8 @@ impl Mesh {
     async fn start() -> Self {
         let http = Origin::bind().await.answer_all("a");
         let (two, raw) = (serve_http2().await, serve_bytes().await);
-        let yaml = format!(
-            "apiVersion: outrider.dev/v1alpha1
-kind: Namespace
-metadata: {{name: shop}}
-spec: {{mtls: required}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: web, namespace: shop}}
-spec: {{role: client, calls: [api]}}
----
-apiVersion: outrider.dev/v1alpha1
-kind: Service
-metadata: {{name: api, namespace: shop}}
-spec:
-  role: server
-  ports:
+        let ports = format!(
+            "  ports:
     - {{name: web, port: 8080, targetPort: {}, protocol: http}}
     - {{name: two, port: 8081, targetPort: {}, protocol: http2}}
     - {{name: raw, port: 8082, targetPort: {}, protocol: tcp}}
@@ -189,6 +174,7 @@ spec:
             two.port(),
             raw.port()
         );
+        let yaml = shop("required", &ports);
         let authority = Authority::new();
         let secrets = ["shop/web", "shop/api"].map(|service| authority.secrets(service).to_vec());
         // One process at many addresses is as good as many endpoints to who calls them.
