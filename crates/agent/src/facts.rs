@@ -216,15 +216,16 @@ impl Facts {
         for proxy in std::mem::take(&mut self.traffic_changed) {
             facts.extend(self.traffic.get(&proxy).cloned().map(FactKind::Traffic));
         }
+        // Whoever sees where a proxy is can be told how it came there.
+        let unsent = self.occurred.len() - std::mem::take(&mut self.occurred_unsent);
+        let unsent = self.occurred.iter().skip(unsent).cloned();
+        facts.extend(unsent.map(|occurred| FactKind::Occurred(Box::new(occurred))));
         // What has changed since is newer than what an answer says.
         facts.extend(self.answers.drain(..).map(|answer| FactKind::Answer(Box::new(answer))));
         for proxy in std::mem::take(&mut self.statuses_changed) {
             let status = self.statuses.get(&proxy).cloned();
             facts.extend(status.map(|status| FactKind::ProxyStatus(Box::new(status))));
         }
-        let unsent = self.occurred.len() - std::mem::take(&mut self.occurred_unsent);
-        let unsent = self.occurred.iter().skip(unsent).cloned();
-        facts.extend(unsent.map(|occurred| FactKind::Occurred(Box::new(occurred))));
         facts.into_iter().map(|kind| Fact { kind: Some(kind) }).collect()
     }
 }
@@ -343,6 +344,15 @@ mod tests {
         }
         let last: Vec<u64> = (500 - MAX_OCCURRED as u64 + 1..=500).collect();
         assert_eq!(numbers(&mut facts), last);
+    }
+
+    #[test]
+    fn what_happened_is_told_before_where_it_led() {
+        let mut facts = Facts::default();
+        facts.set_status(ProxyStatus { proxy: "shop/a-1".into(), ..ProxyStatus::default() });
+        facts.occurred(Occurred { number: 1, ..Occurred::default() });
+        let sent: Vec<_> = facts.take().into_iter().filter_map(|fact| fact.kind).collect();
+        assert!(matches!(sent[..], [FactKind::Occurred(_), FactKind::ProxyStatus(_)]), "{sent:?}");
     }
 
     #[test]

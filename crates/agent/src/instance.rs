@@ -47,6 +47,7 @@ pub(crate) mod saved;
 mod size;
 mod targets;
 mod totals;
+mod withdrawal;
 
 pub(crate) use adopt::{adopt, announce, belongs_to_somebody};
 use good::Candidate;
@@ -58,6 +59,7 @@ use saved::Saved;
 
 use crate::journal::milliseconds;
 use totals::Totals;
+use withdrawal::Drain;
 
 /// Between two questions for numbers, which no process tells unasked.
 const LOOK: Duration = Duration::from_secs(1);
@@ -164,8 +166,7 @@ struct Instance {
     /// Its sockets, with `run`.
     keeper: Keeper,
     inbound_closed: bool,
-    /// Somebody asked for that, and not `run`, which would again.
-    drained_by_request: bool,
+    drain: Option<Drain>,
     /// What the proxy is served; `None` until it is whole for the first time.
     local: watch::Sender<Option<ResourceSet>>,
     /// What the proxy has proven to use of that.
@@ -251,7 +252,7 @@ impl Instance {
             svid: None,
             keeper,
             inbound_closed: false,
-            drained_by_request: false,
+            drain: None,
             local: watch::channel(None).0,
             proven: Proven::default(),
             candidate: None,
@@ -531,12 +532,13 @@ impl Instance {
         saved.app_group = self.app_group;
         saved.told_ready = self.told_ready;
         saved.answers = self.life.in_endpoint_set();
-        let drains = self.life.drains(Instant::now()).filter(|_| self.drained_by_request);
+        let drains = self.life.drains(Instant::now()).filter(|_| self.drain.is_some());
         saved.drained_by_ms = drains.map(|left| match &self.saved {
             // What was written stays true, and needs no other file.
             Some(Saved { drained_by_ms: Some(by), .. }) => *by,
             _ => milliseconds(SystemTime::now() + left),
         });
+        saved.drain_cut = self.drain.as_ref().and_then(Drain::cut);
         saved.engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();
         saved.release = if self.told_ready { self.release() } else { self.proxy.release.clone() };
         saved.memory = self.proxy.supervisor.memory().clone();

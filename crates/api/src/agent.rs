@@ -158,7 +158,7 @@ pub struct Occurred {
     pub engine: String,
     #[prost(string, tag = "7")]
     pub release: String,
-    /// `took_over`, `passed`, `put_back`, `ended` or `resized`.
+    /// `took_over`, `passed`, `put_back`, `ended`, `resized` or `drained`.
     #[prost(string, tag = "8")]
     pub happened: String,
     /// One word: `signal`, `panic`, `out_of_memory`, `hung`, `upgrade`, `probation` and so on.

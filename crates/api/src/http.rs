@@ -338,7 +338,7 @@ pub struct ProxyView {
     pub last_event: Option<ProxyEvent>,
 }
 
-/// Totals since a proxy's process started.
+/// Totals of all processes of an instance's proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrafficView {

@@ -142,6 +142,8 @@ pub enum Cause {
     Superseded,
     /// The proxy is not needed any more.
     Stop,
+    /// Its callers are to go elsewhere, by request. Whoever withdraws its endpoints records it.
+    Drain,
     /// It needs more memory, or less.
     Resized(Resize),
 }
@@ -163,6 +165,7 @@ impl fmt::Display for Cause {
             Self::Restart => f.write_str("restart by request"),
             Self::Superseded => f.write_str("not needed any more"),
             Self::Stop => f.write_str("stop"),
+            Self::Drain => f.write_str("by request"),
             Self::Resized(resize) => resize.fmt(f),
         }
     }
@@ -224,6 +227,8 @@ pub enum Happened {
     Ended,
     /// Its limit of memory is another one. Whoever keeps the size of a proxy records it.
     Resized,
+    /// Nothing that callers opened is left, and nobody gets in. Whoever withdraws its endpoints records it.
+    Drained,
 }
 
 /// One occurrence in a proxy's life.

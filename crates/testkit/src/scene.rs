@@ -79,7 +79,8 @@ pub struct Scene {
     upstream: Upstream,
     web: SocketAddr,
     grpc: SocketAddr,
-    db: SocketAddr,
+    /// Where the client reaches the TCP service.
+    pub db: SocketAddr,
     targets: (u16, u16, u16),
     processes: BTreeMap<Side, u32>,
 }

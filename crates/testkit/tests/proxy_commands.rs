@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use outrider_testkit::http::Connection;
 use outrider_testkit::mesh::Options;
 use outrider_testkit::process::{Finished, Proc};
 use outrider_testkit::scene::{NODE, serving};
@@ -104,6 +105,39 @@ fn a_wait_is_interrupted_and_what_is_on_probation_put_back() -> Result<()> {
     ensure!(code == Some(130) && said.contains("what has begun goes on"), "{code:?} {said}");
     ensure!(operator.serving()?.1 == RELEASE, "the upgrade went with its command");
     operator.done(&["rollback", &proxy], "#1 native builtin serves")?;
+    scene.finish()
+}
+
+/// What has no end by itself is open at the deadline of a drain: how much of that was cut is said by the command, and known
+/// afterwards.
+#[test]
+fn a_drain_says_what_it_cut_and_is_an_event() -> Result<()> {
+    let scene = Scene::start(Options::default())?;
+    let proxy = format!("shop/{}", scene.mesh.local(NODE, Side::Db.service())?.name);
+    let mut bytes = Connection::open(scene.db)?;
+    bytes.send(b"hello\n")?;
+    bytes.bytes(1)?;
+    let operator = Operator { scene: &scene, proxy: proxy.clone() };
+    operator.done(
+        &["drain", &proxy, "--within", "1s"],
+        "no caller is connected, and none gets in; 1 connection was still open at the deadline and was cut",
+    )?;
+    // It is so already, and happened once.
+    operator.done(
+        &["drain", &proxy],
+        "no caller is connected, and none gets in; 1 connection was still open at the deadline and was cut",
+    )?;
+    let told = scene.mesh.cli(&["events", "--proxy", &proxy, "-o", "json"])?.ok()?.stdout;
+    let told: Vec<Value> = serde_json::from_str(&told)?;
+    let drained: Vec<_> = told.iter().filter(|event| event["happened"] == "drained").collect();
+    let [event] = drained[..] else { anyhow::bail!("{told:?}") };
+    ensure!((&event["cause"], &event["lostConnections"]) == (&json!("drain"), &json!(1)), "{event}");
+    ensure!(
+        event["text"].as_str().is_some_and(|text| text.ends_with("#1 was drained: by request")),
+        "{event}"
+    );
+    let unknown = scene.mesh.cli(&["events", "--service", "shop/dbb"])?;
+    ensure!(unknown.code == 1 && unknown.stderr.contains("there is no service shop/dbb"), "{unknown:?}");
     scene.finish()
 }
 

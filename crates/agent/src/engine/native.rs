@@ -103,7 +103,7 @@ pub(super) fn make(spec: &Spec, purpose: Use) -> Result<Made, StartError> {
         if spawned.is_ok() {
             tracing::warn!(
                 proxy = %spec.proxy, binary = %spec.binary.display(),
-                "the program cannot be executed within its view of the file system, so it has none"
+                "the program needs files that proxies do not see, such as the shell of a script; it was started so that it sees all that this agent's user does"
             );
         }
     }

@@ -16,6 +16,7 @@ use outrider_supervise::{Adoption, Event, Exit, Found, Generation, Lost, Target}
 use tokio_util::sync::CancellationToken;
 
 use super::report::{self, wire_instance};
+use super::withdrawal::Drain;
 use super::{Identity, Instance, Sources, Work, until};
 use crate::control;
 use crate::engine::Engine;
@@ -149,7 +150,7 @@ impl Instance {
             let left = Duration::from_millis(by.saturating_sub(milliseconds(SystemTime::now())));
             let until = Instant::now() + left.min(self.host.options.times.drain);
             self.life = self.life.clone().drained(until);
-            (self.inbound_closed, self.drained_by_request) = (true, true);
+            (self.inbound_closed, self.drain) = (true, Some(Drain::resumed(until, saved.drain_cut)));
         }
         self.saved = Some(saved.clone());
         self.places.resume(saved, &self.who.folder);

@@ -9,6 +9,7 @@ use outrider_api::agent::life::refusal_word;
 use outrider_api::agent::refusal;
 use outrider_supervise::{Event, Target};
 
+use super::withdrawal::Drain;
 use super::{Ask, Attachment, Instance, Sources, Work};
 use crate::commands::Refused;
 use crate::engine::Engine;
@@ -96,8 +97,10 @@ impl Instance {
                 }
                 // A second one would end what is being finished.
                 if !self.life.leaving() {
-                    self.drained_by_request = true;
                     let within = within_ms.map(Duration::from_millis);
+                    let most = self.host.options.times.drain;
+                    let by = Instant::now() + within.map_or(most, |within| within.min(most));
+                    self.drain = Some(Drain::until(by));
                     self.handle(lifecycle::Event::Stop { within }).await;
                 }
                 None

@@ -21,7 +21,7 @@ use outrider_supervise::{
 };
 use outrider_xds::ResourceSet;
 use outrider_xds::server::Seen;
-use outrider_xds_types::{names, type_url};
+use outrider_xds_types::type_url;
 use rustix::process::Signal;
 use tokio::sync::mpsc;
 
@@ -98,10 +98,12 @@ pub(super) struct Live {
     /// It said what it does, to an agent it was not started by.
     pub(super) returned: Option<outrider_handover::State>,
     listeners_acked: bool,
-    took_over: bool,
+    pub(super) took_over: bool,
     drained: bool,
     /// Nothing that callers opened has anything under way.
     pub(super) idle: bool,
+    /// It said that nothing is left that callers opened.
+    pub(super) parted: bool,
     configuration: String,
     /// Where it gets its resources, for as long as it lives.
     relay: Option<Relay>,
@@ -412,6 +414,7 @@ impl Instance {
                 let command = Command::Listener(name.clone(), bound.address, bound.fd.clone());
                 self.proxy.command(generation, command);
             }
+            self.drain_again(generation);
         } else {
             tracing::warn!(instance = %self.who.name, generation, pid, "a process that is not known was not heard");
         }
@@ -445,11 +448,10 @@ impl Instance {
             }
             engine::Event::Returned(state) => live.returned = Some(state),
             engine::Event::Drained { cut, inbound_only: true } => {
-                live.idle = true;
                 if cut.sum() > 0 {
                     tracing::info!(instance = %self.who.name, ?cut, "connections were cut at the end of a drain");
                 }
-                self.maybe_idle();
+                self.inbound_drained(number, cut);
             }
             engine::Event::Drained { cut, inbound_only: false } => {
                 live.drained = true;
@@ -492,28 +494,6 @@ impl Instance {
         self.tell_supervisor(Event::Ended { generation, exit, memory, lost, jitter });
         let _ = std::fs::remove_file(self.who.folder.join(format!("xds-{number}.sock")));
         self.gone.push(number);
-    }
-
-    fn maybe_idle(&mut self) {
-        if self.life.phase() == lifecycle::Phase::Draining && self.proxy.live.values().all(|live| live.idle) {
-            self.queue.push_back(Work::Life(lifecycle::Event::InboundIdle));
-        }
-    }
-
-    /// Whether callers wait for anything. They were told to go elsewhere before, so a connection without a request is
-    /// nothing to wait for; of TCP nobody knows.
-    fn inbound_busy(&self, stats: &Stats) -> bool {
-        let streams = stats.drain.as_ref().map_or(0, |drain| drain.open.websocket + drain.open.tcp);
-        if streams > 0 {
-            return true;
-        }
-        let ports = self.workload.iter().flat_map(|workload| &workload.ports);
-        ports.into_iter().any(|port| {
-            let listener = stats.listeners.get(&names::inbound(&port.name));
-            listener.is_some_and(|l| {
-                l.active_requests > 0 || (port.protocol == "tcp" && l.active_connections > 0)
-            })
-        })
     }
 
     fn tell_supervisor(&mut self, event: Event) {
@@ -657,6 +637,7 @@ impl Live {
             took_over: false,
             drained: false,
             idle: false,
+            parted: false,
             configuration: String::new(),
             relay,
             apart: None,

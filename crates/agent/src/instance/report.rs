@@ -10,6 +10,7 @@ use outrider_proxy_core::grpc::Said;
 use outrider_supervise::Step;
 use outrider_supervise::size::Size;
 
+use super::withdrawal::Drain;
 use super::{Identity, Instance};
 use crate::engine::Engine;
 use crate::isolation;
@@ -90,6 +91,7 @@ impl Instance {
     }
 
     pub(super) async fn report(&mut self) {
+        self.tell_drained();
         let reason = self.reason();
         if matches!(self.life.phase(), Phase::Waiting | Phase::Starting) && self.said != reason {
             self.said.clone_from(&reason);
@@ -158,9 +160,11 @@ impl Instance {
         let inbound = match self.life.phase() {
             Phase::Waiting | Phase::Starting | Phase::Serving => wire::InboundState::Open,
             Phase::Settling | Phase::Draining => wire::InboundState::Draining,
+            Phase::Stopping if self.parts() => wire::InboundState::Draining,
             Phase::Stopping | Phase::Ending | Phase::Over => wire::InboundState::Drained,
         };
         status.inbound = inbound.into();
+        status.inbound_cut = self.drain.as_ref().and_then(Drain::cut);
         status.log = self.log().display().to_string();
         status.releases.clone_from(&self.releases);
         let shown = self.proxy.shown().map(|(_, live)| live);

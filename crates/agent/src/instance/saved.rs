@@ -53,6 +53,9 @@ pub(crate) struct Saved {
     /// By when what was open with callers is to be over, in milliseconds since 1970, if somebody asked for a drain.
     #[serde(default)]
     pub(crate) drained_by_ms: Option<u64>,
+    /// How many connections that cut, once it has ended.
+    #[serde(default)]
+    pub(crate) drain_cut: Option<u64>,
     pub(crate) engine: String,
     /// The release asked for.
     pub(crate) release: String,
@@ -109,6 +112,7 @@ impl Saved {
             told_ready: false,
             answers: false,
             drained_by_ms: None,
+            drain_cut: None,
             engine: String::new(),
             release: String::new(),
             memory: Memory::default(),

@@ -3,11 +3,11 @@
 //! Holds: every process of a proxy has the same limit, and decisions follow the one that serves; one that could not be
 //! set is not taken for set. Where a host cannot bound memory, nothing is decided.
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use outrider_handover::{Pressure, Stats};
 use outrider_supervise::size::{Bounds, Load, Look, Memory, Resize, Size};
-use outrider_supervise::{Cause, Generation, Happened, Lost, Next, Record};
+use outrider_supervise::{Cause, Happened, Record};
 
 use super::Instance;
 use crate::engine::Engine;
@@ -94,23 +94,9 @@ impl Instance {
                 tracing::debug!(instance = %self.who.name, generation = other, %error, "not resized");
             }
         }
-        let Some(live) = self.proxy.live.get(&number) else { return };
-        let uptime = SystemTime::now().duration_since(live.started).unwrap_or_default();
-        let record = Record {
-            generation: Generation(number),
-            target: live.target.clone(),
-            happened: Happened::Resized,
-            cause: Cause::Resized(resize),
-            exit: None,
-            configuration: Some(live.configuration()).filter(|version| !version.is_empty()).map(Into::into),
-            uptime,
-            memory: Some(held),
-            lost: Lost::default(),
-            next: Next::Nothing,
-        };
-        let engine = live.target.engine.clone();
-        self.host.sizes.given(&self.who.service_ref(), &engine, resize.to);
-        self.record(record);
+        let Some(record) = self.about(number, Happened::Resized, Cause::Resized(resize)) else { return };
+        self.host.sizes.given(&self.who.service_ref(), &record.target.engine, resize.to);
+        self.record(Record { memory: Some(held), ..record });
         self.save();
     }
 

@@ -446,6 +446,11 @@ async fn what_was_drained_by_request_stays_so_under_the_next_agent() {
     }
     let told = pair.mesh.control().shared.instances();
     assert!(told.iter().any(|i| i.service == "inventory" && i.state == 2), "{told:?}");
+    // That it came to an end is told once, however often agents and proxies have come since.
+    let occurred = pair.mesh.control().shared.occurred();
+    let mut ends: Vec<_> = occurred.iter().filter(|one| one.happened == "drained").collect();
+    ends.dedup_by_key(|one| one.number);
+    assert!(matches!(ends[..], [one] if one.cause == "drain" && one.lost_connections == 0), "{ends:?}");
     // It ends like any other.
     pair.server.signals.send(Signal::TERM).unwrap();
     assert_eq!(pair.server.task.await.unwrap().unwrap(), 128 + 15);

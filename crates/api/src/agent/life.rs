@@ -45,6 +45,7 @@ pub fn cause_word(cause: &Cause) -> &'static str {
         Cause::Restart => "restart",
         Cause::Superseded => "superseded",
         Cause::Stop => "stop",
+        Cause::Drain => "drain",
         Cause::Resized(_) => "resized",
     }
 }
@@ -83,20 +84,26 @@ pub fn happened_word(happened: Happened) -> &'static str {
         Happened::PutBack => "put_back",
         Happened::Ended => "ended",
         Happened::Resized => "resized",
+        Happened::Drained => "drained",
     }
 }
 
 /// A record as one sentence for people.
 pub fn sentence(record: &Record) -> String {
     let Record { generation, target, happened, cause, next, .. } = record;
+    let next = next_sentence(next).map(|next| format!("; {next}")).unwrap_or_default();
     let what = match happened {
+        // There was nobody to take over from.
+        Happened::TookOver if *cause == Cause::NobodyServed => {
+            return format!("{target} {generation} began to serve{next}");
+        }
         Happened::TookOver => "took over",
         Happened::Passed => "passed its probation",
         Happened::PutBack => "was put back",
         Happened::Ended => "ended",
         Happened::Resized => "was resized",
+        Happened::Drained => "was drained",
     };
-    let next = next_sentence(next).map(|next| format!("; {next}")).unwrap_or_default();
     format!("{target} {generation} {what}: {cause}{next}")
 }
 
@@ -244,6 +251,7 @@ impl ProxyStatus {
             releases: Vec::new(),
             isolation: None,
             last_good_age_ms: None,
+            inbound_cut: None,
         }
     }
 }

@@ -69,6 +69,9 @@ pub struct ProxyStatus {
     /// Age of its configuration, if that is the last good one from disk; absent if it is the control plane's.
     #[prost(uint64, optional, tag = "17")]
     pub last_good_age_ms: Option<u64>,
+    /// Connections that a drain by request cut at its deadline; absent before it has ended.
+    #[prost(uint64, optional, tag = "18")]
+    pub inbound_cut: Option<u64>,
 }
 
 /// Whether callers get in.

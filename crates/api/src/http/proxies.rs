@@ -59,6 +59,9 @@ pub struct ProxyLife {
     pub next_start_ms: Option<u64>,
     /// `open`, `draining` or `drained`: whether callers get in.
     pub inbound: String,
+    /// Connections that a drain by request cut at its deadline; absent before it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbound_cut: Option<u64>,
     /// Milliseconds until the deadline of its stop.
     pub stop_ms: Option<u64>,
     /// Path of its log on its node; empty if unknown.
@@ -209,11 +212,11 @@ pub struct ProxyEvent {
     pub engine: String,
     /// What it ran.
     pub release: String,
-    /// `took_over`, `passed`, `put_back`, `ended` or `resized`.
+    /// `took_over`, `passed`, `put_back`, `ended`, `resized` or `drained`.
     pub happened: String,
     /// One word: `exited`, `exit_code`, `signal`, `panic`, `out_of_memory`, `unknown`, `hung`, `fetch_failed`,
     /// `start_failed`, `not_ready`, `no_answer`, `probation`, `crash_loop`, `nobody_served`, `upgrade`, `rollback`,
-    /// `restart`, `superseded` or `stop`.
+    /// `restart`, `superseded`, `stop`, `drain` or `resized`.
     pub cause: String,
     /// All of it as one sentence.
     pub text: String,

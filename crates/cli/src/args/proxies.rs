@@ -227,8 +227,8 @@ pub(crate) struct ProxyLogsArgs {
 /// `events`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Every process of a proxy that took over, was put back or ended is an event: with its cause, what was lost with it, and what \
-was done. The control plane keeps the last 256 of each service, and agents tell theirs again after it was away.
+Every process of a proxy that took over, passed its probation, was put back, resized, drained or ended is an event: with its \
+cause, what was lost with it, and what was done. The control plane keeps the last 256 of each service, and agents tell theirs again after it was away.
 
 Examples:
   outrider events --service shop/checkout

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outrider_api::http::{
-    DescribeView, InstanceView, IsolationView, NodeView, OpenView, ProxyLife, TrafficView,
+    DescribeView, InstanceView, IsolationView, NodeView, OpenView, ProxyLife, ProxyView, TrafficView,
 };
 use serde::Serialize;
 
@@ -159,7 +159,7 @@ fn instance(view: &InstanceView, style: Style) -> String {
         line("endpoint", format!("{port} = {address}"));
     }
     line("proxy", format!("{} {}, pid {}", or_dash(&proxy.engine), or_dash(&proxy.version), proxy.pid));
-    line("memory", bytes(proxy.resident_bytes));
+    line("memory", memory(proxy));
     line("restarts", proxy.restarts.to_string());
     line("config", style.state(&proxy.config));
     for behind in &proxy.behind {
@@ -184,8 +184,16 @@ fn instance(view: &InstanceView, style: Style) -> String {
     for (name, traffic) in inbound.chain(outbound) {
         table.row(traffic_row(name, traffic, style));
     }
-    section(&mut text, "Since the proxy's process started", table, style);
+    section(&mut text, "Since the instance started", table, style);
     text
+}
+
+/// What all its processes hold: the limit is of each.
+fn memory(proxy: &ProxyView) -> String {
+    let processes =
+        proxy.life.as_ref().map_or(0, |life| life.generations.iter().filter(|one| one.pid != 0).count());
+    let held = bytes(proxy.resident_bytes);
+    if processes > 1 && proxy.resident_bytes > 0 { format!("{held} in {processes} processes") } else { held }
 }
 
 /// Where a proxy is in its life, as lines.
@@ -233,7 +241,7 @@ fn life_lines(life: &ProxyLife, style: Style) -> Vec<(&'static str, String)> {
 fn limits(isolation: &IsolationView, style: Style) -> String {
     let mut parts = Vec::new();
     if isolation.memory_max > 0 {
-        parts.push(format!("memory {}", bytes(isolation.memory_max)));
+        parts.push(format!("memory {} for each process", bytes(isolation.memory_max)));
     }
     if isolation.cpu_max_millis > 0 {
         parts.push(format!("cpu {}m", isolation.cpu_max_millis));

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::describe::segment;
+use super::get::{instances, objects};
 use crate::args::EventsArgs;
 use crate::client::Client;
 use crate::exit::{CliError, Outcome, ok};
@@ -37,16 +38,52 @@ pub(crate) async fn events(args: EventsArgs, context: Context) -> Outcome {
     let oldest = args.since.map(|since| now_ms().saturating_sub(ms(since))).unwrap_or_default();
     let recent = |event: &ProxyEvent| event.time_ms >= oldest;
     if args.follow {
+        // Whoever follows waits for a control plane as well.
+        let unknown = unknown(&client, args.service.as_deref(), args.proxy.as_deref()).await;
+        if let Ok(Some(unknown)) = unknown {
+            note(&format!("{unknown}; its events are shown as soon as there are any"));
+        }
         return follow(&client, &query, format, context.out, recent).await;
     }
     let mut list: EventList = client.get(&format!("/v1/events?{query}"), Duration::ZERO).await?;
+    let known = !list.events.is_empty();
     list.events.retain(recent);
+    if !known && let Some(unknown) = unknown(&client, args.service.as_deref(), args.proxy.as_deref()).await? {
+        return Err(CliError::Failed(unknown));
+    }
     if list.events.is_empty() && format == Format::Table {
         note("nothing has happened to these proxies that is still known");
         return ok();
     }
     show(format, &list.events, || table(&list.events, context.out))?;
     ok()
+}
+
+/// What is asked about, if there is no such thing: most likely it is written differently.
+async fn unknown(
+    client: &Client,
+    service: Option<&str>,
+    proxy: Option<&str>,
+) -> Result<Option<String>, CliError> {
+    if service.is_none() && proxy.is_none() {
+        return Ok(None);
+    }
+    let all = instances(client).await?;
+    if let Some(proxy) = proxy
+        && !all.iter().any(|one| format!("{}/{}", one.namespace, one.name) == proxy)
+    {
+        return Ok(Some(format!("there is no instance {proxy}; `outrider proxy list -A` shows all")));
+    }
+    let Some(service) = service else { return Ok(None) };
+    if all.iter().any(|one| format!("{}/{}", one.namespace, one.service) == service) {
+        return Ok(None);
+    }
+    let declared = objects(client).await?;
+    let mut keys = declared.iter().map(|object| &object.key).filter(|key| key.kind == "Service");
+    Ok(match keys.any(|key| format!("{}/{}", key.namespace, key.name) == service) {
+        true => None,
+        false => Some(format!("there is no service {service}; `outrider get services -A` shows all")),
+    })
 }
 
 fn ms(duration: Duration) -> u64 {
@@ -138,8 +175,8 @@ fn serialized(event: &impl Serialize) -> Result<String, CliError> {
 /// Whether it says that something went wrong.
 fn is_bad(event: &ProxyEvent) -> bool {
     let wanted =
-        ["nobody_served", "upgrade", "rollback", "restart", "superseded", "stop"].contains(&&*event.cause);
-    !wanted
+        ["nobody_served", "upgrade", "rollback", "restart", "superseded", "stop", "drain", "resized"];
+    !wanted.contains(&&*event.cause) || event.happened == "drained" && event.lost_connections > 0
 }
 
 /// What happened, what it cost and how big it was.

@@ -6,7 +6,7 @@
 //! shop/checkout-x7k2p  ready  1200  2400  0       20    1.5ms  current  native 0.1.0  4711   6.1 MiB
 //! shop/web             ended with code 3, 0:12 ago
 //! ```
-//! IN and OUT are requests to and from the instance since its proxy's process started (of TCP: connections), ERRORS those
+//! IN and OUT are requests to and from the instance since it started (of TCP: connections), ERRORS those
 //! of both. IN/S is requests in per second between the last two reports, MEAN their mean time.
 //!
 //! `Screen` is pure: it is told lines and what runs, and gives the bytes to write. Holds: the table is redrawn in

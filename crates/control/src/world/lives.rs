@@ -124,6 +124,7 @@ pub(crate) fn read(status: &wire::ProxyStatus) -> ProxyLife {
         crash_loop: status.crash_loop,
         next_start_ms: status.next_start_ms,
         inbound: inbound.to_owned(),
+        inbound_cut: status.inbound_cut,
         stop_ms: status.stop_ms,
         log: sentence(&status.log),
         releases: status.releases.iter().take(MAX_RELEASES).map(|name| word(name)).collect(),

@@ -35,6 +35,7 @@ impl Supervisor {
                 (cause, next)
             }
         };
+        let next = self.current(next);
         let mut record = process.record(generation, self.now, Happened::Ended, cause, next);
         if let Some((exit, memory, lost)) = exit {
             record.exit = Some(exit);
@@ -43,6 +44,15 @@ impl Supervisor {
             record.lost.requests = record.lost.requests.saturating_add(lost.requests);
         }
         self.out.push(Effect::Record(Box::new(record)));
+    }
+
+    /// What was done when a process was told to go may have been overtaken before it went.
+    fn current(&self, next: Next) -> Next {
+        match (next, self.serving) {
+            (Next::ServedBy(_), Some(serving)) => Next::ServedBy(serving),
+            (Next::ServedBy(then), None) if !self.processes.contains_key(&then) => Next::Nothing,
+            (next, _) => next,
+        }
     }
 
     /// A process is of no use any more and is killed. What replaces it comes first.

@@ -54,6 +54,7 @@ fn causes() -> Vec<(Cause, &'static str, &'static str)> {
         (Cause::Restart, "restart", "restart by request"),
         (Cause::Superseded, "superseded", "not needed any more"),
         (Cause::Stop, "stop", "stop"),
+        (Cause::Drain, "drain", "by request"),
         (Cause::Resized(resize), "resized", "from 64 MiB to 96 MiB: 52 MiB in use with 900 connections"),
     ]
 }
@@ -116,9 +117,27 @@ fn every_cause_has_a_word_and_a_sentence() {
         assert!(word.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{word}");
         kinds.entry(variant(&cause)).or_default().insert(word);
     }
-    assert_eq!(kinds.len(), 15, "a cause is missing above: {kinds:?}");
+    assert_eq!(kinds.len(), 16, "a cause is missing above: {kinds:?}");
     let words: Vec<&str> = kinds.values().flatten().copied().collect();
     assert_eq!(words.iter().collect::<BTreeSet<_>>().len(), words.len(), "a word stands for two: {words:?}");
+}
+
+#[test]
+fn what_happened_is_said_in_words_that_are_true_of_the_first_one_too() {
+    let told = |happened, cause| {
+        let record = Record { happened, ..record(cause, Next::Nothing) };
+        let occurred = Occurred::new("shop/a-1", "shop/a", 9, 1_000, &record);
+        (occurred.happened, occurred.text)
+    };
+    let cases = [
+        (Happened::TookOver, Cause::NobodyServed, "took_over", "native 1.1 #1 began to serve"),
+        (Happened::TookOver, Cause::Upgrade, "took_over", "native 1.1 #1 took over: upgrade"),
+        (Happened::Drained, Cause::Drain, "drained", "native 1.1 #1 was drained: by request"),
+        (Happened::Drained, Cause::Stop, "drained", "native 1.1 #1 was drained: stop"),
+    ];
+    for (happened, cause, word, text) in cases {
+        assert_eq!(told(happened, cause.clone()), (word.to_owned(), text.to_owned()), "{cause:?}");
+    }
 }
 
 #[test]

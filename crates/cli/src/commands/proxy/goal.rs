@@ -77,9 +77,11 @@ impl Goal {
                     .iter()
                     .find(|one| one.engine == wanted.engine && one.release == wanted.release);
                 match (quarantined, &life.target) {
-                    (Some(quarantined), _) => {
-                        Look::Failed(format!("{wanted} was taken back: {}; {serves}", quarantined.text))
-                    }
+                    (Some(quarantined), _) => Look::Failed(format!(
+                        "{wanted} was taken back: {}; {serves}; {} is in quarantine on node {} until `outrider proxy \
+                         pardon`, and `outrider proxy logs` on it shows what it said last",
+                        quarantined.text, wanted.release, view.node,
+                    )),
                     (None, Some(target)) if same(target, wanted) => {
                         Look::Waiting(format!("{wanted} is wanted, {serves}"))
                     }
@@ -151,7 +153,14 @@ fn nobody_serves(view: &InstanceView, life: &ProxyLife) -> String {
 
 fn drained(life: &ProxyLife) -> Look {
     match life.inbound.as_str() {
-        "drained" => Look::Done("no caller is connected, and none gets in".to_owned()),
+        "drained" => {
+            let cut = match life.inbound_cut.unwrap_or_default() {
+                0 => String::new(),
+                1 => "; 1 connection was still open at the deadline and was cut".to_owned(),
+                many => format!("; {many} connections were still open at the deadline and were cut"),
+            };
+            Look::Done(format!("no caller is connected, and none gets in{cut}"))
+        }
         "draining" => {
             let left_ms =
                 life.stop_ms.or_else(|| life.generations.iter().filter_map(|one| one.left_ms).max());
@@ -301,7 +310,9 @@ mod tests {
                 &runs,
                 taken_back,
                 Failed(
-                    "native 1.1 was taken back: worse than its predecessor: slow; #1 native 1.0 serves"
+                    "native 1.1 was taken back: worse than its predecessor: slow; #1 native 1.0 serves; 1.1 is in \
+                     quarantine on node here until `outrider proxy pardon`, and `outrider proxy logs` on it shows what \
+                     it said last"
                         .into(),
                 ),
             ),
@@ -339,6 +350,20 @@ mod tests {
         ];
         for (goal, life, expected) in cases {
             assert_eq!(goal.look(&view(life.clone())), expected, "{goal:?} {life:#?}");
+        }
+    }
+
+    #[test]
+    fn a_drain_says_what_it_cut() {
+        let none = "no caller is connected, and none gets in";
+        for (inbound_cut, said) in [
+            (None, ""),
+            (Some(0), ""),
+            (Some(1), "; 1 connection was still open at the deadline and was cut"),
+            (Some(3), "; 3 connections were still open at the deadline and were cut"),
+        ] {
+            let life = ProxyLife { inbound: "drained".into(), inbound_cut, ..old() };
+            assert_eq!(Goal::Drained.look(&view(life)), Look::Done(format!("{none}{said}")));
         }
     }
 

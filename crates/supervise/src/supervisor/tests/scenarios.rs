@@ -272,6 +272,25 @@ fn what_may_pass_is_tried_again_and_the_rest_is_quarantined() {
 }
 
 #[test]
+fn what_ends_late_names_who_serves_then() {
+    serving(
+        "
+        … 100 restart
+        … 100 fetched 2
+        … 100 ready 2
+        … 100 accepting 2
+        … 101 restart
+        … 101 fetched 3
+        … 101 ready 3
+        … 101 accepting 3
+        102 exit 1 0       => #1 Ended: restart by request -> served by #3
+        … 103 signal 3 9
+        104 exit 2 0       => #2 Ended: restart by request -> nothing
+        ",
+    );
+}
+
+#[test]
 fn a_second_upgrade_waits_for_the_first_and_the_newest_wins() {
     let supervisor = serving(
         "
@@ -316,7 +335,7 @@ fn what_was_open_before_an_upgrade_has_ten_minutes_and_what_is_replaced_next_its
         430 tick        => #3 Passed: upgrade -> nothing; drain #2 600
         730.25 tick     =>
         730.5 tick      => kill #1
-        730.5 signal 1 9 => #1 Ended: upgrade -> served by #2
+        730.5 signal 1 9 => #1 Ended: upgrade -> served by #3
         1030.25 tick    =>
         1030.5 tick     => kill #2
         ",
@@ -344,7 +363,7 @@ fn an_upgrade_waits_while_too_many_drain() {
         500 upgrade 5      =>
         510 signal 4 11    => start #5 4; #4 Ended: signal 11 -> restarted as #5; serving nobody
         510 ready 5        => #5 TookOver: nobody served -> nothing; serving #5
-        520 exit 2 0       => #2 Ended: upgrade -> served by #3; fetch #6 5
+        520 exit 2 0       => #2 Ended: upgrade -> served by #5; fetch #6 5
         "
     ));
 }
