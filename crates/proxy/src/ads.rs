@@ -1,11 +1,11 @@
-//! The ADS stream: connecting, over a Unix socket or TCP, again and again, and carrying messages.
+//! The ADS stream: connecting, over a Unix socket, TCP or TLS, again and again, and carrying messages.
 //!
 //! Holds: what the server does never blocks the main thread; a server that accepts and stays silent is left
 //! after [`SILENCE`] by a proxy that needs something of it, and by no other: who has everything already is told
 //! nothing, for good; waiting between attempts grows, until a stream has lasted, and is spread; a server on another
 //! host that is lost with its power is noticed by probes of TCP; whoever drops where [`Requests`] go has left. Does
-//! not: understand messages (that is `xds::client`), ask by pings of HTTP/2 (common servers of gRPC end a connection
-//! that asks more often than every five minutes), or speak TLS.
+//! not: understand messages (that is `xds::client`), or ask by pings of HTTP/2 (common servers of gRPC end a connection
+//! that asks more often than every five minutes).
 
 use std::convert::Infallible;
 use std::fmt;
@@ -23,6 +23,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+pub mod secure;
+
+use secure::Files;
 
 /// First answer on a stream at the latest after this, for who has nothing yet.
 pub const SILENCE: Duration = Duration::from_secs(15);
@@ -52,27 +56,39 @@ pub enum Server {
         /// The port.
         port: u16,
     },
+    /// `https://HOST:PORT`: the same over TLS.
+    Https {
+        /// A name or an address, without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What it is secured with; without it no attempt is made.
+        files: Option<Arc<Files>>,
+    },
 }
 
 /// Why a text is not the place of an xDS server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServerError {
-    /// TLS was asked for.
+    /// TLS without saying whom to trust.
     #[error(
-        "TLS to an xDS server is not supported: use http://HOST:PORT or unix:PATH of something near that speaks it"
+        "https://HOST:PORT takes a file of authorities, one of which has signed the server's certificate"
     )]
-    Tls,
+    NoAuthorities,
+    /// Something to secure a connection with, and no TLS.
+    #[error("authorities, a certificate or a name are for a server at https://HOST:PORT")]
+    NoTls,
     /// Something behind the port, or before the host.
-    #[error("http://HOST:PORT has neither a path nor a user")]
+    #[error("http://HOST:PORT and https://HOST:PORT have neither a path nor a user")]
     More,
     /// No port, or none that can be.
-    #[error("a port from 1 to 65535 is required: http://HOST:PORT")]
+    #[error("a port from 1 to 65535 is required: http://HOST:PORT or https://HOST:PORT")]
     Port,
     /// No host, or none that can be.
-    #[error("a name, an IPv4 address or an IPv6 address in brackets is required: http://HOST:PORT")]
+    #[error("a name, an IPv4 address or an IPv6 address in brackets is required as HOST")]
     Host,
     /// Anything else.
-    #[error("supported are unix:PATH and http://HOST:PORT")]
+    #[error("supported are unix:PATH, http://HOST:PORT and https://HOST:PORT")]
     Form,
 }
 
@@ -83,10 +99,8 @@ impl FromStr for Server {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::Unix(path.into()));
         }
-        if text.starts_with("https://") {
-            return Err(ServerError::Tls);
-        }
-        let place = text.strip_prefix("http://").ok_or(ServerError::Form)?;
+        let secure = text.strip_prefix("https://");
+        let place = secure.or_else(|| text.strip_prefix("http://")).ok_or(ServerError::Form)?;
         let place = place.strip_suffix('/').unwrap_or(place);
         if place.contains(['/', '?', '#', '@']) {
             return Err(ServerError::More);
@@ -101,7 +115,11 @@ impl FromStr for Server {
                     && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
             }),
         };
-        Ok(Self::Http { host: host.ok_or(ServerError::Host)?.to_owned(), port })
+        let host = host.ok_or(ServerError::Host)?.to_owned();
+        Ok(match secure {
+            Some(_) => Self::Https { host, port, files: None },
+            None => Self::Http { host, port },
+        })
     }
 }
 
@@ -109,17 +127,46 @@ impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Http { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
-            Self::Http { host, port } => write!(f, "http://{host}:{port}"),
+            Self::Http { host, port } => write!(f, "http://{}", place(host, *port)),
+            Self::Https { host, port, .. } => write!(f, "https://{}", place(host, *port)),
         }
     }
+}
+
+fn place(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 impl Server {
     /// The host, if it has to be looked up to be found.
     pub fn name(&self) -> Option<&str> {
         match self {
-            Self::Http { host, .. } if host.parse::<IpAddr>().is_err() => Some(host),
+            Self::Http { host, .. } | Self::Https { host, .. } if host.parse::<IpAddr>().is_err() => {
+                Some(host)
+            }
+            _ => None,
+        }
+    }
+
+    /// The same server with what its connections are secured with.
+    ///
+    /// # Errors
+    /// [`ServerError::NoAuthorities`] or [`ServerError::NoTls`] if there is one of both without the other.
+    pub fn with_files(self, files: Option<Files>) -> Result<Self, ServerError> {
+        match (self, files) {
+            (Self::Https { .. }, None) => Err(ServerError::NoAuthorities),
+            (Self::Https { host, port, .. }, Some(files)) => {
+                Ok(Self::Https { host, port, files: Some(Arc::new(files)) })
+            }
+            (server, None) => Ok(server),
+            (_, Some(_)) => Err(ServerError::NoTls),
+        }
+    }
+
+    /// What its connections are secured with.
+    pub fn files(&self) -> Option<&Files> {
+        match self {
+            Self::Https { files, .. } => files.as_deref(),
             _ => None,
         }
     }
@@ -224,21 +271,19 @@ pub fn jitter() -> f64 {
     0.5 + 0.5 * (random as f64 / (1_u64 << 53) as f64)
 }
 
-async fn stream(
-    server: &Server,
-    events: &mpsc::Sender<Event>,
-    complete: &AtomicBool,
-    silence: Duration,
-) -> String {
-    let endpoint = match server {
-        Server::Unix(_) => Endpoint::from_static("http://localhost"),
-        Server::Http { .. } => match Endpoint::from_shared(server.to_string()) {
-            Ok(endpoint) => endpoint,
-            Err(e) => return chain(&e),
-        },
+/// Connects within `limit`.
+async fn open(server: Server, limit: Duration) -> Result<Channel, tonic::transport::Error> {
+    // Where it connects to is said by the connector; this is what requests say.
+    let said = match &server {
+        Server::Unix(_) => "http://localhost".to_owned(),
+        Server::Http { .. } | Server::Https { .. } => server.to_string(),
     };
-    let endpoint = endpoint.connect_timeout(silence);
-    let connecting = match server.clone() {
+    let endpoint = Endpoint::from_static("http://localhost").connect_timeout(limit);
+    let endpoint = match said.parse() {
+        Ok(origin) => endpoint.origin(origin),
+        Err(_) => Endpoint::from_shared(said)?,
+    };
+    match server {
         Server::Unix(path) => {
             let connector = tower::service_fn(move |_: Uri| {
                 let path = path.clone();
@@ -249,12 +294,35 @@ async fn stream(
         Server::Http { host, port } => {
             let connector = tower::service_fn(move |_: Uri| {
                 let host = host.clone();
-                async move { connect(&host, port, silence).await.map(TokioIo::new) }
+                async move { connect(&host, port, limit).await.map(TokioIo::new) }
             });
             endpoint.connect_with_connector(connector).await
         }
-    };
-    let channel = match connecting {
+        Server::Https { host, port, files } => {
+            let connector = tower::service_fn(move |_: Uri| {
+                let (host, files) = (host.clone(), files.clone());
+                async move {
+                    let secured = async {
+                        let stream = connect(&host, port, limit).await?;
+                        let files = files.ok_or(ServerError::NoAuthorities).map_err(std::io::Error::other)?;
+                        files.secure(stream, &host).await
+                    };
+                    let timed_out = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+                    tokio::time::timeout(limit, secured).await.map_err(timed_out)?.map(TokioIo::new)
+                }
+            });
+            endpoint.connect_with_connector(connector).await
+        }
+    }
+}
+
+async fn stream(
+    server: &Server,
+    events: &mpsc::Sender<Event>,
+    complete: &AtomicBool,
+    silence: Duration,
+) -> String {
+    let channel = match open(server.clone(), silence).await {
         Ok(channel) => channel,
         Err(e) => return chain(&e),
     };

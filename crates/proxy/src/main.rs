@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use outrider_handover::{FromProxy, ToProxy, ask_first};
 use outrider_os::confine::{Confinement, Needs, View};
-use outrider_proxy::ads::Server;
+use outrider_proxy::ads::secure::{self, Files, SecureError};
+use outrider_proxy::ads::{Server, ServerError};
 use outrider_proxy::conductor::{self, Options};
 use outrider_proxy::stamp;
+use rustls_pki_types::ServerName;
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -19,10 +21,23 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[derive(Parser)]
 #[command(name = "outrider-proxy", version = stamp::version())]
 struct Arguments {
-    /// The xDS server, asked by delta ADS: `unix:PATH`, or `http://HOST:PORT` in plaintext; TLS is not supported. With
-    /// --confine, HOST is an address.
+    /// The xDS server, asked by delta ADS: `unix:PATH`, `http://HOST:PORT` in plaintext, or `https://HOST:PORT` with TLS
+    /// 1.3 and --xds-ca. With --confine, HOST is an address.
     #[arg(long)]
     xds: Option<Server>,
+    /// Authorities of that server, PEM: one of them has signed its certificate. Like the next two it is read again for
+    /// every connection; with --confine it is there from the beginning, and everything in its folder can be read.
+    #[arg(long, value_name = "FILE", requires = "xds")]
+    xds_ca: Option<PathBuf>,
+    /// Our certificate towards that server, with its chain, PEM.
+    #[arg(long, value_name = "FILE", requires_all = ["xds_ca", "xds_key"])]
+    xds_cert: Option<PathBuf>,
+    /// The key of our certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "xds_cert")]
+    xds_key: Option<PathBuf>,
+    /// The name or address in that server's certificate, if it is not HOST.
+    #[arg(long, value_name = "NAME", requires = "xds_ca", value_parser = secure::name)]
+    xds_name: Option<ServerName<'static>>,
     /// Who we are towards the xDS server: NAMESPACE/INSTANCE.
     #[arg(long, default_value = "")]
     node: String,
@@ -68,6 +83,10 @@ struct Arguments {
 struct NotBegun;
 
 #[derive(Debug, thiserror::Error)]
+#[error("--xds: {0}{1}")]
+struct BadServer(ServerError, &'static str);
+
+#[derive(Debug, thiserror::Error)]
 #[error(
     "--xds: with --confine an address is required in place of `{0}`: names cannot be looked up without files"
 )]
@@ -85,10 +104,20 @@ pub(crate) fn main() -> ExitCode {
         Ok(control) => control,
         Err(error) => return fail(&error),
     };
+    if let Some(server) = arguments.xds.take() {
+        arguments.xds = match server.with_files(files(&arguments)) {
+            Ok(server) => Some(server),
+            Err(error @ ServerError::NoAuthorities) => return fail(&BadServer(error, ": --xds-ca FILE")),
+            Err(error) => return fail(&BadServer(error, "")),
+        };
+    }
     if let Some(name) = arguments.xds.as_ref().filter(|_| arguments.confine).and_then(Server::name) {
         return fail(&NoNames(name.to_owned()));
     }
-    let confinement = arguments.confine.then(|| confine(&arguments));
+    let confinement = match arguments.confine.then(|| confine(&arguments)).transpose() {
+        Ok(confinement) => confinement,
+        Err(error) => return fail(&error),
+    };
     if arguments.spare {
         match control.as_ref().map(|control| ask_first(control.as_fd(), &FromProxy::Waiting)).transpose() {
             Ok(Some(Some(ToProxy::Begin { generation, hold, xds }))) => {
@@ -134,15 +163,24 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Leaves this process what the rest of `main` needs: the control socket, the snapshot, and nothing else.
-fn confine(arguments: &Arguments) -> Confinement {
+/// What the connections to the xDS server are secured with.
+fn files(arguments: &Arguments) -> Option<Files> {
+    let authorities = arguments.xds_ca.clone()?;
+    let identity = arguments.xds_cert.clone().zip(arguments.xds_key.clone());
+    Some(Files { authorities, identity, name: arguments.xds_name.clone() })
+}
+
+/// Leaves this process what it still needs: the control socket, the snapshot, what an xDS server is reached with, and
+/// nothing else.
+fn confine(arguments: &Arguments) -> Result<Confinement, SecureError> {
     let mut view = View::of_program(&std::env::current_exe().unwrap_or_default());
     view.read.extend(arguments.snapshot.clone());
+    if let Some(files) = arguments.xds.as_ref().and_then(Server::files) {
+        view.read.extend(files.folders()?);
+    }
     view.bind = arguments.standalone;
-    outrider_os::confine::this_process(&Needs {
-        view,
-        descriptors: arguments.control_fd.into_iter().collect(),
-    })
+    let descriptors = arguments.control_fd.into_iter().collect();
+    Ok(outrider_os::confine::this_process(&Needs { view, descriptors }))
 }
 
 #[allow(clippy::print_stderr)]

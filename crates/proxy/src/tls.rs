@@ -143,17 +143,25 @@ impl Identity {
     /// # Errors
     /// See [`TlsError`].
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
-        let chain = certificates(chain, "certificate chain")?;
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|source| TlsError::Pem { what: "private key", source })?;
-        let leaf = chain.first().ok_or(TlsError::Empty("certificate chain"))?;
+        let certified = certified(chain, key)?;
+        let leaf = certified.cert.first().ok_or(TlsError::Empty("certificate chain"))?;
         let (id, not_after) = spiffe_id(leaf)?;
         let not_after = u64::try_from(not_after).unwrap_or(0);
         let domain = id.trust_domain().into();
-        let certified = CertifiedKey::from_der(chain, key, &provider())
-            .map_err(|source| TlsError::Refused { what: "certificate and key", source })?;
         Ok(Self { id: id.as_str().into(), trust_domain: domain, not_after, certified: Arc::new(certified) })
     }
+}
+
+/// A certificate and its key from PEM, which belong together; whose they are is not looked at.
+///
+/// # Errors
+/// See [`TlsError`].
+pub(crate) fn certified(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates(chain, "certificate chain")?;
+    let key =
+        PrivateKeyDer::from_pem_slice(key).map_err(|source| TlsError::Pem { what: "private key", source })?;
+    CertifiedKey::from_der(chain, key, &provider())
+        .map_err(|source| TlsError::Refused { what: "certificate and key", source })
 }
 
 /// Whom we trust.
@@ -245,6 +253,26 @@ pub fn client_config(
     config.alpn_protocols = alpn.to_vec();
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// Settings for connections to a server that is known by its name, as servers of the web are, and not by a SPIFFE ID.
+///
+/// # Errors
+/// See [`TlsError`].
+pub(crate) fn named_client_config(
+    bundle: &Bundle,
+    identity: Option<Arc<CertifiedKey>>,
+) -> Result<ClientConfig, TlsError> {
+    let settings = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|source| TlsError::Refused { what: "TLS 1.3", source })?
+        .with_root_certificates(Arc::clone(&bundle.roots));
+    Ok(match identity {
+        None => settings.with_no_client_auth(),
+        Some(certified) => {
+            settings.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)))
+        }
+    })
 }
 
 /// The same settings with a store of sessions of their own, for one endpoint. Sessions are kept by server name

@@ -1,15 +1,15 @@
 //! TLS from outside: identities of strangers, a client that accepts every server, and the record layer as
 //! it is seen on the wire.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature};
@@ -33,7 +33,7 @@ impl Identity {
         root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root = CertifiedIssuer::self_signed(root, KeyPair::generate()?)?;
 
-        let mut identity = Self::leaf(spiffe_id, &root)?;
+        let mut identity = Self::leaf(uri(spiffe_id)?, &root)?;
         identity.chain.push(root.der().clone());
         Ok(identity)
     }
@@ -46,7 +46,7 @@ impl Identity {
             std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
         };
         let key = KeyPair::from_pem(&read("root.key")?)?;
-        Self::leaf(spiffe_id, &Issuer::from_ca_cert_pem(&read("root.pem")?, key)?)
+        Self::leaf(uri(spiffe_id)?, &Issuer::from_ca_cert_pem(&read("root.pem")?, key)?)
     }
 
     /// Writes the chain and the key into this folder, as PEM, for programs that read files.
@@ -57,10 +57,10 @@ impl Identity {
         Ok((chain, key))
     }
 
-    fn leaf(spiffe_id: &str, issuer: &Issuer<'_, KeyPair>) -> Result<Self> {
+    fn leaf(name: SanType, issuer: &Issuer<'_, KeyPair>) -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut leaf = CertificateParams::default();
-        leaf.subject_alt_names = vec![SanType::URI(spiffe_id.try_into()?)];
+        leaf.subject_alt_names = vec![name];
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
@@ -68,6 +68,35 @@ impl Identity {
         let certificate = leaf.signed_by(&key, issuer)?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         Ok(Self { chain: vec![certificate.der().clone()], key: key.into() })
+    }
+}
+
+fn uri(spiffe_id: &str) -> Result<SanType> {
+    Ok(SanType::URI(spiffe_id.try_into()?))
+}
+
+/// An authority for servers that are known by their address, and for their callers.
+#[derive(Debug)]
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    /// One that nobody trusts yet.
+    pub fn new() -> Result<Self> {
+        let mut root = CertificateParams::default();
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        root.distinguished_name.push(DnType::CommonName, "an authority of a test");
+        Ok(Self(CertifiedIssuer::self_signed(root, KeyPair::generate()?)?))
+    }
+
+    /// Its certificate.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// The identity of who is at this address.
+    pub fn issue(&self, address: IpAddr) -> Result<Identity> {
+        Identity::leaf(SanType::IpAddress(address), &self.0)
     }
 }
 

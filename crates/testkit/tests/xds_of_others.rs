@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use outrider_testkit::http::Connection;
 use outrider_testkit::origin::Origin;
 use outrider_testkit::process::{Proc, run};
+use outrider_testkit::tls::Authority;
 use outrider_testkit::wait::{LONG, until};
 use outrider_testkit::{mesh, peers, ports};
 use rustix::process::Signal;
@@ -37,6 +38,8 @@ struct Server {
     /// Where it listens, in the words of gRPC.
     at: String,
     state: Value,
+    /// A folder with `chain.pem` and `key.pem`, which are its own, and `callers.pem`; plaintext without one.
+    secrets: Option<PathBuf>,
     process: Option<Proc>,
 }
 
@@ -45,7 +48,7 @@ impl Server {
         let Some(mut command) = peers::xds_protos()? else { return Ok(()) };
         let script = self.folder.join("server.py");
         std::fs::write(&script, include_str!("xds/server.py"))?;
-        command.arg(script).arg(&self.at).arg(self.folder.join("state.json"));
+        command.arg(script).arg(&self.at).arg(self.folder.join("state.json")).args(&self.secrets);
         // Every start has a log of its own.
         let log = self.folder.join(format!("server-{}.log", ports::reserve()?));
         self.process = Some(Proc::start("xds server", command, &log)?);
@@ -112,10 +115,23 @@ fn told(server: &Server, kind: &str) -> Result<()> {
 
 /// `place`: for the proxy; `at`: the same for the server.
 fn lives_with(folder: &Path, place: &str, at: &str, options: &[&str]) -> Result<()> {
+    lives_with_secrets(folder, place, at, options, &|| Ok(None))
+}
+
+/// `secrets` are made anew before each start of the server.
+fn lives_with_secrets(
+    folder: &Path,
+    place: &str,
+    at: &str,
+    options: &[&str],
+    secrets: &dyn Fn() -> Result<Option<PathBuf>>,
+) -> Result<()> {
     let ((_a, a), (_b, b), (_c, c)) = (named("a")?, named("b")?, named("c")?);
     let (first, second) = (ports::reserve()?, ports::reserve()?);
     let state = json!({"port": first, "second": second, "api": [a], "also": [c], "bad": false});
-    let mut server = Server { folder: folder.to_owned(), at: at.to_owned(), state, process: None };
+    let secret = secrets()?;
+    let (at, process) = (at.to_owned(), None);
+    let mut server = Server { folder: folder.to_owned(), at, state, secrets: secret, process };
     server.says(json!({}))?;
 
     // The proxy is there before its server.
@@ -156,6 +172,7 @@ fn lives_with(folder: &Path, place: &str, at: &str, options: &[&str]) -> Result<
     answered(first, "/", "a")?;
     server.says(json!({"api": [c], "second": second}))?;
     ensure!(ask(first, "/")? == "a");
+    server.secrets = secrets()?;
     server.start()?;
     answered(first, "/", "c")?;
     answered(second, "/", "c")?;
@@ -178,6 +195,34 @@ fn another_server_of_xds_is_heard_over_tcp_by_a_confined_proxy() -> Result<()> {
     lives_with(folder.path(), &format!("http://{at}"), &at, &["--confine"])
 }
 
+/// Everybody gets another authority while the server is away: files of the same names take the place of the old ones.
+#[test]
+fn another_server_of_xds_is_heard_over_tls_by_a_confined_proxy_whose_secrets_are_replaced() -> Result<()> {
+    if peers::xds_protos()?.is_none() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let (ours, theirs) = (folder.path().join("ours"), folder.path().join("theirs"));
+    let secrets = || {
+        let authority = Authority::new()?;
+        let fresh = tempfile::tempdir_in(folder.path())?;
+        for (place, others) in [(&ours, "authorities.pem"), (&theirs, "callers.pem")] {
+            std::fs::create_dir_all(place)?;
+            authority.issue(Ipv4Addr::LOCALHOST.into())?.save(fresh.path())?;
+            std::fs::write(fresh.path().join(others), authority.pem())?;
+            for name in ["chain.pem", "key.pem", others] {
+                std::fs::rename(fresh.path().join(name), place.join(name))?;
+            }
+        }
+        Ok(Some(theirs.clone()))
+    };
+    let file = |name: &str| ours.join(name).display().to_string();
+    let (authorities, chain, key) = (file("authorities.pem"), file("chain.pem"), file("key.pem"));
+    let at = format!("127.0.0.1:{}", ports::reserve()?);
+    let options: [&str; 7] = ["--confine", "--xds-ca", &authorities, "--xds-cert", &chain, "--xds-key", &key];
+    lives_with_secrets(folder.path(), &format!("https://{at}"), &at, &options, &secrets)
+}
+
 #[test]
 fn another_server_of_xds_is_heard_over_a_unix_socket() -> Result<()> {
     if peers::xds_protos()?.is_none() {
@@ -191,8 +236,14 @@ fn another_server_of_xds_is_heard_over_a_unix_socket() -> Result<()> {
 #[test]
 fn servers_that_cannot_be_reached_are_refused_by_name() -> Result<()> {
     for (options, words) in [
-        (&["--xds", "https://127.0.0.1:1"][..], "TLS to an xDS server is not supported"),
-        (&["--xds", "127.0.0.1:1"], "supported are unix:PATH and http://HOST:PORT"),
+        (&["--xds", "https://127.0.0.1:1"][..], "takes a file of authorities"),
+        (&["--xds", "http://127.0.0.1:1", "--xds-ca", "ca.pem"], "are for a server at https://HOST:PORT"),
+        (&["--xds", "https://127.0.0.1:1", "--xds-ca", "ca.pem", "--xds-cert", "cert.pem"], "--xds-key"),
+        (&["--xds", "127.0.0.1:1"], "supported are unix:PATH, http://HOST:PORT and https://HOST:PORT"),
+        (
+            &["--xds", "https://somewhere:1", "--xds-ca", "ca.pem", "--confine"],
+            "with --confine an address is required",
+        ),
         (&["--xds", "http://somewhere:1", "--confine"], "with --confine an address is required"),
     ] {
         let mut command = Command::new(mesh::binary("outrider-proxy")?);

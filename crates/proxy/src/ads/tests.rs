@@ -47,14 +47,19 @@ async fn the_last_address_is_tried_in_time_if_all_others_swallow_the_attempt() {
 }
 
 #[test]
-fn places_of_servers_are_read_and_what_is_not_supported_is_named() {
+fn places_of_servers_are_read_and_what_is_none_is_named() {
     let http = |host: &str, port| Server::Http { host: host.to_owned(), port };
+    let https = |host: &str, port| Server::Https { host: host.to_owned(), port, files: None };
     for (text, expected) in [
         ("unix:/run/xds.sock", Ok(Server::Unix("/run/xds.sock".into()))),
         ("http://127.0.0.1:18000", Ok(http("127.0.0.1", 18_000))),
         ("http://[::1]:18000", Ok(http("::1", 18_000))),
         ("http://xds.internal:80/", Ok(http("xds.internal", 80))),
-        ("https://xds.internal:443", Err(ServerError::Tls)),
+        ("https://xds.internal:443", Ok(https("xds.internal", 443))),
+        ("https://[::1]:443/", Ok(https("::1", 443))),
+        ("https://xds.internal", Err(ServerError::Port)),
+        ("https://:443", Err(ServerError::Host)),
+        ("https://user@xds.internal:443", Err(ServerError::More)),
         ("http://xds.internal", Err(ServerError::Port)),
         ("http://xds.internal:0", Err(ServerError::Port)),
         ("http://xds.internal:+80", Err(ServerError::Port)),
@@ -74,8 +79,18 @@ fn places_of_servers_are_read_and_what_is_not_supported_is_named() {
             assert_eq!(server.to_string(), text.trim_end_matches('/'));
         }
     }
-    assert_eq!(http("xds.internal", 80).name(), Some("xds.internal"));
-    assert_eq!(http("::1", 80).name(), None);
+    for server in [http, https] {
+        assert_eq!(server("xds.internal", 80).name(), Some("xds.internal"));
+        assert_eq!(server("::1", 80).name(), None);
+    }
+    // There is no TLS without somebody to trust, and nobody is trusted for nothing.
+    let files = Files { authorities: "ca.pem".into(), identity: None, name: None };
+    let given = || Some(files.clone());
+    assert_eq!(https("::1", 80).with_files(None), Err(ServerError::NoAuthorities));
+    assert_eq!(http("::1", 80).with_files(given()), Err(ServerError::NoTls));
+    assert_eq!(Server::Unix("a".into()).with_files(given()), Err(ServerError::NoTls));
+    assert_eq!(http("::1", 80).with_files(None), Ok(http("::1", 80)));
+    assert_eq!(https("::1", 80).with_files(given()).unwrap().files(), Some(&files));
 }
 
 /// What a server made by hand does with every stream.

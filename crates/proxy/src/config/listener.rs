@@ -451,13 +451,14 @@ fn upgrades(configs: Vec<UpgradeConfig>, version: Version, path: &str) -> Result
             continue;
         }
         // A tunnel of it would carry requests past routes and access.
-        if kind == "h2c" || kind == "h2" || kind == "http" || kind.starts_with("http/") {
+        let first = kind.split(['/', '-']).next().unwrap_or_default();
+        if ["h2", "h2c", "http", "spdy", "tls"].contains(&first) {
             return no("requests would pass in it that nobody looks at");
         }
         if version != Version::Http1 {
             return no("only WebSockets are streams of HTTP/2");
         }
-        if kind == "connect" {
+        if first == "connect" {
             return no("there are no tunnels by CONNECT");
         }
         let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte);

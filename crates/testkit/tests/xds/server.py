@@ -1,12 +1,13 @@
-"""A delta ADS server of grpcio and the messages of xds-protos: `server.py ADDRESS STATE`.
+"""A delta ADS server of grpcio and the messages of xds-protos: `server.py ADDRESS STATE [SECRETS]`.
 
 STATE is a file of JSON, read again and again: {"port", "second", "api": [ports], "also": [ports], "bad"}. What the
 proxy says is printed, one JSON object a line: {"type", "subscribe", "unsubscribe", "initial"}, {"type", "ack"} or
-{"type", "nack": message}.
+{"type", "nack": message}. SECRETS is a folder with chain.pem, key.pem and the authorities of callers, callers.pem.
 """
 
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -193,7 +194,20 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
 
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
 ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(Server(sys.argv[2]), server)
-if not server.add_insecure_port(sys.argv[1]):
+
+
+def secret(name):
+    with open(os.path.join(sys.argv[3], name), "rb") as file:
+        return file.read()
+
+
+if len(sys.argv) > 3:
+    pair = (secret("key.pem"), secret("chain.pem"))
+    credentials = grpc.ssl_server_credentials([pair], secret("callers.pem"), require_client_auth=True)
+    port = server.add_secure_port(sys.argv[1], credentials)
+else:
+    port = server.add_insecure_port(sys.argv[1])
+if not port:
     sys.exit(f"cannot bind {sys.argv[1]}")
 server.start()
 server.wait_for_termination()
