@@ -25,13 +25,15 @@ use core::header_value_option::HeaderAppendAction;
 use hcm::http_connection_manager::{CodecType, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig};
 use route::header_matcher::HeaderMatchSpecifier;
 
-/// The one protocol that a connection may be switched to.
+/// What every connection of HTTP/1.1 may be switched to.
 const UPGRADE: &str = "websocket";
 
 /// What differs between connection managers.
 pub(crate) struct Manager<'a> {
     pub(crate) name: &'a str,
     pub(crate) protocol: Protocol,
+    /// What its connections may be switched to besides.
+    pub(crate) upgrades: &'a [String],
     /// Whether callers are on other hosts.
     pub(crate) remote: bool,
     pub(crate) timeouts: &'a Timeouts,
@@ -71,7 +73,10 @@ pub(crate) fn manager(manager: Manager<'_>) -> listener::Filter {
         request_headers_timeout: Some(limit(Some(manager.limits.headers_timeout))),
         skip_xff_append: true,
         generate_request_id: Some(boolean(false)),
-        upgrade_configs: vec![UpgradeConfig { upgrade_type: UPGRADE.to_owned(), ..UpgradeConfig::default() }],
+        upgrade_configs: std::iter::once(UPGRADE)
+            .chain(manager.upgrades.iter().map(String::as_str))
+            .map(|name| UpgradeConfig { upgrade_type: name.to_owned(), ..UpgradeConfig::default() })
+            .collect(),
         normalize_path: Some(boolean(false)),
         local_reply_config: Some(local_replies(manager.protocol)),
         route_specifier: Some(manager.routes),

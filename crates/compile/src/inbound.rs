@@ -156,6 +156,7 @@ fn filters(
     vec![http::manager(Manager {
         name,
         protocol: port.protocol,
+        upgrades: &port.upgrades,
         remote: side == Side::Authenticated,
         timeouts: &service.timeouts,
         limits: service.traffic.inbound,

@@ -147,6 +147,7 @@ fn http_filter(callee: &Service, port: &Port, name: &str) -> listener::Filter {
     http::manager(Manager {
         name,
         protocol: port.protocol,
+        upgrades: &port.upgrades,
         remote: false,
         timeouts: &callee.timeouts,
         // Of the application of this host: what its callees take is their proxies' affair.

@@ -115,6 +115,10 @@ fn service(spec: Option<&ServiceSpec>, name: &str, outer: &NamespaceSettings) ->
         };
         values.push(value(path("targetPort"), target.to_string(), &origin));
         values.push(value(path("protocol"), port.protocol.yaml(), &Origin::Declared));
+        if let Some(names) = &port.upgrades {
+            let names: Vec<&str> = names.iter().map(|name| name.0.as_str()).collect();
+            values.push(value(path("upgrades"), format!("[{}]", names.join(", ")), &Origin::Declared));
+        }
     }
     let (calls, origin) = match spec.and_then(|spec| spec.calls.as_deref()) {
         Some(calls) => (calls, Origin::Declared),

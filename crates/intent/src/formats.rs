@@ -39,6 +39,8 @@ pub(crate) enum Format {
     PositiveDuration,
     /// RFC 9110 token.
     HeaderName,
+    /// Name of a protocol that a connection is switched to, where what follows is nobody's affair.
+    Upgrade,
     /// Visible characters, spaces and tabs.
     HeaderValue,
     /// Gateway API path.
@@ -60,7 +62,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    const NAMES: [(&'static str, Format); 15] = [
+    const NAMES: [(&'static str, Format); 16] = [
         ("label", Self::Label),
         ("service-name", Self::ServiceName),
         ("subdomain", Self::Subdomain),
@@ -68,6 +70,7 @@ impl Format {
         ("duration", Self::Duration),
         ("positive-duration", Self::PositiveDuration),
         ("header-name", Self::HeaderName),
+        ("upgrade", Self::Upgrade),
         ("header-value", Self::HeaderValue),
         ("path", Self::Path),
         ("path-pattern", Self::PathPattern),
@@ -108,6 +111,7 @@ impl Format {
                 Some(_) => Ok(()),
             },
             Self::HeaderName => header_name(text),
+            Self::Upgrade => upgrade(text),
             Self::HeaderValue => header_value(text),
             Self::Path | Self::PathPattern => path(text),
             Self::PathReplacement if text.is_empty() => Ok(()),
@@ -287,6 +291,32 @@ fn header_name(text: &str) -> Result<(), Refusal> {
         ));
     }
     Err(name("is not a header name", "use letters, digits and `-`"))
+}
+
+fn upgrade(text: &str) -> Result<(), Refusal> {
+    if text.len() > 64 {
+        return Err(too_long("name of a protocol", 64));
+    }
+    let token = |part: &str| {
+        let byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        !part.is_empty() && part.bytes().all(byte)
+    };
+    let (protocol, version) = text.split_once('/').unwrap_or((text, "1"));
+    if !token(protocol) || !token(version) {
+        return Err(name("is not the name of a protocol", "write it as the header `upgrade` does"));
+    }
+    let protocol = protocol.to_ascii_lowercase();
+    let draft = protocol.split('-').next().unwrap_or_default();
+    match draft {
+        "websocket" if draft == protocol => Err(value("is carried by every port of `http`", "remove it")),
+        "connect" => Err(value("is no upgrade", "there are no tunnels by CONNECT; remove it")),
+        // RFC 9113, RFC 2817 and what was before them.
+        "h2" | "h2c" | "http" | "spdy" | "tls" => Err(value(
+            "would carry requests that nobody looks at",
+            "declare a port with `protocol: http2` for it, where routes and access hold",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn header_value(text: &str) -> Result<(), Refusal> {

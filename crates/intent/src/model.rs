@@ -191,6 +191,9 @@ pub struct Port {
     pub target_port: u16,
     /// What is spoken.
     pub protocol: Protocol,
+    /// Protocols besides WebSocket that a connection of [`Protocol::Http`] may be switched to, in small letters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upgrades: Vec<String>,
 }
 
 /// A service with its effective settings.

@@ -11,7 +11,7 @@ use crate::document::{Document, Key, Kind, MAX_FINDINGS, Wire};
 use crate::model::{AccessPolicy, Intent, Namespace, Port, Protocol, Role, Service, ServiceRef};
 use crate::settings::{self, Limits, NamespaceSettings};
 use crate::traffic::{ByTarget, Policies};
-use crate::wire::{ReferenceGrantSpec, RouteKindName, ServiceSpec};
+use crate::wire::{PortSpec, ReferenceGrantSpec, RouteKindName, ServiceSpec};
 use crate::words::nearest;
 use crate::{access, reach, route, traffic};
 
@@ -419,9 +419,46 @@ fn ports(document: &Document, spec: Option<&ServiceSpec>, findings: &mut Vec<Dia
             port: port.port,
             target_port: port.target_port.unwrap_or(port.port),
             protocol: port.protocol,
+            upgrades: upgrades(document, port, index, findings),
         });
     }
     ports
+}
+
+/// What connections of a port may be switched to, in small letters as names of protocols are compared.
+fn upgrades(
+    document: &Document,
+    port: &PortSpec,
+    index: usize,
+    findings: &mut Vec<Diagnostic>,
+) -> Vec<String> {
+    let written = port.upgrades.as_deref().unwrap_or_default();
+    if !written.is_empty() && port.protocol != Protocol::Http {
+        let place = document.at(&format!("spec/ports/{index}/upgrades"));
+        let message = "connections are switched to other protocols by HTTP/1.1 only";
+        let help = match port.protocol {
+            Protocol::Tcp => "a port of `tcp` carries any bytes; remove it",
+            _ => "remove it, or use `protocol: http`",
+        };
+        findings.push(Diagnostic::error(Code::ProtocolMismatch, place, message).help(help));
+        return Vec::new();
+    }
+    let mut names = Vec::new();
+    for (at, name) in written.iter().enumerate() {
+        match written[..at].iter().position(|one| one.0.eq_ignore_ascii_case(&name.0)) {
+            None => names.push(name.0.to_ascii_lowercase()),
+            Some(first) => {
+                let place = |at: usize| document.at(&format!("spec/ports/{index}/upgrades/{at}"));
+                let message = format!("`{}` is listed a second time", name.0);
+                findings.push(
+                    Diagnostic::error(Code::DuplicateValue, place(at), message)
+                        .related(place(first), "first here")
+                        .help("remove one of them"),
+                );
+            }
+        }
+    }
+    names
 }
 
 /// The role against ports and calls.

@@ -72,6 +72,8 @@ text! {
     HeaderName: "header-name", 256, "^[A-Za-z0-9!#$%&'*+\\-.^_`|~]+$";
     /// Header value.
     HeaderValue: "header-value", 4096, "^[^ \\t]";
+    /// Name of a protocol, as in the header `upgrade`.
+    UpgradeName: "upgrade", 64, "^[A-Za-z0-9!#$%&'*+\\-.^_`|~/]+$";
     /// Path.
     PathText: "path", 1024, "^/(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})*$";
     /// Path, or a regular expression over paths.
@@ -256,6 +258,11 @@ pub(crate) struct PortSpec {
     pub(crate) target_port: Option<u16>,
     /// What is spoken. Declared, never guessed.
     pub(crate) protocol: Protocol,
+    /// Protocols besides WebSocket that a connection of `http` may be switched to by the header `upgrade`; what follows
+    /// the switch is carried as bytes. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub(crate) upgrades: Option<Vec<UpgradeName>>,
 }
 
 /// The route.

@@ -19,8 +19,8 @@ fn the_example_of_traffic_and_access_has_no_findings() {
     let text = yaml("traffic.md");
     let parsed = parse(&[Source { name: "traffic.md".to_owned(), text }]);
     assert_eq!(parsed.diagnostics, []);
-    // A namespace, seven services, two routes, three traffic policies and three access policies.
-    assert_eq!(parsed.documents.len(), 16);
+    // A namespace, eight services, two routes, three traffic policies and three access policies.
+    assert_eq!(parsed.documents.len(), 17);
     let resolved = resolve(&parsed.documents, &ResolveOptions::default());
     assert_eq!(resolved.diagnostics, []);
     let intent = resolved.intent.unwrap();

@@ -3,19 +3,27 @@
 //!
 //! Over HTTP/2 (RFC 8441) the same programs speak through relays at both ends, which `h2` is the protocol of.
 //!
+//! Besides, other protocols that a port names, with their own bytes.
+//!
 //! Judged is that the proxies change nothing: what a client gets through them is, frame for frame, what it gets from the
 //! server itself, and both ends close with the code of the suite.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use outrider_testkit::http::{Connection, Head};
+use outrider_testkit::origin::Origin;
+use outrider_testkit::wait::{LONG, until};
 use outrider_testkit::{Mesh, Pair, for_each_pair, intent, peers, ports, report};
 
 for_each_pair!(the_case_groups_over_http2_come_to_the_same);
+for_each_pair!(a_named_protocol_is_switched_to_and_no_other);
 
 /// The declared ports of `shop/web`.
 const PORT: u16 = 8080;
 const RAW_PORT: u16 = 8081;
 /// All cases, on a busy machine.
-const CASES: std::time::Duration = std::time::Duration::from_secs(150);
+const CASES: Duration = Duration::from_secs(150);
 /// There are at least so many of them.
 const LEAST: usize = 300;
 
@@ -111,5 +119,79 @@ fn over_http2(pair: Pair, silent: &str) -> Result<()> {
     report(last);
     let count = last.split(' ').next().and_then(|count| count.parse::<usize>().ok());
     ensure!(count.is_some_and(|count| count >= LEAST), "{said}");
+    mesh.finish()
+}
+
+/// Every byte there is, so that nothing on the way takes some of them for something.
+fn every_byte() -> Vec<u8> {
+    (0..=255).chain(*b"\r\n\r\nGET / HTTP/1.1\r\n\r\n0\r\n\r\n").collect()
+}
+
+/// Switches to whatever it is asked for, and says everything again.
+fn switches(port: u16) -> Result<Origin> {
+    Origin::serve(port, |stream| {
+        let mut connection = Connection::of_tcp(stream)?;
+        while let Some(head) = connection.head()? {
+            let Some(protocol) = head.get("upgrade") else {
+                connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
+                continue;
+            };
+            let switched = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nupgrade: {protocol}\r\nconnection: upgrade\r\n\r\n"
+            );
+            connection.send(switched.as_bytes())?;
+            for _ in 0..2 {
+                let told = connection.bytes(every_byte().len())?;
+                connection.send(&told)?;
+            }
+            return Ok(());
+        }
+        Ok(())
+    })
+}
+
+fn a_named_protocol_is_switched_to_and_no_other(pair: Pair) -> Result<()> {
+    let target = ports::reserve()?;
+    let _origin = switches(target)?;
+    let mesh = Mesh::start()?;
+    let declare = |upgrades: &str| {
+        let port = format!(
+            "{{name: http, port: {PORT}, targetPort: {target}, protocol: http, upgrades: [{upgrades}]}}"
+        );
+        mesh.apply(
+            &(intent::client(pair.client, "client", "web") + &intent::server(pair.server, "web", &port)),
+        )
+    };
+    declare("shop-sync/2")?;
+    let _app = mesh.stand_in("shop/web")?;
+    let shell = mesh.shell("shop/client")?;
+    let web = shell.address("web", PORT)?;
+    let ask = |protocol: &str| -> Result<(Connection<_>, Head)> {
+        let mut connection = Connection::open(web)?;
+        let head =
+            format!("GET /sync HTTP/1.1\r\nhost: web\r\nupgrade: {protocol}\r\nconnection: upgrade\r\n\r\n");
+        connection.send(head.as_bytes())?;
+        let head = connection.head()?.context("no answer")?;
+        Ok((connection, head))
+    };
+    let (mut switched, head) = until("the switch", LONG, || match ask("Shop-Sync/2") {
+        Ok((connection, head)) if head.status().is_ok_and(|status| status == 101) => Ok((connection, head)),
+        other => Err(format!("{:?}", other.map(|(_, head)| head))),
+    })?;
+    ensure!(head.get("upgrade").is_some_and(|name| name.eq_ignore_ascii_case("shop-sync/2")), "{head:?}");
+    switched.send(&every_byte())?;
+    ensure!(switched.bytes(every_byte().len())? == every_byte());
+    let (_, other) = ask("shop-sync/3")?;
+    ensure!(other.status()? != 101, "{other:?}");
+    // It is declared no more: what was switched goes on, but in an Envoy, which ends what began before after a while.
+    declare("")?;
+    until("it is switched to no more", LONG, || match ask("shop-sync/2") {
+        Ok((_, head)) if head.status().is_ok_and(|status| status != 101) => Ok(()),
+        other => Err(format!("{:?}", other.map(|(_, head)| head))),
+    })?;
+    if pair == Pair::NATIVE {
+        switched.send(&every_byte())?;
+        ensure!(switched.bytes(every_byte().len())? == every_byte());
+    }
     mesh.finish()
 }

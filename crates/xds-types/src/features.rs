@@ -72,9 +72,11 @@ pub const ACCESS_RULES: &str = "access-rules";
 pub const HTTP2_WEBSOCKET: &str = "http2-websocket";
 /// Ages of connections to endpoints.
 pub const CONNECTION_AGE: &str = "connection-age";
+/// Upgrades to other protocols than WebSocket.
+pub const UPGRADES: &str = "upgrades";
 
 /// Everything that proxies of this version know.
-pub const ALL: [&str; 19] = [
+pub const ALL: [&str; 20] = [
     HTTP2,
     REGEX,
     QUERY_PARAMS,
@@ -94,6 +96,7 @@ pub const ALL: [&str; 19] = [
     ACCESS_RULES,
     HTTP2_WEBSOCKET,
     CONNECTION_AGE,
+    UPGRADES,
 ];
 
 /// What is to be said in `client_features`.
@@ -150,6 +153,9 @@ fn of_listener(listener: &Listener, needed: &mut Needed) {
         }
         if manager.http2_protocol_options.as_ref().is_some_and(|http2| http2.allow_connect) {
             needed.insert(HTTP2_WEBSOCKET);
+        }
+        if manager.upgrade_configs.iter().any(|one| !one.upgrade_type.eq_ignore_ascii_case("websocket")) {
+            needed.insert(UPGRADES);
         }
         for filter in &manager.http_filters {
             if let Some(http_filter::ConfigType::TypedConfig(any)) = &filter.config_type {

@@ -11,12 +11,13 @@ use outrider_xds_types::prost::Message;
 use super::*;
 use crate::engines::{has, refusals, refused};
 
-const CASES: [&str; 5] = [
+const CASES: [&str; 6] = [
     include_str!("cases/http-routes.yaml"),
     include_str!("cases/grpc-and-tcp-routes.yaml"),
     include_str!("cases/traffic-policies.yaml"),
     include_str!("cases/access-policies.yaml"),
     include_str!("cases/peak-ewma.yaml"),
+    include_str!("cases/many-ports.yaml"),
 ];
 
 const FEATURES: [Feature; 21] = [

@@ -50,6 +50,7 @@ fn intents() -> impl Strategy<Value = Intent> {
                 target_port: 8080,
                 protocol: [Protocol::Tcp, Protocol::Http, Protocol::Http2, Protocol::Grpc]
                     [usize::from(*kind)],
+                upgrades: if *kind == 1 { vec!["other/1".to_owned()] } else { Vec::new() },
             });
             let calls: BTreeSet<ServiceRef> = calls.iter().map(|call| call.get(&ids).clone()).collect();
             let mut service = declared(id, ports.collect(), calls, *timeouts);
@@ -185,7 +186,7 @@ proptest! {
         let stranger = ServiceRef::new("n0", "stranger");
         // In the same namespace, with a port that others have too; it may even call itself.
         let calls = calls.then(|| stranger.clone()).into_iter().collect();
-        let port = Port { name: "p0".into(), port: 80, target_port: 80, protocol: Protocol::Http };
+        let port = Port { name: "p0".into(), port: 80, target_port: 80, protocol: Protocol::Http, upgrades: Vec::new() };
         let timeouts = Timeouts { request: None, idle: None, call_idle: None, connect: Duration::from_secs(1) };
         more.services.insert(stranger.clone(), declared(&stranger, vec![port], calls, timeouts));
         let after = compiled(&more);
