@@ -20,6 +20,8 @@ use outrider_xds_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
 };
 use outrider_xds_types::pb::google::protobuf::{UInt32Value, UInt64Value};
+use outrider_xds_types::prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use outrider_xds_types::prost::{DecodeError, Message};
 
 use super::Endpoint;
 use super::fields::{Refusal, duration, join, nothing_left, socket_address};
@@ -189,18 +191,28 @@ fn common(mut common: CommonLbConfig, config: &mut BalanceConfig) -> Result<(), 
 }
 
 /// Takes an assignment apart; `path` is where it was found.
-pub(super) fn assignment(mut given: ClusterLoadAssignment, path: &str) -> Result<Assignment, Refusal> {
+pub(super) fn assignment(given: &ClusterLoadAssignment, path: &str) -> Result<Assignment, Refusal> {
+    read(&given.encode_to_vec(), path)
+}
+
+/// Reads an assignment, one endpoint after the other: of a long list there is never more than what is kept of it.
+pub(super) fn read(body: &[u8], path: &str) -> Result<Assignment, Refusal> {
+    let broken = |error: DecodeError| Refusal::new(path, error.to_string());
+    let (groups, rest) = repeated(body).map_err(broken)?;
+    let mut given = ClusterLoadAssignment::decode(&*rest).map_err(broken)?;
     given.cluster_name.clear();
     let overprovisioning = overprovisioning(&mut given, path)?;
-    let mut list = Vec::new();
-    let mut localities = Vec::new();
-    let groups = std::mem::take(&mut given.endpoints);
+    nothing_left(&given, path)?;
     if groups.len() > MAX_LOCALITIES {
         let cause = format!("{} localities; at most {MAX_LOCALITIES} are supported", groups.len());
         return Err(Refusal::new(join(path, "endpoints"), cause));
     }
-    for (n, mut group) in groups.into_iter().enumerate() {
+    let mut list = Vec::new();
+    let mut localities = Vec::new();
+    for (n, group) in groups.into_iter().enumerate() {
         let path = join(path, &format!("endpoints[{n}]"));
+        let (endpoints, rest) = repeated(group).map_err(broken)?;
+        let mut group = LocalityLbEndpoints::decode(&*rest).map_err(broken)?;
         let priority = std::mem::take(&mut group.priority);
         let priority =
             u8::try_from(priority).ok().filter(|p| u32::from(*p) <= MAX_PRIORITY).ok_or_else(|| {
@@ -211,16 +223,40 @@ pub(super) fn assignment(mut given: ClusterLoadAssignment, path: &str) -> Result
         group.proximity = None;
         group.metadata = None;
         localities.push(group.load_balancing_weight.take().map_or(0, |w: UInt32Value| w.value));
-        for (m, one) in std::mem::take(&mut group.lb_endpoints).into_iter().enumerate() {
-            let endpoint = endpoint(one, &join(&path, &format!("lb_endpoints[{m}]")))?;
-            // There are fewer localities than that.
-            list.push(Endpoint { priority, locality: n as u16, ..endpoint });
-        }
         nothing_left::<LocalityLbEndpoints>(&group, &path)?;
+        list.reserve(endpoints.len());
+        for (m, one) in endpoints.into_iter().enumerate() {
+            let endpoint = LbEndpoint::decode(one).map_err(broken).and_then(endpoint);
+            let within = |refusal: Refusal| {
+                Refusal::new(join(&join(&path, &format!("lb_endpoints[{m}]")), &refusal.path), refusal.cause)
+            };
+            // There are fewer localities than that.
+            list.push(Endpoint { priority, locality: n as u16, ..endpoint.map_err(within)? });
+        }
     }
-    nothing_left(&given, path)?;
     let layout = Layout { localities: localities.into(), overprovisioning, ..Layout::default() };
     Ok(Assignment { list: list.into(), layout: Arc::new(layout) })
+}
+
+/// The elements of what is repeated in a message of endpoints, `endpoints` or `lb_endpoints`, and the bytes of its other
+/// fields.
+fn repeated(mut body: &[u8]) -> Result<(Vec<&[u8]>, Vec<u8>), DecodeError> {
+    /// Of both.
+    const FIELD: u32 = 2;
+    let (mut elements, mut rest) = (Vec::new(), Vec::new());
+    while !body.is_empty() {
+        let begin = body;
+        let (field, kind) = decode_key(&mut body)?;
+        let mut element = body;
+        skip_field(kind, field, &mut body, DecodeContext::default())?;
+        if (field, kind) == (FIELD, WireType::LengthDelimited) {
+            decode_varint(&mut element)?;
+            elements.push(&element[..element.len() - body.len()]);
+        } else {
+            rest.extend_from_slice(&begin[..begin.len() - body.len()]);
+        }
+    }
+    Ok((elements, rest))
 }
 
 fn overprovisioning(given: &mut ClusterLoadAssignment, path: &str) -> Result<u32, Refusal> {
@@ -235,22 +271,23 @@ fn overprovisioning(given: &mut ClusterLoadAssignment, path: &str) -> Result<u32
     }
 }
 
-fn endpoint(mut one: LbEndpoint, path: &str) -> Result<Endpoint, Refusal> {
+/// Paths of refusals begin within it.
+fn endpoint(mut one: LbEndpoint) -> Result<Endpoint, Refusal> {
     let health = HealthStatus::try_from(std::mem::take(&mut one.health_status));
     let healthy = match health {
         Ok(HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded) => true,
         Ok(_) => false,
-        Err(_) => return Err(Refusal::new(join(path, "health_status"), "unknown")),
+        Err(_) => return Err(Refusal::new("health_status", "unknown")),
     };
     let weight = one.load_balancing_weight.take().map_or(1, |w| w.value).max(1);
     let Some(HostIdentifier::Endpoint(mut host)) = one.host_identifier.take() else {
-        return Err(Refusal::new(join(path, "endpoint"), "required"));
+        return Err(Refusal::new("endpoint", "required"));
     };
     one.metadata = None;
-    nothing_left(&one, path)?;
-    let address = socket_address(host.address.take(), &join(path, "endpoint.address"))?;
+    nothing_left(&one, "")?;
+    let address = socket_address(host.address.take(), "endpoint.address")?;
     host.hostname.clear();
-    nothing_left(&host, &join(path, "endpoint"))?;
+    nothing_left(&host, "endpoint")?;
     Ok(Endpoint { weight, healthy, ..Endpoint::new(address) })
 }
 

@@ -13,7 +13,6 @@ use outrider_xds_types::pb::envoy::config::cluster::v3::{Cluster, UpstreamConnec
 use outrider_xds_types::pb::envoy::config::core::v3::{
     Http1ProtocolOptions, HttpProtocolOptions as CommonOptions,
 };
-use outrider_xds_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use outrider_xds_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
 };
@@ -31,7 +30,7 @@ use outrider_xds_types::prost::Message;
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID};
 use rustls_pki_types::ServerName;
 
-use super::balance::{Assignment, assignment, balance};
+use super::balance::{self, Assignment, assignment, balance};
 use super::check::{self, Check, CheckKind};
 use super::fields::{Refusal, join, limit, nothing_left, over_ads, transport_socket, unpack};
 use super::{Version, http2, resilience};
@@ -112,7 +111,7 @@ pub fn parse(body: &[u8]) -> Result<ParsedCluster, Refusal> {
                 .load_assignment
                 .take()
                 .ok_or_else(|| Refusal::new("load_assignment", "a static cluster needs one"))?;
-            Source::Static(assignment(given, "load_assignment")?)
+            Source::Static(assignment(&given, "load_assignment")?)
         }
         DiscoveryType::Eds => {
             let mut eds: EdsClusterConfig = cluster
@@ -392,8 +391,7 @@ pub(super) fn exact(matcher: Option<StringMatcher>, path: &str) -> Result<String
 /// # Errors
 /// What cannot be honoured.
 pub fn parse_endpoints(body: &[u8]) -> Result<Assignment, Refusal> {
-    let given = ClusterLoadAssignment::decode(body).map_err(|e| Refusal::new("", e.to_string()))?;
-    assignment(given, "")
+    balance::read(body, "")
 }
 
 #[cfg(test)]

@@ -108,7 +108,9 @@ pub fn socket_address(address: Option<Address>, path: &str) -> Result<SocketAddr
         Some(PortSpecifier::PortValue(port)) => u16::try_from(port).ok(),
         _ => None,
     };
-    nothing_left::<SocketAddress>(&socket, &join(path, "socket_address"))?;
+    if socket != SocketAddress::default() {
+        nothing_left(&socket, &join(path, "socket_address"))?;
+    }
     let port =
         port.ok_or_else(|| Refusal::new(join(path, "socket_address.port_value"), "a port is required"))?;
     Ok(SocketAddr::new(ip, port))

@@ -194,7 +194,7 @@ fn assignments_have_priorities_localities_and_bounds() {
         }),
         ..ClusterLoadAssignment::default()
     };
-    let read = assignment(given.clone(), "").unwrap();
+    let read = assignment(&given, "").unwrap();
     let places: Vec<_> = read.list.iter().map(|e| (e.priority, e.locality, e.weight, e.healthy)).collect();
     assert_eq!(places, [(0, 0, 1, true), (1, 1, 1, true)]);
     assert_eq!((&*read.layout.localities, read.layout.overprovisioning), (&[3, 5][..], 200));
@@ -219,8 +219,66 @@ fn assignments_have_priorities_localities_and_bounds() {
             "policy.endpoint_stale_after",
         ),
     ] {
-        assert_eq!(assignment(bad, "").unwrap_err().path, path);
+        assert_eq!(assignment(&bad, "").unwrap_err().path, path);
     }
+}
+
+/// Whatever the library makes of bytes: what it refuses is refused, and what it reads is read, whole.
+#[test]
+fn endpoints_are_read_one_after_the_other_as_they_are_all_at_once() {
+    let one = |port: u32, weight: u32| LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(
+            outrider_xds_types::pb::envoy::config::endpoint::v3::Endpoint {
+                address: Some(address(port)),
+                ..Default::default()
+            },
+        )),
+        load_balancing_weight: Some(UInt32Value { value: weight }),
+        ..LbEndpoint::default()
+    };
+    let group = |priority, ports: std::ops::Range<u32>| LocalityLbEndpoints {
+        priority,
+        lb_endpoints: ports.map(|port| one(port, port * 2)).collect(),
+        load_balancing_weight: Some(UInt32Value { value: 7 }),
+        ..LocalityLbEndpoints::default()
+    };
+    let given = ClusterLoadAssignment {
+        cluster_name: "a".to_owned(),
+        endpoints: vec![group(0, 1..4), group(1, 0..0), group(1, 300..302)],
+        ..ClusterLoadAssignment::default()
+    };
+    let body = given.encode_to_vec();
+    let seen = |body: &[u8]| {
+        let read = read(body, "").unwrap();
+        read.list.iter().map(|e| (e.key.port(), e.weight, e.priority, e.locality)).collect::<Vec<_>>()
+    };
+    let expected: [(u16, u32, u8, u16); 5] =
+        [(1, 2, 0, 0), (2, 4, 0, 0), (3, 6, 0, 0), (300, 600, 1, 2), (301, 602, 1, 2)];
+    assert_eq!(seen(&body), expected);
+    // A list in two parts, with another field between them, is one list.
+    let (first, last) = (&given.endpoints[..1], &given.endpoints[1..]);
+    let part = |endpoints: &[LocalityLbEndpoints]| ClusterLoadAssignment {
+        endpoints: endpoints.to_vec(),
+        ..given.clone()
+    };
+    assert_eq!(seen(&[part(first).encode_to_vec(), part(last).encode_to_vec()].concat()), expected);
+    for cut in 0..body.len() {
+        match ClusterLoadAssignment::decode(&body[..cut]) {
+            Err(_) => assert!(read(&body[..cut], "").is_err(), "{cut}"),
+            Ok(whole) => {
+                let endpoints: usize = whole.endpoints.iter().map(|group| group.lb_endpoints.len()).sum();
+                assert_eq!(read(&body[..cut], "").map(|read| read.list.len()), Ok(endpoints), "{cut}");
+            }
+        }
+    }
+    let mut bad = given.clone();
+    bad.endpoints[2].lb_endpoints[1].host_identifier = None;
+    assert_eq!(read(&bad.encode_to_vec(), "").unwrap_err().path, "endpoints[2].lb_endpoints[1].endpoint");
+    bad.endpoints[2].lb_endpoints[1] = one(70_000, 1);
+    let path = "load_assignment.endpoints[2].lb_endpoints[1].endpoint.address.socket_address.port_value";
+    assert_eq!(assignment(&bad, "load_assignment").unwrap_err().path, path);
+    // Another kind of field under the same number is what the library says it is.
+    assert!(read(&[0x10, 1], "").is_err());
 }
 
 fn address(port: u32) -> outrider_xds_types::pb::envoy::config::core::v3::Address {
