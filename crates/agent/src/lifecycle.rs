@@ -77,6 +77,12 @@ pub enum Event {
         /// The bound of who stops it.
         within: Option<Duration>,
     },
+    /// Callers are to go elsewhere for good: what they have open ends after `within` (or [`Times::drain`]) at the latest.
+    /// The application runs on.
+    Drain {
+        /// The bound of who asks.
+        within: Option<Duration>,
+    },
     /// Every caller knows that the endpoints have gone.
     CallersLeft,
     /// Nobody tells callers: there is no control plane.
@@ -165,6 +171,8 @@ pub struct Lifecycle {
     until: Option<Instant>,
     /// The one deadline of a stop.
     drain_until: Option<Instant>,
+    /// It leaves by request, and was not stopped since.
+    asked: bool,
 }
 
 impl Lifecycle {
@@ -183,6 +191,7 @@ impl Lifecycle {
             last_end: None,
             until: None,
             drain_until: None,
+            asked: false,
         }
     }
 
@@ -204,7 +213,7 @@ impl Lifecycle {
     /// The same of one whose inbound was being drained: what is open with callers has until then.
     #[must_use]
     pub fn drained(self, until: Instant) -> Self {
-        Self { phase: Phase::Draining, until: Some(until), drain_until: Some(until), ..self }
+        Self { phase: Phase::Draining, until: Some(until), drain_until: Some(until), asked: true, ..self }
     }
 
     /// How long what is open with callers still has, while inbound leaves or has left and the application is there.
@@ -329,7 +338,16 @@ impl Lifecycle {
                 self.app_answers = false;
                 self.app_silent = Some(reason);
             }
-            Event::Stop { within } => self.stop(now, within, &mut effects),
+            Event::Stop { within } => {
+                let within = within.map_or(self.times.drain, |within| within.min(self.times.drain));
+                self.stop(now, within, &mut effects);
+            }
+            Event::Drain { within } if !self.leaving() => {
+                self.stop(now, within.unwrap_or(self.times.drain), &mut effects);
+                self.asked = true;
+            }
+            // A second one would end what is being finished.
+            Event::Drain { .. } => {}
             Event::CallersLeft => self.settle_within(now, self.times.grace),
             Event::CallersUntold => self.settle_within(now, self.times.untold),
             Event::InboundIdle => {
@@ -344,16 +362,24 @@ impl Lifecycle {
         effects
     }
 
-    fn stop(&mut self, now: Instant, within: Option<Duration>, effects: &mut Vec<Effect>) {
+    fn stop(&mut self, now: Instant, within: Duration, effects: &mut Vec<Effect>) {
         match self.phase {
             Phase::Waiting | Phase::Starting => self.app_may_end(effects),
             Phase::Serving if self.serves && self.app_answers => {
                 self.phase = Phase::Settling;
-                let drain = within.map_or(self.times.drain, |within| within.min(self.times.drain));
-                let deadline = now + drain;
-                self.drain_until = Some(deadline);
+                self.drain_until = Some(now + within);
                 // Half of the time is for what is open.
-                self.until = Some(now + self.times.settle.min(drain / 2));
+                self.until = Some(now + self.times.settle.min(within / 2));
+            }
+            // What may have had hours has no more than what is stopped.
+            Phase::Settling | Phase::Draining if std::mem::take(&mut self.asked) => {
+                let deadline = now + within;
+                self.drain_until = self.drain_until.map(|until| until.min(deadline));
+                let phase_ends = match self.phase {
+                    Phase::Settling => Some(now + self.times.settle.min(within / 2)),
+                    _ => self.drain_until,
+                };
+                self.until = self.until.min(phase_ends).or(phase_ends);
             }
             Phase::Serving | Phase::Settling | Phase::Draining => self.app_may_end(effects),
             // Drained by request before.

@@ -208,8 +208,8 @@ fn an_upgrade_waits_for_its_end_and_says_which() -> Result<()> {
     let ended = ControlPlane::start(script(vec![probation(), taken_back()]))?.cli(&upgrade)?;
     assert_eq!((ended.code, &*ended.stdout), (1, ""), "{ended:?}");
     let said = "error: shop/web-1: native 1.1 was taken back: worse than its predecessor: 2.00 % of requests are \
-                slower than 100 ms; #1 native 1.0 serves; 1.1 is in quarantine on node host-a until `outrider proxy \
-                pardon`, and `outrider proxy logs` on it shows what it said last\n";
+                slower than 100 ms; #1 native 1.0 serves; 1.1 is in quarantine for this proxy until `outrider \
+                proxy pardon`, and `outrider proxy logs` on node host-a shows what it said last\n";
     ensure!(ended.stderr.ends_with(said), "{ended:?}");
 
     let limited = [&upgrade[..], &["--timeout", "1ms"]].concat();

@@ -258,8 +258,9 @@ pub(crate) struct PortSpec {
     pub(crate) target_port: Option<u16>,
     /// What is spoken. Declared, never guessed.
     pub(crate) protocol: Protocol,
-    /// Protocols besides WebSocket that a connection of `http` may be switched to by the header `upgrade`; what follows
-    /// the switch is carried as bytes. Default: none.
+    /// Protocols besides WebSocket that a connection of `http` may be switched to by the header `upgrade`, as that names
+    /// them, with their version, in any case; what follows the switch is carried as bytes. Not those that would carry
+    /// further requests (`h2c`, `TLS/1.0`). Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub(crate) upgrades: Option<Vec<UpgradeName>>,

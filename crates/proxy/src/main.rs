@@ -110,6 +110,10 @@ pub(crate) fn main() -> ExitCode {
             Err(error @ ServerError::NoAuthorities) => return fail(&BadServer(error, ": --xds-ca FILE")),
             Err(error) => return fail(&BadServer(error, "")),
         };
+        // A mistake is told at once; later there may be others for a moment, while they are replaced.
+        if let Some(Err(error)) = arguments.xds.as_ref().and_then(Server::files).map(Files::check) {
+            return fail(&error);
+        }
     }
     if let Some(name) = arguments.xds.as_ref().filter(|_| arguments.confine).and_then(Server::name) {
         return fail(&NoNames(name.to_owned()));

@@ -235,13 +235,18 @@ fn another_server_of_xds_is_heard_over_a_unix_socket() -> Result<()> {
 
 #[test]
 fn servers_that_cannot_be_reached_are_refused_by_name() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("ca.pem");
+    std::fs::write(&file, Authority::new()?.pem())?;
+    let ca = &*file.display().to_string();
     for (options, words) in [
         (&["--xds", "https://127.0.0.1:1"][..], "takes a file of authorities"),
-        (&["--xds", "http://127.0.0.1:1", "--xds-ca", "ca.pem"], "are for a server at https://HOST:PORT"),
-        (&["--xds", "https://127.0.0.1:1", "--xds-ca", "ca.pem", "--xds-cert", "cert.pem"], "--xds-key"),
+        (&["--xds", "http://127.0.0.1:1", "--xds-ca", ca], "are for a server at https://HOST:PORT"),
+        (&["--xds", "https://127.0.0.1:1", "--xds-ca", ca, "--xds-cert", "cert.pem"], "--xds-key"),
+        (&["--xds", "https://127.0.0.1:1", "--xds-ca", "/no/such.pem"], "/no/such.pem: No such file"),
         (&["--xds", "127.0.0.1:1"], "supported are unix:PATH, http://HOST:PORT and https://HOST:PORT"),
         (
-            &["--xds", "https://somewhere:1", "--xds-ca", "ca.pem", "--confine"],
+            &["--xds", "https://somewhere:1", "--xds-ca", ca, "--confine"],
             "with --confine an address is required",
         ),
         (&["--xds", "http://somewhere:1", "--confine"], "with --confine an address is required"),

@@ -16,7 +16,7 @@ use outrider_supervise::{Adoption, Event, Exit, Found, Generation, Lost, Target}
 use tokio_util::sync::CancellationToken;
 
 use super::report::{self, wire_instance};
-use super::withdrawal::Drain;
+use super::withdrawal::{Drain, LONGEST_DRAIN};
 use super::{Identity, Instance, Sources, Work, until};
 use crate::control;
 use crate::engine::Engine;
@@ -148,7 +148,7 @@ impl Instance {
             Lifecycle::resumed(self.host.options.times.clone(), saved.answers, Instant::now() + RETURN);
         if let Some(by) = saved.drained_by_ms {
             let left = Duration::from_millis(by.saturating_sub(milliseconds(SystemTime::now())));
-            let until = Instant::now() + left.min(self.host.options.times.drain);
+            let until = Instant::now() + left.min(LONGEST_DRAIN);
             self.life = self.life.clone().drained(until);
             (self.inbound_closed, self.drain) = (true, Some(Drain::resumed(until, saved.drain_cut)));
         }

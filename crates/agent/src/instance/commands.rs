@@ -95,13 +95,15 @@ impl Instance {
                     let text = "the proxy was not started yet, so nobody is connected";
                     return Err(Refused::new(refusal::NOT_STARTED, text));
                 }
-                // A second one would end what is being finished.
                 if !self.life.leaving() {
                     let within = within_ms.map(Duration::from_millis);
-                    let most = self.host.options.times.drain;
-                    let by = Instant::now() + within.map_or(most, |within| within.min(most));
+                    let by = Instant::now() + within.unwrap_or(self.host.options.times.drain);
                     self.drain = Some(Drain::until(by));
-                    self.handle(lifecycle::Event::Stop { within }).await;
+                    self.handle(lifecycle::Event::Drain { within }).await;
+                    if self.life.phase() == Phase::Stopping {
+                        // It had no callers.
+                        self.end_drain();
+                    }
                 }
                 None
             }

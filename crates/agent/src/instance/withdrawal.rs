@@ -17,6 +17,9 @@ use crate::lifecycle::{Event, Phase};
 /// After its deadline a drain is over for who asked, whether or not every process has said what it cut.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// What a drain that is asked for may take at most: longer is a clock that was set.
+pub(super) const LONGEST_DRAIN: Duration = Duration::from_secs(86_400);
+
 /// A drain that somebody asked for, and not `run`, which would again.
 #[derive(Debug)]
 pub(super) struct Drain {
@@ -36,6 +39,11 @@ impl Drain {
     /// One that began under an agent before, and what it cut if it has ended.
     pub(super) fn resumed(by: Instant, cut: Option<u64>) -> Self {
         Self { by, cut: cut.unwrap_or_default(), told: cut.is_some() }
+    }
+
+    /// What is left of it, until it has ended.
+    pub(super) fn left(&self) -> Option<Duration> {
+        (!self.told).then(|| self.by.saturating_duration_since(Instant::now()))
     }
 
     /// How many connections it cut, once it has ended.
@@ -65,12 +73,18 @@ impl Instance {
         if !self.parts() {
             return;
         }
-        let Some(drain) = &mut self.drain else { return };
+        let Some(drain) = &self.drain else { return };
         let took = |number: &u64| self.proxy.earlier.contains(number);
         let mut callers = self.proxy.live.iter().filter(|(number, live)| live.took_over || took(number));
         if callers.any(|(_, live)| !live.parted) && Instant::now() < drain.by + GRACE {
             return;
         }
+        self.end_drain();
+    }
+
+    /// Tells that what was asked for has ended.
+    pub(super) fn end_drain(&mut self) {
+        let Some(drain) = self.drain.as_mut().filter(|drain| !drain.told) else { return };
         drain.told = true;
         let cut = drain.cut;
         if let Some(number) = self.proxy.shown().map(|(number, _)| number) {

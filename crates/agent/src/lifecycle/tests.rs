@@ -146,6 +146,44 @@ fn one_deadline_bounds_a_stop_and_a_second_stop_cuts_it_short() {
 }
 
 #[test]
+fn a_drain_by_request_has_the_time_that_was_asked_for_and_a_stop_within_it_its_own() {
+    let hour = Duration::from_secs(3_600);
+    let drain = |within| Event::Drain { within };
+    let begun = |within| {
+        let mut life = Life::serving(true);
+        assert_eq!(life.give(drain(within)), []);
+        assert!(!life.machine.in_endpoint_set());
+        life
+    };
+    let settle = Times::default().settle;
+    let mut life = begun(Some(hour));
+    assert_eq!(life.advance(), (settle, vec![Effect::DrainInbound(hour - settle)]));
+    // Asked for again it is what it was.
+    assert_eq!(life.give(drain(Some(Duration::from_secs(1)))), []);
+    assert_eq!(life.advance(), (hour - settle, vec![Effect::TellDrained]));
+
+    // A stop meanwhile has the time of a stop, and a second one none.
+    let mut life = begun(Some(hour));
+    life.advance();
+    assert_eq!(life.give(stop()), []);
+    assert_eq!(life.advance(), (Times::default().drain, vec![Effect::TellDrained]));
+    let mut life = begun(Some(hour));
+    assert_eq!(life.give(stop()), []);
+    assert!(matches!(life.advance().1[..], [Effect::DrainInbound(left)] if left < Times::default().drain));
+    assert_eq!(life.give(stop()), [Effect::TellDrained]);
+    // One with less time left than that keeps it.
+    let mut life = begun(Some(Duration::from_secs(2)));
+    life.advance();
+    life.give(stop());
+    assert_eq!(life.advance(), (Duration::from_secs(1), vec![Effect::TellDrained]));
+
+    let mut life = begun(None);
+    assert_eq!(life.advance().1, [Effect::DrainInbound(Times::default().drain - settle)]);
+    // Whoever is not called has nothing to drain.
+    assert_eq!(Life::serving(false).give(drain(Some(hour))), [Effect::TellDrained]);
+}
+
+#[test]
 fn clients_and_those_who_never_started_stop_at_once() {
     let mut client = Life::serving(false);
     assert!(client.machine.in_endpoint_set());
@@ -216,6 +254,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::AppAnswers),
         Just(Event::AppSilent { reason: "refused".into() }),
         Just(stop()),
+        Just(Event::Drain { within: Some(Duration::from_secs(30)) }),
         Just(Event::CallersLeft),
         Just(Event::CallersUntold),
         Just(Event::InboundIdle),

@@ -252,6 +252,7 @@ impl ProxyStatus {
             isolation: None,
             last_good_age_ms: None,
             inbound_cut: None,
+            inbound_left_ms: None,
         }
     }
 }

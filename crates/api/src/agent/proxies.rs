@@ -72,6 +72,9 @@ pub struct ProxyStatus {
     /// Connections that a drain by request cut at its deadline; absent before it has ended.
     #[prost(uint64, optional, tag = "18")]
     pub inbound_cut: Option<u64>,
+    /// Until the deadline of a drain by request; absent once it has ended.
+    #[prost(uint64, optional, tag = "19")]
+    pub inbound_left_ms: Option<u64>,
 }
 
 /// Whether callers get in.
@@ -326,6 +329,7 @@ impl ProxyStatus {
         }
         hide(&mut status.next_start_ms);
         hide(&mut status.stop_ms);
+        hide(&mut status.inbound_left_ms);
         hide(&mut status.last_good_age_ms);
         status
     }

@@ -62,6 +62,9 @@ pub struct ProxyLife {
     /// Connections that a drain by request cut at its deadline; absent before it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inbound_cut: Option<u64>,
+    /// Milliseconds until the deadline of a drain by request; absent once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbound_left_ms: Option<u64>,
     /// Milliseconds until the deadline of its stop.
     pub stop_ms: Option<u64>,
     /// Path of its log on its node; empty if unknown.

@@ -172,7 +172,7 @@ pub(crate) struct ProxyDrainArgs {
     /// Which
     #[arg(value_name = "NS/INSTANCE")]
     pub(crate) proxy: String,
-    /// What open connections get [default: the agent's own bound, which is also the longest]
+    /// What open connections get, up to 24h [default: 20s]. If the application is stopped meanwhile: no more than a stop has
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) within: Option<Duration>,
     /// How to follow it.

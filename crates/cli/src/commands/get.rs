@@ -358,6 +358,7 @@ fn proxy_table(wanted: &[&InstanceView], style: Style) -> Table {
     let mut table = Table::new(&[
         "NAMESPACE",
         "INSTANCE",
+        "STATE",
         "ENGINE",
         "VERSION",
         "GEN",
@@ -379,6 +380,7 @@ fn proxy_table(wanted: &[&InstanceView], style: Style) -> Table {
         table.row(vec![
             instance.namespace.clone(),
             instance.name.clone(),
+            style.state(&instance.state),
             or_dash(&proxy.engine),
             or_dash(&proxy.version),
             generation,

@@ -237,6 +237,8 @@ async fn carry_out(
             (Look::Failed(text), _) => return Err(CliError::Failed(format!("{proxy}: {text}"))),
             (Look::Waiting(text), false) => return Ok(("under-way", text, Some(view))),
             (Look::Waiting(text), true) => {
+                let unheard = if view.state == "lost" { "; nothing is heard of its agent" } else { "" };
+                let text = format!("{text}{unheard}");
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     let text = away.unwrap_or(text);

@@ -125,6 +125,7 @@ pub(crate) fn read(status: &wire::ProxyStatus) -> ProxyLife {
         next_start_ms: status.next_start_ms,
         inbound: inbound.to_owned(),
         inbound_cut: status.inbound_cut,
+        inbound_left_ms: status.inbound_left_ms,
         stop_ms: status.stop_ms,
         log: sentence(&status.log),
         releases: status.releases.iter().take(MAX_RELEASES).map(|name| word(name)).collect(),
@@ -221,6 +222,7 @@ impl Lives {
         }
         less(&mut life.next_start_ms);
         less(&mut life.stop_ms);
+        less(&mut life.inbound_left_ms);
         if let Some(last_good) = &mut life.last_good_age_ms {
             *last_good = last_good.saturating_add(age);
         }

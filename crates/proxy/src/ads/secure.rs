@@ -113,6 +113,14 @@ impl Files {
         Ok(folders)
     }
 
+    /// Whether connections can be secured with what there is now.
+    ///
+    /// # Errors
+    /// [`SecureError`], of a file.
+    pub fn check(&self) -> Result<(), SecureError> {
+        self.settings("localhost").map(drop)
+    }
+
     /// The same connection, once the server has shown that it is `host`.
     pub(super) async fn secure(&self, stream: TcpStream, host: &str) -> io::Result<TlsStream<TcpStream>> {
         let (name, settings) = self.settings(host)?;

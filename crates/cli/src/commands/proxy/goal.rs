@@ -78,8 +78,8 @@ impl Goal {
                     .find(|one| one.engine == wanted.engine && one.release == wanted.release);
                 match (quarantined, &life.target) {
                     (Some(quarantined), _) => Look::Failed(format!(
-                        "{wanted} was taken back: {}; {serves}; {} is in quarantine on node {} until `outrider proxy \
-                         pardon`, and `outrider proxy logs` on it shows what it said last",
+                        "{wanted} was taken back: {}; {serves}; {} is in quarantine for this proxy until `outrider \
+                         proxy pardon`, and `outrider proxy logs` on node {} shows what it said last",
                         quarantined.text, wanted.release, view.node,
                     )),
                     (None, Some(target)) if same(target, wanted) => {
@@ -142,9 +142,11 @@ fn or_prepared(state: &str) -> &str {
 fn nobody_serves(view: &InstanceView, life: &ProxyLife) -> String {
     match life.next_start_ms {
         Some(ms) if !life.crash_loop => {
-            let why =
-                view.proxy.last_event.as_ref().map(|event| format!("{}: ", event.text)).unwrap_or_default();
-            format!("{why}the next start is in {} s", seconds(ms))
+            let why = view.proxy.last_event.as_ref().filter(|event| event.happened == "ended").map(|event| {
+                let how = if event.exit.is_empty() { &event.cause } else { &event.exit };
+                format!("{} {} #{} ended: {how}; ", event.engine, event.release, event.generation)
+            });
+            format!("{}the next start is in {} s", why.unwrap_or_default(), seconds(ms))
         }
         Some(ms) => format!("it crashes again and again: the next start is in {} s", seconds(ms)),
         None => "nothing serves, and a process is on its way: connections wait".to_owned(),
@@ -161,11 +163,10 @@ fn drained(life: &ProxyLife) -> Look {
             };
             Look::Done(format!("no caller is connected, and none gets in{cut}"))
         }
-        "draining" => {
-            let left_ms =
-                life.stop_ms.or_else(|| life.generations.iter().filter_map(|one| one.left_ms).max());
-            Look::Waiting(format!("callers finish what is open{}", left(left_ms)))
-        }
+        "draining" => Look::Waiting(format!(
+            "callers finish what is open{}",
+            left(life.stop_ms.or(life.inbound_left_ms))
+        )),
         _ => Look::Waiting("its endpoints are being withdrawn".to_owned()),
     }
 }
@@ -217,6 +218,11 @@ mod tests {
             life: Some(life),
             last_event: Some(ProxyEvent {
                 text: "native 1.1 #2 ended: signal 9".into(),
+                engine: "native".into(),
+                release: "1.1".into(),
+                generation: 2,
+                happened: "ended".into(),
+                exit: "signal 9".into(),
                 ..Default::default()
             }),
             ..Default::default()
@@ -311,8 +317,8 @@ mod tests {
                 taken_back,
                 Failed(
                     "native 1.1 was taken back: worse than its predecessor: slow; #1 native 1.0 serves; 1.1 is in \
-                     quarantine on node here until `outrider proxy pardon`, and `outrider proxy logs` on it shows what \
-                     it said last"
+                     quarantine for this proxy until `outrider proxy pardon`, and `outrider proxy logs` on node here \
+                     shows what it said last"
                         .into(),
                 ),
             ),
@@ -326,7 +332,7 @@ mod tests {
                 ),
             ),
             (&runs, looping, Waiting("it crashes again and again: the next start is in 2 s".into())),
-            (&runs, absent, Waiting("native 1.1 #2 ended: signal 9: the next start is in 2 s".into())),
+            (&runs, absent, Waiting("native 1.1 #2 ended: signal 9; the next start is in 2 s".into())),
             (&process, warming, Waiting("native 1.1: #2 is warming, 59 s left".into())),
             (&process, new(), Done("#2 native 1.1 serves".into())),
             (
@@ -341,6 +347,11 @@ mod tests {
                 &Goal::Drained,
                 ProxyLife { inbound: "draining".into(), stop_ms: Some(9_500), ..old() },
                 Waiting("callers finish what is open, 10 s left".into()),
+            ),
+            (
+                &Goal::Drained,
+                ProxyLife { inbound: "draining".into(), inbound_left_ms: Some(7_001), ..new() },
+                Waiting("callers finish what is open, 8 s left".into()),
             ),
             (
                 &Goal::Drained,
