@@ -27,6 +27,7 @@ use crate::commands::Reply;
 use crate::credentials::Credential;
 use crate::engine::{self, Command, Engine};
 use crate::hosts::HostsFile;
+use crate::journal::milliseconds;
 use crate::lifecycle::{Effect, Event, Lifecycle, Phase};
 use crate::local::{InstanceOverview, LineReader, LineWriter, ProxyAction, ProxyOverview, Said, Told};
 use crate::probe::{self, Targets};
@@ -56,8 +57,6 @@ use places::Places;
 use proxy::{Heard, Proxy};
 use report::wire_instance;
 use saved::Saved;
-
-use crate::journal::milliseconds;
 use totals::Totals;
 use withdrawal::Drain;
 
@@ -166,6 +165,7 @@ struct Instance {
     /// Its sockets, with `run`.
     keeper: Keeper,
     inbound_closed: bool,
+    /// Somebody asked for that.
     drain: Option<Drain>,
     /// What the proxy is served; `None` until it is whole for the first time.
     local: watch::Sender<Option<ResourceSet>>,
@@ -533,10 +533,13 @@ impl Instance {
         saved.told_ready = self.told_ready;
         saved.answers = self.life.in_endpoint_set();
         let drains = self.life.drains(Instant::now()).filter(|_| self.drain.is_some());
-        saved.drained_by_ms = drains.map(|left| match &self.saved {
-            // What was written stays true, and needs no other file.
-            Some(Saved { drained_by_ms: Some(by), .. }) => *by,
-            _ => milliseconds(SystemTime::now() + left),
+        saved.drained_by_ms = drains.map(|left| {
+            let by = milliseconds(SystemTime::now() + left);
+            match &self.saved {
+                // What was written needs no other file, unless a stop has made it earlier.
+                Some(Saved { drained_by_ms: Some(written), .. }) if *written <= by + 1_000 => *written,
+                _ => by,
+            }
         });
         saved.drain_cut = self.drain.as_ref().and_then(Drain::cut);
         saved.engine = self.engine.map(Engine::name).unwrap_or_default().to_owned();

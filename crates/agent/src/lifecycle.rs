@@ -227,6 +227,11 @@ impl Lifecycle {
         }
     }
 
+    /// The deadline of what is open with callers, once inbound leaves; it stays what it was.
+    pub fn drain_until(&self) -> Option<Instant> {
+        self.drain_until
+    }
+
     /// Says whether the service has ports of its own.
     pub fn set_serves(&mut self, serves: bool) {
         self.serves = serves;

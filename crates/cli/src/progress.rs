@@ -1,7 +1,7 @@
 //! What is waited for, on standard error, for anything that takes longer than a second.
 //!
 //! Holds: silent for the first second. On a terminal a spinner that leaves no trace when it ends; elsewhere a line for
-//! each step, and none only because a number in it counts down.
+//! each step, and none only because the seconds in it count down.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -30,7 +30,10 @@ impl Progress {
     pub(crate) fn start(message: &str) -> Self {
         let (message, seen) = watch::channel(message.to_owned());
         let terminal = std::io::stderr().is_terminal();
-        let task = if terminal { tokio::spawn(spin(seen)) } else { tokio::spawn(tell(seen)) };
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            if terminal { spin(seen).await } else { tell(seen).await }
+        });
         Self { message, task, terminal }
     }
 
@@ -50,7 +53,6 @@ impl Drop for Progress {
 }
 
 async fn spin(message: watch::Receiver<String>) {
-    tokio::time::sleep(PATIENCE).await;
     let mut beat = tokio::time::interval(BEAT);
     for frame in FRAMES.iter().cycle() {
         beat.tick().await;
@@ -60,7 +62,6 @@ async fn spin(message: watch::Receiver<String>) {
 
 /// Steps as lines, for whoever reads them later.
 async fn tell(mut message: watch::Receiver<String>) {
-    tokio::time::sleep(PATIENCE).await;
     let mut last = None;
     loop {
         let now = message.borrow_and_update().clone();

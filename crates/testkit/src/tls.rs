@@ -28,11 +28,7 @@ pub struct Identity {
 impl Identity {
     /// An identity with this SPIFFE ID, well formed in every respect, from an authority nobody trusts.
     pub fn foreign(spiffe_id: &str) -> Result<Self> {
-        let mut root = CertificateParams::default();
-        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let root = CertifiedIssuer::self_signed(root, KeyPair::generate()?)?;
-
+        let root = Authority::new()?.0;
         let mut identity = Self::leaf(uri(spiffe_id)?, &root)?;
         identity.chain.push(root.der().clone());
         Ok(identity)

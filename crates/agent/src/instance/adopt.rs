@@ -150,7 +150,7 @@ impl Instance {
             let left = Duration::from_millis(by.saturating_sub(milliseconds(SystemTime::now())));
             let until = Instant::now() + left.min(LONGEST_DRAIN);
             self.life = self.life.clone().drained(until);
-            (self.inbound_closed, self.drain) = (true, Some(Drain::resumed(until, saved.drain_cut)));
+            (self.inbound_closed, self.drain) = (true, Some(Drain::resumed(saved.drain_cut)));
         }
         self.saved = Some(saved.clone());
         self.places.resume(saved, &self.who.folder);

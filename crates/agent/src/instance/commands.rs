@@ -9,7 +9,7 @@ use outrider_api::agent::life::refusal_word;
 use outrider_api::agent::refusal;
 use outrider_supervise::{Event, Target};
 
-use super::withdrawal::Drain;
+use super::withdrawal::{Drain, LONGEST_DRAIN};
 use super::{Ask, Attachment, Instance, Sources, Work};
 use crate::commands::Refused;
 use crate::engine::Engine;
@@ -96,9 +96,8 @@ impl Instance {
                     return Err(Refused::new(refusal::NOT_STARTED, text));
                 }
                 if !self.life.leaving() {
-                    let within = within_ms.map(Duration::from_millis);
-                    let by = Instant::now() + within.unwrap_or(self.host.options.times.drain);
-                    self.drain = Some(Drain::until(by));
+                    let within = within_ms.map(|ms| Duration::from_millis(ms).min(LONGEST_DRAIN));
+                    self.drain = Some(Drain::default());
                     self.handle(lifecycle::Event::Drain { within }).await;
                     if self.life.phase() == Phase::Stopping {
                         // It had no callers.

@@ -165,7 +165,7 @@ impl Instance {
         };
         status.inbound = inbound.into();
         status.inbound_cut = self.drain.as_ref().and_then(Drain::cut);
-        let left = self.drain.as_ref().and_then(Drain::left);
+        let left = self.drain_left();
         status.inbound_left_ms = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
         status.log = self.log().display().to_string();
         status.releases.clone_from(&self.releases);

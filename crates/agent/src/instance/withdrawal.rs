@@ -17,13 +17,12 @@ use crate::lifecycle::{Event, Phase};
 /// After its deadline a drain is over for who asked, whether or not every process has said what it cut.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What a drain that is asked for may take at most: longer is a clock that was set.
+/// What a drain that is asked for may take at most, as the control plane has it.
 pub(super) const LONGEST_DRAIN: Duration = Duration::from_secs(86_400);
 
-/// A drain that somebody asked for, and not `run`, which would again.
-#[derive(Debug)]
+/// A drain that somebody asked for, and not `run`, which would again. Its deadline is that of the instance's life.
+#[derive(Debug, Default)]
 pub(super) struct Drain {
-    by: Instant,
     /// Connections that were open at the deadline and were cut, as far as processes have said.
     cut: u64,
     /// That it has ended was told.
@@ -31,19 +30,9 @@ pub(super) struct Drain {
 }
 
 impl Drain {
-    /// One that begins.
-    pub(super) fn until(by: Instant) -> Self {
-        Self { by, cut: 0, told: false }
-    }
-
     /// One that began under an agent before, and what it cut if it has ended.
-    pub(super) fn resumed(by: Instant, cut: Option<u64>) -> Self {
-        Self { by, cut: cut.unwrap_or_default(), told: cut.is_some() }
-    }
-
-    /// What is left of it, until it has ended.
-    pub(super) fn left(&self) -> Option<Duration> {
-        (!self.told).then(|| self.by.saturating_duration_since(Instant::now()))
+    pub(super) fn resumed(cut: Option<u64>) -> Self {
+        Self { cut: cut.unwrap_or_default(), told: cut.is_some() }
     }
 
     /// How many connections it cut, once it has ended.
@@ -73,10 +62,10 @@ impl Instance {
         if !self.parts() {
             return;
         }
-        let Some(drain) = &self.drain else { return };
         let took = |number: &u64| self.proxy.earlier.contains(number);
         let mut callers = self.proxy.live.iter().filter(|(number, live)| live.took_over || took(number));
-        if callers.any(|(_, live)| !live.parted) && Instant::now() < drain.by + GRACE {
+        let late = self.life.drain_until().is_none_or(|until| until + GRACE <= Instant::now());
+        if !late && callers.any(|(_, live)| !live.parted) {
             return;
         }
         self.end_drain();
@@ -98,11 +87,16 @@ impl Instance {
         self.inbound_closed && self.drain.as_ref().is_some_and(|drain| !drain.told)
     }
 
+    /// What is left of a drain that was asked for and has not ended.
+    pub(super) fn drain_left(&self) -> Option<Duration> {
+        self.drain.as_ref().filter(|drain| !drain.told)?;
+        Some(self.life.drain_until()?.saturating_duration_since(Instant::now()))
+    }
+
     /// Says it again to a process that may have lost it with its connection.
     pub(super) fn drain_again(&self, number: u64) {
-        let Some(drain) = self.drain.as_ref().filter(|_| self.parts()) else { return };
+        let Some(within) = self.drain_left().filter(|_| self.parts()) else { return };
         if self.proxy.live.get(&number).is_some_and(|live| !live.parted) {
-            let within = drain.by.saturating_duration_since(Instant::now());
             self.proxy.command(number, Command::Drain { within, inbound_only: true });
         }
     }

@@ -186,7 +186,8 @@ proptest! {
         let stranger = ServiceRef::new("n0", "stranger");
         // In the same namespace, with a port that others have too; it may even call itself.
         let calls = calls.then(|| stranger.clone()).into_iter().collect();
-        let port = Port { name: "p0".into(), port: 80, target_port: 80, protocol: Protocol::Http, upgrades: Vec::new() };
+        let (protocol, upgrades) = (Protocol::Http, Vec::new());
+        let port = Port { name: "p0".into(), port: 80, target_port: 80, protocol, upgrades };
         let timeouts = Timeouts { request: None, idle: None, call_idle: None, connect: Duration::from_secs(1) };
         more.services.insert(stranger.clone(), declared(&stranger, vec![port], calls, timeouts));
         let after = compiled(&more);
