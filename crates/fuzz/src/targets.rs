@@ -9,6 +9,7 @@ mod identity;
 mod intent;
 mod messages;
 mod routes;
+mod tls;
 mod websocket;
 mod xds;
 
@@ -61,6 +62,8 @@ pub static TARGETS: &[Target] = &[
     http2::HPACK,
     grpc::FIELDS,
     websocket::FRAMES,
+    tls::MESSAGES,
+    tls::RECORD,
     routes::PATTERN,
     routes::SUBSTITUTION,
     routes::HOST,

@@ -44,6 +44,8 @@ targets! {
     hpack = "hpack"
     grpc = "grpc"
     websocket = "websocket"
+    tls_messages = "tls-messages"
+    tls_record = "tls-record"
     route_pattern = "route-pattern"
     route_substitution = "route-substitution"
     host = "host"

@@ -139,6 +139,40 @@ impl Inbox {
         self.block.as_ref().is_some_and(|block| self.len() == block.len())
     }
 
+    /// The same, to work on where they are.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.block {
+            Some(block) => &mut block[self.start..self.end],
+            None => &mut [],
+        }
+    }
+
+    /// Makes room behind the bytes: they begin where the block does, which is one of size class `class` if theirs is
+    /// smaller.
+    pub fn compact(&mut self, class: usize, buffers: &Buffers) {
+        let class = buffers.class(class);
+        match &mut self.block {
+            Some(block) if block.len() >= SIZES[class] => {
+                if self.start > 0 {
+                    block.copy_within(self.start..self.end, 0);
+                }
+            }
+            Some(block) => {
+                let mut new = buffers.take(class);
+                new[..self.end - self.start].copy_from_slice(&block[self.start..self.end]);
+                buffers.give(std::mem::replace(block, new));
+            }
+            None => return,
+        }
+        self.end -= self.start;
+        self.start = 0;
+    }
+
+    /// Bytes that fit behind those that are there.
+    pub fn room(&self) -> usize {
+        self.block.as_ref().map_or(0, |block| block.len() - self.end)
+    }
+
     /// Uses up the first `n`.
     pub fn consume(&mut self, n: usize) {
         self.start = (self.start + n).min(self.end);
@@ -225,6 +259,62 @@ impl Inbox {
                 self.park(buffers);
                 Poll::Pending
             }
+        }
+    }
+}
+
+/// Bytes that are ready to be written and have not been.
+#[derive(Default)]
+pub struct Outbox {
+    block: Option<Block>,
+    start: usize,
+    end: usize,
+}
+
+impl Outbox {
+    /// What is to be written.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.block {
+            Some(block) => &block[self.start..self.end],
+            None => &[],
+        }
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Room behind what is there. Where nothing is, in a block of the smallest size that holds `wanted` bytes, or the
+    /// largest there is.
+    pub fn space(&mut self, wanted: usize, buffers: &Buffers) -> &mut [u8] {
+        let block = self.block.get_or_insert_with(|| {
+            let class = SIZES.iter().position(|size| *size >= wanted).unwrap_or(SIZES.len() - 1);
+            buffers.take(buffers.class(class))
+        });
+        &mut block[self.end..]
+    }
+
+    /// The first `n` bytes of the [`space`](Self::space) are to be written, too.
+    pub fn add(&mut self, n: usize) {
+        let len = self.block.as_ref().map_or(0, |block| block.len());
+        self.end = self.end.saturating_add(n).min(len);
+    }
+
+    /// The first `n` were written. Gives the block back after the last.
+    pub fn wrote(&mut self, n: usize, buffers: &Buffers) {
+        self.start = self.start.saturating_add(n).min(self.end);
+        if self.is_empty() {
+            self.clear(buffers);
+        }
+    }
+
+    /// Throws everything away and gives the block back.
+    pub fn clear(&mut self, buffers: &Buffers) {
+        self.start = 0;
+        self.end = 0;
+        if let Some(block) = self.block.take() {
+            buffers.give(block);
         }
     }
 }

@@ -18,13 +18,12 @@ use outrider_proxy_core::route::Http1View;
 use rustls::ServerConfig;
 use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 
 use crate::config::{HttpService, Service};
 use crate::log::Context;
-use crate::secured::ReadAhead;
 use crate::stream::Stream;
 use crate::timers::Alarm;
+use crate::tls::handshake::{self, Shaken};
 use crate::worker::{Http, Kind, Open, Serving, Stage, Worker};
 use crate::{http, http2, tcp, tls};
 
@@ -331,17 +330,15 @@ async fn greet(
         http::linger(&open.worker.buffers, &mut Stream::Plain(tcp), alarm).await;
         return Err(Some((error, sent.and_then(Result::ok).map(|()| reply.status()))));
     }
-    let handshake = Box::pin(TlsAcceptor::from(settings).accept(ReadAhead::new(tcp, &open.worker.buffers)));
+    let handshake = Box::pin(handshake::accept(tcp, settings, &open.worker.buffers));
     let handshake_failed = |error: io::Error| {
         failed(
             ProxyError::new(Side::Downstream, Reason::TlsHandshakeFailed).with_source(tls::in_words(error)),
         )
     };
     match alarm.within(handshake).await {
-        Some(Ok(stream)) => match tls::peer_id(stream.get_ref().1) {
-            Ok(peer) => Ok((Stream::server(stream), Some(peer))),
-            Err(error) => Err(handshake_failed(io::Error::other(error))),
-        },
+        Some(Ok(Shaken { stream, peer: Ok(peer) })) => Ok((Stream::Secured(Box::new(stream)), Some(peer))),
+        Some(Ok(Shaken { peer: Err(error), .. })) => Err(handshake_failed(io::Error::other(error))),
         Some(Err(error)) => Err(handshake_failed(error)),
         None => Err(handshake_failed(io::ErrorKind::TimedOut.into())),
     }

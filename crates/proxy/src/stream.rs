@@ -4,59 +4,39 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::buffers::SIZES;
 use crate::liveness::Probes;
-use crate::secured::ReadAhead;
-
-/// Most bytes that are sealed and written at once: a whole block, so that bulk goes to the kernel in one piece.
-const SEALED: usize = SIZES[SIZES.len() - 1];
+use crate::secured::Secured;
 
 /// One side of a proxied connection.
 pub enum Stream {
     /// As it is.
     Plain(TcpStream),
-    /// We are the server.
-    Server(Box<tokio_rustls::server::TlsStream<ReadAhead>>),
-    /// We are the client.
-    Client(Box<tokio_rustls::client::TlsStream<ReadAhead>>),
+    /// In TLS, after the handshake.
+    Secured(Box<Secured>),
 }
 
 macro_rules! each {
     ($stream:expr, $inner:ident => $body:expr) => {
         match $stream {
             Stream::Plain($inner) => $body,
-            Stream::Server($inner) => $body,
-            Stream::Client($inner) => $body,
+            Stream::Secured($inner) => $body,
         }
     };
 }
 
 impl Stream {
-    /// A session in which we are the server, after its handshake.
-    pub fn server(mut tls: tokio_rustls::server::TlsStream<ReadAhead>) -> Self {
-        tls.get_mut().1.set_buffer_limit(Some(SEALED));
-        Self::Server(Box::new(tls))
-    }
-
-    /// A session in which we are the client, after its handshake.
-    pub fn client(mut tls: tokio_rustls::client::TlsStream<ReadAhead>) -> Self {
-        tls.get_mut().1.set_buffer_limit(Some(SEALED));
-        Self::Client(Box::new(tls))
-    }
-
     /// Bytes of a session that are with the kernel. Of a stream without TLS none, for all that it takes are.
     pub fn sent(&self) -> u64 {
         match self {
             Stream::Plain(_) => 0,
-            Stream::Server(tls) => tls.get_ref().0.sent(),
-            Stream::Client(tls) => tls.get_ref().0.sent(),
+            Stream::Secured(tls) => tls.sent(),
         }
     }
 
@@ -64,8 +44,7 @@ impl Stream {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Stream::Plain(tcp) => tcp,
-            Stream::Server(tls) => tls.get_ref().0.tcp(),
-            Stream::Client(tls) => tls.get_ref().0.tcp(),
+            Stream::Secured(tls) => tls.tcp(),
         }
     }
 
@@ -103,13 +82,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         space: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // TLS that ends without close_notify stays an error (UnexpectedEof): a peer that died in the middle
-        // of a stream must not look like one that finished.
-        match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, space),
-            Stream::Server(tls) => read_records(Pin::new(tls), cx, space),
-            Stream::Client(tls) => read_records(Pin::new(tls), cx, space),
-        }
+        each!(self.get_mut(), inner => Pin::new(inner).poll_read(cx, space))
     }
 }
 
@@ -142,40 +115,9 @@ fn second(tcp: &TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(fd.into())
 }
 
-/// Reads record after record while they are here and there is space: the library gives one at a time.
-fn read_records<S: AsyncRead>(
-    mut tls: Pin<&mut S>,
-    cx: &mut Context<'_>,
-    space: &mut ReadBuf<'_>,
-) -> Poll<io::Result<()>> {
-    let before = space.filled().len();
-    loop {
-        let already = space.filled().len();
-        let read = tls.as_mut().poll_read(cx, space);
-        let now = space.filled().len();
-        match read {
-            Poll::Ready(Ok(())) if now > already && space.remaining() > 0 => {}
-            // An end or an error after bytes is told again by the next read.
-            _ if now > before => return Poll::Ready(Ok(())),
-            other => return other,
-        }
-    }
-}
-
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let stream = self.get_mut();
-        let sealed = match stream {
-            Stream::Plain(_) => false,
-            Stream::Server(tls) => tls.get_ref().1.wants_write(),
-            Stream::Client(tls) => tls.get_ref().1.wants_write(),
-        };
-        // The library would go on taking bytes up to its limit, the less at a time the fuller it is, for a peer that reads
-        // none: what waits for it is one block, and records are as long as they can be.
-        if sealed {
-            ready!(each!(&mut *stream, inner => Pin::new(inner).poll_flush(cx)))?;
-        }
-        each!(stream, inner => Pin::new(inner).poll_write(cx, bytes))
+        each!(self.get_mut(), inner => Pin::new(inner).poll_write(cx, bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

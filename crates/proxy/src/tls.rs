@@ -6,6 +6,10 @@
 //! under way and open connections keep the old ones, and tickets do not outlive them.
 //! Does not: fetch anything, or decide who may call (that is access).
 
+pub mod handshake;
+pub mod record;
+pub mod session;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -222,6 +226,8 @@ pub fn server_config(
         .map_err(|source| TlsError::Refused { what: "session tickets", source })?;
     // One ticket is enough: clients of the mesh keep one connection per request under way.
     config.send_tls13_tickets = 1;
+    // For the records that follow; they go nowhere else.
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
 
@@ -252,6 +258,7 @@ pub fn client_config(
         ))));
     config.alpn_protocols = alpn.to_vec();
     config.resumption = rustls::client::Resumption::disabled();
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
 

@@ -18,15 +18,14 @@ use outrider_proxy_core::stats::ClusterStats;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio_rustls::TlsConnector;
 
 use crate::buffers::Inbox;
 use crate::config::{Cluster, Version};
 use crate::http2::Pool;
-use crate::secured::ReadAhead;
 use crate::shared::{Busy, Lease, Limits, Opened, Places as _, Retrying, Running, Tally};
 use crate::stream::{self, Stream};
 use crate::timers::{self, Alarm};
+use crate::tls::handshake::{self, Shaken};
 use crate::worker::Worker;
 use crate::{descriptors, tls};
 
@@ -458,14 +457,12 @@ impl Upstream {
                 outcome => outcome.map_err(|e| failed(Reason::ConnectFailed, e))?,
             };
             let Some(settings) = &config.tls else { return Ok(Stream::Plain(tcp)) };
-            let connector = TlsConnector::from(self.resuming(endpoint, &settings.config));
-            let socket = ReadAhead::new(tcp, &worker.buffers);
-            let handshake = Box::pin(connector.connect(settings.server_name.clone(), socket));
-            match handshake.await {
-                Ok(stream) => match tls::peer_id(stream.get_ref().1) {
-                    Ok(_) => Ok(Stream::client(stream)),
-                    Err(e) => Err(failed(Reason::UpstreamIdentityMismatch, io::Error::other(e))),
-                },
+            let (own, name) = (self.resuming(endpoint, &settings.config), settings.server_name.clone());
+            match Box::pin(handshake::connect(tcp, own, name, &worker.buffers)).await {
+                Ok(Shaken { stream, peer: Ok(_) }) => Ok(Stream::Secured(Box::new(stream))),
+                Ok(Shaken { peer: Err(e), .. }) => {
+                    Err(failed(Reason::UpstreamIdentityMismatch, io::Error::other(e)))
+                }
                 Err(e) if tls::identity_error(&e).is_some() => {
                     Err(failed(Reason::UpstreamIdentityMismatch, tls::in_words(e)))
                 }

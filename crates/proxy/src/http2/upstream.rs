@@ -220,8 +220,8 @@ async fn connect(
     let busy = upstream.try_busy().ok_or_else(full)?;
     let connection = upstream.connect_to(endpoint, address, alarm, worker).await?.with(busy);
     // Without an answer to ALPN the endpoint may know HTTP/2 all the same, as its first bytes will show.
-    if let Transport::Client(tls) = &connection.stream
-        && tls.get_ref().1.alpn_protocol().is_some_and(|protocol| protocol != b"h2")
+    if let Transport::Secured(tls) = &connection.stream
+        && tls.protocol().is_some_and(|protocol| protocol != b"h2")
     {
         let cause = io::Error::other("the endpoint does not speak HTTP/2");
         let error = ProxyError::new(Side::Upstream, Reason::UpstreamTlsFailed);

@@ -1,5 +1,6 @@
 use super::*;
 
+mod library;
 mod limbo;
 mod writing;
 
@@ -55,13 +56,13 @@ fn nothing_is_missing_that_the_library_offers() {
     assert!(all.iter().all(|suite| ours.contains(suite)));
 }
 
-struct Authority {
+pub(super) struct Authority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     root: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut parameters = rcgen::CertificateParams::default();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -82,11 +83,11 @@ impl Authority {
         Bundle::from_pem(self.root.as_bytes()).unwrap()
     }
 
-    fn server(&self) -> Arc<ServerConfig> {
+    pub(super) fn server(&self) -> Arc<ServerConfig> {
         server_config(&self.identity("api"), &self.bundle(), &[]).unwrap()
     }
 
-    fn client(&self) -> Arc<ClientConfig> {
+    pub(super) fn client(&self) -> Arc<ClientConfig> {
         let expected = ["spiffe://outrider.internal/ns/shop/svc/api".into()];
         client_config(&self.identity("web"), &self.bundle(), &expected, &[]).unwrap()
     }

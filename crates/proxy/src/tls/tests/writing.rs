@@ -11,11 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::buffers::{Buffers, SIZES};
-use crate::secured::ReadAhead;
-use crate::stream::Stream;
+use crate::secured::Secured;
 
 /// A session on loopback with sockets that hold little: the client's end, and the server's.
-async fn session() -> (Stream, Stream) {
+async fn session() -> (Secured, Secured) {
     let authority = Authority::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
@@ -25,20 +24,11 @@ async fn session() -> (Stream, Stream) {
     SockRef::from(&far).set_recv_buffer_size(64 << 10).unwrap();
     let buffers = Rc::new(Buffers::default());
     let name = ServerName::try_from("api.shop").unwrap();
-    let connector = tokio_rustls::TlsConnector::from(authority.client());
-    let acceptor = tokio_rustls::TlsAcceptor::from(authority.server());
     let (client, server) = tokio::join!(
-        connector.connect(name, ReadAhead::new(near, &buffers)),
-        acceptor.accept(ReadAhead::new(far, &buffers))
+        handshake::connect(near, authority.client(), name, &buffers),
+        handshake::accept(far, authority.server(), &buffers)
     );
-    (Stream::client(client.unwrap()), Stream::server(server.unwrap()))
-}
-
-fn waits(stream: &Stream) -> bool {
-    match stream {
-        Stream::Client(tls) => tls.get_ref().1.wants_write(),
-        _ => panic!("the client's end"),
-    }
+    (client.unwrap().stream, server.unwrap().stream)
 }
 
 #[tokio::test]
@@ -48,7 +38,7 @@ async fn one_block_at_most_waits_for_a_peer_that_does_not_read_and_all_of_it_arr
         let bytes: Vec<u8> = (0..block).map(|n| (n % 251) as u8).collect();
         let mut cx = Context::from_waker(Waker::noop());
         let mut given = 0;
-        while !waits(&near) {
+        while !near.is_behind() {
             match Pin::new(&mut near).poll_write(&mut cx, &bytes[given % block..]) {
                 Poll::Ready(Ok(n)) => given += n,
                 other => panic!("{other:?} after {given} bytes, and nothing waits"),
@@ -83,7 +73,7 @@ async fn how_much_of_a_block_has_gone_is_told_while_the_rest_waits() {
     let (mut near, mut far) = session().await;
     let bytes = vec![7; SIZES[SIZES.len() - 1]];
     let mut cx = Context::from_waker(Waker::noop());
-    let mut fill = |near: &mut Stream| {
+    let mut fill = |near: &mut Secured| {
         // The kernel's buffers may have grown, and all of the block with them.
         while Pin::new(&mut *near).poll_write(&mut cx, &bytes).is_ready() {}
         near.sent()

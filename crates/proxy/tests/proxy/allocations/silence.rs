@@ -37,9 +37,9 @@ enum Leg {
 const MOST: [(&str, Leg, u64); 5] = [
     ("http", Leg::Neither, 4096),
     ("tcp", Leg::Neither, 2200),
-    ("http", Leg::Callers, 11 << 10),
-    ("tcp", Leg::Callers, 10 << 10),
-    ("tcp", Leg::Endpoints, 10 << 10),
+    ("http", Leg::Callers, 5632),
+    ("tcp", Leg::Callers, 4352),
+    ("tcp", Leg::Endpoints, 4352),
 ];
 
 #[test]
