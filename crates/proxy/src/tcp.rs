@@ -33,32 +33,42 @@ use crate::worker::{Open, Stage};
 const BULK: usize = 1;
 
 /// Serves one connection of a TCP listener.
-pub async fn serve(open: &Open, downstream: &mut Downstream, service: &TcpService) {
-    let Open { worker, serving, .. } = open;
-    let mut cluster = None;
-    let mut endpoint = None;
-    let outcome = forward(open, downstream, service, &mut cluster, &mut endpoint).await;
-    if let Err(error) = outcome {
-        serving.stats.borrow_mut().reason(error.reason);
-        let name = cluster.map(|upstream| upstream.config());
-        let context = Context {
-            listener: &serving.name,
-            caller: downstream.peer.as_deref(),
-            cluster: name.as_ref().map(|cluster| &*cluster.name),
-            endpoint,
-            ..Context::default()
-        };
-        worker.log.event(&error, context);
-        downstream.stream.reset_on_close();
+#[expect(clippy::manual_async_fn, reason = "an `async fn` would hold what it is given twice")]
+pub fn serve<'a>(
+    open: &'a Open,
+    downstream: &'a mut Downstream,
+    service: &'a TcpService,
+) -> impl Future<Output = ()> + 'a {
+    async move {
+        let mut to = Destination::default();
+        if let Err(error) = forward(open, downstream, service, &mut to).await {
+            open.serving.stats.borrow_mut().reason(error.reason);
+            let name = to.cluster.map(|upstream| upstream.config());
+            let context = Context {
+                listener: &open.serving.name,
+                caller: downstream.peer.as_deref(),
+                cluster: name.as_ref().map(|cluster| &*cluster.name),
+                endpoint: to.endpoint,
+                ..Context::default()
+            };
+            open.worker.log.event(&error, context);
+            downstream.stream.reset_on_close();
+        }
     }
+}
+
+/// Where bytes go, as far as that is known.
+#[derive(Default)]
+struct Destination {
+    cluster: Option<Rc<Upstream>>,
+    endpoint: Option<std::net::SocketAddr>,
 }
 
 async fn forward(
     open: &Open,
     downstream: &mut Downstream,
     service: &TcpService,
-    cluster: &mut Option<Rc<Upstream>>,
-    endpoint: &mut Option<std::net::SocketAddr>,
+    to: &mut Destination,
 ) -> Result<(), ProxyError> {
     let Open { worker, serving, .. } = open;
     service.access.decide(downstream.peer()).map_err(|reason| ProxyError::new(Side::Local, reason))?;
@@ -67,7 +77,7 @@ async fn forward(
     let slot = slot.ok_or_else(|| ProxyError::new(Side::Local, Reason::NoBackends))?;
     let upstream =
         worker.upstream(slot).ok_or_else(|| ProxyError::new(Side::Local, Reason::ClusterNotReady))?;
-    *cluster = Some(Rc::clone(&upstream));
+    to.cluster = Some(Rc::clone(&upstream));
 
     let overload = |reason| ProxyError::new(Side::Local, reason);
     let _running = upstream.begin_stream();
@@ -79,7 +89,7 @@ async fn forward(
         // Not kept, because everything that is makes a connection larger.
         let key = if service.by_source { downstream.stream.peer().map(address_key) } else { None };
         let picked = upstream.pick(worker.timers.lately_coarse(), || worker.random(), key, &tried)?;
-        *endpoint = Some(picked.address());
+        to.endpoint = Some(picked.address());
         let connecting = upstream.connect(&picked, &downstream.alarm, worker);
         match Box::pin(open.unless_cut(connecting)).await {
             Ok(connection) => {
@@ -206,59 +216,66 @@ impl Tunnel<'_> {
     /// # Errors
     /// A side broke or vanished, nothing moved for `idle`, the caller may not call any more, or a drain is over.
     pub async fn run(&mut self, alarm: &Alarm, idle: Option<Duration>) -> Result<(), ProxyError> {
-        let buffers = &*self.open.worker.buffers;
         let mut lookout = Lookout::new(idle);
         // A stream of bytes may have waited for its connection since it was let in.
         let mut allowed = self.switched.as_ref().map(|switched| switched.allowed).unwrap_or_default();
-        poll_fn(|cx| {
-            let asked = self.switched.as_ref().map_or(Asked::Bytes, |switched| switched.asked);
-            allowed.check(&self.open.serving, self.peer, asked)?;
-            let stage = self.open.stage();
-            if stage == Stage::Cut {
-                return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::Draining)));
+        poll_fn(|cx| self.poll(cx, alarm, &mut lookout, &mut allowed)).await
+    }
+
+    /// Apart, so that the future holds one reference instead of one for each field.
+    fn poll(
+        &mut self,
+        cx: &mut Task<'_>,
+        alarm: &Alarm,
+        lookout: &mut Lookout,
+        allowed: &mut Allowed,
+    ) -> Poll<Result<(), ProxyError>> {
+        let buffers = &*self.open.worker.buffers;
+        let asked = self.switched.as_ref().map_or(Asked::Bytes, |switched| switched.asked);
+        allowed.check(&self.open.serving, self.peer, asked)?;
+        let stage = self.open.stage();
+        if stage == Stage::Cut {
+            return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::Draining)));
+        }
+        let up = flow(cx, self.downstream, self.downstream_in, self.upstream, &mut self.up, None, buffers);
+        let mut frames = self.switched.as_mut().and_then(|switched| switched.frames.as_mut());
+        if stage >= Stage::Closing
+            && let Some(frames) = &mut frames
+        {
+            frames.say_goodbye();
+        }
+        let (inbox, flow_down) = (&mut *self.upstream_in, &mut self.down);
+        let down = flow(cx, self.upstream, inbox, self.downstream, flow_down, frames, buffers);
+        match (up, down) {
+            (Poll::Ready(Err(e)), _) => return Poll::Ready(Err(broken(e, Side::Downstream))),
+            (_, Poll::Ready(Err(e))) => return Poll::Ready(Err(broken(e, Side::Upstream))),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
+            _ => {}
+        }
+        // Whoever has ended its sending may still be lost.
+        for (flow, from, side) in [
+            (&mut self.up, &*self.downstream, Side::Downstream),
+            (&mut self.down, &*self.upstream, Side::Upstream),
+        ] {
+            if flow.over && flow.reset.poll(cx, from).is_ready() {
+                let error = io::Error::from(io::ErrorKind::ConnectionReset);
+                return Poll::Ready(Err(broken(Broken::Reading(error), side)));
             }
-            let up =
-                flow(cx, self.downstream, self.downstream_in, self.upstream, &mut self.up, None, buffers);
-            let mut frames = self.switched.as_mut().and_then(|switched| switched.frames.as_mut());
-            if stage >= Stage::Closing
-                && let Some(frames) = &mut frames
-            {
-                frames.say_goodbye();
+        }
+        // What a session has taken moves on for as long as its peer reads.
+        let total = self.up.moved + self.down.moved + self.upstream.sent() + self.downstream.sent();
+        lookout.moved(total, alarm);
+        loop {
+            ready!(alarm.poll_rung(cx));
+            let now = alarm.now();
+            if let Some((side, error)) = lookout.look(self.downstream, self.upstream, now) {
+                return Poll::Ready(Err(broken(Broken::Reading(error), side)));
             }
-            let (inbox, flow_down) = (&mut *self.upstream_in, &mut self.down);
-            let down = flow(cx, self.upstream, inbox, self.downstream, flow_down, frames, buffers);
-            match (up, down) {
-                (Poll::Ready(Err(e)), _) => return Poll::Ready(Err(broken(e, Side::Downstream))),
-                (_, Poll::Ready(Err(e))) => return Poll::Ready(Err(broken(e, Side::Upstream))),
-                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
-                _ => {}
+            if lookout.is_idle(now) {
+                return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::IdleTimeout)));
             }
-            // Whoever has ended its sending may still be lost.
-            for (flow, from, side) in [
-                (&mut self.up, &*self.downstream, Side::Downstream),
-                (&mut self.down, &*self.upstream, Side::Upstream),
-            ] {
-                if flow.over && flow.reset.poll(cx, from).is_ready() {
-                    let error = io::Error::from(io::ErrorKind::ConnectionReset);
-                    return Poll::Ready(Err(broken(Broken::Reading(error), side)));
-                }
-            }
-            // What a session has taken moves on for as long as its peer reads.
-            let total = self.up.moved + self.down.moved + self.upstream.sent() + self.downstream.sent();
-            lookout.moved(total, alarm);
-            loop {
-                ready!(alarm.poll_rung(cx));
-                let now = alarm.now();
-                if let Some((side, error)) = lookout.look(self.downstream, self.upstream, now) {
-                    return Poll::Ready(Err(broken(Broken::Reading(error), side)));
-                }
-                if lookout.is_idle(now) {
-                    return Poll::Ready(Err(ProxyError::new(Side::Local, Reason::IdleTimeout)));
-                }
-                lookout.set(alarm, now);
-            }
-        })
-        .await
+            lookout.set(alarm, now);
+        }
     }
 }
 
