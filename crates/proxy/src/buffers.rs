@@ -14,10 +14,10 @@ use tokio::sync::Notify;
 
 use crate::pipes::Pipes;
 
-/// Sizes of blocks in bytes: ordinary reads; heads above 16 KiB and busy tunnels; bulk.
-pub const SIZES: [usize; 3] = [16 << 10, 64 << 10, 256 << 10];
+/// Sizes of blocks in bytes: ordinary reads, and a whole record of TLS; longer heads and busy tunnels; bulk.
+pub const SIZES: [usize; 3] = [20 << 10, 64 << 10, 256 << 10];
 
-/// Blocks of each size a worker keeps: 1 MiB + 512 KiB + 1 MiB.
+/// Blocks of each size a worker keeps: 1.25 MiB + 512 KiB + 1 MiB.
 const KEPT: [usize; 3] = [64, 8, 4];
 
 type Block = Box<[u8]>;
@@ -53,6 +53,17 @@ impl Buffers {
             self.free.take();
             self.scratch.take();
         }
+    }
+
+    /// Whether memory is short.
+    pub fn is_saving(&self) -> bool {
+        self.saving.get()
+    }
+
+    /// Blocks of each size that it has.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> [usize; 3] {
+        self.free.borrow().each_ref().map(Vec::len)
     }
 
     /// The size class to read with when `class` would be best.
@@ -168,6 +179,21 @@ impl Inbox {
         self.start = 0;
     }
 
+    /// Moves the bytes into the smallest block that has room for them, and for `wanted` of them.
+    pub fn shrink(&mut self, wanted: usize, buffers: &Buffers) {
+        let len = self.len();
+        let Some(block) = &mut self.block else { return };
+        let Some(class) = SIZES.iter().position(|size| *size >= len.max(wanted)) else { return };
+        if len == 0 || SIZES[class] >= block.len() {
+            return;
+        }
+        let mut new = buffers.take(class);
+        new[..len].copy_from_slice(&block[self.start..self.end]);
+        buffers.give(std::mem::replace(block, new));
+        self.start = 0;
+        self.end = len;
+    }
+
     /// Bytes that fit behind those that are there.
     pub fn room(&self) -> usize {
         self.block.as_ref().map_or(0, |block| block.len() - self.end)
@@ -180,6 +206,12 @@ impl Inbox {
             self.start = 0;
             self.end = 0;
         }
+    }
+
+    /// Size of its block.
+    #[cfg(test)]
+    pub(crate) fn size(&self) -> usize {
+        self.block.as_ref().map_or(0, |block| block.len())
     }
 
     /// Gives the block back if nothing is in it.
@@ -278,6 +310,12 @@ impl Outbox {
             Some(block) => &block[self.start..self.end],
             None => &[],
         }
+    }
+
+    /// Size of its block.
+    #[cfg(test)]
+    pub(crate) fn size(&self) -> usize {
+        self.block.as_ref().map_or(0, |block| block.len())
     }
 
     /// Whether there is nothing.

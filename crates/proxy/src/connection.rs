@@ -23,7 +23,7 @@ use crate::config::{HttpService, Service};
 use crate::log::Context;
 use crate::stream::Stream;
 use crate::timers::Alarm;
-use crate::tls::handshake::{self, Shaken};
+use crate::tls::handshake;
 use crate::worker::{Http, Kind, Open, Serving, Stage, Worker};
 use crate::{http, http2, tcp, tls};
 
@@ -344,8 +344,7 @@ async fn greet(
         )
     };
     match alarm.within(handshake).await {
-        Some(Ok(Shaken { stream, peer: Ok(peer) })) => Ok((Stream::Secured(Box::new(stream)), Some(peer))),
-        Some(Ok(Shaken { peer: Err(error), .. })) => Err(handshake_failed(io::Error::other(error))),
+        Some(Ok((stream, peer))) => Ok((Stream::Secured(Box::new(stream)), Some(peer))),
         Some(Err(error)) => Err(handshake_failed(error)),
         None => Err(handshake_failed(io::ErrorKind::TimedOut.into())),
     }

@@ -1,9 +1,10 @@
 //! A stream of bytes in records of TLS, on its socket.
 //!
-//! Holds: one system call brings and takes many records; bytes are opened into the reader's memory and sealed out of the
-//! writer's, without a copy between; while nothing is on its way no block is held; what is sealed and not yet taken by
-//! the kernel is one block at most; a stream that ends without the peer's last word is an error. Does not: shake hands
-//! (that is [`handshake`](crate::tls::handshake)).
+//! Holds: one system call brings and takes many records; bytes are sealed out of the writer's memory, and opened into the
+//! reader's where that has room for a whole record, so that none is copied on its way; while nothing is on its way no block
+//! is held, and a record that has not come whole is held in the smallest that it fits in; what is sealed and not yet taken
+//! by the kernel is one block at most; a stream that ends without the peer's last word is an error. One task reads and
+//! writes. Does not: shake hands (that is [`handshake`](crate::tls::handshake)).
 
 use std::io;
 use std::ops::Range;
@@ -29,8 +30,6 @@ pub struct Secured {
     /// Where data is in the first of them, which was opened where it is because its reader wanted less, and has been read
     /// up to there.
     opened: Option<(Range<usize>, usize)>,
-    /// Data that came together with the end of the handshake.
-    first: Vec<u8>,
     out: Outbox,
     /// Bytes that the kernel took.
     sent: u64,
@@ -39,20 +38,12 @@ pub struct Secured {
 }
 
 impl Secured {
-    /// After a handshake that left these records and this data.
-    pub fn new(
-        tcp: TcpStream,
-        session: Session,
-        sealed: Inbox,
-        first: Vec<u8>,
-        buffers: &Rc<Buffers>,
-    ) -> Self {
+    /// After a handshake that left these bytes of further records.
+    pub fn new(tcp: TcpStream, session: Session, mut sealed: Inbox, buffers: &Rc<Buffers>) -> Self {
         let buffers = Rc::clone(buffers);
+        sealed.park(&buffers);
         let (out, opened) = (Outbox::default(), None);
-        let mut own =
-            Self { tcp, session, sealed, class: 0, opened, first, out, sent: 0, failed: None, buffers };
-        own.sealed.park(&own.buffers);
-        own
+        Self { tcp, session, sealed, class: 0, opened, out, sent: 0, failed: None, buffers }
     }
 
     /// The socket.
@@ -75,6 +66,12 @@ impl Secured {
         !self.out.is_empty()
     }
 
+    /// Sizes of the blocks it has: what came, what is to go.
+    #[cfg(test)]
+    pub(crate) fn holds(&self) -> [usize; 2] {
+        [self.sealed.size(), self.out.size()]
+    }
+
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
             let n = ready!(Pin::new(&mut self.tcp).poll_write(cx, self.out.bytes()))?;
@@ -87,30 +84,24 @@ impl Secured {
         Poll::Ready(Ok(()))
     }
 
-    /// Tells the peer why, if that can be done at once.
-    fn fail(&mut self, error: Error, cx: &mut Context<'_>) {
-        let space = self.out.space(OVERHEAD + 2, &self.buffers);
-        if space.len() >= OVERHEAD + 2
-            && let Ok(n) = self.session.alert(&error, space)
-        {
+    /// Tells the peer why, if that can be done at once. Nothing is read or written any more.
+    fn fail(&mut self, error: Error) {
+        self.sealed.clear(&self.buffers);
+        // Behind what waits it would come too late, or in the midst of a record.
+        if self.out.is_empty() {
+            let space = self.out.space(OVERHEAD + 2, &self.buffers);
+            let n = self.session.alert(&error, space).unwrap_or_default();
             self.out.add(n);
+            // Who writes is not to be woken instead of its own task.
+            let sent = self.tcp.try_write(self.out.bytes()).unwrap_or_default();
+            self.out.wrote(sent, &self.buffers);
         }
-        self.out.wrote(0, &self.buffers);
-        let _ = self.poll_drain(cx);
+        self.session.give_up();
         self.failed = Some(error);
     }
 
     /// Reads what was opened already: whether there was something.
     fn read_opened(&mut self, space: &mut ReadBuf<'_>) -> bool {
-        if !self.first.is_empty() {
-            let n = self.first.len().min(space.remaining());
-            space.put_slice(&self.first[..n]);
-            self.first.drain(..n);
-            if self.first.is_empty() {
-                self.first = Vec::new();
-            }
-            return true;
-        }
         let Some((at, record)) = &mut self.opened else { return false };
         let n = at.len().min(space.remaining());
         space.put_slice(&self.sealed.bytes()[at.start..at.start + n]);
@@ -148,15 +139,17 @@ impl Secured {
             sealed.park(buffers);
         } else {
             let missing = wanted.unwrap_or(HEADER).saturating_sub(sealed.len());
+            // The smallest block has room for the longest record.
             if sealed.room() < missing.max(FRAGMENT) {
                 sealed.compact(size, buffers);
             }
-            if sealed.room() < missing {
-                sealed.grow(buffers);
-            }
         }
         let room = if sealed.is_empty() { SIZES[size] } else { sealed.room() };
-        match ready!(sealed.poll_fill(cx, tcp, buffers, size))? {
+        let Poll::Ready(filled) = sealed.poll_fill(cx, tcp, buffers, size) else {
+            sealed.shrink(wanted.unwrap_or_default(), buffers);
+            return Poll::Pending;
+        };
+        match filled? {
             Filled::End => {
                 let without = "the peer ended the connection without a word of TLS (close_notify)";
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, without)))
@@ -179,6 +172,7 @@ impl Secured {
                 return Poll::Ready(Ok(()));
             }
             if self.session.has_ended() {
+                self.sealed.clear(&self.buffers);
                 return Poll::Ready(Ok(()));
             }
             if let Some(error) = &self.failed {
@@ -198,7 +192,7 @@ impl Secured {
                 Err(error) => Err(error),
             };
             if let Err(error) = opened {
-                self.fail(error, cx);
+                self.fail(error);
             }
         }
     }

@@ -212,7 +212,16 @@ pub fn server_config(
     bundle: &Bundle,
     alpn: &[Vec<u8>],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let provider = Arc::new(provider());
+    server_config_by(provider(), identity, bundle, alpn)
+}
+
+fn server_config_by(
+    provider: CryptoProvider,
+    identity: &Identity,
+    bundle: &Bundle,
+    alpn: &[Vec<u8>],
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = Arc::new(provider);
     let chain = WebPkiClientVerifier::builder_with_provider(Arc::clone(&bundle.roots), Arc::clone(&provider))
         .build()?;
     let verifier = CallerVerifier { chain, trust_domain: Arc::clone(&identity.trust_domain) };

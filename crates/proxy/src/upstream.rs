@@ -25,7 +25,7 @@ use crate::http2::Pool;
 use crate::shared::{Busy, Lease, Limits, Opened, Places as _, Retrying, Running, Tally};
 use crate::stream::{self, Stream};
 use crate::timers::{self, Alarm};
-use crate::tls::handshake::{self, Shaken};
+use crate::tls::handshake;
 use crate::worker::Worker;
 use crate::{descriptors, tls};
 
@@ -459,10 +459,7 @@ impl Upstream {
             let Some(settings) = &config.tls else { return Ok(Stream::Plain(tcp)) };
             let (own, name) = (self.resuming(endpoint, &settings.config), settings.server_name.clone());
             match Box::pin(handshake::connect(tcp, own, name, &worker.buffers)).await {
-                Ok(Shaken { stream, peer: Ok(_) }) => Ok(Stream::Secured(Box::new(stream))),
-                Ok(Shaken { peer: Err(e), .. }) => {
-                    Err(failed(Reason::UpstreamIdentityMismatch, io::Error::other(e)))
-                }
+                Ok((stream, _)) => Ok(Stream::Secured(Box::new(stream))),
                 Err(e) if tls::identity_error(&e).is_some() => {
                     Err(failed(Reason::UpstreamIdentityMismatch, tls::in_words(e)))
                 }

@@ -1,7 +1,8 @@
 //! Handshakes of TLS 1.3, done by the library, up to the stream that follows.
 //!
-//! Holds: the peer is known and its certificate in time when a stream is given; why a handshake failed is told to
-//! the peer before its connection ends; nothing that came behind a handshake is lost. Does not: limit the time.
+//! Holds: the peer is known, and its certificate in time, when a stream is given; why the library refuses a handshake is
+//! told to the peer before its connection ends; the library sees whole records, and none that is behind the
+//! handshake; what a stranger may have us keep is bounded. Does not: limit the time.
 
 use std::io;
 use std::ops::DerefMut;
@@ -14,23 +15,22 @@ use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedConnectionCommon,
     UnbufferedStatus,
 };
-use rustls::{ClientConfig, Error, ServerConfig};
+use rustls::{AlertDescription, ClientConfig, Error, InvalidMessage, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use super::record::HEADER;
 use super::session::{Secrets, Session};
-use super::{IdentityError, peer_id};
-use crate::buffers::{Buffers, Filled, Inbox};
+use super::{peer_id, refuse};
+use crate::buffers::{Buffers, Filled, Inbox, SIZES};
 use crate::secured::Secured;
 
-/// A stream after its handshake, and who is at its other end.
-pub struct Shaken {
-    /// What follows.
-    pub stream: Secured,
-    /// The SPIFFE ID of the peer.
-    pub peer: Result<Arc<str>, IdentityError>,
-}
+/// Most bytes behind the header of a record (RFC 8446, 5.2).
+const LONGEST: usize = (1 << 14) + 256;
+
+/// A stream after its handshake, and the SPIFFE ID of who is at its other end.
+pub type Shaken = (Secured, Arc<str>);
 
 /// Shakes hands as a server.
 ///
@@ -103,71 +103,86 @@ enum Next {
     Fail(Error),
 }
 
-/// One side and what it has to say and was told.
+/// One side and what it has to say.
 struct Shaking<S> {
     side: S,
     /// To be sent.
     out: Vec<u8>,
-    /// Data that came behind the peer's last message.
-    first: Vec<u8>,
-    /// The peer sends no more.
-    ended: bool,
+    /// So many of the bytes that came have been shown to the library.
+    shown: usize,
 }
 
 impl<S: Side> Shaking<S> {
     fn new(side: S) -> Self {
-        Self { side, out: Vec::new(), first: Vec::new(), ended: false }
+        Self { side, out: Vec::new(), shown: 0 }
     }
 
     /// Takes one step with what came: how many bytes of that it used up, and what is to be done.
-    fn step(&mut self, bytes: &mut [u8]) -> (usize, Next) {
-        let UnbufferedStatus { discard, state } = self.side.step(bytes);
+    fn step(&mut self, came: &mut [u8]) -> (usize, Next) {
+        let UnbufferedStatus { discard, state } = self.side.step(&mut came[..self.shown]);
         let done = match state {
-            Ok(ConnectionState::EncodeTlsData(message)) => encode(message, &mut self.out),
+            Ok(ConnectionState::EncodeTlsData(message)) => {
+                encode(message, &mut self.out).map(|()| Next::Step)
+            }
             Ok(ConnectionState::TransmitTlsData(sent)) => {
                 sent.done();
-                Ok(())
+                Ok(Next::Step)
             }
-            Ok(ConnectionState::ReadTraffic(mut data)) => loop {
-                match data.next_record() {
-                    Some(Ok(record)) => self.first.extend_from_slice(record.payload),
-                    Some(Err(error)) => break Err(error),
-                    None => break Ok(()),
-                }
-            },
-            Ok(ConnectionState::PeerClosed) => {
-                self.ended = true;
-                Ok(())
+            Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => Ok(Next::Read),
+            Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
+                Err(Error::AlertReceived(AlertDescription::CloseNotify))
             }
-            Ok(ConnectionState::BlockedHandshake) => return (discard, Next::Read),
-            Ok(ConnectionState::WriteTraffic(_)) => Ok(()),
             Ok(_) => Err(Error::HandshakeNotComplete),
             Err(error) => Err(error),
         };
+        self.shown -= discard;
         let next = match done {
             Err(error) => {
-                // What is to be said of it.
-                if let Ok(ConnectionState::EncodeTlsData(alert)) = self.side.step(&mut []).state {
-                    let _ = encode(alert, &mut self.out);
-                }
+                self.say_why();
                 Next::Fail(error)
             }
-            Ok(()) if !self.side.is_handshaking() && !self.side.wants_write() => Next::End,
-            Ok(()) => Next::Step,
+            Ok(_) if !self.side.is_handshaking() && !self.side.wants_write() => Next::End,
+            Ok(Next::Read) => match next_record(&came[discard + self.shown..]) {
+                Some(length) => {
+                    self.shown += length;
+                    Next::Step
+                }
+                None => Next::Read,
+            },
+            Ok(next) => next,
         };
         (discard, next)
     }
 
-    /// The session that follows, and the data that came already.
-    fn session(self) -> Result<(Session, Vec<u8>), Error> {
+    /// Gathers what is to be said of a failure. The library is asked only while it has something to say: it would
+    /// look for bytes that it has seen.
+    fn say_why(&mut self) {
+        while self.side.wants_write() {
+            let Ok(ConnectionState::EncodeTlsData(message)) = self.side.step(&mut []).state else { return };
+            if encode(message, &mut self.out).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The session that follows, and who the peer is.
+    fn session(self) -> Result<(Session, Arc<str>), Error> {
+        let peer = peer_id(&self.side).map_err(refuse)?;
         let protocol = self.side.alpn_protocol().map(Box::from);
         let mut session = self.side.session()?;
         session.protocol = protocol;
-        if self.ended {
-            session.end();
-        }
-        Ok((session, self.first))
+        Ok((session, peer))
     }
+}
+
+/// How long the record at the beginning is, if it is whole. What can be none is for the library to refuse.
+fn next_record(bytes: &[u8]) -> Option<usize> {
+    let &[content, _, _, high, low] = bytes.first_chunk::<HEADER>()?;
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    if !(20..=23).contains(&content) || length > LONGEST {
+        return Some(bytes.len());
+    }
+    Some(HEADER + length).filter(|length| *length <= bytes.len())
 }
 
 async fn shake<S: Side>(side: S, mut tcp: TcpStream, buffers: &Rc<Buffers>) -> io::Result<Shaken> {
@@ -192,10 +207,8 @@ async fn shake<S: Side>(side: S, mut tcp: TcpStream, buffers: &Rc<Buffers>) -> i
         }
     }
     tcp.write_all(&shaking.out).await?;
-    let peer = peer_id(&shaking.side);
-    let (session, first) = shaking.session().map_err(broken)?;
-    let stream = Secured::new(tcp, session, std::mem::take(&mut came.inbox), first, buffers);
-    Ok(Shaken { stream, peer })
+    let (session, peer) = shaking.session().map_err(broken)?;
+    Ok((Secured::new(tcp, session, std::mem::take(&mut came.inbox), buffers), peer))
 }
 
 fn broken(error: Error) -> io::Error {
@@ -221,8 +234,10 @@ struct Lent<'a> {
 
 impl Lent<'_> {
     async fn more(&mut self, tcp: &mut TcpStream) -> io::Result<()> {
-        if self.inbox.is_full() && !self.inbox.grow(self.buffers) {
-            return Err(broken(Error::PeerSentOversizedRecord));
+        // Messages that are longer are none of a handshake; they may come in any number of records.
+        let no_more = || self.inbox.len() >= SIZES[1] || self.buffers.is_saving();
+        if self.inbox.is_full() && (no_more() || !self.inbox.grow(self.buffers)) {
+            return Err(broken(InvalidMessage::HandshakePayloadTooLarge.into()));
         }
         match std::future::poll_fn(|cx| self.inbox.poll_fill(cx, tcp, self.buffers, 0)).await? {
             Filled::Bytes(_) => Ok(()),
@@ -241,11 +256,19 @@ impl Drop for Lent<'_> {
 pub(super) mod tests {
     use super::*;
 
-    /// Both sessions after a handshake without sockets, and what the server sent behind it.
+    /// After a handshake without sockets.
+    pub(in crate::tls) struct Met {
+        pub(in crate::tls) client: Session,
+        pub(in crate::tls) server: Session,
+        /// What the server sent behind it.
+        pub(in crate::tls) ticket: Vec<u8>,
+        pub(in crate::tls) kind: rustls::HandshakeKind,
+    }
+
     pub(in crate::tls) fn in_memory(
         client: Arc<ClientConfig>,
         server: Arc<ServerConfig>,
-    ) -> Result<(Session, Session, Vec<u8>), Error> {
+    ) -> Result<Met, Error> {
         let name = ServerName::try_from("api.shop").unwrap();
         let mut client = Shaking::new(UnbufferedClientConnection::new(client, name)?);
         let mut server = Shaking::new(UnbufferedServerConnection::new(server)?);
@@ -257,7 +280,9 @@ pub(super) mod tests {
             server_done = server_done || run(&mut server, &mut to_server)?;
             to_client.append(&mut server.out);
         }
-        Ok((client.session()?.0, server.session()?.0, to_client))
+        let kind = client.side.handshake_kind().unwrap();
+        assert_eq!(server.side.handshake_kind(), Some(kind));
+        Ok(Met { client: client.session()?.0, server: server.session()?.0, ticket: to_client, kind })
     }
 
     /// Our session as a client, and the library's as the server of it.

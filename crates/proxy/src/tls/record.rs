@@ -15,7 +15,7 @@ pub const FRAGMENT: usize = 1 << 14;
 const TAG: usize = 16;
 /// What a record has beside its content: header, inner type and tag.
 pub const OVERHEAD: usize = HEADER + 1 + TAG;
-/// Most bytes behind a header: a padded fragment may be so much longer (RFC 8446, 5.2).
+/// Most bytes behind a header (RFC 8446, 5.2).
 const LONGEST: usize = FRAGMENT + 256;
 /// Records for one key of AES-GCM: a quarter of the least of what RFC 8446 (5.5) and other implementations allow.
 const RECORDS: u64 = 1 << 22;
@@ -150,10 +150,11 @@ pub fn length(bytes: &[u8]) -> Result<Option<usize>, Error> {
 
 /// Finds the kind of what was opened, which is the last byte that is not zero.
 fn content(opened: &[u8]) -> Result<Opened, Error> {
-    let len = opened.iter().rposition(|byte| *byte != 0).ok_or(PeerMisbehaved::IllegalTlsInnerPlaintext)?;
-    if len > FRAGMENT {
+    // Padding is in it (RFC 8446, 5.4).
+    if opened.len() > FRAGMENT + 1 {
         return Err(Error::PeerSentOversizedRecord);
     }
+    let len = opened.iter().rposition(|byte| *byte != 0).ok_or(PeerMisbehaved::IllegalTlsInnerPlaintext)?;
     let content = opened.get(len).copied().ok_or(PeerMisbehaved::IllegalTlsInnerPlaintext)?;
     Ok(Opened { content: content.into(), len })
 }
@@ -297,14 +298,13 @@ pub(super) mod tests {
         let none = Err(PeerMisbehaved::IllegalTlsInnerPlaintext.into());
         assert_eq!(padded(&[]).1, none);
         assert_eq!(padded(&[0; 200]).1, none);
-        let mut longest = vec![9; FRAGMENT];
-        longest.extend([23; 1]);
-        longest.extend([0; 200]);
-        assert_eq!(padded(&longest).1, data(FRAGMENT));
-        longest[FRAGMENT + 1] = 23;
-        assert_eq!(padded(&longest).1, Err(Error::PeerSentOversizedRecord));
-        longest.extend([0; 100]);
-        assert_eq!(padded(&longest).0, Err(Error::PeerSentOversizedRecord));
+        let of = |len: usize| [vec![9; len], vec![23]].concat();
+        assert_eq!(padded(&of(FRAGMENT - 1)).1, data(FRAGMENT - 1));
+        // With it, all of what is inside is longer than it may be.
+        assert_eq!(padded(&of(FRAGMENT)).1, Err(Error::PeerSentOversizedRecord));
+        assert_eq!(padded(&[of(9), vec![0; FRAGMENT]].concat()).1, Err(Error::PeerSentOversizedRecord));
+        assert_eq!(padded(&[of(9), vec![0; FRAGMENT - 10]].concat()).1, data(9));
+        assert_eq!(padded(&[of(9), vec![0; FRAGMENT + 300]].concat()).0, Err(Error::PeerSentOversizedRecord));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rustls::{
 
 use super::record::{self, FRAGMENT, Keys, OVERHEAD, Opened};
 
-/// Most records in a row that carry no data: what the library and BoringSSL allow.
+/// Most updates of keys, warnings and records without content in a row, without data between: BoringSSL's limit for updates.
 pub const FRUITLESS: u8 = 32;
 /// Longest message of a handshake, as the library has it.
 const MESSAGE: usize = 4 + 0xffff;
@@ -80,17 +80,14 @@ impl Messages {
                 return Ok(bytes.len());
             }
             ContentType::ApplicationData => self.without_fruit(PeerMisbehaved::TooManyEmptyFragments)?,
+            ContentType::Alert | ContentType::Handshake if bytes.is_empty() => {
+                return Err(InvalidMessage::InvalidEmptyPayload.into());
+            }
             ContentType::Alert => {
                 self.without_fruit(PeerMisbehaved::TooManyWarningAlertsReceived)?;
                 self.alert(bytes)?;
             }
-            ContentType::Handshake if bytes.is_empty() => {
-                return Err(InvalidMessage::InvalidEmptyPayload.into());
-            }
-            ContentType::Handshake => {
-                self.without_fruit(PeerMisbehaved::TooManyKeyUpdateRequests)?;
-                self.messages(bytes, tell)?;
-            }
+            ContentType::Handshake => self.messages(bytes, tell)?,
             got_type => {
                 let expect_types =
                     vec![ContentType::ApplicationData, ContentType::Handshake, ContentType::Alert];
@@ -138,7 +135,11 @@ impl Messages {
             }
             let Some((message, behind)) = behind.split_at_checked(len) else { break };
             rest = behind;
-            tell(self.told(kind.into(), message, rest.is_empty())?)?;
+            let told = self.told(kind.into(), message, rest.is_empty())?;
+            if let Told::KeyUpdate { .. } = told {
+                self.without_fruit(PeerMisbehaved::TooManyKeyUpdateRequests)?;
+            }
+            tell(told)?;
         }
         self.begun = rest.to_vec();
         Ok(())
@@ -199,11 +200,6 @@ impl Session {
     /// Whether the peer has said that it sends no more.
     pub fn has_ended(&self) -> bool {
         self.messages.ended
-    }
-
-    /// The peer has said so, during the handshake.
-    pub fn end(&mut self) {
-        self.messages.ended = true;
     }
 
     /// Whether we have said that we send no more.
@@ -311,6 +307,11 @@ impl Session {
             _ => AlertDescription::InternalError,
         };
         self.last_word(FATAL, description, out)
+    }
+
+    /// Says nothing more: there was no room for a last word.
+    pub fn give_up(&mut self) {
+        self.closed = true;
     }
 
     fn last_word(

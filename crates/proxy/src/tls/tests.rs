@@ -71,12 +71,25 @@ impl Authority {
     }
 
     fn identity(&self, service: &str) -> Identity {
+        self.identity_of(service, 0)
+    }
+
+    /// With a chain that has so many bytes more than it needs, and is of certificates of 20,000 then.
+    fn identity_of(&self, service: &str, more: usize) -> Identity {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut parameters = rcgen::CertificateParams::default();
         let id = format!("spiffe://outrider.internal/ns/shop/svc/{service}");
         parameters.subject_alt_names = vec![rcgen::SanType::URI(id.as_str().try_into().unwrap())];
+        if more > 0 {
+            let ballast = rcgen::CustomExtension::from_oid_content(
+                &[1, 3, 6, 1, 4, 1, 65535, 1],
+                vec![7; more.min(20_000)],
+            );
+            parameters.custom_extensions = vec![ballast];
+        }
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
-        Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes()).unwrap()
+        let chain = certificate.pem().repeat(more.div_ceil(20_000).max(1));
+        Identity::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes()).unwrap()
     }
 
     fn bundle(&self) -> Bundle {

@@ -28,7 +28,7 @@ async fn session() -> (Secured, Secured) {
         handshake::connect(near, authority.client(), name, &buffers),
         handshake::accept(far, authority.server(), &buffers)
     );
-    (client.unwrap().stream, server.unwrap().stream)
+    (client.unwrap().0, server.unwrap().0)
 }
 
 #[tokio::test]
