@@ -62,6 +62,7 @@ pub static TARGETS: &[Target] = &[
     http2::HPACK,
     grpc::FIELDS,
     websocket::FRAMES,
+    tls::HANDSHAKE,
     tls::MESSAGES,
     tls::RECORD,
     routes::PATTERN,

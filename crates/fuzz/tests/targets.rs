@@ -44,6 +44,7 @@ targets! {
     hpack = "hpack"
     grpc = "grpc"
     websocket = "websocket"
+    tls_handshake = "tls-handshake"
     tls_messages = "tls-messages"
     tls_record = "tls-record"
     route_pattern = "route-pattern"

@@ -1,11 +1,45 @@
-//! What a peer puts into records of TLS once hands are shaken, against a reader that puts all of it together first.
+//! What a peer puts into records of TLS once hands are shaken, against a reader that puts all of it together first; and what
+//! a stranger sends before.
 
-use outrider_proxy::tls::record;
+use std::sync::{Arc, OnceLock};
+
+use outrider_proxy::tls::handshake::{Shaking, Side};
 use outrider_proxy::tls::session::{FRUITLESS, Messages, Told};
-use rustls::{AlertDescription, ContentType};
+use outrider_proxy::tls::{Bundle, Identity, client_config, record, server_config};
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::UnbufferedServerConnection;
+use rustls::{AlertDescription, ClientConfig, ContentType, ServerConfig};
 
-use super::{Target, Verdict, expect};
-use crate::mutate::Shape;
+use super::{Target, Verdict, expect, fixture};
+use crate::mutate::{Random, Shape};
+
+pub(super) const HANDSHAKE: Target = Target {
+    name: "tls-handshake",
+    from: "strangers",
+    shape: Shape::Text,
+    pieces: &[
+        b"\x16\x03\x01\x00\x04\x01\x00\x00\x09",
+        b"\x16\x03\x01\x00\x04\x01\x01\x00\x00",
+        b"\x16\x03\x03\x00\x04\x02\x01\x00\x00",
+        b"\x15\x03\x03\x00\x02\x01\x00",
+        b"\x15\x03\x03\x00\x02\x02\x28",
+        b"\x14\x03\x03\x00\x01\x01",
+        b"\x17\x03\x03\x00\x11",
+        b"\x16\x03\x03\x00\x01\x01",
+        b"\x16\x03\x03\x00\x00",
+    ],
+    most: 4_000,
+    memory: 2_000,
+    rounds: 4_000,
+    accepted: 5,
+    seeds: || {
+        let hello = fixture("fuzz/corpus/seeds/client-hello");
+        let (first, second) = hello[5..].split_at(100);
+        let cut = [&[22, 3, 1, 0, 100], first, &[22, 3, 1, 0, second.len() as u8], second].concat();
+        vec![cut, fixture("fuzz/corpus/seeds/server-hello"), [hello.as_slice(), &hello].concat(), hello]
+    },
+    check: handshake,
+};
 
 pub(super) const MESSAGES: Target = Target {
     name: "tls-messages",
@@ -163,4 +197,59 @@ fn length(bytes: &[u8]) -> Verdict {
         }
         Err(_) => Ok(false),
     }
+}
+
+fn settings() -> &'static (Arc<ServerConfig>, Arc<ClientConfig>) {
+    static SETTINGS: OnceLock<(Arc<ServerConfig>, Arc<ClientConfig>)> = OnceLock::new();
+    SETTINGS.get_or_init(|| {
+        let seed = |file: &str| fixture(&format!("fuzz/corpus/seeds/{file}"));
+        let settings = Identity::from_pem(&seed("svid.pem"), &seed("svid.key")).and_then(|identity| {
+            let bundle = Bundle::from_pem(&seed("root.pem"))?;
+            let client = client_config(&identity, &bundle, &["spiffe://outrider.internal/x".into()], &[])?;
+            Ok((server_config(&identity, &bundle, &[])?, client))
+        });
+        settings.unwrap_or_else(|error| panic!("the seeds are good: {error}"))
+    })
+}
+
+/// Feeds one side in pieces: whether it had something to say, and why it failed.
+fn shake<S: Side>(side: S, mut pieces: impl FnMut(usize) -> usize, bytes: &[u8]) -> (bool, Option<String>) {
+    let (mut shaking, mut came, mut rest) = (Shaking::new(side), Vec::new(), bytes);
+    let mut said = false;
+    loop {
+        let outcome = shaking.feed(&mut came);
+        said |= !shaking.says().is_empty();
+        match outcome {
+            Ok(true) => return (said, Some("over, without a key".to_owned())),
+            Err(error) => return (said, Some(format!("{error:?}"))),
+            Ok(false) if rest.is_empty() => return (said, None),
+            Ok(false) => {
+                let (piece, behind) = rest.split_at(pieces(rest.len()));
+                came.extend_from_slice(piece);
+                rest = behind;
+            }
+        }
+    }
+}
+
+fn handshake(bytes: &[u8]) -> Verdict {
+    let (server, client) = settings();
+    let mut random = Random::of(bytes);
+    let mut some = |left: usize| 1 + random.below(left.min(40));
+    let sides = || {
+        let server = UnbufferedServerConnection::new(Arc::clone(server)).map_err(|e| e.to_string())?;
+        let name = "api.shop".try_into().map_err(|_| "a name")?;
+        let client = UnbufferedClientConnection::new(Arc::clone(client), name).map_err(|e| e.to_string())?;
+        Ok::<_, String>((server, client))
+    };
+    let (whole, pieces) = (sides()?, sides()?);
+    let (answered, why) = shake(whole.0, |left| left, bytes);
+    let in_pieces = shake(pieces.0, &mut some, bytes);
+    expect((answered, &why) == (in_pieces.0, &in_pieces.1), || format!("{why:?}, in pieces {in_pieces:?}"))?;
+    let whole = shake(whole.1, |left| left, bytes);
+    let in_pieces = shake(pieces.1, &mut some, bytes);
+    expect(whole == in_pieces, || format!("a client: {whole:?}, in pieces {in_pieces:?}"))?;
+    let over = Some("over, without a key");
+    expect(why.as_deref() != over && whole.1.as_deref() != over, || "a handshake is over".to_owned())?;
+    Ok(answered && why.is_none())
 }

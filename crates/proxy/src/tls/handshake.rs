@@ -60,9 +60,11 @@ pub async fn connect(
 }
 
 /// One side of a handshake.
-trait Side: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> {
+pub trait Side: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> {
+    /// What the library keeps for this side.
     type Data;
 
+    /// The library's next step.
     fn step<'c, 'i>(&'c mut self, bytes: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
 
     /// The session that follows.
@@ -103,8 +105,8 @@ enum Next {
     Fail(Error),
 }
 
-/// One side and what it has to say.
-struct Shaking<S> {
+/// One side and what it has to say, without a socket.
+pub struct Shaking<S> {
     side: S,
     /// To be sent.
     out: Vec<u8>,
@@ -113,8 +115,31 @@ struct Shaking<S> {
 }
 
 impl<S: Side> Shaking<S> {
-    fn new(side: S) -> Self {
+    /// Before its first step.
+    pub fn new(side: S) -> Self {
         Self { side, out: Vec::new(), shown: 0 }
+    }
+
+    /// Takes what came as far as that goes, and it from there: whether the handshake is over.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn feed(&mut self, came: &mut Vec<u8>) -> Result<bool, Error> {
+        loop {
+            let (used, next) = self.step(came);
+            came.drain(..used);
+            match next {
+                Next::Step => {}
+                Next::Read => return Ok(false),
+                Next::End => return Ok(true),
+                Next::Fail(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What is to be sent, and was not told before.
+    pub fn says(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
     }
 
     /// Takes one step with what came: how many bytes of that it used up, and what is to be done.
@@ -275,9 +300,9 @@ pub(super) mod tests {
         let (mut to_client, mut to_server) = (Vec::new(), Vec::new());
         let (mut client_done, mut server_done) = (false, false);
         while !(client_done && server_done) {
-            client_done = client_done || run(&mut client, &mut to_client)?;
+            client_done = client_done || client.feed(&mut to_client)?;
             to_server.append(&mut client.out);
-            server_done = server_done || run(&mut server, &mut to_server)?;
+            server_done = server_done || server.feed(&mut to_server)?;
             to_client.append(&mut server.out);
         }
         let kind = client.side.handshake_kind().unwrap();
@@ -295,31 +320,17 @@ pub(super) mod tests {
         let mut server = rustls::ServerConnection::new(server)?;
         let (mut to_client, mut done) = (Vec::new(), false);
         while !done || server.is_handshaking() {
-            done = done || run(&mut client, &mut to_client)?;
-            let mut rest = client.out.as_slice();
+            done = done || client.feed(&mut to_client)?;
+            let said = client.says();
+            let mut rest = said.as_slice();
             while !rest.is_empty() {
                 server.read_tls(&mut rest).unwrap();
                 server.process_new_packets()?;
             }
-            client.out.clear();
             while server.wants_write() {
                 server.write_tls(&mut to_client).unwrap();
             }
         }
         Ok((client.session()?.0, server))
-    }
-
-    /// Whether it is done.
-    fn run<S: Side>(shaking: &mut Shaking<S>, came: &mut Vec<u8>) -> Result<bool, Error> {
-        loop {
-            let (used, next) = shaking.step(came);
-            came.drain(..used);
-            match next {
-                Next::Step => {}
-                Next::Read => return Ok(false),
-                Next::End => return Ok(true),
-                Next::Fail(error) => return Err(error),
-            }
-        }
     }
 }
