@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use outrider_api::agent::ProxyStatus;
 use outrider_xds::client::{BadResponse, Client, Limits};
 use outrider_xds::{Interest, Resource, ResourceSet};
-use outrider_xds_types::names;
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
 use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use outrider_xds_types::type_url;
+use outrider_xds_types::{features, names};
 use tokio::sync::{Notify, watch};
 
 use crate::facts::Facts;
@@ -105,7 +105,8 @@ pub enum Known {
 impl Upstream {
     /// Starts knowing nothing. Endpoints of `zone`, if there is one, are put before others as they come.
     pub fn new(node: &str, zone: Option<&str>) -> Arc<Self> {
-        let node = Node { id: node.to_owned(), ..Node::default() };
+        let client_features = vec![format!("{}{}", features::PREFIX, features::LEDS)];
+        let node = Node { id: node.to_owned(), client_features, ..Node::default() };
         Arc::new(Self {
             state: Mutex::new(State {
                 client: Client::new(node, Limits::default()),
@@ -260,6 +261,9 @@ impl Upstream {
                 absent.remove(&(update.type_url.to_string(), resource.name.to_string()));
                 set.insert(zones::nearest_first(resource, zone.as_deref()));
             }
+            for (name, why) in &update.refused {
+                tracing::info!(name, why, "a list of endpoints is asked for whole");
+            }
             for name in &update.removed {
                 set.remove(&update.type_url, name);
                 absent.insert((update.type_url.to_string(), name.clone()));
@@ -315,8 +319,9 @@ impl State {
         if self.set.get(&key.0, &key.1).is_some() || self.absent.contains(&key) {
             return false;
         }
-        self.client.claim(&key.0, &key.1, zones::as_it_came(&resource.version));
-        self.set.insert(zones::nearest_first(&resource.renamed(key.1), self.zone.as_deref()))
+        let resource = Arc::new(resource.renamed(key.1));
+        self.client.claim(&resource, zones::as_it_came(&resource.version));
+        self.set.insert(zones::nearest_first(&resource, self.zone.as_deref()))
     }
 
     /// What is known already of a new subscription is told to the server when the next stream begins, so that
@@ -329,7 +334,7 @@ impl State {
             if self.client.is_connected() {
                 self.set.remove(type_url, &resource.name);
             } else {
-                self.client.claim(type_url, &resource.name, zones::as_it_came(&resource.version));
+                self.client.claim(&resource, zones::as_it_came(&resource.version));
             }
         }
     }
