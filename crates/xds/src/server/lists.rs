@@ -43,6 +43,12 @@ struct Step {
     delta: Option<Arc<Delta>>,
 }
 
+/// The same content may be published as another allocation.
+fn is_same(one: &Arc<Resource>, other: &Arc<Resource>) -> bool {
+    Arc::ptr_eq(one, other)
+        || (one.name == other.name && one.version == other.version && one.body == other.body)
+}
+
 impl Step {
     fn bytes(&self) -> usize {
         let of = |delta: &Arc<Delta>| {
@@ -56,7 +62,7 @@ impl Step {
 impl Memo {
     fn delta(&self, from: &Arc<Resource>, to: &Arc<Resource>) -> Option<Arc<Delta>> {
         let memo = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = |step: &&Step| Arc::ptr_eq(&step.from, from) && Arc::ptr_eq(&step.to, to);
+        let known = |step: &&Step| is_same(&step.from, from) && is_same(&step.to, to);
         if let Some(step) = memo.deltas.iter().rev().find(known) {
             return step.delta.clone();
         }
@@ -73,7 +79,7 @@ impl Memo {
 
     fn remember(&self, resource: &Arc<Resource>) {
         let memo = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if memo.sent.iter().rev().any(|sent| Arc::ptr_eq(sent, resource)) {
+        if memo.sent.iter().rev().any(|sent| is_same(sent, resource)) {
             return;
         }
         memo.sent_bytes += resource.body.len();
