@@ -499,4 +499,72 @@ mod tests {
         assert!(!upstream.seed("shop/a-other", &last_good), "the control plane is asked instead");
         assert_eq!(upstream.view().known(type_url::CLUSTER, &other), Known::NotYet);
     }
+
+    /// What the control plane sends of a long list in parts is the whole here, in the order of this host's zone, and what
+    /// is kept of it on disk is gone on from.
+    #[test]
+    fn a_long_list_in_parts_is_whole_with_the_own_zone_first() {
+        use outrider_xds::server::{Options, Session};
+        use outrider_xds_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+        use outrider_xds_types::prost::Message;
+
+        const NAME: &str = "shop/b/http";
+        let whole = |version: &str, first: u8| {
+            let zone = |zone: u8| {
+                let at = move |number| outrider_compile::Endpoint {
+                    address: [10, zone, 0, number].into(),
+                    port: 80,
+                };
+                (if zone == 0 { "a" } else { "b" }, (first..first + 100).map(at).collect())
+            };
+            let all = [zone(0), zone(1)].into();
+            let made = outrider_compile::endpoints_by_zone(
+                &outrider_intent::model::ServiceRef::new("shop", "b"),
+                "http",
+                &all,
+            );
+            Arc::new(Resource { version: version.into(), ..Resource::clone(&made) })
+        };
+        let options = Options::for_agent();
+        let mut kept = ResourceSet::new();
+        for version in ["v1", "v2", "v3"] {
+            // Each time another agent on the same host.
+            let upstream = Upstream::new("n1", Some("b"));
+            upstream.seed("shop/a-1", &kept);
+            let _endpoints = upstream.subscribe(ENDPOINT, NAME);
+            let mut session = Session::new(options.clone());
+            let mut bytes = 0;
+            let mut talk = |requests: Vec<DeltaDiscoveryRequest>, set: &ResourceSet| {
+                requests.iter().for_each(|request| drop(session.on_request(request).unwrap()));
+                loop {
+                    let responses = session.poll(set);
+                    if responses.is_empty() {
+                        return;
+                    }
+                    for response in responses {
+                        bytes += response.encoded_len();
+                        let answer = upstream.take(response).unwrap();
+                        answer.iter().for_each(|request| drop(session.on_request(request).unwrap()));
+                    }
+                }
+            };
+            let requests = upstream.lock().client.connect();
+            let mut set = ResourceSet::new();
+            for (step, first) in [("", 0), ("+", 1)] {
+                let published = whole(&format!("{version}{step}"), first);
+                set.insert(published);
+                talk(if step.is_empty() { requests.clone() } else { Vec::new() }, &set);
+                let published = set.get(ENDPOINT, NAME).unwrap();
+                let Known::Yes(here) = upstream.view().known(ENDPOINT, NAME) else { panic!("nothing came") };
+                assert_eq!(here, zones::nearest_first(published, Some("b")));
+                let read = ClusterLoadAssignment::decode(here.body.as_slice()).unwrap();
+                assert_eq!(read.endpoints.iter().map(|one| one.priority).collect::<Vec<_>>(), [1, 0]);
+            }
+            // All of it once, then parts: two changes are less than it would be once.
+            let size = set.get(ENDPOINT, NAME).unwrap().body.len();
+            let expected = if kept.is_empty() { size..size + size * 2 / 3 } else { 1..size * 2 / 3 };
+            assert!(expected.contains(&bytes), "{version}: {bytes}");
+            kept = upstream.view().resources().clone();
+        }
+    }
 }
