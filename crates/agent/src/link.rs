@@ -422,7 +422,9 @@ impl<'a> Session<'a> {
                 }
             }
         };
-        if let Some(request) = answer {
+        // What came may lead to something that is to be subscribed.
+        let more = self.upstream.lock().client.requests();
+        for request in answer.into_iter().chain(more) {
             put(&self.requests, request).await?;
         }
         Ok(())

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use outrider_api::agent::ProxyStatus;
 use outrider_xds::client::{BadResponse, Client, Limits};
 use outrider_xds::{Interest, Resource, ResourceSet};
-use outrider_xds_types::names;
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
 use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use outrider_xds_types::type_url;
+use outrider_xds_types::{features, names};
 use tokio::sync::{Notify, watch};
 
 use crate::facts::Facts;
@@ -105,7 +105,8 @@ pub enum Known {
 impl Upstream {
     /// Starts knowing nothing. Endpoints of `zone`, if there is one, are put before others as they come.
     pub fn new(node: &str, zone: Option<&str>) -> Arc<Self> {
-        let node = Node { id: node.to_owned(), ..Node::default() };
+        let client_features = vec![format!("{}{}", features::PREFIX, features::LEDS)];
+        let node = Node { id: node.to_owned(), client_features, ..Node::default() };
         Arc::new(Self {
             state: Mutex::new(State {
                 client: Client::new(node, Limits::default()),
@@ -260,6 +261,9 @@ impl Upstream {
                 absent.remove(&(update.type_url.to_string(), resource.name.to_string()));
                 set.insert(zones::nearest_first(resource, zone.as_deref()));
             }
+            for (name, why) in &update.refused {
+                tracing::info!(name, why, "a list of endpoints is asked for whole");
+            }
             for name in &update.removed {
                 set.remove(&update.type_url, name);
                 absent.insert((update.type_url.to_string(), name.clone()));
@@ -315,8 +319,9 @@ impl State {
         if self.set.get(&key.0, &key.1).is_some() || self.absent.contains(&key) {
             return false;
         }
-        self.client.claim(&key.0, &key.1, zones::as_it_came(&resource.version));
-        self.set.insert(zones::nearest_first(&resource.renamed(key.1), self.zone.as_deref()))
+        let resource = Arc::new(resource.renamed(key.1));
+        self.client.claim(&resource, zones::as_it_came(&resource.version));
+        self.set.insert(zones::nearest_first(&resource, self.zone.as_deref()))
     }
 
     /// What is known already of a new subscription is told to the server when the next stream begins, so that
@@ -329,7 +334,7 @@ impl State {
             if self.client.is_connected() {
                 self.set.remove(type_url, &resource.name);
             } else {
-                self.client.claim(type_url, &resource.name, zones::as_it_came(&resource.version));
+                self.client.claim(&resource, zones::as_it_came(&resource.version));
             }
         }
     }
@@ -493,5 +498,73 @@ mod tests {
         let other = names::scoped(type_url::CLUSTER, "shop/a-other", "inbound/http");
         assert!(!upstream.seed("shop/a-other", &last_good), "the control plane is asked instead");
         assert_eq!(upstream.view().known(type_url::CLUSTER, &other), Known::NotYet);
+    }
+
+    /// What the control plane sends of a long list in parts is the whole here, in the order of this host's zone, and what
+    /// is kept of it on disk is gone on from.
+    #[test]
+    fn a_long_list_in_parts_is_whole_with_the_own_zone_first() {
+        use outrider_xds::server::{Options, Session};
+        use outrider_xds_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+        use outrider_xds_types::prost::Message;
+
+        const NAME: &str = "shop/b/http";
+        let whole = |version: &str, first: u8| {
+            let zone = |zone: u8| {
+                let at = move |number| outrider_compile::Endpoint {
+                    address: [10, zone, 0, number].into(),
+                    port: 80,
+                };
+                (if zone == 0 { "a" } else { "b" }, (first..first + 100).map(at).collect())
+            };
+            let all = [zone(0), zone(1)].into();
+            let made = outrider_compile::endpoints_by_zone(
+                &outrider_intent::model::ServiceRef::new("shop", "b"),
+                "http",
+                &all,
+            );
+            Arc::new(Resource { version: version.into(), ..Resource::clone(&made) })
+        };
+        let options = Options::for_agent();
+        let mut kept = ResourceSet::new();
+        for version in ["v1", "v2", "v3"] {
+            // Each time another agent on the same host.
+            let upstream = Upstream::new("n1", Some("b"));
+            upstream.seed("shop/a-1", &kept);
+            let _endpoints = upstream.subscribe(ENDPOINT, NAME);
+            let mut session = Session::new(options.clone());
+            let mut bytes = 0;
+            let mut talk = |requests: Vec<DeltaDiscoveryRequest>, set: &ResourceSet| {
+                requests.iter().for_each(|request| drop(session.on_request(request).unwrap()));
+                loop {
+                    let responses = session.poll(set);
+                    if responses.is_empty() {
+                        return;
+                    }
+                    for response in responses {
+                        bytes += response.encoded_len();
+                        let answer = upstream.take(response).unwrap();
+                        answer.iter().for_each(|request| drop(session.on_request(request).unwrap()));
+                    }
+                }
+            };
+            let requests = upstream.lock().client.connect();
+            let mut set = ResourceSet::new();
+            for (step, first) in [("", 0), ("+", 1)] {
+                let published = whole(&format!("{version}{step}"), first);
+                set.insert(published);
+                talk(if step.is_empty() { requests.clone() } else { Vec::new() }, &set);
+                let published = set.get(ENDPOINT, NAME).unwrap();
+                let Known::Yes(here) = upstream.view().known(ENDPOINT, NAME) else { panic!("nothing came") };
+                assert_eq!(here, zones::nearest_first(published, Some("b")));
+                let read = ClusterLoadAssignment::decode(here.body.as_slice()).unwrap();
+                assert_eq!(read.endpoints.iter().map(|one| one.priority).collect::<Vec<_>>(), [1, 0]);
+            }
+            // All of it once, then parts: two changes are less than it would be once.
+            let size = set.get(ENDPOINT, NAME).unwrap().body.len();
+            let expected = if kept.is_empty() { size..size + size * 2 / 3 } else { 1..size * 2 / 3 };
+            assert!(expected.contains(&bytes), "{version}: {bytes}");
+            kept = upstream.view().resources().clone();
+        }
     }
 }

@@ -7,6 +7,8 @@
 //! that a process which has the order of another zone is sent this one's; [`as_it_came`] takes that off again. Whatever
 //! order it had before makes no difference. Does not: decide whether zones are told apart.
 
+use std::sync::Arc;
+
 use outrider_xds::Resource;
 use outrider_xds_types::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
 use outrider_xds_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, LocalityLbEndpoints};
@@ -21,14 +23,10 @@ const MARK: char = '@';
 const OVERPROVISIONING: u32 = 100;
 
 /// A resource as proxies of this host are to have it.
-pub(crate) fn nearest_first(resource: &Resource, zone: Option<&str>) -> Resource {
-    if *resource.type_url != *type_url::ENDPOINT {
-        return resource.clone();
-    }
-    match ordered(resource, zone) {
-        Some(ordered) => ordered,
-        None => resource.clone(),
-    }
+pub(crate) fn nearest_first(resource: &Arc<Resource>, zone: Option<&str>) -> Arc<Resource> {
+    let is_assignment = *resource.type_url == *type_url::ENDPOINT;
+    let ordered = is_assignment.then(|| ordered(resource, zone)).flatten();
+    ordered.map_or_else(|| resource.clone(), Arc::new)
 }
 
 /// The version that the control plane gave it.
@@ -93,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_own_zone_is_first_and_the_version_says_so() {
-        let came = split(&["", "a", "b"]);
+        let came = Arc::new(split(&["", "a", "b"]));
         let cases = [
             (Some("a"), "1.2@a: 1 0 1 Some(100)"),
             (Some("b"), "1.2@b: 1 1 0 Some(100)"),
@@ -113,11 +111,11 @@ mod tests {
 
     #[test]
     fn one_zone_and_other_types_and_what_cannot_be_read_stay_as_they_are() {
-        let one = split(&["a"]);
+        let one = Arc::new(split(&["a"]));
         assert_eq!(nearest_first(&one, Some("a")), one);
-        let other = Resource { type_url: type_url::CLUSTER.into(), ..split(&["a", "b"]) };
+        let other = Arc::new(Resource { type_url: type_url::CLUSTER.into(), ..split(&["a", "b"]) });
         assert_eq!(nearest_first(&other, Some("a")), other);
-        let bad = Resource::new(type_url::ENDPOINT, "x", "1", vec![0xff]);
+        let bad = Arc::new(Resource::new(type_url::ENDPOINT, "x", "1", vec![0xff]));
         assert_eq!(nearest_first(&bad, Some("a")), bad);
     }
 }

@@ -291,6 +291,7 @@ impl Server {
             world: self.world,
             trust_domain: self.authority.trust_domain().into(),
             streams: resources,
+            options: outrider_xds::server::Options::for_agent(),
             stop: stop.clone(),
         };
         let config = server_config(slot.slot.clone(), &bundle, &["h2"])?;

@@ -7,6 +7,7 @@ mod http1;
 mod http2;
 mod identity;
 mod intent;
+mod lists;
 mod messages;
 mod routes;
 mod tls;
@@ -77,6 +78,7 @@ pub static TARGETS: &[Target] = &[
     xds::RESPONSE,
     xds::REQUEST,
     xds::WORKLOAD,
+    lists::LISTS,
     intent::DOCUMENTS,
     messages::TO_PROXY,
     messages::FROM_PROXY,

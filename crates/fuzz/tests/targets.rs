@@ -59,6 +59,7 @@ targets! {
     xds_response = "xds-response"
     xds_request = "xds-request"
     workload = "workload"
+    xds_lists = "xds-lists"
     intent = "intent"
     to_proxy = "to-proxy"
     from_proxy = "from-proxy"

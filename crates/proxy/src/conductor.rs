@@ -393,8 +393,14 @@ impl Conductor {
                     let ingested = self.assembler.ingest(&update.type_url, added, &update.removed);
                     let refused = ingested.refused.into_iter();
                     let refused = refused.map(|(name, refusal)| (name, refusal.to_string())).collect();
+                    for (name, why) in &update.refused {
+                        tracing::info!(name, why, "a list of endpoints is not taken");
+                    }
                     let since = Instant::now();
                     self.open.push(Open { token: update.token, items: ingested.items, refused, since });
+                    for request in self.client.requests() {
+                        self.send(request);
+                    }
                 }
                 Err(bad) => {
                     tracing::error!(error = %bad, "a response is malformed");

@@ -75,7 +75,11 @@ pub const CONNECTION_AGE: &str = "connection-age";
 /// Upgrades to other protocols than WebSocket.
 pub const UPGRADES: &str = "upgrades";
 
-/// Everything that proxies of this version know.
+/// Long lists of endpoints that come in parts, see `outrider_xds::lists`. No resource needs it: who does not name it is sent
+/// whole lists. Agents name it as well.
+pub const LEDS: &str = "leds";
+
+/// Everything that proxies of this version know, beside [`LEDS`].
 pub const ALL: [&str; 20] = [
     HTTP2,
     REGEX,
@@ -101,12 +105,18 @@ pub const ALL: [&str; 20] = [
 
 /// What is to be said in `client_features`.
 pub fn advertised() -> Vec<String> {
-    ALL.iter().map(|name| format!("{PREFIX}{name}")).collect()
+    ALL.iter().chain([&LEDS]).map(|name| format!("{PREFIX}{name}")).collect()
+}
+
+/// Whether somebody knows a feature who says this.
+pub fn knows(client_features: &[String], feature: &str) -> bool {
+    client_features.iter().any(|name| name.strip_prefix(PREFIX) == Some(feature))
 }
 
 /// What of [`ALL`] somebody does not know who says this. Nothing, if it says nothing.
 pub fn lacking(client_features: &[String]) -> BTreeSet<&'static str> {
-    let named: BTreeSet<&str> = client_features.iter().filter_map(|name| name.strip_prefix(PREFIX)).collect();
+    let named = client_features.iter().filter_map(|name| name.strip_prefix(PREFIX));
+    let named: BTreeSet<&str> = named.filter(|name| *name != LEDS).collect();
     if named.is_empty() {
         return BTreeSet::new();
     }

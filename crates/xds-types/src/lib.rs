@@ -11,6 +11,7 @@
 //! | RouteConfiguration | the name of its outbound listener (inbound routes are inline) |
 //! | Cluster | `inbound/PORT`, `outbound/NS/SERVICE/PORT` |
 //! | ClusterLoadAssignment | `NS/SERVICE/PORT`; one for all callers, so unscoped |
+//! | LbEndpoint | `xdstp://outrider/MESSAGE/NS/SERVICE/PORT/zone=ZONE/ADDRESS:PORT`; in the list `…/zone=ZONE/*` |
 //! | Secret | [`SECRET_SVID`], [`SECRET_BUNDLE`]; made on the host, never sent by the control plane |
 //! | Workload | `NS/SERVICE`; unscoped |
 //!
@@ -35,6 +36,8 @@ pub mod type_url {
     pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
     /// `ClusterLoadAssignment`.
     pub const ENDPOINT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+    /// `LbEndpoint`: one endpoint of a list that comes in parts.
+    pub const LB_ENDPOINT: &str = "type.googleapis.com/envoy.config.endpoint.v3.LbEndpoint";
     /// `Secret`.
     pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
     /// [`crate::workload::Workload`].

@@ -1,6 +1,7 @@
 //! Building and reading resource names and listener metadata.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,46 @@ pub fn unscope(name: &str) -> Option<(&str, &str)> {
     Some((&rest[..second], &rest[second + 1..]))
 }
 
+/// The part of a list's name that tells the zones of one load assignment apart. Without slashes.
+pub fn list_key(zone: &str) -> String {
+    let mut key = String::from("zone=");
+    for byte in zone.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => key.push(char::from(byte)),
+            _ => key += &format!("%{byte:02X}"),
+        }
+    }
+    key
+}
+
+/// The list of endpoints of a locality of a load assignment: a glob collection.
+pub fn list(assignment: &str, key: &str) -> String {
+    format!("xdstp://{AUTHORITY}/{}/{assignment}/{key}/*", message_name(crate::type_url::LB_ENDPOINT))
+}
+
+/// An endpoint in such a list.
+pub fn listed(assignment: &str, key: &str, at: SocketAddr) -> String {
+    let (message, ip) = (message_name(crate::type_url::LB_ENDPOINT), at.ip());
+    format!("xdstp://{AUTHORITY}/{message}/{assignment}/{key}/{ip}:{}", at.port())
+}
+
+/// Takes the name of a list or of an endpoint in it apart: load assignment, key, and the last part; `None` if it is
+/// neither.
+pub fn unlist(name: &str) -> Option<(&str, &str, &str)> {
+    let rest = name.strip_prefix("xdstp://")?.strip_prefix(AUTHORITY)?.strip_prefix('/')?;
+    let rest = rest.strip_prefix(message_name(crate::type_url::LB_ENDPOINT))?.strip_prefix('/')?;
+    let (rest, last) = rest.rsplit_once('/')?;
+    let (assignment, key) = rest.rsplit_once('/')?;
+    Some((assignment, key, last))
+}
+
+/// The address in the last part of the name of an endpoint in a list, if it is written as [`listed`] does.
+pub fn address_listed(last: &str) -> Option<SocketAddr> {
+    let (ip, port) = last.rsplit_once(':')?;
+    let at = SocketAddr::new(ip.parse().ok()?, port.parse().ok()?);
+    (format!("{}:{}", at.ip(), at.port()) == last).then_some(at)
+}
+
 /// What a listener says about itself to the agent, under [`crate::METADATA_KEY`].
 ///
 /// Carried as one JSON string: a protobuf map with several keys has no stable encoding, and versions are
@@ -110,6 +151,29 @@ impl ListenerMetadata {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_lists_come_apart_again() {
+        let key = list_key("eu/west 1_a");
+        assert_eq!(key, "zone=eu%2Fwest%201_a");
+        let list = list("shop/api/main", &key);
+        assert_eq!(unlist(&list), Some(("shop/api/main", key.as_str(), "*")));
+        for at in ["10.0.0.1:80", "[2001:db8::1]:8080"] {
+            let at: SocketAddr = at.parse().unwrap();
+            let name = listed("shop/api/main", &key, at);
+            let (assignment, of, last) = unlist(&name).unwrap();
+            assert_eq!((assignment, of, address_listed(last)), ("shop/api/main", key.as_str(), Some(at)));
+            assert!(name.starts_with(list.trim_end_matches('*')));
+        }
+        for other in ["010.0.0.1:80", "10.0.0.1:080", "10.0.0.1", "[::1]:80", "0:0::1:80", "a:1", ""] {
+            assert_eq!(address_listed(other), None, "{other}");
+        }
+        for other in
+            ["shop/api/main", "xdstp://outrider/x/a/b/c", &scoped(crate::type_url::LISTENER, "a/b", "c")]
+        {
+            assert_eq!(unlist(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn scoped_names_come_apart_again() {

@@ -5,19 +5,27 @@
 //! meanwhile is reported as removed. What comes into use late, of an earlier stream, is asked for again, as the
 //! server of this one goes by what it was told at the beginning. Every response must be answered with
 //! [`Client::ack`] or [`Client::nack`]; the answer may come much later (when the resources are in use) and in any
-//! order. Does not: decide how long an answer may take. Servers keep one response per type unanswered, so the
+//! order. Lists of endpoints that come in parts are handed on whole, whose server ever sends them (see `lists`). Does not:
+//! decide how long an answer may take. Servers keep one response per type unanswered, so the
 //! caller must bound it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
-use outrider_xds_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use outrider_xds_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire,
+};
 use outrider_xds_types::pb::google::rpc::Status;
+use outrider_xds_types::{features, type_url};
 
 use crate::interest::Interest;
 use crate::refusal;
 use crate::set::Resource;
+
+mod lists;
+
+use lists::{Lists, Taken};
 
 /// `google.rpc.Code.INVALID_ARGUMENT`: the code of a refusal.
 const INVALID_ARGUMENT: i32 = 3;
@@ -34,11 +42,15 @@ pub struct Limits {
     pub name_bytes: usize,
     /// Responses without answer, over all types.
     pub unanswered: usize,
+    /// Lists of endpoints that are to be subscribed one by one.
+    pub lists: usize,
+    /// Endpoints of one list.
+    pub endpoints: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { resources: 100_000, name_bytes: 2048, unanswered: 256 }
+        Self { resources: 100_000, name_bytes: 2048, unanswered: 256, lists: 4096, endpoints: 100_000 }
     }
 }
 
@@ -51,12 +63,15 @@ pub struct Token(u64);
 pub struct Update {
     /// To be given to [`Client::ack`] or [`Client::nack`].
     pub token: Token,
-    /// Type of everything in it.
+    /// Type of everything in it: of endpoints one by one, that of the load assignments that are whole by them.
     pub type_url: Arc<str>,
-    /// New and changed resources. Only what is still subscribed; may include a version already in use.
+    /// New and changed resources. Only what is still subscribed; may include a version already in use. Load assignments of
+    /// which parts are missing come with these.
     pub added: Vec<Arc<Resource>>,
     /// Gone, or not existing although subscribed by name.
     pub removed: Vec<String>,
+    /// What is not handed on, and why: names, and causes. Told to the server with the answer.
+    pub refused: Vec<(String, String)>,
     /// As sent by the server, for logs.
     pub nonce: String,
 }
@@ -112,6 +127,14 @@ pub enum ResponseError {
         /// The name.
         name: String,
     },
+    /// A list would get more than [`Limits::endpoints`].
+    #[error("more than {limit} endpoints, or 64 MiB of them, in the list {list}")]
+    TooManyEndpoints {
+        /// Its name.
+        list: String,
+        /// The limit.
+        limit: usize,
+    },
     /// More than [`Limits::unanswered`] responses wait for an answer.
     #[error("{limit} responses are unanswered, another one came")]
     TooManyUnanswered {
@@ -135,6 +158,8 @@ struct TypeState {
     interest: Interest,
     /// What the server of this stream has been told; `None` before the first request of the type.
     announced: Option<BTreeSet<String>>,
+    /// Whether the subscriptions may be others than the server was told.
+    changed: bool,
     /// Unsubscribed since; asked for anew if subscribed again before the server heard of it.
     dropped: BTreeSet<String>,
     /// Name → version in use.
@@ -148,6 +173,8 @@ struct Open {
     stream: u64,
     added: BTreeMap<Arc<str>, Arc<str>>,
     removed: BTreeSet<String>,
+    /// Refused here, see [`Update::refused`].
+    refused: Vec<(String, String)>,
 }
 
 /// The asking side of delta xDS, over any number of streams one after the other.
@@ -157,6 +184,7 @@ pub struct Client {
     limits: Limits,
     types: BTreeMap<Arc<str>, TypeState>,
     open: BTreeMap<Token, Open>,
+    lists: Lists,
     next_token: u64,
     /// Number of the stream; 0 before the first.
     stream: u64,
@@ -167,11 +195,13 @@ pub struct Client {
 impl Client {
     /// A client that introduces itself as `node` in the first request of every stream.
     pub fn new(node: Node, limits: Limits) -> Self {
+        let lists = Lists::new(features::knows(&node.client_features, features::LEDS));
         Self {
             node,
             limits,
             types: BTreeMap::new(),
             open: BTreeMap::new(),
+            lists,
             next_token: 0,
             stream: 0,
             connected: false,
@@ -183,7 +213,7 @@ impl Client {
     pub fn subscribe<S: AsRef<str>>(&mut self, type_url: &str, names: impl IntoIterator<Item = S>) {
         let state = self.types.entry(type_url.into()).or_default();
         for name in names {
-            state.interest.add(name.as_ref());
+            state.changed |= state.interest.add(name.as_ref());
         }
     }
 
@@ -193,10 +223,26 @@ impl Client {
         for name in names {
             if state.interest.remove(name.as_ref()) {
                 state.dropped.insert(name.as_ref().to_owned());
+                state.changed = true;
             }
         }
         let interest = &state.interest;
         state.held.retain(|name, _| interest.covers(name));
+        if type_url == type_url::ENDPOINT {
+            self.lists.keep(|name| interest.covers(name));
+            self.follow_lists();
+        }
+    }
+
+    /// Subscribes to the lists that are referred to, and to no others.
+    fn follow_lists(&mut self) {
+        let wanted = self.lists.wanted();
+        let told = self.types.get(type_url::LB_ENDPOINT).map(|state| state.interest.iter().collect());
+        let told: BTreeSet<String> = told.unwrap_or_default();
+        if wanted != told {
+            self.unsubscribe(type_url::LB_ENDPOINT, told.difference(&wanted));
+            self.subscribe(type_url::LB_ENDPOINT, wanted.difference(&told));
+        }
     }
 
     /// What is wanted of a type.
@@ -210,12 +256,15 @@ impl Client {
     }
 
     /// Says that a resource is in use already, as after a restart with resources kept on disk. Only for
-    /// subscribed names; before [`Client::connect`].
-    pub fn claim(&mut self, type_url: &str, name: &str, version: &str) {
-        if let Some(state) = self.types.get_mut(type_url)
-            && state.interest.covers(name)
+    /// subscribed names; before [`Client::connect`]. `version` is the one that the server gave it.
+    pub fn claim(&mut self, resource: &Arc<Resource>, version: &str) {
+        if let Some(state) = self.types.get_mut(&resource.type_url)
+            && state.interest.covers(&resource.name)
         {
-            state.held.insert(name.into(), version.into());
+            state.held.insert(resource.name.clone(), version.into());
+            if &*resource.type_url == type_url::ENDPOINT {
+                self.lists.claim(resource);
+            }
         }
     }
 
@@ -227,7 +276,9 @@ impl Client {
         self.node_sent = false;
         for state in self.types.values_mut() {
             state.announced = None;
+            state.changed = true;
         }
+        self.lists.connect();
         self.requests()
     }
 
@@ -248,6 +299,9 @@ impl Client {
         }
         let mut requests = Vec::new();
         for (type_url, state) in &mut self.types {
+            if !std::mem::take(&mut state.changed) {
+                continue;
+            }
             let wanted: BTreeSet<String> = state.interest.iter().collect();
             let dropped = std::mem::take(&mut state.dropped);
             if let Some(told) = &mut state.announced {
@@ -306,26 +360,51 @@ impl Client {
         let interest = self.types.get(&type_url).map(|state| &state.interest);
         // The server may not know yet that we have unsubscribed.
         let wanted = |name: &str| interest.is_some_and(|interest| interest.covers(name));
-        let added: Vec<Arc<Resource>> = resources
-            .into_iter()
-            .filter(|resource| wanted(&resource.name))
-            .map(|resource| {
-                let body = resource.resource.map(|any| any.value).unwrap_or_default();
-                Arc::new(Resource::new(type_url.clone(), resource.name, resource.version, body))
-            })
-            .collect();
-        let removed: Vec<String> = removed_resources.into_iter().filter(|name| wanted(name)).collect();
+        let version = |resource: &Wire| (resource.name.as_str().into(), resource.version.as_str().into());
+        let mut said: BTreeMap<Arc<str>, Arc<str>> =
+            resources.iter().filter(|resource| wanted(&resource.name)).map(version).collect();
+        let mut removed: Vec<String> =
+            removed_resources.iter().filter(|name| wanted(name)).cloned().collect();
         let token = Token(self.next_token);
         self.next_token += 1;
+        let gone = removed.iter().cloned().collect();
+        let (mut added, mut refused, mut about) = (Vec::new(), Vec::new(), type_url.clone());
+        if &*type_url == type_url::LB_ENDPOINT {
+            let asked = self.types.get(&type_url).and_then(|state| state.announced.as_ref());
+            let asked = |list: &str| asked.is_some_and(|asked| asked.contains(list));
+            (added, refused) = self.lists.take_endpoints(resources, &removed_resources, asked);
+            about = type_url::ENDPOINT.into();
+            removed.clear();
+        } else if &*type_url == type_url::ENDPOINT {
+            for resource in resources.into_iter().filter(|resource| wanted(&resource.name)) {
+                let name = resource.name.clone();
+                match self.lists.take(resource, &self.limits) {
+                    Taken::Whole(whole) => added.push(whole),
+                    Taken::Waits => {}
+                    Taken::Refused(why) => {
+                        said.remove(name.as_str());
+                        refused.push((name, why));
+                    }
+                }
+            }
+            removed.iter().for_each(|name| self.lists.forget(name));
+            self.follow_lists();
+        } else {
+            added.extend(resources.into_iter().filter(|resource| wanted(&resource.name)).map(|resource| {
+                let body = resource.resource.map(|any| any.value).unwrap_or_default();
+                Arc::new(Resource::new(type_url.clone(), resource.name, resource.version, body))
+            }));
+        }
         let open = Open {
-            type_url: type_url.clone(),
+            type_url,
             nonce: nonce.clone(),
             stream: self.stream,
-            added: added.iter().map(|r| (r.name.clone(), r.version.clone())).collect(),
-            removed: removed.iter().cloned().collect(),
+            added: said,
+            removed: gone,
+            refused: refused.clone(),
         };
         self.open.insert(token, open);
-        Ok(Update { token, type_url, added, removed, nonce })
+        Ok(Update { token, type_url: about, added, removed, refused, nonce })
     }
 
     fn check(&self, response: &DeltaDiscoveryResponse) -> Result<(), ResponseError> {
@@ -333,7 +412,12 @@ impl Client {
         if response.nonce.is_empty() {
             return Err(ResponseError::NoNonce { type_url: type_url() });
         }
-        if self.types.get(&*response.type_url).is_none_or(|state| state.announced.is_none()) {
+        // Endpoints one by one come before the assignment that says so.
+        let asked_with = match response.type_url.as_str() {
+            type_url::LB_ENDPOINT => type_url::ENDPOINT,
+            other => other,
+        };
+        if self.types.get(asked_with).is_none_or(|state| state.announced.is_none()) {
             return Err(ResponseError::NotSubscribed { type_url: type_url() });
         }
         if self.open.len() >= self.limits.unanswered {
@@ -363,17 +447,18 @@ impl Client {
                 return Err(ResponseError::Twice { type_url: type_url(), name: name.clone() });
             }
         }
+        let limit = self.limits.endpoints;
+        if response.type_url == type_url::LB_ENDPOINT
+            && let Some(list) = self.lists.exceeds(&response.resources, limit)
+        {
+            return Err(ResponseError::TooManyEndpoints { list, limit });
+        }
         Ok(())
     }
 
     /// The update is in use: the request to send, `None` if there is nobody or nothing to tell, or the token was used.
     pub fn ack(&mut self, token: Token) -> Option<DeltaDiscoveryRequest> {
-        let done = self.open.remove(&token)?;
-        let changed = self.takes(token, &done);
-        if done.stream != self.stream {
-            return self.ask_anew(token, &done.type_url, changed);
-        }
-        self.answer(&done, None)
+        self.refuse(token, &[])
     }
 
     /// What the update says is in use. Returns of what is wanted the names that it changes.
@@ -392,6 +477,9 @@ impl Client {
                 changed.extend(gone.map(|(name, _)| name).filter(|name| state.interest.covers(name)));
             }
             for (name, version) in &done.added {
+                if &*done.type_url == type_url::ENDPOINT {
+                    self.lists.used(name, version);
+                }
                 if state.interest.covers(name)
                     && state.held.insert(name.clone(), version.clone()).as_ref() != Some(version)
                 {
@@ -437,10 +525,15 @@ impl Client {
         if done.stream != self.stream {
             return self.ask_anew(token, &done.type_url, changed);
         }
+        let refused: Vec<(String, String)> =
+            std::mem::take(&mut done.refused).into_iter().chain(refused.iter().cloned()).collect();
+        if refused.is_empty() {
+            return self.answer(&done, None);
+        }
         let words: Vec<String> = refused.iter().map(|(name, why)| format!("{name}: {why}")).collect();
         let mut request = self.answer(&done, Some(&words.join("; ")))?;
         if let Some(status) = &mut request.error_detail {
-            status.details.extend(refusal::details(refused));
+            status.details.extend(refusal::details(&refused));
         }
         Some(request)
     }

@@ -22,6 +22,7 @@
 pub mod client;
 pub mod fit;
 mod interest;
+mod lists;
 pub mod refers;
 pub mod refusal;
 #[cfg(feature = "serve")]

@@ -19,6 +19,8 @@
 //! - *Bounded.* At most one unanswered response per type; what changes meanwhile is coalesced to the latest.
 //!   Only the first answer to a name does not wait: the client may need it before it can answer what is open,
 //!   as clusters of one response that ask for their endpoints one by one.
+//! - *Long lists go in parts* to who takes them (see [`crate::lists`]): a response of endpoints one by one goes before that of
+//!   the load assignments that they are of. It needs no answer, as these are answered.
 //!
 //! Does not: keep time. If a client never answers, [`Session::abandon`] lets the next response go.
 
@@ -33,8 +35,11 @@ use crate::interest::{Interest, WILDCARD};
 use crate::refers;
 use crate::set::{Resource, ResourceSet};
 
+mod lists;
 mod state;
 
+use lists::Lists;
+pub use lists::Memo;
 pub(crate) use state::endpoints_of;
 use state::{Outstanding, TypeState};
 
@@ -54,6 +59,8 @@ pub struct Options {
     /// Send endpoints again whenever their cluster is sent, and when a stream begins: a proxy that builds a
     /// changed cluster anew waits for them without asking. Agents do not need it.
     pub resend_endpoints: bool,
+    /// What streams of one server share about long lists of endpoints.
+    pub lists: Memo,
 }
 
 impl Options {
@@ -66,6 +73,7 @@ impl Options {
             max_types: 32,
             response_bytes: 1 << 20,
             resend_endpoints: true,
+            lists: Memo::default(),
         }
     }
 
@@ -165,6 +173,7 @@ pub struct Session {
     options: Options,
     node: Option<Node>,
     types: BTreeMap<Arc<str>, TypeState>,
+    lists: Lists,
     next_nonce: u64,
 }
 
@@ -179,7 +188,8 @@ const REMOVAL_ORDER: [&str; 5] =
 impl Session {
     /// A session for a stream that was just opened.
     pub fn new(options: Options) -> Self {
-        Self { options, node: None, types: BTreeMap::new(), next_nonce: 1 }
+        let lists = Lists::new(options.lists.clone());
+        Self { options, node: None, types: BTreeMap::new(), lists, next_nonce: 1 }
     }
 
     /// How the client introduced itself.
@@ -222,17 +232,27 @@ impl Session {
     /// [`RequestError`] if a limit is passed. The session is to be dropped then.
     pub fn on_request(&mut self, request: &DeltaDiscoveryRequest) -> Result<Vec<Seen>, RequestError> {
         self.check(request)?;
-        if self.node.is_none() {
-            self.node.clone_from(&request.node);
+        if self.node.is_none()
+            && let Some(node) = &request.node
+        {
+            self.lists.meet(node);
+            self.node = Some(node.clone());
         }
         let mut seen = Vec::new();
+        if self.lists.answers(&request.type_url) {
+            return Ok(seen);
+        }
         let first = !self.types.contains_key(&*request.type_url);
         let type_url: Arc<str> = request.type_url.as_str().into();
         let state = self.types.entry(type_url.clone()).or_default();
         state.dirty();
 
         if !request.response_nonce.is_empty() {
-            seen.extend(state.on_answer(&type_url, &request.response_nonce, request.error_detail.as_ref()));
+            seen = state.on_answer(&type_url, &request.response_nonce, request.error_detail.as_ref());
+            if &*type_url == type_url::ENDPOINT {
+                let lists = &mut self.lists;
+                seen.retain(|seen| !send_whole(state, lists, seen));
+            }
         }
 
         let legacy_wildcard = first && request.resource_names_subscribe.is_empty();
@@ -265,6 +285,9 @@ impl Session {
             for (name, version) in &claimed {
                 state.claim(name, version, again);
             }
+            if &*type_url == type_url::ENDPOINT {
+                self.lists.claim(&claimed);
+            }
             if !claimed.is_empty() {
                 seen.push(Seen::Claimed { type_url: type_url.clone(), resources: claimed });
             }
@@ -273,6 +296,10 @@ impl Session {
             seen.push(Seen::Subscribed { type_url: type_url.clone(), names: subscribed });
         }
         if !unsubscribed.is_empty() {
+            if &*type_url == type_url::ENDPOINT {
+                unsubscribed.iter().for_each(|name| self.lists.forget(name));
+                self.lists.keep(&state.interest);
+            }
             seen.push(Seen::Unsubscribed { type_url, names: unsubscribed });
         }
         Ok(seen)
@@ -314,6 +341,7 @@ impl Session {
     /// What to send now so that the client comes to hold what it wants of `set`. Empty if everything is sent,
     /// or has to wait for an answer.
     pub fn poll(&mut self, set: &ResourceSet) -> Vec<DeltaDiscoveryResponse> {
+        self.lists.settle_claims(set);
         for (type_url, state) in &mut self.types {
             state.plan(type_url, set);
         }
@@ -331,7 +359,7 @@ impl Session {
                 continue;
             };
             let resources = next.resources;
-            responses.push(self.send(&type_url, &resources, next.absent));
+            self.send(&type_url, &resources, next.absent, &mut responses);
             if &*type_url == type_url::CLUSTER && self.options.resend_endpoints {
                 self.resend_endpoints(&resources, set);
             }
@@ -345,7 +373,7 @@ impl Session {
             let Some(state) = self.types.get_mut(&type_url) else { continue };
             let removed = state.take_removals();
             if !removed.is_empty() {
-                responses.push(self.send(&type_url, &[], removed));
+                self.send(&type_url, &[], removed, &mut responses);
             }
         }
         responses
@@ -356,17 +384,33 @@ impl Session {
         type_url: &Arc<str>,
         resources: &[Arc<Resource>],
         removed: Vec<Arc<str>>,
-    ) -> DeltaDiscoveryResponse {
-        let number = self.next_nonce;
+        responses: &mut Vec<DeltaDiscoveryResponse>,
+    ) {
+        let wire = if &**type_url == type_url::ENDPOINT {
+            removed.iter().for_each(|name| self.lists.forget(name));
+            let (wire, before) = self.lists.to_wire(resources);
+            if !before.is_empty() {
+                responses.push(DeltaDiscoveryResponse {
+                    type_url: type_url::LB_ENDPOINT.to_owned(),
+                    nonce: self.nonce().to_string(),
+                    resources: before.changed,
+                    removed_resources: before.removed,
+                    ..Default::default()
+                });
+            }
+            wire
+        } else {
+            resources.iter().map(|resource| resource.to_wire()).collect()
+        };
+        let number = self.nonce();
         let nonce = number.to_string();
-        self.next_nonce += 1;
-        let response = DeltaDiscoveryResponse {
+        responses.push(DeltaDiscoveryResponse {
             type_url: type_url.to_string(),
             nonce: nonce.clone(),
-            resources: resources.iter().map(|resource| resource.to_wire()).collect(),
+            resources: wire,
             removed_resources: removed.iter().map(|name| name.to_string()).collect(),
             ..Default::default()
-        };
+        });
         if let Some(state) = self.types.get_mut(type_url) {
             state.sent(Outstanding {
                 number,
@@ -375,7 +419,12 @@ impl Session {
                 removed,
             });
         }
-        response
+    }
+
+    fn nonce(&mut self) -> u64 {
+        let number = self.next_nonce;
+        self.next_nonce += 1;
+        number
     }
 
     /// Nothing is on its way that a new listener or route could need.
@@ -457,6 +506,17 @@ impl Session {
             endpoints.plan(type_url::ENDPOINT, set);
         }
     }
+}
+
+/// Has an assignment sent whole whose head is refused: whatever is wrong with it is said of the whole then.
+fn send_whole(state: &mut TypeState, lists: &mut Lists, seen: &Seen) -> bool {
+    let Seen::Refused { resources, .. } = seen else { return false };
+    let [(name, version)] = resources.as_slice() else { return false };
+    let is_head = lists.refused(name, version);
+    if is_head {
+        state.take_back(name);
+    }
+    is_head
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ pub(crate) struct Ads {
     pub(crate) world: Handle,
     pub(crate) trust_domain: Arc<str>,
     pub(crate) streams: Newest,
+    /// Of every stream: what one needs of a long list of endpoints others do as well.
+    pub(crate) options: Options,
     pub(crate) stop: CancellationToken,
 }
 
@@ -50,13 +52,14 @@ impl AggregatedDiscoveryService for Ads {
         let node = caller.node;
         let (responses, out) = mpsc::channel(16);
         let (world, stop, requests) = (self.world.clone(), self.stop.clone(), request.into_inner());
+        let session = Session::new(self.options.clone());
         tokio::spawn(async move {
             tracing::debug!(node, "resource stream opened");
             let end = tokio::select! {
                 () = stop.cancelled() => Err(Status::unavailable("the server is stopping")),
                 () = responses.closed() => Ok(()),
                 status = turn.over() => Err(status),
-                end = run(&world, &node, requests, &responses) => end,
+                end = run(&world, &node, session, requests, &responses) => end,
             };
             tracing::debug!(node, ?end, "resource stream ended");
             drop(turn);
@@ -72,10 +75,10 @@ impl AggregatedDiscoveryService for Ads {
 async fn run(
     world: &Handle,
     node: &str,
+    mut session: Session,
     mut requests: Streaming<discovery::DeltaDiscoveryRequest>,
     responses: &mpsc::Sender<Result<discovery::DeltaDiscoveryResponse, Status>>,
 ) -> Result<(), Status> {
-    let mut session = Session::new(Options::for_agent());
     let mut published = world.published.clone();
     loop {
         let set = published.borrow_and_update().of_host(node);

@@ -131,7 +131,9 @@ async fn certificates_are_for_nodes_and_declared_services_only() {
 
 /// An ADS stream with the client side of the protocol. Everything that comes is acknowledged at once.
 pub(crate) struct Stream {
-    client: Client,
+    pub(crate) client: Client,
+    /// Bytes that came.
+    pub(crate) bytes: usize,
     requests: tokio::sync::mpsc::Sender<
         outrider_xds_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest,
     >,
@@ -145,6 +147,11 @@ impl Stream {
         for (type_url, name) in wanted {
             client.subscribe(type_url, [name]);
         }
+        Self::begin(agent, client).await
+    }
+
+    /// The next stream of this client.
+    pub(crate) async fn begin(agent: &TestAgent, mut client: Client) -> Result<Self, tonic::Status> {
         let (requests, out) = tokio::sync::mpsc::channel(64);
         for request in client.connect() {
             requests.send(request).await.unwrap();
@@ -152,7 +159,7 @@ impl Stream {
         let out = tokio_stream::wrappers::ReceiverStream::new(out);
         let mut ads = AggregatedDiscoveryServiceClient::new(agent.channel.clone());
         let responses = ads.delta_aggregated_resources(out).await?.into_inner();
-        Ok(Self { client, requests, responses })
+        Ok(Self { client, bytes: 0, requests, responses })
     }
 
     /// The next response: type, resources (name and body), removed names.
@@ -160,6 +167,7 @@ impl Stream {
         &mut self,
     ) -> Result<(String, Vec<(String, String, Vec<u8>)>, Vec<String>), tonic::Status> {
         let message = tokio::time::timeout(PATIENCE, self.responses.message()).await.unwrap()?.unwrap();
+        self.bytes += message.encoded_len();
         let update = self.client.on_response(message).unwrap();
         if let Some(request) = self.client.ack(update.token) {
             self.requests.send(request).await.unwrap();

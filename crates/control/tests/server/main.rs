@@ -6,6 +6,7 @@ mod agents;
 mod api;
 mod crash;
 mod limits;
+mod lists;
 mod nodes;
 mod proxies;
 mod support;

@@ -26,6 +26,8 @@ use outrider_xds_types::prost::{DecodeError, Message};
 use super::Endpoint;
 use super::fields::{Refusal, duration, join, nothing_left, socket_address};
 
+mod usual;
+
 /// Most localities, counted once for each priority, of one cluster.
 const MAX_LOCALITIES: usize = 256;
 /// The balancer that Envoy has outside of its usual builds.
@@ -226,7 +228,8 @@ pub(super) fn read(body: &[u8], path: &str) -> Result<Assignment, Refusal> {
         nothing_left::<LocalityLbEndpoints>(&group, &path)?;
         list.reserve(endpoints.len());
         for (m, one) in endpoints.into_iter().enumerate() {
-            let endpoint = LbEndpoint::decode(one).map_err(broken).and_then(endpoint);
+            let general = || LbEndpoint::decode(one).map_err(broken).and_then(endpoint);
+            let endpoint = usual::read(one).map_or_else(general, Ok);
             let within = |refusal: Refusal| {
                 Refusal::new(join(&join(&path, &format!("lb_endpoints[{m}]")), &refusal.path), refusal.cause)
             };

@@ -24,6 +24,7 @@ mod hostile;
 mod http;
 mod http2;
 mod limits;
+mod lists;
 mod mesh;
 mod mirrors;
 mod policies;

@@ -4,6 +4,8 @@
 
 use std::os::fd::AsFd;
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::support::*;
@@ -164,7 +166,8 @@ async fn what_a_change_of_endpoints_takes() {
         let socket = directory.path().join("xds.sock");
         let (set_in, set_out) = watch::channel(Some(set.clone()));
         let (seen_in, mut seen) = mpsc::unbounded_channel();
-        let _server = serve_xds(&socket, set_out, seen_in);
+        let sent = Arc::new(AtomicUsize::new(0));
+        let _server = serve_xds_counted(&socket, set_out, seen_in, sent.clone());
         let (mut agent, theirs) = Channel::pair().unwrap();
         let mut command = Command::new(program());
         command.arg("--xds").arg(format!("unix:{}", socket.display()));
@@ -205,7 +208,7 @@ async fn what_a_change_of_endpoints_takes() {
             tokio::task::yield_now().await;
         }
         let quiet = gathered(&mut pauses);
-        let mut taken = Vec::new();
+        let (mut taken, mut before) = (Vec::new(), 0);
         for change in 0..=CHANGES {
             while seen.try_recv().is_ok() {}
             let changed = assignment("shop/api0/main", &list(address, endpoints, change));
@@ -224,14 +227,16 @@ async fn what_a_change_of_endpoints_takes() {
             })
             .await;
             // The first one brings them all.
-            if change > 0 {
-                taken.push(began.elapsed());
+            match change {
+                0 => before = sent.load(Ordering::Relaxed),
+                _ => taken.push(began.elapsed()),
             }
         }
         let busy = gathered(&mut pauses);
         echo.abort();
         println!("{services} services of {endpoints} endpoints, {CHANGES} changes of one:");
         println!("  until it is in use (goal: < 5 ms): {}", median_and_worst(taken));
+        println!("  sent for each: {} bytes", (sent.load(Ordering::Relaxed) - before) / CHANGES);
         for (what, all) in [("without changes", quiet), ("meanwhile (goal: no pause > 1 ms more)", busy)] {
             println!("  7 bytes through, {what}: {} of {}", median_and_worst(all.clone()), all.len());
         }

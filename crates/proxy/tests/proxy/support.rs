@@ -27,7 +27,10 @@ use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
+
+mod counted;
 
 pub const TRUST_DOMAIN: &str = "outrider.internal";
 pub const GET: &str = "GET / HTTP/1.1\r\nHost: api\r\n\r\n";
@@ -222,6 +225,8 @@ pub struct Proxy {
     directory: tempfile::TempDir,
     socket: PathBuf,
     server: tokio::task::JoinHandle<()>,
+    /// Bytes that its xDS server has sent.
+    pub sent: Arc<AtomicUsize>,
     next_id: u64,
 }
 
@@ -288,7 +293,8 @@ impl Proxy {
         let socket = directory.path().join("xds.sock");
         let (set_in, set_out) = watch::channel(None);
         let (seen_in, seen) = mpsc::unbounded_channel();
-        let server = serve_xds(&socket, set_out, seen_in);
+        let sent = Arc::new(AtomicUsize::new(0));
+        let server = serve_xds_counted(&socket, set_out, seen_in, sent.clone());
         let (agent, theirs) = Channel::pair().unwrap();
         let (held, generation) = (options.hold, options.generation);
         let options = Options {
@@ -311,6 +317,7 @@ impl Proxy {
             directory,
             socket,
             server,
+            sent,
             next_id: 0,
         };
         let expected = FromProxy::Hello {
@@ -484,7 +491,7 @@ impl Proxy {
     /// Starts another one in its place, which knows nothing of the former's streams.
     pub fn start_xds(&mut self) {
         let (seen_in, seen) = mpsc::unbounded_channel();
-        self.server = serve_xds(&self.socket, self.set.subscribe(), seen_in);
+        self.server = serve_xds_counted(&self.socket, self.set.subscribe(), seen_in, self.sent.clone());
         self.seen = seen;
     }
 
@@ -524,7 +531,19 @@ pub fn serve_xds(
     set: watch::Receiver<Option<ResourceSet>>,
     seen: mpsc::UnboundedSender<Seen>,
 ) -> tokio::task::JoinHandle<()> {
+    serve_xds_counted(path, set, seen, Arc::default())
+}
+
+/// The same, counting the bytes that go out.
+pub fn serve_xds_counted(
+    path: &std::path::Path,
+    set: watch::Receiver<Option<ResourceSet>>,
+    seen: mpsc::UnboundedSender<Seen>,
+    sent: Arc<AtomicUsize>,
+) -> tokio::task::JoinHandle<()> {
     let incoming = tokio_stream::wrappers::UnixListenerStream::new(UnixListener::bind(path).unwrap());
+    let counted = move |stream| counted::Counted { stream, written: sent.clone() };
+    let incoming = incoming.map(move |stream| stream.map(&counted));
     let server = DeltaServer::new(set, server::Options::for_proxy(), CancellationToken::new());
     let service = server.fitting().on_seen(move |event| drop(seen.send(event))).into_service();
     tokio::spawn(async move {

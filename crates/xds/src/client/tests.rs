@@ -5,6 +5,7 @@ use outrider_xds_types::type_url::{ENDPOINT as EDS, LISTENER as LDS};
 use super::*;
 
 mod convergence;
+mod lists;
 
 fn client() -> Client {
     Client::new(Node { id: "shop/a".into(), ..Default::default() }, Limits::default())
@@ -211,8 +212,9 @@ fn dropping_and_wanting_again_asks_again() {
 fn resources_kept_on_disk_can_be_claimed() {
     let mut client = client();
     client.subscribe(EDS, ["a"]);
-    client.claim(EDS, "a", "7");
-    client.claim(EDS, "b", "7");
+    for name in ["a", "b"] {
+        client.claim(&Arc::new(Resource::new(EDS, name, "7@here", Vec::new())), "7");
+    }
     let [request] = client.connect().try_into().expect("one request");
     assert_eq!(versions(&request), [("a", "7")]);
 }
@@ -220,7 +222,7 @@ fn resources_kept_on_disk_can_be_claimed() {
 #[test]
 fn malformed_responses_are_refused() {
     let mut limits = client();
-    limits.limits = Limits { resources: 2, name_bytes: 4, unanswered: 1 };
+    limits.limits = Limits { resources: 2, name_bytes: 4, unanswered: 1, ..Limits::default() };
     limits.subscribe(EDS, ["*"]);
     limits.connect();
     let mut foreign = response(EDS, "1", &[("a", "1")], &[]);

@@ -159,6 +159,15 @@ impl TypeState {
         self.dirty();
     }
 
+    /// What was refused is to be sent again, in another form.
+    pub(super) fn take_back(&mut self, name: &Arc<str>) {
+        self.refused.remove(name);
+        if self.known.contains_key(name) && self.interest.covers(name) {
+            self.again.insert(name.clone());
+        }
+        self.dirty();
+    }
+
     /// Answers these names again although nothing changed. `true` if any of them is subscribed.
     pub(super) fn answer_again(&mut self, names: impl Iterator<Item = String>) -> bool {
         let mut any = false;

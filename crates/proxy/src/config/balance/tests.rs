@@ -2,7 +2,11 @@ use outrider_xds_types::pb::envoy::config::cluster::v3::cluster::common_lb_confi
     ConsistentHashingLbConfig, LocalityWeightedLbConfig, ZoneAwareLbConfig,
 };
 use outrider_xds_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy as ListedPolicy;
-use outrider_xds_types::pb::envoy::config::core::v3::{RuntimeDouble, TypedExtensionConfig};
+use outrider_xds_types::pb::envoy::config::core::v3::address::Address as AddressKind;
+use outrider_xds_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use outrider_xds_types::pb::envoy::config::core::v3::{
+    Address, RuntimeDouble, SocketAddress, TypedExtensionConfig,
+};
 use outrider_xds_types::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy as Overload;
 use outrider_xds_types::pb::envoy::r#type::v3::Percent;
 use outrider_xds_types::pb::google::protobuf::{Any, Duration as PbDuration};
@@ -220,6 +224,45 @@ fn assignments_have_priorities_localities_and_bounds() {
         ),
     ] {
         assert_eq!(assignment(&bad, "").unwrap_err().path, path);
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn the_usual_endpoint_is_read_as_any_other(
+        ip: std::net::IpAddr,
+        port in proptest::option::of(0..70_000_u32),
+        weight in proptest::option::of(proptest::prop_oneof![0..3_u32, proptest::num::u32::ANY]),
+        health in 0..7_i32,
+        change in proptest::option::of((0..60_usize, proptest::num::u8::ANY)),
+    ) {
+        let socket = SocketAddress {
+            address: ip.to_string(),
+            port_specifier: port.map(PortSpecifier::PortValue),
+            ..SocketAddress::default()
+        };
+        let host = outrider_xds_types::pb::envoy::config::endpoint::v3::Endpoint {
+            address: Some(Address { address: Some(AddressKind::SocketAddress(socket)) }),
+            ..Default::default()
+        };
+        let one = LbEndpoint {
+            host_identifier: Some(HostIdentifier::Endpoint(host)),
+            load_balancing_weight: weight.map(|value| UInt32Value { value }),
+            health_status: if health < 3 { health } else { 0 },
+            ..LbEndpoint::default()
+        };
+        let mut bytes = one.encode_to_vec();
+        if let Some((at, byte)) = change && at < bytes.len() {
+            bytes[at] = byte;
+        }
+        let general = LbEndpoint::decode(bytes.as_slice()).ok().and_then(|one| endpoint(one).ok());
+        if let Some(read) = usual::read(&bytes) {
+            proptest::prop_assert_eq!(Some(read), general);
+        }
+        let usual = health == 0 || health >= 3;
+        if change.is_none() && usual && weight != Some(0) && port.is_some_and(|port| port < 65_536) {
+            proptest::prop_assert!(usual::read(&bytes).is_some());
+        }
     }
 }
 
