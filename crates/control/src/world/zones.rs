@@ -1,4 +1,5 @@
-//! Load assignments, and whether zones are told apart in them.
+//! Load assignments, and whether zones are told apart in them. Endpoints of services that calls fail over to are among
+//! others by the zones of their own service.
 //!
 //! Hosts say where they are; the zone of an instance is its host's. Holds: without zones nothing is looked at, and a load
 //! assignment is what it always was; whether zones are told apart is looked at again when endpoints of a service or
@@ -9,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use outrider_compile::{Compiler, Endpoint, endpoints, endpoints_by_zone, zones_can_carry};
+use outrider_compile::{ByZone, Compiler, Endpoint, endpoints_with_failover, zones_can_carry};
 use outrider_intent::model::{Intent, ServiceRef, ZonePreference};
 use outrider_xds::Resource;
 
+use super::failover::Failovers;
 use super::hold::Hold;
 use super::hosts::{Hosts, State};
 
@@ -76,22 +78,34 @@ impl Zones {
     }
 
     /// The load assignment of one port.
-    pub(super) fn assignment(&mut self, service: &ServiceRef, port: &str, load: &Load<'_>) -> Arc<Resource> {
+    pub(super) fn assignment(
+        &mut self,
+        service: &ServiceRef,
+        port: &str,
+        failovers: &Failovers,
+        load: &Load<'_>,
+    ) -> Arc<Resource> {
+        let (own, are_apart) = self.by_zone(service, port, load);
+        if are_apart {
+            self.apart.entry(service.clone()).or_default().insert(port.to_owned());
+        } else if let Some(ports) = self.apart.get_mut(service) {
+            ports.remove(port);
+        }
+        let others = failovers.others(service, port).iter();
+        let others: Vec<_> = others.map(|(other, port)| (other, self.by_zone(other, port, load).0)).collect();
+        endpoints_with_failover(service, port, &own, &others)
+    }
+
+    /// The endpoints of one port, and whether zones are told apart.
+    fn by_zone<'a>(&self, service: &ServiceRef, port: &str, load: &Load<'a>) -> (ByZone<'a>, bool) {
         let at = load.endpoints(service, port);
-        let endpoint = |address: &SocketAddr| Endpoint { address: address.ip(), port: address.port() };
-        if !self.are_apart(service, &at, load) {
-            if let Some(ports) = self.apart.get_mut(service) {
-                ports.remove(port);
-            }
-            let all: Vec<Endpoint> = at.keys().map(endpoint).collect();
-            return endpoints(service, port, &all);
-        }
-        self.apart.entry(service.clone()).or_default().insert(port.to_owned());
-        let mut by_zone: BTreeMap<&str, Vec<Endpoint>> = BTreeMap::new();
+        let are_apart = self.are_apart(service, &at, load);
+        let mut by_zone = ByZone::new();
         for (address, zone) in &at {
-            by_zone.entry(*zone).or_default().push(endpoint(address));
+            let endpoint = Endpoint { address: address.ip(), port: address.port() };
+            by_zone.entry(if are_apart { *zone } else { "" }).or_default().push(endpoint);
         }
-        endpoints_by_zone(service, port, &by_zone)
+        (by_zone, are_apart)
     }
 
     /// Services whose load assignments may be others, when these have other instances: they themselves, and those they

@@ -60,6 +60,10 @@ impl Proxies for Fake {
     fn may_use(&self, caller: &ServiceRef, cluster: &str) -> bool {
         self.uses.borrow().contains(&(caller.clone(), cluster.to_owned()))
     }
+
+    fn may_know(&self, caller: &ServiceRef, assignment: &str) -> bool {
+        self.may_use(caller, assignment)
+    }
 }
 
 impl Fake {
