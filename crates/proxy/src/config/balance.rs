@@ -25,6 +25,7 @@ use outrider_xds_types::prost::{DecodeError, Message};
 
 use super::Endpoint;
 use super::fields::{Refusal, duration, join, nothing_left, socket_address};
+use super::marks::Marks;
 
 /// Most localities, counted once for each priority, of one cluster.
 const MAX_LOCALITIES: usize = 256;
@@ -41,6 +42,8 @@ pub struct Assignment {
     pub list: Arc<[Endpoint]>,
     /// Weights of localities and the like.
     pub layout: Arc<Layout>,
+    /// What endpoints say of themselves.
+    pub marks: Arc<Marks>,
 }
 
 impl Assignment {
@@ -209,6 +212,7 @@ pub(super) fn read(body: &[u8], path: &str) -> Result<Assignment, Refusal> {
     }
     let mut list = Vec::new();
     let mut localities = Vec::new();
+    let mut marks = Marks::default();
     for (n, group) in groups.into_iter().enumerate() {
         let path = join(path, &format!("endpoints[{n}]"));
         let (endpoints, rest) = repeated(group).map_err(broken)?;
@@ -226,7 +230,12 @@ pub(super) fn read(body: &[u8], path: &str) -> Result<Assignment, Refusal> {
         nothing_left::<LocalityLbEndpoints>(&group, &path)?;
         list.reserve(endpoints.len());
         for (m, one) in endpoints.into_iter().enumerate() {
-            let endpoint = LbEndpoint::decode(one).map_err(broken).and_then(endpoint);
+            let endpoint = LbEndpoint::decode(one).map_err(broken).and_then(|mut one| {
+                let metadata = one.metadata.take();
+                let endpoint = endpoint(one)?;
+                marks.add(endpoint.key, metadata)?;
+                Ok(endpoint)
+            });
             let within = |refusal: Refusal| {
                 Refusal::new(join(&join(&path, &format!("lb_endpoints[{m}]")), &refusal.path), refusal.cause)
             };
@@ -235,7 +244,7 @@ pub(super) fn read(body: &[u8], path: &str) -> Result<Assignment, Refusal> {
         }
     }
     let layout = Layout { localities: localities.into(), overprovisioning, ..Layout::default() };
-    Ok(Assignment { list: list.into(), layout: Arc::new(layout) })
+    Ok(Assignment { list: list.into(), layout: Arc::new(layout), marks: Arc::new(marks) })
 }
 
 /// The elements of what is repeated in a message of endpoints, `endpoints` or `lb_endpoints`, and the bytes of its other
@@ -283,7 +292,6 @@ fn endpoint(mut one: LbEndpoint) -> Result<Endpoint, Refusal> {
     let Some(HostIdentifier::Endpoint(mut host)) = one.host_identifier.take() else {
         return Err(Refusal::new("endpoint", "required"));
     };
-    one.metadata = None;
     nothing_left(&one, "")?;
     let address = socket_address(host.address.take(), "endpoint.address")?;
     host.hostname.clear();
