@@ -37,7 +37,7 @@ pub(super) fn matches(given: Vec<TransportSocketMatch>) -> Result<Vec<ParsedMatc
         return Err(Refusal::new(path, format!("at most {MAX_MARKS} are supported")));
     }
     let one = |(n, one): (usize, TransportSocketMatch)| {
-        let path = join(path, &format!("[{n}]"));
+        let path = format!("{path}[{n}]");
         let fields = one.r#match.unwrap_or_default().fields.into_iter();
         let text = |(name, value): (String, _)| text(value).map(|text| (name, text));
         let wanted: Option<Mark> = fields.map(text).collect();
@@ -100,3 +100,6 @@ impl Marks {
         self.of.iter().filter_map(move |(endpoint, mark)| Some((*endpoint, place(mark)?)))
     }
 }
+
+#[cfg(test)]
+mod tests;
