@@ -72,8 +72,7 @@ pub(super) fn find(
             refuse(&service(callee), "still-called", message, "remove the call, or use --force");
         }
         for (named, all) in failing_over(before, keys, &gone) {
-            let verb = if all.len() == 1 { "fails" } else { "fail" };
-            let message = format!("calls of {} {verb} over to the service {named}", listed(&all));
+            let message = format!("calls of {} fail over to the service {named}", listed(&all));
             let help = "remove it from `failover` of the traffic policy, or use --force";
             refuse(&service(named), "still-named", message, help);
         }
