@@ -93,15 +93,20 @@ impl Intent {
         })
     }
 
-    /// Where the callers of a service are led besides: by its routes, and by fail-over of the service and of what those
-    /// lead to. Fail-over goes one step.
-    pub fn led(&self) -> BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>> {
+    /// Where the callers of a service are led besides by its routes.
+    pub fn routed(&self) -> BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>> {
         let mut routed: BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>> = BTreeMap::new();
         for route in self.routes() {
             for (parent, _) in route.parents {
                 routed.entry(parent).or_default().extend(route.targets.iter().map(|(target, _)| *target));
             }
         }
+        routed
+    }
+
+    /// The same, and where fail-over of the service leads, and of what its routes lead to. Fail-over goes one step.
+    pub fn led(&self) -> BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>> {
+        let routed = self.routed();
         let fails_over = |service: &ServiceRef| {
             let service = self.services.get(service);
             service.into_iter().flat_map(|one| &one.traffic.failover).map(|one| &one.service)

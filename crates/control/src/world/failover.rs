@@ -44,6 +44,17 @@ impl Failovers {
         self.others.get(&(service.clone(), port.to_owned())).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// Names of the ports of a service whose calls fail over.
+    pub(super) fn ports<'a>(&'a self, service: &ServiceRef) -> impl Iterator<Item = &'a String> + use<'a> {
+        let first = (service.clone(), String::new());
+        let of_service = service.clone();
+        self.others
+            .range(first..)
+            .map(|(port, _)| port)
+            .take_while(move |(of, _)| *of == of_service)
+            .map(|(_, port)| port)
+    }
+
     /// Ports whose load assignments have endpoints of a service in them besides its own.
     pub(super) fn with_endpoints_of(&self, service: &ServiceRef) -> impl Iterator<Item = &Port> {
         self.of.get(service).into_iter().flatten()

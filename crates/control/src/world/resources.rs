@@ -132,7 +132,7 @@ impl Resources {
     pub(super) fn follow(&mut self, changed: &Changed, intent: &Intent, hosts: &Hosts, hold: &Hold) {
         let load = Load::new(hosts, hold);
         let mut concerned = BTreeSet::new();
-        for service in self.zones.concerned(&changed.endpoints, &load) {
+        for service in self.zones.concerned(&changed.endpoints, &self.failovers, &load) {
             concerned.extend(self.failovers.with_endpoints_of(&service).cloned());
             let ports = self.ports_of(&service, intent).into_iter();
             concerned.extend(ports.map(|port| (service.clone(), port)));

@@ -168,3 +168,41 @@ async fn endpoints_of_the_next_service_are_checked_by_its_own_identity() {
     client.configure(both.of_web("http", policy, &[api], &[standby])).await;
     client.counted("both are well", |stats| stats.clusters[OUTBOUND].unused.is_empty()).await;
 }
+
+/// Who has a key has one endpoint of each service, wherever its calls go.
+#[tokio::test]
+async fn keys_keep_their_endpoint_within_each_service() {
+    let keyed = ", balancing: {policy: ring-hash, hashKeys: [{type: header, name: x-user}]}";
+    let yaml = documents("http", 1, keyed).replace("mtls: required", "mtls: off");
+    let mut names = ["a0", "a1", "a2", "s0", "s1", "s2"].into_iter();
+    let mut three = Vec::new();
+    for _ in 0..2 {
+        let mut list = Vec::new();
+        for name in names.by_ref().take(3) {
+            list.push(Origin::bind().await.answer_all(name));
+        }
+        three.push(list);
+    }
+    let (api, standby) = (three.remove(0), three.remove(0));
+    let mut set = compiled(&yaml, "shop/web");
+    set.insert(assigned(&api, &standby));
+    let mut client = Proxy::start(set.clone()).await;
+    let mut app = client.connect(OUTBOUND).await;
+    let mut rounds: Vec<Vec<String>> = Vec::new();
+    for own in [api.as_slice(), &[], &api, &[]] {
+        set.insert(assigned(own, &standby));
+        client.configure(set.clone()).await;
+        client.acked(type_url::ENDPOINT).await;
+        let mut seen = Vec::new();
+        for user in (0..20).chain(0..20) {
+            app.send(format!("GET / HTTP/1.1\r\nHost: api\r\nX-User: {user}\r\n\r\n")).await;
+            seen.push(app.response().await.1);
+        }
+        assert_eq!(seen[..20], seen[20..], "the same key, the same endpoint");
+        let used: std::collections::BTreeSet<&String> = seen.iter().collect();
+        let of = if own.is_empty() { "s" } else { "a" };
+        assert!(used.len() == 3 && used.iter().all(|name| name.starts_with(of)), "{used:?}");
+        rounds.push(seen);
+    }
+    assert_eq!((&rounds[0], &rounds[1]), (&rounds[2], &rounds[3]));
+}
