@@ -1,11 +1,14 @@
 //! Endpoints of this host's zone before others: pure.
 //!
-//! A load assignment in which zones are told apart has a locality for each. Where one is of this host's zone, it keeps
-//! the first priority and all others get the second; so the engine, native or Envoy, leaves the zone as far as its
-//! endpoints fail, and altogether when there are none. What of the zone is left gets no more for that: the
-//! overprovisioning factor is 100 %, so exactly the part that fails is spilled. Holds: the version says what was done, so
-//! that a process which has the order of another zone is sent this one's; [`as_it_came`] takes that off again. Whatever
-//! order it had before makes no difference. Does not: decide whether zones are told apart.
+//! A load assignment in which zones are told apart has a locality for each. Where one is of this host's zone, it goes
+//! before all others; so the engine, native or Envoy, leaves the zone as far as its endpoints fail, and altogether when
+//! there are none. What of the zone is left gets no more for that: the overprovisioning factor is 100 %, so exactly the
+//! part that fails is spilled. Services that calls fail over to come after all zones of the called one, each with the
+//! own zone first: sub-zones name them. Holds: the version says what was done, so that a process which has the order of
+//! another zone is sent this one's; [`as_it_came`] takes that off again. Whatever order it had before makes no
+//! difference. Does not: decide whether zones are told apart.
+
+use std::collections::BTreeMap;
 
 use std::sync::Arc;
 
@@ -34,6 +37,21 @@ pub(crate) fn as_it_came(version: &str) -> &str {
     version.split_once(MARK).map_or(version, |(came, _)| came)
 }
 
+/// Those of one service.
+struct Localities {
+    /// The least of their priorities.
+    first: u32,
+    own: usize,
+    all: usize,
+}
+
+impl Localities {
+    /// The own zone goes before others.
+    fn prefer(&self) -> bool {
+        self.own > 0 && self.all > 1
+    }
+}
+
 /// `None` if there is nothing to be changed, or it cannot be read.
 fn ordered(resource: &Resource, zone: Option<&str>) -> Option<Resource> {
     let came = as_it_came(&resource.version);
@@ -41,14 +59,34 @@ fn ordered(resource: &Resource, zone: Option<&str>) -> Option<Resource> {
         return None;
     }
     let mut assignment = ClusterLoadAssignment::decode(resource.body.as_slice()).ok()?;
+    let service = |one: &LocalityLbEndpoints| one.locality.as_ref().map_or("", |at| &at.sub_zone).to_owned();
     let zone_of = |one: &LocalityLbEndpoints| one.locality.as_ref().map(|locality| locality.zone.clone());
     let is_own = |one: &LocalityLbEndpoints| zone.is_some() && zone_of(one).as_deref() == zone;
-    let prefers = assignment.endpoints.len() > 1 && assignment.endpoints.iter().any(is_own);
+    let mut services: BTreeMap<String, Localities> = BTreeMap::new();
+    for one in &assignment.endpoints {
+        let service =
+            services.entry(service(one)).or_insert(Localities { first: one.priority, own: 0, all: 0 });
+        service.first = service.first.min(one.priority);
+        service.all += 1;
+        service.own += usize::from(is_own(one));
+    }
+    let prefers = services.values().any(Localities::prefer);
     if !prefers && came == &*resource.version {
         return None;
     }
+    // The services in their order, which no zone changes; each begins after the one before it.
+    let mut in_order: Vec<(String, Localities)> = services.into_iter().collect();
+    in_order.sort_by_key(|(_, service)| service.first);
+    let mut next = 0;
+    for (_, service) in &mut in_order {
+        service.first = next;
+        next += 1 + u32::from(service.prefer());
+    }
+    let placed: BTreeMap<String, Localities> = in_order.into_iter().collect();
     for one in &mut assignment.endpoints {
-        one.priority = u32::from(prefers && !is_own(one));
+        if let Some(place) = placed.get(&service(one)) {
+            one.priority = place.first + u32::from(place.prefer() && !is_own(one));
+        }
     }
     assignment.policy = prefers.then(|| Policy {
         overprovisioning_factor: Some(UInt32Value { value: OVERPROVISIONING }),
@@ -107,6 +145,57 @@ mod tests {
             }
         }
         assert_eq!(nearest_first(&came, Some("c")), came);
+    }
+
+    /// `SERVICE/ZONE PRIORITY`, as the control plane sends them.
+    fn with_failover(localities: &[(&str, &str, u32)]) -> Arc<Resource> {
+        let one = |(service, zone, priority): &(&str, &str, u32)| LocalityLbEndpoints {
+            locality: (!zone.is_empty() || !service.is_empty()).then(|| Locality {
+                zone: (*zone).to_owned(),
+                sub_zone: (*service).to_owned(),
+                ..Locality::default()
+            }),
+            priority: *priority,
+            ..LocalityLbEndpoints::default()
+        };
+        let assignment = ClusterLoadAssignment {
+            endpoints: localities.iter().map(one).collect(),
+            ..ClusterLoadAssignment::default()
+        };
+        Arc::new(Resource::new(type_url::ENDPOINT, "shop/a/http", "1.2", assignment.encode_to_vec()))
+    }
+
+    #[test]
+    fn other_services_come_after_all_zones_of_the_called_one() {
+        let all_apart = with_failover(&[
+            ("", "a", 0),
+            ("", "b", 0),
+            ("shop/z", "a", 1),
+            ("shop/z", "b", 1),
+            ("shop/c", "a", 2),
+            ("shop/c", "b", 2),
+        ]);
+        let only_others =
+            with_failover(&[("", "", 0), ("shop/z", "a", 1), ("shop/z", "b", 1), ("shop/c", "", 2)]);
+        let none_apart = with_failover(&[("", "", 0), ("shop/z", "", 1)]);
+        let cases = [
+            (&all_apart, Some("a"), "1.2@a: 0 1 2 3 4 5 Some(100)"),
+            (&all_apart, Some("b"), "1.2@b: 1 0 3 2 5 4 Some(100)"),
+            (&all_apart, Some("c"), "1.2: 0 0 1 1 2 2 None"),
+            (&all_apart, None, "1.2: 0 0 1 1 2 2 None"),
+            (&only_others, Some("a"), "1.2@a: 0 1 2 3 Some(100)"),
+            (&only_others, Some("b"), "1.2@b: 0 2 1 3 Some(100)"),
+            (&only_others, None, "1.2: 0 1 1 2 None"),
+            (&none_apart, Some("a"), "1.2: 0 1 None"),
+        ];
+        for (came, zone, expected) in cases {
+            let first = nearest_first(came, zone);
+            assert_eq!(shown(&first), expected, "{zone:?}");
+            for (_, other, expected) in cases.iter().filter(|(of, ..)| *of == came) {
+                assert_eq!(shown(&nearest_first(&first, *other)), *expected, "{zone:?}, then {other:?}");
+            }
+        }
+        assert_eq!(nearest_first(&none_apart, Some("a")), none_apart);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use outrider_intent::model::{Engine, InboundLimits, Mtls, Port, Protocol, Service};
+use outrider_intent::model::{Engine, InboundLimits, Mtls, Port, Protocol, Service, ServiceRef};
 use outrider_xds_types::names;
 use outrider_xds_types::pb::envoy::config::cluster::v3 as cluster;
 use outrider_xds_types::pb::envoy::config::core::v3 as core;
@@ -44,23 +44,42 @@ const MAX_CONCURRENT: u32 = 1024;
 /// Below this share of healthy endpoints health is no longer believed, in percent: of the application, which is one.
 const PANIC_PERCENT: u32 = 50;
 
+/// TLS towards a service; who answers must be that one.
+fn towards(view: &View<'_>, id: &ServiceRef, port: &Port) -> core::TransportSocket {
+    let sni = format!("{}.{}.outrider", id.name, id.namespace);
+    tls::upstream(port.protocol, sni, view.spiffe_id(id))
+}
+
+/// Endpoints of services that calls fail over to say which service they are of, and must be that one, and no other of the
+/// list. Whatever says nothing is of the called one.
+fn towards_others(
+    view: &View<'_>,
+    callee: &Service,
+    port: &Port,
+) -> Vec<cluster::cluster::TransportSocketMatch> {
+    let others = view.intent.failover(callee, port);
+    let one = |(other, takes): (&Service, &Port)| cluster::cluster::TransportSocketMatch {
+        name: other.id.to_string(),
+        r#match: Some(names::of_service(&other.id.to_string())),
+        transport_socket: Some(towards(view, &other.id, takes)),
+    };
+    others.map(one).collect()
+}
+
 /// The cluster through which a port of another service is called.
 pub(crate) fn outbound(view: &View<'_>, engine: Engine, callee: &Service, port: &Port) -> cluster::Cluster {
     let (id, traffic) = (&callee.id, &callee.traffic);
     let (lb_policy, lb_config) = traffic::balancing(&traffic.balancing, port.protocol);
+    // Those that calls fail over to are of the same namespace.
+    let secure = view.mtls(id) != Mtls::Off;
     let mut cluster = cluster::Cluster {
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(over_ads()),
             service_name: names::endpoints(&id.namespace, &id.name, &port.name),
         }),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
-        transport_socket: match view.mtls(id) {
-            Mtls::Off => None,
-            Mtls::Both | Mtls::Required => {
-                let sni = format!("{}.{}.outrider", id.name, id.namespace);
-                Some(tls::upstream(port.protocol, sni, view.spiffe_id(id)))
-            }
-        },
+        transport_socket: secure.then(|| towards(view, id, port)),
+        transport_socket_matches: if secure { towards_others(view, callee, port) } else { Vec::new() },
         lb_policy: lb_policy as i32,
         lb_config,
         load_balancing_policy: traffic::policies(&traffic.balancing, port.protocol),

@@ -31,7 +31,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use outrider_intent::model::{Intent, Service, ServiceRef};
+use outrider_intent::model::{Intent, Port, Service, ServiceRef};
 use outrider_xds::{Resource, ResourceSet};
 use outrider_xds_types::names;
 
@@ -85,6 +85,9 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// Endpoints of one port by zone; those of no zone, or where zones are not told apart, have no name of one.
+pub type ByZone<'a> = BTreeMap<&'a str, Vec<Endpoint>>;
+
 /// Everything compiled.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Output {
@@ -122,6 +125,13 @@ pub enum Note {
         /// The called service.
         service: ServiceRef,
     },
+    /// A service that calls fail over to does not exist any more, so it is passed over.
+    MissingFailover {
+        /// The called service.
+        of: ServiceRef,
+        /// The one that is not there.
+        service: ServiceRef,
+    },
     /// A route names a destination that is no port of a declared service, or speaks something else; it gets no traffic.
     UnusableBackend {
         /// Namespace and name of the route.
@@ -138,6 +148,12 @@ impl fmt::Display for Note {
         match self {
             Self::MissingService { service } => {
                 write!(f, "service {service} is called but not declared; its ports are unknown")
+            }
+            Self::MissingFailover { of, service } => {
+                write!(
+                    f,
+                    "calls of {of} fail over to service {service}, which is not declared; it is passed over"
+                )
             }
             Self::UnusableBackend { route: (namespace, name), service, port } => {
                 write!(f, "route {namespace}/{name} sends to {service}, which has no such port {port}")
@@ -204,6 +220,17 @@ pub fn endpoints(service: &ServiceRef, port: &str, endpoints: &[Endpoint]) -> Ar
     shared::load_assignment(service, port, endpoints)
 }
 
+/// The load assignment of one port with the endpoints that take its calls as far as its own fail, one service after the
+/// other, each by zone. Zones without a name are not told apart.
+pub fn endpoints_with_failover(
+    service: &ServiceRef,
+    port: &str,
+    own: &ByZone<'_>,
+    others: &[(&ServiceRef, ByZone<'_>)],
+) -> Arc<Resource> {
+    shared::with_failover(service, port, own, others)
+}
+
 /// Compiles everything.
 pub fn compile(input: &Input<'_>) -> Output {
     let compiler = Compiler::new(input.intent, input.trust_domain);
@@ -214,9 +241,13 @@ pub fn compile(input: &Input<'_>) -> Output {
         }
         output.shared.insert(shared::workload(&compiler.view, service, compiler.calls(service)));
         for port in &service.ports {
-            let ready = input.endpoints.get(&(id.clone(), port.name.clone()));
-            let ready = ready.map(Vec::as_slice).unwrap_or_default();
-            output.shared.insert(shared::load_assignment(id, &port.name, ready));
+            let ready = |id: &ServiceRef, port: &Port| {
+                let ready = input.endpoints.get(&(id.clone(), port.name.clone()));
+                ByZone::from([("", ready.cloned().unwrap_or_default())])
+            };
+            let others = compiler.calls(service).0.intent.failover(service, port);
+            let others: Vec<_> = others.map(|(other, port)| (&other.id, ready(&other.id, port))).collect();
+            output.shared.insert(shared::with_failover(id, &port.name, &ready(id, port), &others));
         }
     }
     output

@@ -46,6 +46,11 @@ pub(crate) fn compile(view: &View<'_>, service: &Service, proxy: &mut ProxyResou
                 Protocol::Tcp => tcp_route(view, callee, port, &name, &mut proxy.notes),
             };
             for (target, port) in targets {
+                let gone = target.traffic.failover.iter().map(|one| &one.service);
+                for service in gone.filter(|id| !view.intent.services.contains_key(*id)) {
+                    let (of, service) = (target.id.clone(), service.clone());
+                    proxy.notes.push(Note::MissingFailover { of, service });
+                }
                 let cluster = clusters::outbound(view, service.engine, target, port);
                 clusters.insert(cluster.name.clone(), cluster);
             }

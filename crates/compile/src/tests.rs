@@ -12,6 +12,7 @@ mod access;
 mod edits;
 mod engines;
 mod envoy_accepts;
+mod failover;
 mod golden;
 mod outliers;
 mod properties;

@@ -18,22 +18,18 @@ pub(crate) struct View<'a> {
 
 impl<'a> View<'a> {
     pub(crate) fn new(intent: &'a Intent, trust_domain: &'a str) -> Self {
-        let mut led: BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>> = BTreeMap::new();
+        let led = intent.led();
         let (mut http, mut grpc, mut tcp) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (routes, by_parent) in [(&intent.http_routes, &mut http), (&intent.grpc_routes, &mut grpc)] {
             for route in routes.values() {
-                let targets =
-                    || route.rules.iter().flat_map(|rule| rule.targets()).map(|(service, _)| service);
                 for (parent, port) in &route.parents {
                     by_parent.entry(parent).or_insert_with(Vec::new).push((route, *port));
-                    led.entry(parent).or_default().extend(targets());
                 }
             }
         }
         for route in intent.tcp_routes.values() {
             for (parent, port) in &route.parents {
                 tcp.entry(parent).or_insert_with(Vec::new).push((route, *port));
-                led.entry(parent).or_default().extend(route.backends.iter().map(|backend| &backend.service));
             }
         }
         let mut callers: BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>> = BTreeMap::new();

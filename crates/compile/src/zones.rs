@@ -10,13 +10,8 @@ use std::sync::Arc;
 
 use outrider_intent::model::ServiceRef;
 use outrider_xds::Resource;
-use outrider_xds_types::pb::envoy::config::core::v3::Locality;
-use outrider_xds_types::pb::envoy::config::endpoint::v3 as endpoint;
-use outrider_xds_types::{names, type_url};
 
-use crate::Endpoint;
-use crate::envoy::resource;
-use crate::shared::lb_endpoint;
+use crate::{ByZone, shared};
 
 /// What an endpoint may get by the preference of zones, in percent of what it would get without. Envoy's overprovisioning
 /// factor: a set of endpoints is taken for able to carry everything while it has five sevenths of what it should.
@@ -50,28 +45,6 @@ pub fn zones_can_carry(endpoints: &BTreeMap<&str, usize>, callers: &BTreeMap<&st
 
 /// The load assignment of one port with a locality for each zone, in the order of their names; the empty one has no
 /// name. The order of endpoints does not matter, nor do repetitions.
-pub fn endpoints_by_zone(
-    service: &ServiceRef,
-    port: &str,
-    endpoints: &BTreeMap<&str, Vec<Endpoint>>,
-) -> Arc<Resource> {
-    let name = names::endpoints(&service.namespace, &service.name, port);
-    let localities = endpoints.iter().filter(|(_, endpoints)| !endpoints.is_empty());
-    let localities = localities.map(|(zone, endpoints)| {
-        let mut sorted: Vec<&Endpoint> = endpoints.iter().collect();
-        sorted.sort();
-        sorted.dedup();
-        let zone = (*zone).to_owned();
-        endpoint::LocalityLbEndpoints {
-            locality: (!zone.is_empty()).then(|| Locality { zone, ..Default::default() }),
-            lb_endpoints: sorted.into_iter().map(lb_endpoint).collect(),
-            ..Default::default()
-        }
-    });
-    let assignment = endpoint::ClusterLoadAssignment {
-        cluster_name: name.clone(),
-        endpoints: localities.collect(),
-        ..Default::default()
-    };
-    resource(type_url::ENDPOINT, &name, &assignment)
+pub fn endpoints_by_zone(service: &ServiceRef, port: &str, endpoints: &ByZone<'_>) -> Arc<Resource> {
+    shared::with_failover(service, port, endpoints, &[])
 }

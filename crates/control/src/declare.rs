@@ -8,7 +8,7 @@ mod refusals;
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrider_api::http::{ChangeAction, DiagnosticView, NamespaceContents, ObjectChange, ObjectKey};
-use outrider_intent::model::{Intent, ServiceRef};
+use outrider_intent::model::ServiceRef;
 use outrider_intent::{Diagnostic, Document, Key, Kind, Parsed, ResolveOptions, resolve};
 use outrider_store as store;
 
@@ -59,11 +59,6 @@ pub(crate) fn view(diagnostic: &Diagnostic) -> DiagnosticView {
     }
 }
 
-/// Called services that were deleted by force earlier.
-fn known_missing(intent: &Intent) -> BTreeSet<ServiceRef> {
-    intent.services.values().flat_map(|service| &service.missing_calls).cloned().collect()
-}
-
 /// What applying these documents does.
 pub(crate) fn apply(before: &Declared, parsed: &Parsed) -> Plan {
     let mut documents = before.documents.clone();
@@ -85,8 +80,7 @@ pub(crate) fn apply(before: &Declared, parsed: &Parsed) -> Plan {
         // Also if unchanged: places in the new text are better than none.
         documents.insert(document.key().clone(), (revision, document.clone()));
     }
-    let options =
-        ResolveOptions { known_missing: known_missing(&before.intent), ..ResolveOptions::default() };
+    let options = ResolveOptions { known_missing: before.intent.missing(), ..ResolveOptions::default() };
     finish(before, documents, changes, summary, &parsed.diagnostics, &options)
 }
 
@@ -135,7 +129,7 @@ pub(crate) fn delete(
 
     let mut documents = before.documents.clone();
     let (mut changes, mut summary) = (Vec::new(), Vec::new());
-    let mut missing = known_missing(&before.intent);
+    let mut missing = before.intent.missing();
     for key in &keys {
         if documents.remove(key).is_none() {
             summary.push(change(key, ChangeAction::Unchanged));
@@ -199,7 +193,7 @@ pub(crate) fn restore(snapshot: &store::Snapshot) -> Result<Declared, Vec<Diagno
             Err(diagnostics) => findings.extend(diagnostics.iter().map(view)),
         }
     }
-    // Calls to services that are gone can be there by force only: they were checked before they were stored.
+    // References to services that are gone can be there by force only: they were checked before they were stored.
     let all: Vec<Document> = documents.values().map(|(_, document)| document.clone()).collect();
     let options = ResolveOptions { tolerate_missing_calls: true, ..ResolveOptions::default() };
     let resolved = resolve(&all, &options);

@@ -8,6 +8,7 @@
 mod acks;
 mod admissions;
 mod events;
+mod failover;
 mod hold;
 mod hosts;
 mod leaving;

@@ -43,7 +43,7 @@ impl fmt::Display for ServiceRef {
     }
 }
 
-/// Everything declared, valid as a whole: every reference resolves unless listed in `Service::missing_calls`.
+/// Everything declared, valid as a whole: every reference resolves unless it is [missing](Intent::missing).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
     /// Namespaces by name. A namespace used but never declared exists here with defaults.
@@ -68,6 +68,58 @@ impl Intent {
         let grpc = self.grpc_routes.values().map(|route| route.links(Kind::GrpcRoute));
         let tcp = self.tcp_routes.values().map(TcpRoute::links);
         http.chain(grpc).chain(tcp)
+    }
+
+    /// Services that were deleted by force while others call them or fail over to them.
+    pub fn missing(&self) -> BTreeSet<ServiceRef> {
+        let missing = self.services.values().flat_map(|service| {
+            let failover = service.traffic.failover.iter().map(|one| &one.service);
+            service.missing_calls.iter().chain(failover.filter(|one| !self.services.contains_key(*one)))
+        });
+        missing.cloned().collect()
+    }
+
+    /// Ports that take the calls to a port as far as its own endpoints fail, in this order. A service that was deleted by
+    /// force is left out.
+    pub fn failover<'a>(
+        &'a self,
+        service: &'a Service,
+        port: &'a Port,
+    ) -> impl Iterator<Item = (&'a Service, &'a Port)> {
+        service.traffic.failover.iter().filter_map(|one| {
+            let other = self.services.get(&one.service)?;
+            let takes = other.ports.iter().find(|other| other.name == one.port_for(&port.name));
+            Some((other, takes.filter(|other| other.protocol == port.protocol)?))
+        })
+    }
+
+    /// Where the callers of a service are led besides by its routes.
+    pub fn routed(&self) -> BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>> {
+        let mut routed: BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>> = BTreeMap::new();
+        for route in self.routes() {
+            for (parent, _) in route.parents {
+                routed.entry(parent).or_default().extend(route.targets.iter().map(|(target, _)| *target));
+            }
+        }
+        routed
+    }
+
+    /// The same, and where fail-over of the service leads, and of what its routes lead to. Fail-over goes one step.
+    pub fn led(&self) -> BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>> {
+        let routed = self.routed();
+        let fails_over = |service: &ServiceRef| {
+            let service = self.services.get(service);
+            service.into_iter().flat_map(|one| &one.traffic.failover).map(|one| &one.service)
+        };
+        let mut led = routed.clone();
+        for (parent, targets) in &routed {
+            let further = targets.iter().flat_map(|target| fails_over(target));
+            led.entry(*parent).or_default().extend(further);
+        }
+        for id in self.services.keys().filter(|id| fails_over(id).next().is_some()) {
+            led.entry(id).or_default().extend(fails_over(id));
+        }
+        led
     }
 }
 

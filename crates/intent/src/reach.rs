@@ -1,7 +1,7 @@
 //! Whether access policies reach what they are meant to: where callers are led to, and who calls at all.
 //!
-//! A policy is carried out by the proxies of its service. Routes lead its callers elsewhere, where others decide, and a rule
-//! may name a service that does not call. Both are possible and seldom meant, so they are warnings. Does not: look at
+//! A policy is carried out by the proxies of its service. Routes and fail-over lead its callers elsewhere, where others
+//! decide, and a rule may name a service that does not call. Both are possible and seldom meant, so they are warnings. Does not: look at
 //! conditions on requests, or at shares.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use crate::words::listed;
 /// Access policies as they were read: namespace, service if it is for one, and what they say.
 pub(crate) type Policies<'a> = [(&'a str, Option<ServiceRef>, AccessPolicy)];
 
-/// By service to which services its callers are led, by routes of which port (`None` is all).
+/// By service to which services its callers are led, by routes of which port (`None` is all), or by which traffic policy.
 type Led<'a> = BTreeMap<&'a ServiceRef, Targets<'a>>;
 type Targets<'a> = BTreeMap<&'a ServiceRef, Vec<(Option<u16>, &'a Key)>>;
 
@@ -30,6 +30,7 @@ pub(crate) fn check(set: &Set<'_>, intent: &Intent, policies: &Policies<'_>, fin
             }
         }
     }
+    fail_over(intent, &mut led);
     for (namespace, target, policy) in policies {
         let Some(target) = target else { continue };
         let Some(document) = set.find(Kind::AccessPolicy, namespace, &policy.name) else { continue };
@@ -38,7 +39,25 @@ pub(crate) fn check(set: &Set<'_>, intent: &Intent, policies: &Policies<'_>, fin
     }
 }
 
-/// Routes lead callers to services that have no policy of this kind.
+/// Adds where calls go as far as endpoints fail: those of a service, and those that routes lead to it.
+fn fail_over<'a>(intent: &'a Intent, led: &mut Led<'a>) {
+    let policies = intent.policies.iter().filter(|(key, _)| key.kind == Kind::TrafficPolicy);
+    let of_services =
+        policies.filter_map(|(key, target)| Some((key, intent.services.get(target.as_ref()?)?)));
+    for (key, service) in of_services.filter(|(_, service)| !service.traffic.failover.is_empty()) {
+        let mut add = |parent: &'a ServiceRef, port| {
+            for other in &service.traffic.failover {
+                led.entry(parent).or_default().entry(&other.service).or_default().push((port, key));
+            }
+        };
+        add(&service.id, None);
+        for route in intent.routes().filter(|route| route.targets.iter().any(|(to, _)| **to == service.id)) {
+            route.parents.iter().for_each(|(parent, port)| add(parent, *port));
+        }
+    }
+}
+
+/// Callers are led to services that have no policy of this kind.
 fn elsewhere<'k>(
     set: &Set<'_>,
     intent: &Intent,
@@ -68,7 +87,8 @@ fn elsewhere<'k>(
     let mut finding =
         Diagnostic::warning(Code::PolicyElsewhere, document.at("spec/targetRef/name"), message).help(help);
     if let Some(route) = set.find(first.kind, &first.namespace, &first.name) {
-        finding = finding.related(route.at("spec/rules"), "led from here");
+        let path = if first.kind == Kind::TrafficPolicy { "spec/failover" } else { "spec/rules" };
+        finding = finding.related(route.at(path), "led from here");
     }
     findings.push(finding);
 }

@@ -18,11 +18,19 @@ use crate::{access, reach, route, traffic};
 /// How to resolve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolveOptions {
-    /// A call to a service that nothing declares goes to `Service::missing_calls` instead of being an error.
+    /// A call to a service that nothing declares goes to `Service::missing_calls` instead of being an error, and fail-over to
+    /// one is left as it is.
     pub tolerate_missing_calls: bool,
-    /// The same, for these services only: those deleted by force before. The union of `missing_calls` of the
-    /// previous intent is what belongs here.
+    /// The same, for these services only: those deleted by force before. [`Intent::missing`] of the previous intent is what
+    /// belongs here.
     pub known_missing: BTreeSet<ServiceRef>,
+}
+
+impl ResolveOptions {
+    /// Whether nothing needs to declare this service.
+    pub(crate) fn tolerates(&self, service: &ServiceRef) -> bool {
+        self.tolerate_missing_calls || self.known_missing.contains(service)
+    }
 }
 
 /// What [`resolve`] found.
@@ -90,6 +98,7 @@ pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
             }
             Some(Wire::TrafficPolicy(wire)) => {
                 traffic::check(&set, document, &wire.spec, &mut findings);
+                traffic::check_failover(&set, document, &wire.spec, options, &mut findings);
                 traffic::twice(&set, document, &wire.spec, &mut findings);
                 let target = wire.spec.target_ref.as_ref().map(|target| traffic::target_id(document, target));
                 intent.policies.insert((*key).clone(), target);
@@ -351,7 +360,7 @@ fn service(
         match set.service(&callee) {
             Found::Unreadable => {}
             Found::Nothing => {
-                if options.tolerate_missing_calls || options.known_missing.contains(&callee) {
+                if options.tolerates(&callee) {
                     missing_calls.insert(callee);
                 } else {
                     let message = format!("nothing declares the service {callee}");

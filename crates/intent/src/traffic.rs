@@ -3,8 +3,12 @@
 //! Holds: a section of the service's own policy counts before the same of its namespace's policy, as a whole; what
 //! [`crate::effective`] prints and the meaning types come from here alike.
 
+mod failover;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+pub(crate) use failover::check as check_failover;
 
 use crate::defaults::{self, Setting, Yaml};
 use crate::diagnostic::{Code, Diagnostic};
@@ -109,6 +113,13 @@ impl<'a> Policies<'a> {
         let mut of = rows(TrafficSection::InboundLimits, origin);
         let inbound = inbound_limits(spec, &mut of);
         done(of);
+        // What takes the calls of one service is none of the others' business.
+        let alone = Policies { namespace: None, ..*self };
+        let (spec, origin) = alone.section(|spec| spec.failover.as_ref());
+        let mut of = rows(TrafficSection::Failover, origin);
+        let namespace = self.own.map_or("", |(document, _)| &document.key().namespace);
+        let failover = failover::read(namespace, spec.map(Vec::as_slice).unwrap_or_default(), &mut of);
+        done(of);
         let traffic = Traffic {
             retries,
             outlier,
@@ -118,6 +129,7 @@ impl<'a> Policies<'a> {
             fault,
             rate_limit,
             inbound,
+            failover,
             declared,
         };
         (traffic, values)

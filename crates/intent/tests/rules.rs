@@ -86,6 +86,58 @@ fn missing_calls_are_errors_unless_tolerated() {
     assert_eq!(resolve(&set, &other).intent, None);
 }
 
+/// A traffic policy of `name` that fails over.
+fn failover(name: &str, failover: &str) -> String {
+    format!(
+        "---\napiVersion: outrider.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{targetRef: {{kind: Service, name: {name}}}, failover: {failover}}}\n"
+    )
+}
+
+#[test]
+fn fail_over_to_a_service_that_is_gone_is_an_error_unless_tolerated() {
+    let standby = service("standby", PORTS);
+    let text = service("orders", PORTS) + &standby + &failover("orders", "[{name: gone}, {name: standby}]");
+    let set = documents(&text);
+    let strict = resolve(&set, &ResolveOptions::default());
+    assert_eq!(codes(&strict.diagnostics), [Code::UnknownService]);
+
+    let gone = ServiceRef::new("shop", "gone");
+    let options =
+        ResolveOptions { known_missing: BTreeSet::from([gone.clone()]), ..ResolveOptions::default() };
+    let resolved = resolve(&set, &options);
+    assert_eq!(resolved.diagnostics, []);
+    let intent = resolved.intent.unwrap();
+    assert_eq!(intent.missing(), BTreeSet::from([gone]));
+    let orders = &intent.services[&ServiceRef::new("shop", "orders")];
+    let takes: Vec<String> =
+        intent.failover(orders, &orders.ports[0]).map(|(service, _)| service.id.to_string()).collect();
+    assert_eq!(takes, ["shop/standby"], "it is passed over");
+    let values = effective(&set, &key(Kind::Service, "shop", "orders"));
+    let said = |path: &str| values.iter().find(|value| value.path == path).map(|value| value.value.as_str());
+    assert_eq!((said("failover[0].name"), said("failover[1].name")), (Some("gone"), Some("standby")));
+}
+
+/// Who refuses callers of a service is told that they may come in elsewhere.
+#[test]
+fn a_policy_that_fail_over_leads_past_is_a_warning() {
+    let deny = "---\napiVersion: outrider.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: no, namespace: shop}\n\
+                spec: {targetRef: {kind: Service, name: orders}, action: deny, rules: [{from: [{service: web}]}]}\n";
+    let text = service("web", "{role: client, calls: [orders]}")
+        + &service("orders", PORTS)
+        + &service("standby", PORTS)
+        + &failover("orders", "[{name: standby}]")
+        + deny;
+    let resolved = resolve(&documents(&text), &ResolveOptions::default());
+    let [finding] = &resolved.diagnostics[..] else { panic!("{:?}", resolved.diagnostics) };
+    assert_eq!((finding.code, finding.severity), (Code::PolicyElsewhere, Severity::Warning));
+    assert!(finding.message.contains("TrafficPolicy"), "{finding}");
+    let of_standby = deny.replace("name: no,", "name: also,").replace("name: orders}", "name: standby}");
+    // Who is led there is no stranger to a rule about it.
+    let resolved = resolve(&documents(&(text + &of_standby)), &ResolveOptions::default());
+    assert_eq!(resolved.diagnostics, []);
+}
+
 #[test]
 fn suggestions_name_what_was_probably_meant() {
     let cases = [

@@ -16,14 +16,14 @@ use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
 use rustls::ServerConfig;
 
 use crate::config::balance::Assignment;
-use crate::config::cluster::{ParsedCluster, Source};
+use crate::config::cluster::{ParsedCluster, ParsedTls, Source};
 use crate::config::listener::{ParsedListener, ParsedService, Routes};
 use crate::config::secret::ParsedSecret;
 use crate::config::{
     Cluster, HttpService, Listener, Refusal, Service, Slots, Snapshot, TcpService, UpstreamTls, cluster,
     listener, route, secret,
 };
-use crate::tls::{self, Bundle, Identity};
+use crate::tls::{self, Bundle, Identity, TlsError};
 
 mod waiting;
 
@@ -56,6 +56,8 @@ struct ActiveCluster {
     version: Arc<str>,
     endpoints: Serial,
     secrets: (Serial, Serial),
+    /// TLS of each of its matches.
+    matched: Vec<UpstreamTls>,
     value: Arc<Cluster>,
 }
 
@@ -350,31 +352,30 @@ impl Assembler {
             }) {
                 continue;
             }
-            let tls = match (&parsed.tls, secrets) {
-                (Some(wanted), Some((identity, bundle, _))) => {
-                    // The same settings object as long as nothing in it changed: connections depend on it.
-                    let same = active.filter(|a| a.cluster == latest.serial && a.secrets == serials);
-                    match same.and_then(|a| a.value.tls.clone()) {
-                        Some(kept) => Some(kept),
-                        None => match tls::client_config(identity, bundle, &wanted.expected, &wanted.alpn) {
-                            Ok(config) => {
-                                Some(UpstreamTls { config, server_name: wanted.server_name.clone() })
-                            }
-                            Err(e) => {
-                                broken.push(((type_url::CLUSTER, Arc::clone(name)), e.to_string()));
-                                continue;
-                            }
-                        },
-                    }
-                }
-                _ => None,
+            // The same settings objects as long as nothing in them changed: connections depend on them.
+            let same = active.filter(|a| a.cluster == latest.serial && a.secrets == serials);
+            let made = match (same, secrets) {
+                (Some(same), _) => Ok((same.value.tls.clone(), same.matched.clone())),
+                (None, Some((identity, bundle, _))) => towards(parsed, identity, bundle),
+                (None, None) => Ok((None, Vec::new())),
             };
+            let (tls, matched) = match made {
+                Ok(made) => made,
+                Err(e) => {
+                    broken.push(((type_url::CLUSTER, Arc::clone(name)), e.to_string()));
+                    continue;
+                }
+            };
+            let places = endpoints.marks.places(&parsed.matches);
+            let other_tls =
+                places.filter_map(|(at, place)| Some((at, matched.get(place)?.clone()))).collect();
             let value = Arc::new(Cluster {
                 name: Arc::clone(name),
                 connect_timeout: parsed.connect_timeout,
                 probes: parsed.probes,
                 balance: parsed.balance,
                 tls,
+                other_tls: Arc::new(other_tls),
                 version: parsed.version,
                 pool_idle: parsed.pool_idle,
                 max_age: parsed.max_age,
@@ -390,6 +391,7 @@ impl Assembler {
                 version: Arc::clone(&latest.version),
                 endpoints: endpoints_serial,
                 secrets: serials,
+                matched,
                 value,
             };
             fresh.push((Arc::clone(name), active));
@@ -607,6 +609,21 @@ impl Assembler {
     pub fn is_inbound(&self, name: &str) -> bool {
         self.listeners.get(name).is_some_and(|latest| latest.value.inbound)
     }
+}
+
+/// TLS towards the endpoints of a cluster, and towards those that its matches are for.
+fn towards(
+    cluster: &ParsedCluster,
+    identity: &Identity,
+    bundle: &Bundle,
+) -> Result<(Option<UpstreamTls>, Vec<UpstreamTls>), TlsError> {
+    let made = |wanted: &ParsedTls| -> Result<UpstreamTls, TlsError> {
+        let config = tls::client_config(identity, bundle, &wanted.expected, &wanted.alpn)?;
+        Ok(UpstreamTls { config, server_name: wanted.server_name.clone() })
+    };
+    let own = cluster.tls.as_ref().map(made).transpose()?;
+    let others = cluster.matches.iter().map(|one| made(&one.tls));
+    Ok((own, others.collect::<Result<_, _>>()?))
 }
 
 fn slots_of(split: &Split) -> impl Iterator<Item = u32> {

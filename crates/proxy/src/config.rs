@@ -8,7 +8,7 @@
 //! resource is refused with the path of the field (converters *take* fields out of a message, and whatever is
 //! left must equal the default). Does not: keep secrets or sockets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +33,7 @@ pub mod cluster;
 pub mod fields;
 pub mod http2;
 pub mod listener;
+pub mod marks;
 pub mod resilience;
 pub mod route;
 pub mod secret;
@@ -274,6 +275,8 @@ pub struct Cluster {
     pub balance: BalanceConfig,
     /// TLS towards endpoints.
     pub tls: Option<UpstreamTls>,
+    /// The same towards those of them that have another identity.
+    pub other_tls: Arc<HashMap<SocketAddr, UpstreamTls>>,
     /// What is spoken with endpoints; bytes go through whatever it says.
     pub version: Version,
     /// How long an unused connection is kept.
@@ -292,6 +295,17 @@ pub struct Cluster {
     pub layout: Arc<Layout>,
     /// What all workers know of it; the same as long as there is a cluster of this name.
     pub shared: Arc<Shared>,
+}
+
+impl Cluster {
+    /// TLS towards an endpoint. Where it is is asked only if that makes a difference.
+    pub fn tls_towards(&self, endpoint: impl FnOnce() -> Option<SocketAddr>) -> Option<&UpstreamTls> {
+        if self.other_tls.is_empty() {
+            return self.tls.as_ref();
+        }
+        let other = endpoint().and_then(|endpoint| self.other_tls.get(&endpoint));
+        other.or(self.tls.as_ref())
+    }
 }
 
 /// TLS towards endpoints.

@@ -4,10 +4,11 @@
 //! check; no more than [`AT_ONCE`] checks of a cluster run at the same time. Does not: decide what a result means (see
 //! [`outrider_proxy_core::health`]), or keep connections between checks.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use outrider_proxy_core::health::Found;
@@ -55,10 +56,18 @@ impl Drop for Task {
 struct Settings {
     check: Arc<Check>,
     tls: Option<UpstreamTls>,
+    /// Towards endpoints with another identity: replaced as they come and go.
+    other_tls: Mutex<Others>,
     shared: Arc<Shared>,
 }
 
+type Others = Arc<HashMap<SocketAddr, UpstreamTls>>;
+
 impl Settings {
+    fn other_tls(&self) -> MutexGuard<'_, Others> {
+        self.other_tls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn fit(&self, cluster: &Cluster) -> bool {
         let same_tls = match (&self.tls, &cluster.tls) {
             (None, None) => true,
@@ -99,11 +108,15 @@ impl Probers {
                 continue;
             };
             match task {
-                Some(task) if task.settings.fit(cluster) => cluster.shared.look.notify_one(),
+                Some(task) if task.settings.fit(cluster) => {
+                    task.settings.other_tls().clone_from(&cluster.other_tls);
+                    cluster.shared.look.notify_one();
+                }
                 task => {
                     let settings = Arc::new(Settings {
                         check: Arc::clone(check),
                         tls: cluster.tls.clone(),
+                        other_tls: Mutex::new(Arc::clone(&cluster.other_tls)),
                         shared: Arc::clone(&cluster.shared),
                     });
                     // The one before ends first, so that what it has begun is begun anew.
@@ -161,7 +174,8 @@ async fn probe(settings: &Settings, endpoint: SocketAddr) -> (Found, String) {
 
 async fn attempt(settings: &Settings, endpoint: SocketAddr) -> io::Result<(Found, String)> {
     let tcp = stream::connect(endpoint, Probes::default()).await?;
-    match &settings.tls {
+    let other = settings.other_tls().get(&endpoint).cloned();
+    match other.as_ref().or(settings.tls.as_ref()) {
         None => ask(&settings.check.kind, tcp, false).await,
         Some(tls) => {
             let connector = TlsConnector::from(Arc::clone(&tls.config));

@@ -390,12 +390,13 @@ impl Upstream {
     /// The same of a connection to this endpoint that was made with these settings.
     pub fn suits(&self, endpoint: EndpointIndex, settings: Option<&Arc<ClientConfig>>) -> bool {
         let config = self.config.borrow();
-        let same = match (settings, &config.tls) {
+        let balancer = self.balancer.borrow();
+        let same = match (settings, config.tls_towards(|| balancer.key(endpoint).copied())) {
             (None, None) => true,
             (Some(made_with), Some(now)) => Arc::ptr_eq(made_with, &now.config),
             _ => false,
         };
-        same && !self.retired.get() && self.balancer.borrow().is_listed(endpoint)
+        same && !self.retired.get() && balancer.is_listed(endpoint)
     }
 
     /// Closes kept connections that are too old (if `now` is given), gone, or do not fit. Returns when the next
@@ -450,13 +451,14 @@ impl Upstream {
         if config.shared.open() >= config.limits.connections {
             self.close_one_idle();
         }
+        let tls = config.tls_towards(|| Some(address));
         alarm.set(Some(config.connect_timeout));
         let attempt = async {
             let tcp = match stream::connect(address, config.probes).await {
                 Err(e) if descriptors::is_shortage(&e) => self.connect_short(address, e).await?,
                 outcome => outcome.map_err(|e| failed(Reason::ConnectFailed, e))?,
             };
-            let Some(settings) = &config.tls else { return Ok(Stream::Plain(tcp)) };
+            let Some(settings) = tls else { return Ok(Stream::Plain(tcp)) };
             let (own, name) = (self.resuming(endpoint, &settings.config), settings.server_name.clone());
             match Box::pin(handshake::connect(tcp, own, name, &worker.buffers)).await {
                 Ok((stream, _)) => Ok(Stream::Secured(Box::new(stream))),
@@ -483,7 +485,7 @@ impl Upstream {
                     born: worker.timers.now(),
                     spread: (worker.random() >> 56) as u8,
                     endpoint,
-                    settings: config.tls.as_ref().map(|tls| Arc::clone(&tls.config)),
+                    settings: tls.map(|tls| Arc::clone(&tls.config)),
                     upstream: Rc::clone(self),
                     busy: None,
                     _opened: self.shared.borrow().opened(),

@@ -74,13 +74,15 @@ pub const HTTP2_WEBSOCKET: &str = "http2-websocket";
 pub const CONNECTION_AGE: &str = "connection-age";
 /// Upgrades to other protocols than WebSocket.
 pub const UPGRADES: &str = "upgrades";
+/// Identities by endpoint: services that calls fail over to.
+pub const ENDPOINT_TLS: &str = "endpoint-tls";
 
 /// Long lists of endpoints that come in parts, see `outrider_xds::lists`. No resource needs it: who does not name it is sent
 /// whole lists. Agents name it as well.
 pub const LEDS: &str = "leds";
 
 /// Everything that proxies of this version know, beside [`LEDS`].
-pub const ALL: [&str; 20] = [
+pub const ALL: [&str; 21] = [
     HTTP2,
     REGEX,
     QUERY_PARAMS,
@@ -101,6 +103,7 @@ pub const ALL: [&str; 20] = [
     HTTP2_WEBSOCKET,
     CONNECTION_AGE,
     UPGRADES,
+    ENDPOINT_TLS,
 ];
 
 /// What is to be said in `client_features`.
@@ -269,6 +272,9 @@ fn of_cluster(cluster: &Cluster, needed: &mut Needed) {
     }
     if cluster.outlier_detection.is_some() {
         needed.insert(OUTLIER);
+    }
+    if !cluster.transport_socket_matches.is_empty() {
+        needed.insert(ENDPOINT_TLS);
     }
     for check in &cluster.health_checks {
         needed.insert(HEALTH_CHECK);

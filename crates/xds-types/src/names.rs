@@ -127,6 +127,15 @@ pub struct ListenerMetadata {
 
 const LISTENER_FIELD: &str = "listener";
 
+/// Metadata of endpoints under this key decides which of a cluster's transport sockets is theirs: Envoy's word.
+pub const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
+
+/// What endpoints of a service say there that take calls of another one, and what its transport socket asks for.
+pub fn of_service(service: &str) -> Struct {
+    let value = Value { kind: Some(Kind::StringValue(service.to_owned())) };
+    Struct { fields: HashMap::from([("service".to_owned(), value)]) }
+}
+
 impl ListenerMetadata {
     /// As Envoy metadata.
     pub fn to_metadata(&self) -> Metadata {

@@ -1,11 +1,11 @@
 //! What a declared object is connected with, as `describe` shows it beside its settings: the ports of a service and how
-//! they are called, and the routes around it.
+//! they are called, the routes around it, and where its calls go when it fails.
 //!
 //! Holds: computed from all documents by the code the control plane uses. Does not: ask anybody.
 
 use outrider_intent::model::{
-    BackendRef, HttpMatch, HttpRoute, HttpRule, Intent, Links, PathChange, PathMatch, Port, ServiceRef,
-    TcpRoute, ValueMatch,
+    BackendRef, Failover, HttpMatch, HttpRoute, HttpRule, Intent, Links, PathChange, PathMatch, Port,
+    ServiceRef, TcpRoute, ValueMatch,
 };
 use serde::Serialize;
 
@@ -29,6 +29,12 @@ pub(super) struct Surroundings {
     /// Names of the routes that send to a service.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     backend_of: Vec<String>,
+    /// Services that take its calls as far as its endpoints fail, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fails_over_to: Vec<FailoverView>,
+    /// Services whose calls it takes as far as theirs fail.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    takes_calls_of: Vec<String>,
     /// Kind and name of the policies that are about a service.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     policies: Vec<String>,
@@ -45,6 +51,18 @@ struct PortView {
     short_address: String,
     /// Where the application listens on loopback.
     target_port: u16,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FailoverView {
+    service: String,
+    /// Absent: the port of the same name as the called one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<String>,
+    /// It was deleted by force, so it is passed over.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    missing: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -95,6 +113,9 @@ impl Surroundings {
                 let ports = intent.services.get(&id).map(|service| service.ports.as_slice());
                 let attached =
                     |parents: &[(ServiceRef, Option<u16>)]| parents.iter().any(|(one, _)| *one == id);
+                let failover = |id: &ServiceRef| {
+                    intent.services.get(id).map_or([].as_slice(), |service| &service.traffic.failover)
+                };
                 let bytes = intent.tcp_routes.values().filter(|route| attached(&route.parents));
                 let sends = |route: &Links<'_>| route.targets.iter().any(|(service, _)| **service == id);
                 Self {
@@ -110,6 +131,13 @@ impl Surroundings {
                         .routes()
                         .filter(sends)
                         .map(|route| format!("{}/{}", route.key.namespace, route.key.name))
+                        .collect(),
+                    fails_over_to: failover(&id).iter().map(|one| failover_view(intent, one)).collect(),
+                    takes_calls_of: intent
+                        .services
+                        .keys()
+                        .filter(|other| failover(other).iter().any(|one| one.service == id))
+                        .map(ToString::to_string)
                         .collect(),
                     policies: intent
                         .policies
@@ -175,6 +203,8 @@ impl Surroundings {
         });
         sections.push(("Routes attached", attached.collect()));
         sections.push(("Routes that send here", self.backend_of.clone()));
+        sections.push(("Fails over to", self.fails_over_to.iter().map(failover_line).collect()));
+        sections.push(("Takes calls of, where they fail", self.takes_calls_of.clone()));
         sections.push(("Policies", self.policies.clone()));
         sections.retain(|(_, lines)| !lines.is_empty());
         sections
@@ -189,6 +219,20 @@ fn port_view(id: &ServiceRef, port: &Port) -> PortView {
         short_address: format!("{}:{}", id.name, port.port),
         target_port: port.target_port,
     }
+}
+
+fn failover_view(intent: &Intent, one: &Failover) -> FailoverView {
+    FailoverView {
+        service: one.service.to_string(),
+        port: one.port.clone(),
+        missing: !intent.services.contains_key(&one.service),
+    }
+}
+
+fn failover_line(one: &FailoverView) -> String {
+    let port = one.port.as_ref().map(|port| format!(" port {port}")).unwrap_or_default();
+    let missing = if one.missing { ": not declared, so it is passed over" } else { "" };
+    format!("{}{port}{missing}", one.service)
 }
 
 fn route_view(family: &'static str, route: &HttpRoute) -> RouteView {
@@ -356,11 +400,19 @@ spec:
     - matches: [{path: {value: /gone}}]
     - matches: [{path: {value: /off}}]
       backendRefs: [{name: api, port: 80, weight: 0}]
+---
+apiVersion: outrider.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: api-v2, namespace: shop}
+spec:
+  targetRef: {kind: Service, name: api-v2}
+  failover: [{name: gone}, {name: api, port: http}]
 ";
 
     fn shown(kind: Kind, name: &str) -> String {
         let parsed = intent::parse(&[intent::Source { name: "a.yaml".into(), text: TEXT.into() }]);
-        let resolved = intent::resolve(&parsed.documents, &intent::ResolveOptions::default());
+        let options = intent::ResolveOptions { tolerate_missing_calls: true, ..Default::default() };
+        let resolved = intent::resolve(&parsed.documents, &options);
         let model = resolved.intent.unwrap_or_else(|| panic!("{:?}", resolved.diagnostics));
         let around = Surroundings::of(&model, kind, "shop", name);
         let mut text = String::new();
@@ -385,6 +437,8 @@ spec:
             /off and below → shop/api:80 weight 0
         Routes that send here
           shop/split
+        Takes calls of, where they fail
+          shop/api-v2
         ");
         insta::assert_snapshot!(shown(Kind::Services, "api-v2"), @r"
         Ports
@@ -392,6 +446,11 @@ spec:
           http  http      api-v2.shop:80  api-v2:80              127.0.0.1:8081
         Routes that send here
           shop/split
+        Fails over to
+          shop/gone: not declared, so it is passed over
+          shop/api port http
+        Policies
+          TrafficPolicy shop/api-v2
         ");
         assert_eq!(shown(Kind::Services, "other"), "");
         assert_eq!(shown(Kind::Namespaces, "shop"), "");

@@ -11,13 +11,14 @@ use outrider_xds_types::prost::Message;
 use super::*;
 use crate::engines::{has, refusals, refused};
 
-const CASES: [&str; 6] = [
+const CASES: [&str; 7] = [
     include_str!("cases/http-routes.yaml"),
     include_str!("cases/grpc-and-tcp-routes.yaml"),
     include_str!("cases/traffic-policies.yaml"),
     include_str!("cases/access-policies.yaml"),
     include_str!("cases/peak-ewma.yaml"),
     include_str!("cases/many-ports.yaml"),
+    include_str!("cases/failover.yaml"),
 ];
 
 const FEATURES: [Feature; 21] = [

@@ -82,6 +82,8 @@ golden! {
     policies_of_a_service: "traffic-policies", "shop/api" ["inbound/h2"];
     access_by_request_and_by_caller: "access-policies", "shop/api" ["inbound/http", "inbound/raw"];
     access_without_tls: "access-policies", "bank/ledger" ["inbound/http", "inbound/raw"];
+    fail_over_to_other_services: "failover", "shop/web" ["outbound/shop/orders/http"];
+    who_calls_where_calls_fail_over_to: "failover", "shop/orders-legacy" ["inbound/main"];
     a_service_without_anybody: "lonely";
 }
 

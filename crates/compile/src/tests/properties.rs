@@ -53,11 +53,15 @@ fn intents() -> impl Strategy<Value = Intent> {
                 upgrades: if *kind == 1 { vec!["other/1".to_owned()] } else { Vec::new() },
             });
             let calls: BTreeSet<ServiceRef> = calls.iter().map(|call| call.get(&ids).clone()).collect();
-            let mut service = declared(id, ports.collect(), calls, *timeouts);
+            let mut service = declared(id, ports.collect(), calls.clone(), *timeouts);
             service.engine = if *native { Engine::Native } else { Engine::Envoy };
             if *calm {
                 service.traffic = everything();
             }
+            // Any service may be one to fail over to: what does not fit takes nothing, and whoever may call is let in.
+            let others = calls.iter().take(2).filter(|other| *other != id);
+            service.traffic.failover =
+                others.map(|other| Failover { service: other.clone(), port: None }).collect();
             service.access = access.clone();
             for (index, policy) in service.access.iter_mut().enumerate() {
                 policy.name = format!("policy-{index}");
@@ -252,8 +256,12 @@ proptest! {
             for cluster in names_of(&proxy.resources, type_url::CLUSTER) {
                 let Some(rest) = cluster.strip_prefix("outbound/") else { continue };
                 let (callee, _) = rest.rsplit_once('/').expect("three parts");
-                let let_in = compiler.callers(&service(callee)).any(|caller| caller == id);
-                prop_assert!(let_in, "{} is not let in by {}", id, callee);
+                let callee = service(callee);
+                let others = intent.services[&callee].traffic.failover.iter().map(|one| one.service.clone());
+                for callee in others.chain([callee.clone()]) {
+                    let let_in = compiler.callers(&callee).any(|caller| caller == id);
+                    prop_assert!(let_in, "{} is not let in by {}", id, callee);
+                }
             }
         }
     }

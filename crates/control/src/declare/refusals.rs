@@ -5,7 +5,7 @@
 //! | `namespace-not-empty` | a namespace with services, routes or policies in it, which would go on with other settings |
 //! | `still-called` | a service that others call; by force their callers get `unknown_service` |
 //! | `still-routed` | a service that a route is attached to or sends to; the route means nothing without it |
-//! | `still-named` | a service that a policy is about, or names as a caller |
+//! | `still-named` | a service that a policy is about, or names as a caller; or as fail-over, which by force passes it over |
 //!
 //! Holds: what the same request deletes needs nothing. One finding an object and code, however many need it; at most
 //! 1,000 in all. Does not: change anything.
@@ -71,6 +71,11 @@ pub(super) fn find(
             let message = format!("{} {verb} the service {callee}", listed(&callers));
             refuse(&service(callee), "still-called", message, "remove the call, or use --force");
         }
+        for (named, all) in failing_over(before, keys, &gone) {
+            let message = format!("calls of {} fail over to the service {named}", listed(&all));
+            let help = "remove it from `failover` of the traffic policy, or use --force";
+            refuse(&service(named), "still-named", message, help);
+        }
     }
     for (named, all) in routes(before, keys, &gone) {
         let verb = if all.len() == 1 { "names" } else { "name" };
@@ -97,6 +102,25 @@ fn callers<'a>(before: &'a Declared, gone: &BTreeSet<ServiceRef>) -> BTreeMap<&'
     for caller in before.intent.services.values().filter(|caller| !gone.contains(&caller.id)) {
         for callee in caller.calls.iter().filter(|callee| gone.contains(*callee)) {
             found.entry(callee).or_default().push(caller.id.to_string());
+        }
+    }
+    found
+}
+
+/// Services that stay and fail over by a policy that stays, by the service that goes.
+fn failing_over<'a>(
+    before: &'a Declared,
+    keys: &BTreeSet<Key>,
+    gone: &BTreeSet<ServiceRef>,
+) -> BTreeMap<&'a ServiceRef, Vec<String>> {
+    let mut found = BTreeMap::<_, Vec<String>>::new();
+    let policies = before.intent.policies.iter();
+    let stay = policies.filter(|(key, _)| key.kind == Kind::TrafficPolicy && !keys.contains(*key));
+    for (_, target) in stay {
+        let Some(id) = target.as_ref().filter(|id| !gone.contains(*id)) else { continue };
+        let failover = before.intent.services.get(id).map(|service| &service.traffic.failover);
+        for other in failover.into_iter().flatten().filter(|other| gone.contains(&other.service)) {
+            found.entry(&other.service).or_default().push(id.to_string());
         }
     }
     found

@@ -209,6 +209,29 @@ fn a_service_that_a_policy_is_about_stays() {
 }
 
 #[test]
+fn a_service_that_calls_fail_over_to_goes_by_force_only_and_is_passed_over() {
+    let policy = "apiVersion: outrider.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: calm, namespace: shop}\n\
+                  spec: {targetRef: {kind: Service, name: checkout}, failover: [{name: spare}]}\n---\n";
+    let spare = format!("---\n{CHECKOUT}---\n").replace("checkout", "spare");
+    let text = format!("{CHECKOUT}{INVENTORY}{spare}{policy}");
+    let before = apply(&Declared::default(), &read(&text)).after.unwrap();
+    let message = "calls of shop/checkout fail over to the service shop/spare".to_owned();
+    let refusals = refused(&before, &[key("spare")], "", DeleteOptions::default());
+    assert_eq!(refusals, [("still-named".to_owned(), message)]);
+    let gone = delete(&before, &[key("spare")], &Parsed::default(), FORCE).unwrap().after.unwrap();
+    let missing = |declared: &Declared| declared.intent.missing().len();
+    assert_eq!((missing(&before), missing(&gone)), (0, 1));
+    // Over other changes and a restart, and until it is there again.
+    let other = INVENTORY.replace("inventory", "other");
+    let later = apply(&stored(&gone).unwrap(), &read(&other)).after.unwrap();
+    assert_eq!(missing(&later), 1);
+    assert_eq!(missing(&apply(&later, &read(&spare)).after.unwrap()), 0);
+    // With the policy, nothing is in the way.
+    let plan = delete(&before, &[key("spare")], &read(policy), DeleteOptions::default()).unwrap();
+    assert_eq!(plan.after.unwrap().documents.len(), 2);
+}
+
+#[test]
 fn access_by_request_and_its_audits_are_for_every_engine() {
     let rates = "apiVersion: outrider.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: reads, namespace: shop}\n\
                  spec: {action: allow, mode: audit, rules: [{to: [{methods: [GET]}]}]}\n";

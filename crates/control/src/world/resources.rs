@@ -15,6 +15,7 @@ use outrider_xds_types::type_url;
 
 use super::Published;
 use super::acks::{Expected, kind};
+use super::failover::Failovers;
 use super::hold::Hold;
 use super::hosts::{Changed, Hosts};
 use super::leaving::Assignments;
@@ -48,6 +49,7 @@ pub(crate) struct Resources {
     order: BTreeMap<String, VecDeque<Arc<str>>>,
     versions: Versions,
     zones: Zones,
+    failovers: Failovers,
     published: Published,
 }
 
@@ -68,6 +70,7 @@ impl Resources {
             order: BTreeMap::new(),
             versions: Versions::default(),
             zones: Zones::default(),
+            failovers: Failovers::default(),
             published: Published::default(),
         }
     }
@@ -107,10 +110,12 @@ impl Resources {
         let kept = self.stage.kept.iter();
         ports.extend(kept.flat_map(|(id, kept)| kept.ports.iter().map(move |port| (id, &*port.name))));
         self.zones.declare(intent, &compiler);
+        self.failovers = Failovers::new(self.stage.calls.as_ref().unwrap_or(intent));
         let load = Load::new(hosts, hold);
-        let zones = &mut self.zones;
+        let (zones, failovers) = (&mut self.zones, &self.failovers);
+        let ports = ports.into_iter();
         let assignments: Vec<_> =
-            ports.into_iter().map(|(service, port)| zones.assignment(service, port, &load)).collect();
+            ports.map(|(service, port)| zones.assignment(service, port, failovers, &load)).collect();
         let assignments = self.versions.all_of(&assignments);
         let names: BTreeSet<&str> = assignments.iter().map(|resource| &*resource.name).collect();
         self.order.retain(|name, _| names.contains(name.as_str()));
@@ -126,13 +131,17 @@ impl Resources {
     /// Computes what follows from changes of hosts.
     pub(super) fn follow(&mut self, changed: &Changed, intent: &Intent, hosts: &Hosts, hold: &Hold) {
         let load = Load::new(hosts, hold);
-        for service in self.zones.concerned(&changed.endpoints, &load) {
-            for port in self.ports_of(&service, intent) {
-                let assignment = self.zones.assignment(&service, &port, &load);
-                let published = self.versions.of_all(&assignment);
-                self.put_in_order(&published);
-                self.published.shared.insert(published);
-            }
+        let mut concerned = BTreeSet::new();
+        for service in self.zones.concerned(&changed.endpoints, &self.failovers, &load) {
+            concerned.extend(self.failovers.with_endpoints_of(&service).cloned());
+            let ports = self.ports_of(&service, intent).into_iter();
+            concerned.extend(ports.map(|port| (service.clone(), port)));
+        }
+        for (service, port) in concerned {
+            let assignment = self.zones.assignment(&service, &port, &self.failovers, &load);
+            let published = self.versions.of_all(&assignment);
+            self.put_in_order(&published);
+            self.published.shared.insert(published);
         }
         if changed.proxies.is_empty() {
             return;
@@ -176,10 +185,12 @@ impl Resources {
         place(used).is_some_and(|used| place(version).is_none_or(|at| at <= used))
     }
 
-    /// The load assignments of a service as they are published.
+    /// The load assignments with endpoints of a service as they are published.
     pub(super) fn assignments_of(&self, service: &ServiceRef, intent: &Intent) -> Assignments {
-        let names = self.ports_of(service, intent).into_iter().map(|port| format!("{service}/{port}"));
-        let published = names.filter_map(|name| {
+        let own = self.ports_of(service, intent).into_iter().map(|port| format!("{service}/{port}"));
+        let others = self.failovers.with_endpoints_of(service);
+        let others = others.map(|(other, port)| format!("{other}/{port}"));
+        let published = own.chain(others).filter_map(|name| {
             let resource = self.published.shared.get(type_url::ENDPOINT, &name)?;
             Some((name, resource.version.to_string()))
         });

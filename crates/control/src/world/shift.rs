@@ -4,12 +4,12 @@
 //! declared ──► servers accept old and new ──in use──► callers go by the new ──in use──► servers accept the new only
 //!              (at most MAKE)                         (at most WITHDRAW)
 //! ```
-//! Holds: a port, a mode of TLS, or a caller that a route leads there, is accepted by servers until every live proxy of
+//! Holds: a port, a mode of TLS, or a caller that a route or fail-over leads there, is accepted by servers until every live proxy of
 //! those callers has said that it does not use it any more, or [`WITHDRAW_MS`] is over; callers are sent what needs
 //! something new of servers when all of them that take calls have that in use, or [`MAKE_MS`] is over. Proxies on hosts
 //! of which nothing is heard, and such as do not run, are not waited for. What a person denies (a call that is taken
 //! back, a service that is deleted) is denied at once. A change that needs no order is sent to all at once. Callers that
-//! no route leads to a service any more may finish what they have begun there, for as long as they may call what led them
+//! nothing leads to a service any more may finish what they have begun there, for as long as they may call what led them
 //! and the service allows what it allowed.
 //!
 //! Does not: survive a restart. Then everybody is sent what is declared, and nothing is accepted longer, nor finished
@@ -49,7 +49,7 @@ pub(super) enum Feature {
     Port(Port),
     /// This port for bytes.
     Bytes(String),
-    /// A caller that a route led here.
+    /// A caller that a route or fail-over led here.
     Caller(ServiceRef),
     Plaintext,
     Tls,
@@ -62,12 +62,13 @@ pub(super) struct Withdrawal {
     pub(super) feature: Feature,
     /// Services whose proxies may use it.
     pub(super) callers: BTreeSet<ServiceRef>,
-    /// What a caller is let in by: services whose routes led it here, as long as it may call one of them.
+    /// What a caller is let in by: services whose routes or fail-over led it here, as long as it may call one of them.
     through: BTreeSet<ServiceRef>,
     /// What such a caller has begun may go on afterwards: what the service allows is what it was.
     may_finish: bool,
-    /// Through these clusters.
+    /// Through these clusters, and others by these load assignments, which have its endpoints as well.
     pub(super) clusters: Vec<String>,
+    pub(super) assignments: Vec<String>,
     /// Over in any case.
     until: Millis,
     /// Nobody uses it since.
@@ -97,6 +98,8 @@ pub(super) trait Proxies {
     fn accept(&self, need: &Need) -> bool;
     /// Whether a live proxy of `caller` may use the cluster in another form than it is sent now.
     fn may_use(&self, caller: &ServiceRef, cluster: &str) -> bool;
+    /// The same of a load assignment.
+    fn may_know(&self, caller: &ServiceRef, assignment: &str) -> bool;
 }
 
 /// A caller that no route leads to a service any more, and that may finish what it has begun there.
@@ -241,10 +244,10 @@ impl Shift {
             }
         }
         let over = self.withdrawn.extract_if(.., |one| {
-            let used = one
-                .callers
-                .iter()
-                .any(|caller| one.clusters.iter().any(|cluster| proxies.may_use(caller, cluster)));
+            let used = one.callers.iter().any(|caller| {
+                one.clusters.iter().any(|cluster| proxies.may_use(caller, cluster))
+                    || one.assignments.iter().any(|assignment| proxies.may_know(caller, assignment))
+            });
             one.unused = if used { None } else { Some(one.unused.unwrap_or(now)) };
             one.until <= now || one.unused.is_some_and(|since| since + LINGER_MS <= now)
         });
@@ -417,24 +420,45 @@ fn is_other(then: &Port, now: &Port) -> bool {
     carried(then) != carried(now)
 }
 
-/// Whether a route leads to this port.
+/// Whether a route leads to this port, or fail-over.
 fn leads_to(intent: &Intent, service: &ServiceRef, port: u16) -> bool {
+    let takes = |called: &Service, of: &Port| {
+        intent.failover(called, of).any(|(other, takes)| other.id == *service && takes.port == port)
+    };
+    let mut services = intent.services.values();
     intent.routes().any(|route| route.targets.contains(&(service, port)))
+        || services.any(|called| called.ports.iter().any(|port| takes(called, port)))
+}
+
+/// By service the load assignments that have its endpoints in them because calls of others fail over to it.
+fn failing_over(intent: &Intent) -> BTreeMap<&ServiceRef, Vec<String>> {
+    let mut all: BTreeMap<&ServiceRef, Vec<String>> = BTreeMap::new();
+    for service in intent.services.values() {
+        let ServiceRef { namespace, name } = &service.id;
+        for other in &service.traffic.failover {
+            let ports = service.ports.iter().map(|port| names::endpoints(namespace, name, &port.name));
+            all.entry(&other.service).or_default().extend(ports);
+        }
+    }
+    all
 }
 
 /// What callers under `old` use that servers under `new` would not accept.
 fn lost(old: &Intent, new: &Intent, proxies: &impl Proxies) -> Vec<Withdrawal> {
     let (before, after) = (Compiler::new(old, ""), Compiler::new(new, ""));
-    let mut lost = Vec::new();
+    let (led, assignments, mut lost) = (old.led(), failing_over(old), Vec::new());
     for (id, was, is) in both(old, new, proxies) {
         let used = callers(&before, id);
         if used.is_empty() {
             continue;
         }
-        let clusters: Vec<String> = was.ports.iter().map(|port| cluster(id, port)).collect();
+        let assignments = assignments.get(id).cloned().unwrap_or_default();
+        let others = assignments.iter().map(|name| format!("outbound/{name}"));
+        let own = was.ports.iter().map(|port| cluster(id, port));
+        let clusters: Vec<String> = own.chain(others.clone()).collect();
         let mut add = |feature, callers: &BTreeSet<ServiceRef>, clusters| {
             let (service, callers, through) = (id.clone(), callers.clone(), BTreeSet::new());
-            let may_finish = false;
+            let (may_finish, assignments) = (false, assignments.clone());
             lost.push(Withdrawal {
                 service,
                 feature,
@@ -442,12 +466,13 @@ fn lost(old: &Intent, new: &Intent, proxies: &impl Proxies) -> Vec<Withdrawal> {
                 through,
                 may_finish,
                 clusters,
+                assignments,
                 until: 0,
                 unused: None,
             });
         };
         for port_then in &was.ports {
-            let only = vec![cluster(id, port_then)];
+            let only = std::iter::once(cluster(id, port_then)).chain(others.clone()).collect();
             match port(is, &port_then.name) {
                 None => add(Feature::Port(port_then.clone()), &used, only),
                 Some(now) if now.protocol != Protocol::Tcp && is_other(port_then, now) => {
@@ -463,10 +488,10 @@ fn lost(old: &Intent, new: &Intent, proxies: &impl Proxies) -> Vec<Withdrawal> {
         }
         let uses = callers(&after, id);
         for caller in used.difference(&uses) {
-            let through = led_by(old, new, caller, id);
+            let through = led_by(old, new, &led, caller, id);
             if !through.is_empty() {
                 let (service, clusters, callers) = (id.clone(), clusters.clone(), [caller.clone()].into());
-                let feature = Feature::Caller(caller.clone());
+                let (feature, assignments) = (Feature::Caller(caller.clone()), assignments.clone());
                 lost.push(Withdrawal {
                     service,
                     feature,
@@ -474,6 +499,7 @@ fn lost(old: &Intent, new: &Intent, proxies: &impl Proxies) -> Vec<Withdrawal> {
                     through,
                     may_finish: allows_as(old, new, id),
                     clusters,
+                    assignments,
                     until: 0,
                     unused: None,
                 });
@@ -483,18 +509,23 @@ fn lost(old: &Intent, new: &Intent, proxies: &impl Proxies) -> Vec<Withdrawal> {
     lost
 }
 
-/// What `caller` still calls and was led by to `service`, if it reached that by routes only: nobody took a permission from
-/// it.
-fn led_by(old: &Intent, new: &Intent, caller: &ServiceRef, service: &ServiceRef) -> BTreeSet<ServiceRef> {
+/// What `caller` still calls and was led by to `service`, if it reached that by routes and fail-over only: nobody took a
+/// permission from it. `led` is of the old intent.
+fn led_by(
+    old: &Intent,
+    new: &Intent,
+    led: &BTreeMap<&ServiceRef, BTreeSet<&ServiceRef>>,
+    caller: &ServiceRef,
+    service: &ServiceRef,
+) -> BTreeSet<ServiceRef> {
     let (Some(was), Some(is)) = (old.services.get(caller), new.services.get(caller)) else {
         return BTreeSet::new();
     };
     if was.calls.contains(service) {
         return BTreeSet::new();
     }
-    let leads = old.routes().filter(|route| route.targets.iter().any(|(target, _)| *target == service));
-    let parents = leads.flat_map(|route| route.parents).map(|(parent, _)| parent);
-    parents.filter(|parent| was.calls.contains(*parent) && is.calls.contains(*parent)).cloned().collect()
+    let leads = led.iter().filter(|(_, to)| to.contains(service)).map(|(parent, _)| *parent);
+    leads.filter(|parent| was.calls.contains(*parent) && is.calls.contains(*parent)).cloned().collect()
 }
 
 #[cfg(test)]

@@ -63,6 +63,15 @@ impl Proxies for Seen<'_> {
             }
         })
     }
+
+    fn may_know(&self, caller: &ServiceRef, assignment: &str) -> bool {
+        let all = self.resources.expected(caller);
+        let expected = all.iter().find(|one| one.kind == "endpoints" && one.name == assignment);
+        self.live(caller).any(|(proxy, _)| match expected {
+            Some(expected) => self.acks.standing(&proxy, expected) != Standing::Current,
+            None => self.acks.has(&proxy, "endpoints", assignment),
+        })
+    }
 }
 
 impl World {

@@ -1,4 +1,5 @@
-//! Load assignments, and whether zones are told apart in them.
+//! Load assignments, and whether zones are told apart in them. Endpoints of services that calls fail over to are among
+//! others by the zones of their own service.
 //!
 //! Hosts say where they are; the zone of an instance is its host's. Holds: without zones nothing is looked at, and a load
 //! assignment is what it always was; whether zones are told apart is looked at again when endpoints of a service or
@@ -9,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use outrider_compile::{Compiler, Endpoint, endpoints, endpoints_by_zone, zones_can_carry};
-use outrider_intent::model::{Intent, ServiceRef, ZonePreference};
+use outrider_compile::{ByZone, Compiler, Endpoint, endpoints_with_failover, zones_can_carry};
+use outrider_intent::model::{Intent, Service, ServiceRef, ZonePreference};
 use outrider_xds::Resource;
 
+use super::failover::Failovers;
 use super::hold::Hold;
 use super::hosts::{Hosts, State};
 
@@ -51,52 +53,90 @@ impl<'a> Load<'a> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Zones {
     /// Services that prefer zones, with those that call them.
-    callers: BTreeMap<ServiceRef, BTreeSet<ServiceRef>>,
-    /// The other way round.
+    callers: BTreeMap<ServiceRef, Callers>,
+    /// Services whose assignments depend on how many callers there are, by those.
     callees: BTreeMap<ServiceRef, BTreeSet<ServiceRef>>,
-    /// Ports whose load assignments tell zones apart, by service.
-    apart: BTreeMap<ServiceRef, BTreeSet<String>>,
+    /// By service and port, whether its load assignment tells zones apart: of its own endpoints, and of each service that
+    /// its calls fail over to.
+    apart: BTreeMap<ServiceRef, BTreeMap<String, Vec<bool>>>,
+}
+
+/// Who calls a service.
+#[derive(Clone, Debug, Default)]
+struct Callers {
+    /// By calls and by routes.
+    own: BTreeSet<ServiceRef>,
+    /// With those whose calls fail over to it: how many there are then.
+    all: BTreeSet<ServiceRef>,
 }
 
 impl Zones {
     /// Takes over who calls whom.
     pub(super) fn declare(&mut self, intent: &Intent, compiler: &Compiler<'_>) {
         *self = Self::default();
-        let prefers = intent
-            .services
-            .values()
-            .filter(|one| one.traffic.balancing.zone_preference == ZonePreference::On);
-        for service in prefers {
-            let callers: BTreeSet<ServiceRef> = compiler.callers(&service.id).cloned().collect();
-            for caller in &callers {
+        let routed = intent.routed();
+        let mut own: BTreeMap<&ServiceRef, BTreeSet<ServiceRef>> = BTreeMap::new();
+        for service in intent.services.values() {
+            for callee in &service.calls {
+                for target in routed.get(callee).into_iter().flatten().copied().chain([callee]) {
+                    own.entry(target).or_default().insert(service.id.clone());
+                }
+            }
+        }
+        let prefers = |one: &&Service| one.traffic.balancing.zone_preference == ZonePreference::On;
+        for service in intent.services.values().filter(prefers) {
+            let all = compiler.callers(&service.id).cloned().collect();
+            let callers = Callers { own: own.remove(&service.id).unwrap_or_default(), all };
+            for caller in &callers.own {
                 self.callees.entry(caller.clone()).or_default().insert(service.id.clone());
             }
             self.callers.insert(service.id.clone(), callers);
         }
+        for service in intent.services.values() {
+            let others = service.traffic.failover.iter().filter_map(|one| self.callers.get(&one.service));
+            for caller in others.flat_map(|callers| &callers.all) {
+                self.callees.entry(caller.clone()).or_default().insert(service.id.clone());
+            }
+        }
     }
 
     /// The load assignment of one port.
-    pub(super) fn assignment(&mut self, service: &ServiceRef, port: &str, load: &Load<'_>) -> Arc<Resource> {
-        let at = load.endpoints(service, port);
-        let endpoint = |address: &SocketAddr| Endpoint { address: address.ip(), port: address.port() };
-        if !self.are_apart(service, &at, load) {
-            if let Some(ports) = self.apart.get_mut(service) {
-                ports.remove(port);
+    pub(super) fn assignment(
+        &mut self,
+        service: &ServiceRef,
+        port: &str,
+        failovers: &Failovers,
+        load: &Load<'_>,
+    ) -> Arc<Resource> {
+        let by_zone = |service: &ServiceRef, port: &str, are_apart: bool| {
+            let mut by_zone = ByZone::new();
+            for (address, zone) in load.endpoints(service, port) {
+                let endpoint = Endpoint { address: address.ip(), port: address.port() };
+                by_zone.entry(if are_apart { zone } else { "" }).or_default().push(endpoint);
             }
-            let all: Vec<Endpoint> = at.keys().map(endpoint).collect();
-            return endpoints(service, port, &all);
+            by_zone
+        };
+        let apart = self.are_apart(service, port, failovers, load);
+        let own = by_zone(service, port, apart.first() == Some(&true));
+        let others = failovers.others(service, port).iter().zip(apart.iter().skip(1));
+        let others: Vec<_> =
+            others.map(|((other, port), apart)| (other, by_zone(other, port, *apart))).collect();
+        if apart.contains(&true) {
+            self.apart.entry(service.clone()).or_default().insert(port.to_owned(), apart);
+        } else if let Some(ports) = self.apart.get_mut(service) {
+            ports.remove(port);
         }
-        self.apart.entry(service.clone()).or_default().insert(port.to_owned());
-        let mut by_zone: BTreeMap<&str, Vec<Endpoint>> = BTreeMap::new();
-        for (address, zone) in &at {
-            by_zone.entry(*zone).or_default().push(endpoint(address));
-        }
-        endpoints_by_zone(service, port, &by_zone)
+        endpoints_with_failover(service, port, &own, &others)
     }
 
     /// Services whose load assignments may be others, when these have other instances: they themselves, and those they
     /// call where zones are told apart from now on, or not any more.
-    pub(super) fn concerned(&self, changed: &BTreeSet<ServiceRef>, load: &Load<'_>) -> BTreeSet<ServiceRef> {
+    pub(super) fn concerned(
+        &self,
+        changed: &BTreeSet<ServiceRef>,
+        failovers: &Failovers,
+        load: &Load<'_>,
+    ) -> BTreeSet<ServiceRef> {
         let mut concerned = changed.clone();
         if !load.have_zones && self.apart.is_empty() {
             return concerned;
@@ -106,34 +146,55 @@ impl Zones {
         for service in called {
             let ports: BTreeSet<&String> =
                 load.hold.served(service).flat_map(|served| served.ports.keys()).collect();
-            let apart = self.apart.get(service);
+            let before = self.apart.get(service);
+            let known = before.into_iter().flat_map(BTreeMap::keys);
             let differs = |port: &&String| {
-                let now = self.are_apart(service, &load.endpoints(service, port), load);
-                now != apart.is_some_and(|apart| apart.contains(*port))
+                let now = self.are_apart(service, port, failovers, load);
+                match before.and_then(|before| before.get(*port)) {
+                    Some(before) => *before != now,
+                    None => now.contains(&true),
+                }
             };
-            if ports.iter().any(differs) {
+            if failovers.ports(service).chain(known).chain(ports).collect::<BTreeSet<_>>().iter().any(differs)
+            {
                 concerned.insert(service.clone());
             }
         }
         concerned
     }
 
-    fn are_apart(&self, service: &ServiceRef, at: &BTreeMap<SocketAddr, &str>, load: &Load<'_>) -> bool {
-        if !load.have_zones {
-            return false;
-        }
-        let Some(callers) = self.callers.get(service) else { return false };
-        let mut endpoints: BTreeMap<&str, usize> = BTreeMap::new();
-        for zone in at.values() {
-            *endpoints.entry(*zone).or_default() += 1;
-        }
-        if endpoints.len() < 2 {
-            return false;
-        }
-        let mut by_zone = BTreeMap::new();
-        callers.iter().for_each(|caller| load.count_instances(caller, &mut by_zone));
-        zones_can_carry(&endpoints, &by_zone)
+    /// Whether zones are told apart in the load assignment of a port: of its own endpoints, and of each of the others.
+    fn are_apart(
+        &self,
+        service: &ServiceRef,
+        port: &str,
+        failovers: &Failovers,
+        load: &Load<'_>,
+    ) -> Vec<bool> {
+        let of = |service: &ServiceRef, port: &str, callers: fn(&Callers) -> &BTreeSet<ServiceRef>| {
+            let callers = self.callers.get(service).map(callers);
+            callers.is_some_and(|callers| can_carry(&load.endpoints(service, port), callers, load))
+        };
+        let others = failovers.others(service, port);
+        let others = others.iter().map(|(other, port)| of(other, port, |callers| &callers.all));
+        std::iter::once(of(service, port, |callers| &callers.own)).chain(others).collect()
     }
+}
+
+fn can_carry(at: &BTreeMap<SocketAddr, &str>, callers: &BTreeSet<ServiceRef>, load: &Load<'_>) -> bool {
+    if !load.have_zones {
+        return false;
+    }
+    let mut endpoints: BTreeMap<&str, usize> = BTreeMap::new();
+    for zone in at.values() {
+        *endpoints.entry(*zone).or_default() += 1;
+    }
+    if endpoints.len() < 2 {
+        return false;
+    }
+    let mut by_zone = BTreeMap::new();
+    callers.iter().for_each(|caller| load.count_instances(caller, &mut by_zone));
+    zones_can_carry(&endpoints, &by_zone)
 }
 
 #[cfg(test)]

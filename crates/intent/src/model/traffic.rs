@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::ValueMatch;
+use super::{ServiceRef, ValueMatch};
 
 /// What a traffic policy decides, complete with defaults.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,10 @@ pub struct Traffic {
     pub rate_limit: Option<RateLimit>,
     /// What each instance takes of a caller.
     pub inbound: InboundLimits,
+    /// Who takes the calls as far as the endpoints of the service itself fail, in this order. Of the same namespace; one that
+    /// was deleted by force is not declared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failover: Vec<Failover>,
     /// What a policy says and is no default.
     pub declared: BTreeSet<TrafficSection>,
 }
@@ -50,6 +54,24 @@ pub enum TrafficSection {
     RateLimit,
     /// `inboundLimits`.
     InboundLimits,
+    /// `failover`.
+    Failover,
+}
+
+/// A service that takes calls of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failover {
+    /// Which.
+    pub service: ServiceRef,
+    /// Its port; `None` is that of the same name as the called one.
+    pub port: Option<String>,
+}
+
+impl Failover {
+    /// Name of the port that takes calls of a port of this name.
+    pub fn port_for<'a>(&'a self, called: &'a str) -> &'a str {
+        self.port.as_deref().unwrap_or(called)
+    }
 }
 
 /// Trying again what failed.

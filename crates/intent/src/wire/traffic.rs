@@ -7,11 +7,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DurationText, Group, GrpcName, HeaderMatchSpec, HeaderName, Method, ParentKind, PathText,
+    DurationText, Group, GrpcName, HeaderMatchSpec, HeaderName, Label, Method, ParentKind, PathText,
     PositiveDurationText, RouteMetadata, ServiceName,
 };
 
-/// How a service is called: retries, ejection, health checks, limits, balancing, faults, rates.
+/// How a service is called: retries, ejection, health checks, limits, balancing, fail-over, faults, rates.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TrafficPolicyDocument {
@@ -56,6 +56,24 @@ pub(crate) struct TrafficPolicySpec {
     /// What each instance takes of a caller.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) inbound_limits: Option<InboundLimitsSpec>,
+    /// Services that take the calls as far as the endpoints of the service itself fail or are not there, in this order;
+    /// they come back with them. Its callers may be led there without calling them by name. Lists do not chain: what is
+    /// declared for a service that is named here is for calls of its own. Needs `targetRef`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4))]
+    pub(crate) failover: Option<Vec<FailoverRef>>,
+}
+
+/// A service of the same namespace that takes calls of another one.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct FailoverRef {
+    /// Name of the service.
+    pub(crate) name: ServiceName,
+    /// Name of its port that takes the calls, whichever port was called. It speaks what the called one speaks. Default: the
+    /// one of the same name as the called one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<Label>,
 }
 
 /// What each instance takes of a caller, at its own proxy. Callers' proxies let no more through than the defaults, whatever

@@ -25,6 +25,7 @@ use outrider_xds_types::prost::{DecodeError, Message};
 
 use super::Endpoint;
 use super::fields::{Refusal, duration, join, nothing_left, socket_address};
+use super::marks::Marks;
 
 mod usual;
 
@@ -43,6 +44,8 @@ pub struct Assignment {
     pub list: Arc<[Endpoint]>,
     /// Weights of localities and the like.
     pub layout: Arc<Layout>,
+    /// What endpoints say of themselves.
+    pub marks: Arc<Marks>,
 }
 
 impl Assignment {
@@ -211,6 +214,7 @@ pub(super) fn read(body: &[u8], path: &str) -> Result<Assignment, Refusal> {
     }
     let mut list = Vec::new();
     let mut localities = Vec::new();
+    let mut marks = Marks::default();
     for (n, group) in groups.into_iter().enumerate() {
         let path = join(path, &format!("endpoints[{n}]"));
         let (endpoints, rest) = repeated(group).map_err(broken)?;
@@ -228,7 +232,13 @@ pub(super) fn read(body: &[u8], path: &str) -> Result<Assignment, Refusal> {
         nothing_left::<LocalityLbEndpoints>(&group, &path)?;
         list.reserve(endpoints.len());
         for (m, one) in endpoints.into_iter().enumerate() {
-            let general = || LbEndpoint::decode(one).map_err(broken).and_then(endpoint);
+            let general = || {
+                let mut one = LbEndpoint::decode(one).map_err(broken)?;
+                let metadata = one.metadata.take();
+                let endpoint = endpoint(one)?;
+                marks.add(endpoint.key, metadata)?;
+                Ok(endpoint)
+            };
             let endpoint = usual::read(one).map_or_else(general, Ok);
             let within = |refusal: Refusal| {
                 Refusal::new(join(&join(&path, &format!("lb_endpoints[{m}]")), &refusal.path), refusal.cause)
@@ -238,7 +248,7 @@ pub(super) fn read(body: &[u8], path: &str) -> Result<Assignment, Refusal> {
         }
     }
     let layout = Layout { localities: localities.into(), overprovisioning, ..Layout::default() };
-    Ok(Assignment { list: list.into(), layout: Arc::new(layout) })
+    Ok(Assignment { list: list.into(), layout: Arc::new(layout), marks: Arc::new(marks) })
 }
 
 /// The elements of what is repeated in a message of endpoints, `endpoints` or `lb_endpoints`, and the bytes of its other
@@ -286,7 +296,6 @@ fn endpoint(mut one: LbEndpoint) -> Result<Endpoint, Refusal> {
     let Some(HostIdentifier::Endpoint(mut host)) = one.host_identifier.take() else {
         return Err(Refusal::new("endpoint", "required"));
     };
-    one.metadata = None;
     nothing_left(&one, "")?;
     let address = socket_address(host.address.take(), "endpoint.address")?;
     host.hostname.clear();

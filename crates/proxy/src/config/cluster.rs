@@ -33,6 +33,7 @@ use rustls_pki_types::ServerName;
 use super::balance::{self, Assignment, assignment, balance};
 use super::check::{self, Check, CheckKind};
 use super::fields::{Refusal, join, limit, nothing_left, over_ads, transport_socket, unpack};
+use super::marks::{self, ParsedMatch};
 use super::{Version, http2, resilience};
 use crate::liveness::Probes;
 use crate::shared::Limits;
@@ -53,6 +54,8 @@ pub struct ParsedCluster {
     pub balance: BalanceConfig,
     /// TLS, and who must answer.
     pub tls: Option<ParsedTls>,
+    /// The same of endpoints that say so, instead.
+    pub matches: Vec<ParsedMatch>,
     /// What is spoken with endpoints.
     pub version: Version,
     /// How long an unused connection is kept.
@@ -126,9 +129,16 @@ pub fn parse(body: &[u8]) -> Result<ParsedCluster, Refusal> {
     };
     let balance = balance(&mut cluster)?;
     let tls = match cluster.transport_socket.take() {
-        Some(socket) => Some(upstream_tls(&transport_socket(socket, "transport_socket")?)?),
+        Some(socket) => {
+            Some(upstream_tls(&transport_socket(socket, "transport_socket")?, "transport_socket")?)
+        }
         None => None,
     };
+    let matches = marks::matches(std::mem::take(&mut cluster.transport_socket_matches))?;
+    if tls.is_none() && !matches.is_empty() {
+        let why = "only a cluster with a transport_socket can have others beside it";
+        return Err(Refusal::new("transport_socket_matches", why));
+    }
     let connect_timeout =
         limit(cluster.connect_timeout.take(), "connect_timeout")?.unwrap_or(Duration::from_secs(5));
     let Options { pool_idle, max_age, version } = http_options(&mut cluster)?;
@@ -164,6 +174,7 @@ pub fn parse(body: &[u8]) -> Result<ParsedCluster, Refusal> {
         probes,
         balance,
         tls,
+        matches,
         version,
         pool_idle,
         max_age,
@@ -285,8 +296,7 @@ pub(super) fn http1_options(mut options: Http1ProtocolOptions, path: &str) -> Re
     nothing_left(&options, path)
 }
 
-fn upstream_tls(any: &Any) -> Result<ParsedTls, Refusal> {
-    let path = "transport_socket";
+pub(super) fn upstream_tls(any: &Any, path: &str) -> Result<ParsedTls, Refusal> {
     let mut context: UpstreamTlsContext = unpack(any, path)?;
     let common = context
         .common_tls_context

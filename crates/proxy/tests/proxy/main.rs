@@ -15,6 +15,7 @@ mod corpus;
 mod documents;
 mod drains;
 mod edges;
+mod failover;
 mod finishing;
 mod gates;
 mod generations;

@@ -1,5 +1,7 @@
 use std::cell::RefCell;
 
+use outrider_intent::model::Failover;
+
 use super::super::tests::declared;
 use super::*;
 
@@ -59,6 +61,10 @@ impl Proxies for Fake {
 
     fn may_use(&self, caller: &ServiceRef, cluster: &str) -> bool {
         self.uses.borrow().contains(&(caller.clone(), cluster.to_owned()))
+    }
+
+    fn may_know(&self, caller: &ServiceRef, assignment: &str) -> bool {
+        self.may_use(caller, assignment)
     }
 }
 
@@ -258,6 +264,40 @@ fn who_is_led_somewhere_is_let_in_before_and_until_after() {
     assert!(!shift.declare(&front, &front, &fake, 3).kept.is_empty(), "other changes are none of that");
     let mut shift = Shift::default();
     assert_eq!(shift.declare(&inventory, &denied, &fake, 3), Stage::default());
+}
+
+/// `inventory` takes the calls of `front` as far as that fails.
+fn with_failover(mut intent: Intent) -> Intent {
+    let failover = Failover { service: service("inventory"), port: None };
+    intent.services.get_mut(&service("front")).unwrap().traffic.failover = vec![failover];
+    intent
+}
+
+#[test]
+fn who_fails_over_is_let_in_before_and_until_after() {
+    let (without, with) = (plain(), with_failover(plain()));
+    let (mut shift, fake) = (Shift::default(), Fake::default());
+    assert_eq!(shift.declare(&without, &with, &fake, 0).calls, Some(without.clone()));
+    assert_eq!(shift.needs().count(), 1);
+    Fake::set(&fake.accepts, "inventory", "http", true);
+    assert_eq!(shift.look(&with, &fake, 1), Some(Stage::default()));
+
+    // The endpoints of another service, or the identities to find there, may be in use yet.
+    for used in ["shop/front/http", "outbound/shop/front/http"] {
+        let mut shift = shift.clone();
+        Fake::set(&fake.uses, "edge", used, true);
+        let kept = &shift.declare(&with, &without, &fake, 2).kept[&service("inventory")];
+        assert_eq!((&kept.callers, &kept.finishing), (&BTreeSet::from([service("edge")]), &BTreeSet::new()));
+        assert_eq!(shift.look(&without, &fake, 10_000), None);
+        Fake::set(&fake.uses, "edge", used, false);
+        assert_eq!(shift.look(&without, &fake, 11_000), None);
+        let kept = &shift.look(&without, &fake, 11_000 + LINGER_MS).unwrap().kept[&service("inventory")];
+        assert_eq!((&kept.callers, &kept.finishing), (&BTreeSet::new(), &BTreeSet::from([service("edge")])));
+    }
+    // But not who may not call any more what it was led by.
+    let mut denied = without.clone();
+    denied.services.get_mut(&service("edge")).unwrap().calls.clear();
+    assert_eq!(shift.declare(&with, &denied, &fake, 2), Stage::default());
 }
 
 #[test]

@@ -1,13 +1,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrider_xds_types::names::ListenerMetadata;
+use outrider_xds_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use outrider_xds_types::pb::envoy::config::listener::v3::Listener;
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::{names, type_url};
 use wire::InstanceState::{Draining, Ready};
 
 use super::super::shift::{LINGER_MS, MAKE_MS, WITHDRAW_MS};
-use super::super::tests::{SHOP, acks, declared, hello, instance, instances, world};
+use super::super::tests::{SHOP, acks, declared, endpoints, hello, instance, instances, world};
 use super::super::{World, wire};
 
 const CALLER: &str = "shop/checkout-1";
@@ -399,4 +400,91 @@ fn a_refused_inbound_listener_of_a_caller_holds_nothing_up() {
     world.tick(1_010);
     world.tick(1_010 + LINGER_MS);
     assert!(!has(&world, "b", SERVER, type_url::LISTENER, "inbound/admin"));
+}
+
+/// Calls of `inventory` go to `twin` as far as it fails.
+const FAILOVER: &str = "---
+apiVersion: outrider.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: inventory, namespace: shop}
+spec: {targetRef: {kind: Service, name: inventory}, failover: [{name: twin}]}
+";
+
+/// Endpoints of `inventory` by priority.
+fn priorities(world: &World) -> Vec<usize> {
+    let read = ClusterLoadAssignment::decode(&*endpoints(world, "shop/inventory/http")).unwrap();
+    let mut counts = Vec::new();
+    for group in read.endpoints {
+        counts.resize(counts.len().max(group.priority as usize + 1), 0);
+        counts[group.priority as usize] += group.lb_endpoints.len();
+    }
+    counts
+}
+
+#[test]
+fn callers_know_where_calls_fail_over_to_once_they_are_let_in_there() {
+    for mode in ["required", "off"] {
+        let namespace = format!(
+            "---\napiVersion: outrider.dev/v1alpha1\nkind: Namespace\nmetadata: {{name: shop}}\nspec: {{mtls: {mode}}}\n"
+        );
+        let text = with_twin() + &namespace;
+        let mut world = running(&text);
+        world.fact("c", 1, &hello("c"), 0).unwrap();
+        world.fact("c", 1, &instances(&[instance("twin", 1, Ready)]), 0).unwrap();
+        use_all(&mut world, "c", TWIN, 0);
+        both(&mut world, 0);
+        let all_say = |world: &mut World, now: u64| heartbeats(world, &["a", "b", "c"], now);
+        let cluster =
+            |world: &World| body(world, "a", CALLER, type_url::CLUSTER, "outbound/shop/inventory/http");
+        let (before, now) = (cluster(&world), 1_000);
+        world.declare(declared(2, &(text.clone() + FAILOVER)), now);
+        world.tick(now);
+        // Who takes everybody has nothing to get ready.
+        let at_once = if mode == "off" { vec![1, 1] } else { vec![1] };
+        assert_eq!((priorities(&world), cluster(&world) == before), (at_once, true), "{mode}");
+        assert_eq!(twin(&world), (mode == "required", false), "{mode}");
+        use_all(&mut world, "c", TWIN, 1_010);
+        assert_eq!(priorities(&world), [1, 1], "{mode}");
+        assert_eq!(cluster(&world) == before, mode == "off", "without certificates nobody is told apart");
+
+        // Who takes the calls comes and goes, and callers are told.
+        let more = [instance("twin", 1, Ready), instance("twin", 2, Ready)];
+        world.fact("c", 1, &instances(&more), 1_020).unwrap();
+        assert_eq!(priorities(&world), [1, 2], "{mode}");
+        world.fact("c", 1, &instances(&[instance("twin", 1, Ready)]), 1_030).unwrap();
+        world.fact("b", 1, &instances(&[]), 1_040).unwrap();
+        assert_eq!(priorities(&world), [0, 1], "{mode}: each keeps its priority");
+        world.fact("b", 1, &instances(&[instance("inventory", 1, Ready)]), 1_050).unwrap();
+
+        // Taken back: callers know no more of it before they are refused.
+        use_all(&mut world, "c", TWIN, 1_060);
+        both(&mut world, 1_060);
+        world.declare(declared(3, &text), 2_000);
+        world.tick(2_000);
+        assert_eq!((priorities(&world), cluster(&world) == before), (vec![1], true), "{mode}");
+        all_say(&mut world, 3_000);
+        assert_eq!(twin(&world), (mode == "required", false), "{mode}: it may not have read of it");
+        let outstanding = format!("{:?}", world.rollout(3).pending);
+        assert!(outstanding.contains("shop/checkout is not let in any more once"), "{mode}: {outstanding}");
+        use_all(&mut world, "a", CALLER, 3_010);
+        all_say(&mut world, 3_010 + LINGER_MS);
+        use_all(&mut world, "c", TWIN, 3_020 + LINGER_MS);
+        assert_eq!(twin(&world), (false, true), "{mode}: what it began there goes on");
+        let outstanding = format!("{:?}", world.rollout(3).pending);
+        assert!(!outstanding.contains("let in"), "{mode}: {outstanding}");
+    }
+}
+
+#[test]
+fn who_takes_calls_of_others_has_left_when_their_callers_know() {
+    let mut world = running_with_twin();
+    world.declare(declared(2, &(with_twin() + FAILOVER)), 1_000);
+    use_all(&mut world, "c", TWIN, 1_000);
+    both(&mut world, 1_000);
+    assert_eq!(priorities(&world), [1, 1]);
+    world.fact("c", 1, &instances(&[instance("twin", 1, Draining)]), 1_010).unwrap();
+    world.tick(1_010);
+    assert_eq!((priorities(&world), world.left()), (vec![1, 0], BTreeMap::new()));
+    use_all(&mut world, "a", CALLER, 1_020);
+    assert_eq!(world.left(), BTreeMap::from([("c".to_owned(), BTreeSet::from([TWIN.to_owned()]))]));
 }

@@ -164,3 +164,46 @@ fn nothing_is_made_anew_where_nothing_is_different() {
     let shared = before.shared.of_type(type_url::ENDPOINT).count();
     assert_eq!(world.published().shared.of_type(type_url::ENDPOINT).count(), shared);
 }
+
+/// `PRIORITY ZONE:ENDPOINTS` of a load assignment.
+fn shares(world: &World, name: &str) -> String {
+    let published = world.published().shared.get(type_url::ENDPOINT, name).unwrap();
+    let read = ClusterLoadAssignment::decode(published.body.as_slice()).unwrap();
+    let one = |group: &outrider_xds_types::pb::envoy::config::endpoint::v3::LocalityLbEndpoints| {
+        let zone = group.locality.as_ref().map_or("", |locality| &locality.zone);
+        format!("{} {zone}:{}", group.priority, group.lb_endpoints.len())
+    };
+    read.endpoints.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Who takes calls of others is told apart by all who may come then; its own callers are those that come now.
+#[test]
+fn zones_of_who_takes_calls_of_others_carry_their_callers_too() {
+    let twin = "---\napiVersion: outrider.dev/v1alpha1\nkind: Service\nmetadata: {name: twin, namespace: shop}\n\
+                spec: {ports: [{name: http, port: 1, protocol: http}]}\n---\n\
+                apiVersion: outrider.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: a, namespace: shop}\n\
+                spec: {targetRef: {kind: Service, name: inventory}, failover: [{name: twin}]}\n";
+    let mut world = two_zones();
+    world.declare(declared(2, &format!("{SHOP}{twin}")), 0);
+    let report = |world: &mut World, node: &str, inventory: u32, twin: &[u32], checkout: &[u32]| {
+        let all = [("inventory", &[inventory, inventory + 1][..]), ("twin", twin), ("checkout", checkout)];
+        let all = all.into_iter().flat_map(|(service, numbers)| numbers.iter().map(move |n| (service, *n)));
+        let all: Vec<_> = all.map(|(service, number)| instance(service, number, Ready)).collect();
+        world.fact(node, 1, &instances(&all), 0).unwrap();
+    };
+    report(&mut world, "a", 1, &[21, 22], &[11]);
+    report(&mut world, "b", 3, &[23, 24], &[12]);
+    let all = |world: &World| [INVENTORY, "shop/twin/http"].map(|name| shares(world, name));
+    assert_eq!(all(&world), ["0 east:2, 0 west:2, 1 east:2, 1 west:2", "0 east:2, 0 west:2"]);
+    // All callers in one zone: neither service could carry them there. Nobody calls the second by itself.
+    report(&mut world, "b", 3, &[23, 24], &[]);
+    assert_eq!(all(&world), ["0 :4, 1 :4", "0 east:2, 0 west:2"]);
+    report(&mut world, "b", 3, &[23, 24], &[12]);
+    assert_eq!(all(&world), ["0 east:2, 0 west:2, 1 east:2, 1 west:2", "0 east:2, 0 west:2"]);
+    // One endpoint of it is too few for a zone.
+    report(&mut world, "b", 3, &[23], &[12]);
+    assert_eq!(all(&world), ["0 east:2, 0 west:2, 1 :3", "0 :3"]);
+    let published = all(&world);
+    world.declare(world.declared().clone(), 0);
+    assert_eq!(all(&world), published, "made anew it is the same");
+}
