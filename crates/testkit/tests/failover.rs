@@ -19,7 +19,8 @@ for_each_pair!(
     calls_leave_their_zone_before_their_service,
 );
 
-/// Calls of `orders` go to `standby`. What may be sent again is, also where an instance was killed.
+/// Calls of `orders` go to `standby`. What may be sent again is, also where an instance was killed: what fails before it is
+/// seen that all of a service does is all of the calls here, so the budget of retries is, too.
 const FAILOVER: &str = "---
 apiVersion: outrider.dev/v1alpha1
 kind: TrafficPolicy
@@ -27,7 +28,7 @@ metadata: {name: orders, namespace: shop}
 spec:
   targetRef: {kind: Service, name: orders}
   failover: [{name: standby}]
-  retries: {retryOn: [connect-failure, reset, gateway-error]}
+  retries: {retryOn: [connect-failure, reset, gateway-error], budget: {percent: 100, minRetryConcurrency: 100}}
   healthCheck: {type: HTTP, path: /health, interval: 1s, timeout: 500ms, unhealthyThreshold: 2}
 ";
 

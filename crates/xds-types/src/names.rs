@@ -64,16 +64,27 @@ pub fn unscope(name: &str) -> Option<(&str, &str)> {
     Some((&rest[..second], &rest[second + 1..]))
 }
 
-/// The part of a list's name that tells the zones of one load assignment apart. Without slashes.
-pub fn list_key(zone: &str) -> String {
+/// The part of a list's name that tells the localities of one load assignment apart: by zone, and by the service that calls
+/// fail over to. Without slashes.
+pub fn list_key(zone: &str, sub_zone: &str) -> String {
     let mut key = String::from("zone=");
-    for byte in zone.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => key.push(char::from(byte)),
-            _ => key += &format!("%{byte:02X}"),
-        }
+    escape(zone, &mut key);
+    if !sub_zone.is_empty() {
+        key.push_str(",sub_zone=");
+        escape(sub_zone, &mut key);
     }
     key
+}
+
+fn escape(text: &str, into: &mut String) {
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                into.push(char::from(byte))
+            }
+            _ => *into += &format!("%{byte:02X}"),
+        }
+    }
 }
 
 /// The list of endpoints of a locality of a load assignment: a glob collection.
@@ -163,7 +174,7 @@ mod tests {
 
     #[test]
     fn names_of_lists_come_apart_again() {
-        let key = list_key("eu/west 1_a");
+        let key = list_key("eu/west 1_a", "");
         assert_eq!(key, "zone=eu%2Fwest%201_a");
         let list = list("shop/api/main", &key);
         assert_eq!(unlist(&list), Some(("shop/api/main", key.as_str(), "*")));

@@ -33,6 +33,8 @@ use prost::encoding::{
 
 /// A list of more endpoints than this is sent in parts.
 pub(crate) const LONG: usize = 64;
+/// Most bytes of a whole that is made of parts.
+pub(crate) const MAX_WHOLE: usize = 64 << 20;
 /// Fewest bytes of an assignment that can have a long list: an address alone takes more than a fourth of this.
 const LEAST_BYTES: usize = LONG * 16;
 /// What an endpoint of its own takes beside its name and body: type, version, and the frames of these.
@@ -145,8 +147,8 @@ fn address(endpoint: &[u8]) -> Option<SocketAddr> {
 /// The key of a locality's list.
 fn key(locality: &[Field<'_>]) -> String {
     let locality = locality.iter().find(|field| field.number == LOCALITY).and_then(|field| field.content);
-    let zone = locality.and_then(|bytes| Locality::decode(bytes).ok()).unwrap_or_default().zone;
-    names::list_key(&zone)
+    let locality = locality.and_then(|bytes| Locality::decode(bytes).ok()).unwrap_or_default();
+    names::list_key(&locality.zone, &locality.sub_zone)
 }
 
 /// A locality of an assignment.
@@ -391,8 +393,7 @@ pub(crate) fn is_head(assignment: &[u8]) -> bool {
 /// The whole that a head stands for, `endpoints` writing those of a collection.
 pub(crate) fn fill(head: &[u8], mut endpoints: impl FnMut(&str, &mut Vec<u8>)) -> Result<Vec<u8>, JoinError> {
     let parts = parts(head).ok_or(JoinError::Broken)?;
-    let mut whole = Vec::new();
-    let mut n = 0;
+    let (mut whole, mut n) = (Vec::new(), 0);
     for part in &parts {
         let group = match part {
             Part::Other(field) => {
@@ -412,6 +413,10 @@ pub(crate) fn fill(head: &[u8], mut endpoints: impl FnMut(&str, &mut Vec<u8>)) -
             endpoints(collection, &mut content);
         }
         group.fields.iter().filter(behind).for_each(|field| content.extend_from_slice(field.bytes));
+        // Any number of localities may refer to one collection.
+        if whole.len() + content.len() > MAX_WHOLE {
+            return Err(JoinError::TooLarge(MAX_WHOLE));
+        }
         put(&mut whole, REPEATED, &content);
     }
     Ok(whole)

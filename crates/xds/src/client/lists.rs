@@ -15,11 +15,11 @@ use outrider_xds_types::pb::envoy::service::discovery::v3::Resource as Wire;
 use outrider_xds_types::type_url;
 
 use super::Limits;
-use crate::lists::{self, JoinError, Pending};
+use crate::lists::{self, JoinError, MAX_WHOLE, Pending};
 use crate::set::Resource;
 
-/// Most bytes of a whole that is made of parts.
-const MAX_WHOLE: usize = 64 << 20;
+/// Most endpoints of a list that come and go before a head says what its whole is.
+const MAX_PARTS: usize = 100_000;
 
 /// What became of a load assignment.
 pub(super) enum Taken {
@@ -37,6 +37,8 @@ struct Told {
     /// What was received last, and what has come and gone since.
     last: Arc<Resource>,
     pending: Pending,
+    /// How many endpoints came and went since, and bytes of them, names included.
+    since: (usize, usize),
     /// What is in use: the next server goes on from there.
     used: Option<Arc<Resource>>,
 }
@@ -121,6 +123,7 @@ impl Lists {
     pub(super) fn connect(&mut self) {
         self.told.retain(|_, told| {
             told.pending.clear();
+            told.since = (0, 0);
             let used = told.used.clone();
             used.map(|used| told.last = used).is_some()
         });
@@ -129,7 +132,12 @@ impl Lists {
     /// An assignment that is in use already, under the version that the server gave it.
     pub(super) fn claim(&mut self, resource: &Arc<Resource>) {
         if self.keeps && lists::may_be_long(&resource.body) {
-            let told = Told { last: resource.clone(), pending: Pending::new(), used: Some(resource.clone()) };
+            let told = Told {
+                last: resource.clone(),
+                pending: Pending::new(),
+                since: (0, 0),
+                used: Some(resource.clone()),
+            };
             self.told.insert(resource.name.clone(), told);
         }
     }
@@ -181,7 +189,7 @@ impl Lists {
             let resource = whole(name, version, body);
             if self.keeps && lists::may_be_long(&resource.body) {
                 let used = self.told.remove(name).and_then(|told| told.used);
-                let told = Told { last: resource.clone(), pending: Pending::new(), used };
+                let told = Told { last: resource.clone(), pending: Pending::new(), since: (0, 0), used };
                 self.told.insert(resource.name.clone(), told);
             } else {
                 self.told.remove(name);
@@ -319,7 +327,14 @@ impl Lists {
             } else if let Some((assignment, key, last)) = names::unlist(&name)
                 && let (Some(told), Some(at)) = (self.told.get_mut(assignment), names::address_listed(last))
             {
-                told.pending.entry(key.to_owned()).or_default().insert(at, body);
+                told.since.0 += 1;
+                told.since.1 += name.len() + body.as_ref().map_or(0, Vec::len);
+                if told.since.0 > MAX_PARTS || told.since.1 > MAX_WHOLE {
+                    // Its head is refused then, and the whole comes.
+                    self.told.remove(assignment);
+                } else {
+                    told.pending.entry(key.to_owned()).or_default().insert(at, body);
+                }
             }
         }
         let (mut wholes, mut refused) = (Vec::new(), Vec::new());

@@ -174,3 +174,48 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_small_head_does_not_become_more_than_a_whole_may_be() {
+    let head = ClusterLoadAssignment { endpoints: vec![leds_of(NAME); 100], ..Default::default() };
+    let megabyte = vec![7; 1 << 20];
+    let body = head.encode_to_vec();
+    assert_eq!(
+        fill(&body, |_, content| content.extend_from_slice(&megabyte)),
+        Err(JoinError::TooLarge(MAX_WHOLE))
+    );
+    assert!(fill(&body, |_, content| content.extend_from_slice(&megabyte[..1000])).is_ok());
+}
+
+fn leds_of(name: &str) -> LocalityLbEndpoints {
+    use outrider_xds_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+    use outrider_xds_types::pb::envoy::config::core::v3::{AggregatedConfigSource, ConfigSource};
+    use outrider_xds_types::pb::envoy::config::endpoint::v3::LedsClusterLocalityConfig;
+    let ads = ConfigSourceSpecifier::Ads(AggregatedConfigSource {});
+    LocalityLbEndpoints {
+        lb_config: Some(locality_lb_endpoints::LbConfig::LedsClusterLocalityConfig(
+            LedsClusterLocalityConfig {
+                leds_config: Some(ConfigSource { config_source_specifier: Some(ads), ..Default::default() }),
+                leds_collection_name: names::list(name, "zone="),
+            },
+        )),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn localities_of_one_zone_that_are_of_different_services_have_lists_of_their_own() {
+    let locality = |sub_zone: &str, numbers: std::ops::Range<u16>| LocalityLbEndpoints {
+        locality: Some(Locality { zone: "a".into(), sub_zone: sub_zone.into(), ..Default::default() }),
+        ..locality((&String::new(), &numbers.map(|number| (number, 1)).collect()))
+    };
+    let of_both = |until: u16| {
+        let endpoints = vec![locality("", 0..500), locality("shop/standby", 1000..until)];
+        ClusterLoadAssignment { cluster_name: NAME.to_owned(), endpoints, ..Default::default() }
+            .encode_to_vec()
+    };
+    let delta = delta(NAME, &of_both(1500), &of_both(1501)).expect("it goes in parts");
+    assert_eq!((delta.changed.len(), delta.removed.len()), (1, 0));
+    let (_, key, _) = names::unlist(&delta.changed[0].0).unwrap();
+    assert_eq!(key, "zone=a,sub_zone=shop%2Fstandby");
+}

@@ -50,12 +50,13 @@ fn is_same(one: &Arc<Resource>, other: &Arc<Resource>) -> bool {
 }
 
 impl Step {
+    /// With both ends, which nobody else may hold any more.
     fn bytes(&self) -> usize {
         let of = |delta: &Arc<Delta>| {
             let changed: usize = delta.changed.iter().map(|(name, body)| name.len() + body.len()).sum();
             delta.head.len() + changed + delta.removed.iter().map(String::len).sum::<usize>()
         };
-        self.delta.as_ref().map_or(0, of)
+        self.from.body.len() + self.to.body.len() + self.delta.as_ref().map_or(0, of)
     }
 }
 
@@ -217,5 +218,30 @@ pub(super) struct Endpoints {
 impl Endpoints {
     pub(super) fn is_empty(&self) -> bool {
         self.changed.is_empty() && self.removed.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lists::tests::{assignment, of};
+
+    #[test]
+    fn what_is_remembered_has_a_limit_with_all_that_it_holds() {
+        let memo = Memo::default();
+        let body = |last: u16| assignment(&of("", (0..5_000).chain([10_000 + last])));
+        let resource =
+            |n: u16| Arc::new(Resource::new(type_url::ENDPOINT, "shop/api/main", n.to_string(), body(n)));
+        let mut from = resource(0);
+        for n in 1..200 {
+            let to = resource(n);
+            memo.remember(&to);
+            assert!(memo.delta(&from, &to).is_some());
+            from = to;
+        }
+        let kept = memo.0.lock().unwrap();
+        let held = kept.deltas.iter().map(|step| step.from.body.len() + step.to.body.len()).sum::<usize>();
+        assert!(held <= MAX_BYTES, "{held} bytes");
+        assert!(kept.deltas.len() > 20);
     }
 }
