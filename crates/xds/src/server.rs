@@ -388,7 +388,7 @@ impl Session {
     ) {
         let wire = if &**type_url == type_url::ENDPOINT {
             removed.iter().for_each(|name| self.lists.forget(name));
-            let (wire, before) = self.lists.to_wire(resources);
+            let (wire, before) = self.lists.wire(resources);
             if !before.is_empty() {
                 responses.push(DeltaDiscoveryResponse {
                     type_url: type_url::LB_ENDPOINT.to_owned(),

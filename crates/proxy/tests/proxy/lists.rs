@@ -82,7 +82,15 @@ async fn one_of_ten_thousand_endpoints_changes_under_traffic_for_a_few_hundred_b
     // What is in use is the whole: all of it leads to one place.
     set.insert(assignment(ENDPOINTS, &last));
     proxy.configure(set).await;
-    soon("the last one", async { while app.send(GET).await == () && app.response().await.1 != "b" {} }).await;
+    let last = async {
+        loop {
+            app.send(GET).await;
+            if app.response().await.1 == "b" {
+                break;
+            }
+        }
+    };
+    soon("the last one", last).await;
 }
 
 const LIST: &str = "xdstp://their.authority/envoy.config.endpoint.v3.LbEndpoint/api";

@@ -185,7 +185,7 @@ impl Lists {
     }
 
     /// Assignments as they travel, and the endpoints that go before them.
-    pub(super) fn to_wire(&mut self, resources: &[Arc<Resource>]) -> (Vec<discovery::Resource>, Endpoints) {
+    pub(super) fn wire(&mut self, resources: &[Arc<Resource>]) -> (Vec<discovery::Resource>, Endpoints) {
         let mut before = Endpoints::default();
         let wire = resources.iter().map(|resource| {
             let Some(delta) = self.step(resource) else { return resource.to_wire() };
