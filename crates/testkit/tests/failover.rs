@@ -19,8 +19,7 @@ for_each_pair!(
     calls_leave_their_zone_before_their_service,
 );
 
-/// Calls of `orders` go to `standby`. What may be sent again is, also where an instance was killed: what fails before it is
-/// seen that all of a service does is all of the calls here, so the budget of retries is, too.
+/// Calls of `orders` go to `standby`. What may be sent again is, also where an instance was killed.
 const FAILOVER: &str = "---
 apiVersion: outrider.dev/v1alpha1
 kind: TrafficPolicy
@@ -28,7 +27,7 @@ metadata: {name: orders, namespace: shop}
 spec:
   targetRef: {kind: Service, name: orders}
   failover: [{name: standby}]
-  retries: {retryOn: [connect-failure, reset, gateway-error], budget: {percent: 100, minRetryConcurrency: 100}}
+  retries: {retryOn: [connect-failure, reset, gateway-error]}
   healthCheck: {type: HTTP, path: /health, interval: 1s, timeout: 500ms, unhealthyThreshold: 2}
 ";
 
@@ -47,12 +46,13 @@ fn services(pair: Pair, port: impl Fn(u16) -> String, orders: u16, standby: u16)
         + &intent::server(pair.server, "standby", &port(standby))
 }
 
-/// A server that says `name`, and that it is unwell while there is a file `unwell`.
+/// A server that says `name`, and that it is unwell while there is a file `unwell`. A response is sent whole or not at all,
+/// also where it is killed: what has begun cannot be tried again.
 fn server(name: &str, target: u16, unwell: &Path) -> Result<Vec<String>> {
     let script = format!(
         "import http.server as h, os\n\
          class H(h.BaseHTTPRequestHandler):\n\
-         \x20   protocol_version = 'HTTP/1.1'\n\
+         \x20   protocol_version = 'HTTP/1.1'; wbufsize = -1\n\
          \x20   def do_GET(self):\n\
          \x20       bad = self.path == '/health' and os.path.exists({unwell:?})\n\
          \x20       b = b'{name}\\n'; self.send_response(503 if bad else 200)\n\

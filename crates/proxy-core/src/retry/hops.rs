@@ -9,7 +9,8 @@
 //!
 //! So of proxies in a row only the last one that may repeat a request does, within its own budget, and the load on what
 //! is behind all of them is what one of them makes. A request that is sent for the first time, and a response that did
-//! not fail, carry nothing. Does not: know an application that answers by itself; it is as free as any caller, unless it
+//! not fail, carry nothing; nor does one of a proxy that only tried in vain to reach somebody, because who is before it may
+//! have others to turn to. Does not: know an application that answers by itself; it is as free as any caller, unless it
 //! passes the field on.
 
 use crate::route::RequestView;

@@ -50,8 +50,8 @@ impl Tries {
     /// How many attempts there were, if whoever sent us the request is to know that no more of them would help: see
     /// [`hops`].
     pub(crate) fn told(&self) -> Option<hops::Count> {
-        let tried = self.attempts > 0 && (self.repeatable || self.attempts > 1);
-        tried.then(|| hops::Count::new(self.attempts))
+        // Attempts that reached nobody settle nothing: another endpoint of whoever sent us the request may do.
+        (self.attempts > 0 && self.repeatable).then(|| hops::Count::new(self.attempts))
     }
 
     pub(crate) fn begin(&mut self, endpoint: EndpointIndex) {

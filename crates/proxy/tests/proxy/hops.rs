@@ -93,6 +93,15 @@ async fn what_was_repeated_behind_us_is_not_and_what_reached_nobody_is_sent_else
         assert_eq!(app.response().await.1, "ok");
     }
 
+    // Nor does one that reached nobody settle anything for who asks us: it may have others than we do.
+    let dead = Proxy::start(set("http", &[refusing().await])).await;
+    let proxy = repeating(&[dead.address(OUTBOUND), well.address]).await;
+    for _ in 0..20 {
+        let mut app = proxy.connect(OUTBOUND).await;
+        app.send(GET).await;
+        assert_eq!(app.response().await.1, "ok");
+    }
+
     // A reply of our own says so as well.
     let proxy = repeating(&[refusing().await]).await;
     let mut app = proxy.connect(OUTBOUND).await;
