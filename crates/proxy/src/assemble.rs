@@ -264,6 +264,11 @@ impl Assembler {
         listeners.filter(|(name, address)| self.sockets.get(&**name) != Some(address)).collect()
     }
 
+    /// Listeners that are gone, and have sockets.
+    pub fn unwanted_sockets(&self) -> Vec<String> {
+        self.sockets.keys().filter(|name| !self.listeners.contains_key(name.as_str())).cloned().collect()
+    }
+
     /// Names to subscribe to, by type. The same as long as they are the same.
     pub fn interest(&self) -> &Arc<Wanted> {
         &self.wanted

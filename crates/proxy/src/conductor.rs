@@ -438,6 +438,9 @@ impl Conductor {
                 let _ = inner.send(Inner::Applied);
             });
         }
+        if self.standalone {
+            self.unbind();
+        }
         self.subscribe();
     }
 
@@ -527,6 +530,14 @@ impl Conductor {
                 }
                 Err(error) => tracing::error!(listener = &*name, %address, %error, "cannot bind"),
             }
+        }
+    }
+
+    /// Closes what nobody listens on any more, so that callers are refused and do not wait.
+    fn unbind(&mut self) {
+        for name in self.assembler.unwanted_sockets() {
+            self.assembler.remove_sockets(&name);
+            self.crew.remove_sockets(&name);
         }
     }
 }

@@ -23,7 +23,7 @@ use outrider_xds_types::pb::envoy::service::discovery::v3::{
 use outrider_xds_types::pb::google::protobuf::Any;
 use outrider_xds_types::prost::Message;
 use outrider_xds_types::type_url;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -290,4 +290,19 @@ async fn a_list_of_others_is_followed_and_a_bad_endpoint_refused() {
     next("repaired", &acked).await;
     app.send(GET).await;
     assert_eq!(app.response().await.1, "a");
+
+    // Nobody listens for a listener that is removed: callers are refused.
+    let removed_resources = vec![OUTBOUND.to_owned()];
+    let gone = DeltaDiscoveryResponse {
+        type_url: type_url::LISTENER.to_owned(),
+        removed_resources,
+        ..Default::default()
+    };
+    push.send(gone).unwrap();
+    soon("callers are refused", async {
+        while TcpStream::connect(at).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
