@@ -4,7 +4,8 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -97,31 +98,47 @@ async fn talk(entry: SocketAddr, body: u32, turn: Turn) -> Result<()> {
     .await
 }
 
-/// An origin that accepts, keeps, and says nothing.
+/// An origin that accepts, keeps, and says nothing. What it keeps is closed when it is dropped.
 pub(crate) struct Holder {
     pub(crate) address: SocketAddr,
     held: Arc<AtomicUsize>,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Holder {
-    /// Runs until the process ends.
     pub(crate) fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        let held = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&held);
-        std::thread::spawn(move || {
+        let (held, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (count, is_over) = (Arc::clone(&held), Arc::clone(&ended));
+        let thread = std::thread::spawn(move || {
             let mut kept = Vec::new();
-            while let Ok((stream, _)) = listener.accept() {
-                kept.push(stream);
+            loop {
+                match listener.accept() {
+                    Ok(_) if is_over.load(Ordering::Acquire) => return,
+                    Ok((stream, _)) => kept.push(stream),
+                    Err(error) => return eprintln!("the origin takes no more connections: {error}"),
+                }
                 count.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Ok(Self { address, held })
+        Ok(Self { address, held, ended, thread: Some(thread) })
     }
 
     /// Connections taken so far.
     pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        // This one wakes the thread.
+        let _ = TcpStream::connect(self.address);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }

@@ -31,7 +31,7 @@ use outrider_xds_types::pb::envoy::r#type::v3 as types;
 use outrider_xds_types::pb::google::protobuf::Any;
 
 use crate::engines::has;
-use crate::envoy::{any, limit, uint};
+use crate::envoy::{any, boolean, limit, uint};
 use crate::http::filter;
 use crate::matching::{header_is, method_is};
 
@@ -186,6 +186,8 @@ pub(crate) fn outlier(traffic: &Traffic, engine: Engine) -> Option<cluster::Outl
         base_ejection_time: Some(limit(Some(one.base_ejection_time))),
         max_ejection_time: Some(limit(Some(one.max_ejection_time))),
         max_ejection_percent: Some(uint(one.max_ejection_percent)),
+        // A check that passes says nothing of what requests have met: an ejection lasts as long as was declared.
+        successful_active_health_check_uneject_host: traffic.health_check.as_ref().map(|_| boolean(false)),
         ..Default::default()
     })
 }

@@ -111,6 +111,21 @@ pub struct RouteTimeouts {
     pub idle: Option<Duration>,
 }
 
+impl RouteTimeouts {
+    /// What the limit is called that a failure of this reason is about, and the limit.
+    pub fn about(&self, reason: Reason) -> Option<(&'static str, Duration)> {
+        let (name, limit) = match reason {
+            // With a limit of the whole beside it, it is one of each try.
+            Reason::RequestTimeout if self.total.is_some() => ("limit of one try", self.response_head),
+            Reason::RequestTimeout => ("limit", self.response_head),
+            Reason::TotalTimeout => ("limit", self.total),
+            Reason::IdleTimeout => ("limit", self.idle),
+            _ => return None,
+        };
+        Some((name, limit?))
+    }
+}
+
 /// One route.
 #[derive(Clone, Debug)]
 pub struct Route {

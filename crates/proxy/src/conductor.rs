@@ -40,6 +40,8 @@ use gauge::Gauge;
 
 /// How long an update may wait for what it needs before the server is told.
 pub const WARMING: Duration = Duration::from_secs(15);
+/// Most resources of a snapshot that are named where it cannot be served.
+const TOLD: usize = 10;
 /// Drain on SIGTERM.
 const DRAIN_ON_SIGTERM: Duration = Duration::from_secs(20);
 /// From being ready to giving back what only starting needed of the program: whoever waited for the process has been
@@ -271,8 +273,12 @@ impl Conductor {
         let mut terminate = signal(SignalKind::terminate()).map_err(io("SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(io("SIGINT"))?;
         if let Some(path) = &options.snapshot {
-            self.load(path)?;
+            let items = self.load(path)?;
             self.assemble();
+            // Nobody else will say what is missing.
+            if options.xds.is_none() && self.standalone {
+                self.serves_all(&items).map_err(|cause| RunError::Snapshot { path: path.clone(), cause })?;
+            }
         }
         let nudge = self.crew.nudge();
         loop {
@@ -349,10 +355,10 @@ impl Conductor {
     }
 
     /// Resources of a file: length-delimited `DeltaDiscoveryResponse`s, one per type, in any order.
-    fn load(&mut self, path: &PathBuf) -> Result<(), RunError> {
+    fn load(&mut self, path: &PathBuf) -> Result<Vec<Item>, RunError> {
         let fail = |cause: String| RunError::Snapshot { path: path.clone(), cause };
         let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
-        let mut rest = bytes.as_slice();
+        let (mut rest, mut items) = (bytes.as_slice(), Vec::new());
         while !rest.is_empty() {
             let response = DeltaDiscoveryResponse::decode_length_delimited(&mut rest)
                 .map_err(|e| fail(e.to_string()))?;
@@ -365,8 +371,26 @@ impl Conductor {
             if let Some((name, refusal)) = ingested.refused.first() {
                 return Err(fail(format!("{name}: {refusal}")));
             }
+            items.extend(ingested.items);
         }
-        Ok(())
+        Ok(items)
+    }
+
+    /// Whether there is a listener among `items`, and each is served.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    fn serves_all(&self, items: &[Item]) -> Result<(), String> {
+        let is_listener = |item: &&Item| &*item.type_url == type_url::LISTENER;
+        if !items.iter().any(|item| is_listener(&item)) {
+            return Err("there is no listener in it".to_owned());
+        }
+        if items.iter().filter(is_listener).all(|item| self.assembler.is_in_use(item)) {
+            return Ok(());
+        }
+        let waiting = items.iter().filter(|item| !self.assembler.is_in_use(item)).take(TOLD);
+        let words = waiting.map(|item| format!("{} {}", item.name, self.assembler.waits_for(item)));
+        Err(words.collect::<Vec<_>>().join("; "))
     }
 
     fn on_server(&mut self, event: Event) {

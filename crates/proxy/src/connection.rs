@@ -116,12 +116,17 @@ pub(crate) fn not_allowed(denied: Denied) -> ProxyError {
     ProxyError::new(Side::Local, Reason::CallerNotAllowed).with_source(denied)
 }
 
-/// A policy that is audited would deny something: counted and logged, and nothing else.
-pub(crate) fn audited(open: (&Worker, &Serving), peer: Option<&str>, policy: &Arc<str>) {
+/// A policy that is audited would deny something: counted and logged, and nothing else. `request`: what was asked for.
+pub(crate) fn audited(
+    open: (&Worker, &Serving),
+    peer: Option<&str>,
+    policy: &Arc<str>,
+    request: impl FnOnce() -> Option<String>,
+) {
     let (worker, serving) = open;
     serving.stats.borrow_mut().audited(policy);
     let context = Context { listener: &serving.name, caller: peer, ..Context::default() };
-    worker.log.audited(policy, context);
+    worker.log.audited(policy, context, request);
 }
 
 /// Looks whether what was asked for is still allowed: for what takes long, and brings no request to be decided about.

@@ -11,12 +11,15 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use outrider_proxy_core::reason::{ProxyError, Reason};
+use outrider_proxy_core::route::RequestView;
 use serde::Serialize;
 
 /// Most lines of one worker per second.
 pub const PER_SECOND: u32 = 50;
 /// The same of lines about what an audited policy would have denied: all of them are counted, and a few tell what they are.
 pub const AUDITED_PER_SECOND: u32 = 5;
+/// Most bytes of a method, and of a path, in a line.
+const LONGEST: usize = 256;
 /// Lines that wait for the writing thread.
 const QUEUE: usize = 1024;
 
@@ -68,10 +71,40 @@ struct Line<'a> {
     endpoint: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     audit: bool,
     #[serde(skip_serializing_if = "is_zero")]
     left_out: u64,
+}
+
+impl<'a> Line<'a> {
+    fn new(reason: Reason, message: &'a str, cause: Option<String>, context: Context<'a>) -> Self {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            at_ms: u64::try_from(at.as_millis()).unwrap_or(0),
+            level: "info",
+            message,
+            listener: context.listener,
+            reason: reason.as_str(),
+            fault: reason.fault().as_str(),
+            status: context.status,
+            caller: context.caller,
+            cluster: context.cluster,
+            endpoint: context.endpoint.map(|address| address.to_string()),
+            cause,
+            request: None,
+            audit: false,
+            left_out: 0,
+        }
+    }
+}
+
+/// What was asked for, in a word: method and path, without the query, which may hold what is nobody else's business.
+pub fn request(view: &impl RequestView) -> String {
+    let cut = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]).into_owned();
+    format!("{} {}", cut(view.method()), cut(view.path()))
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)]
@@ -142,38 +175,22 @@ impl WorkerLog {
             return;
         }
         let cause = error.source.as_ref().map(ToString::to_string);
-        self.write(error.reason, error.reason.sentence(), cause, false, context);
+        self.write(&self.events, Line::new(error.reason, error.reason.sentence(), cause, context));
     }
 
     /// Writes what an audited policy would have denied, unless there were too many lines of that.
-    pub fn audited(&self, policy: &str, context: Context<'_>) {
+    pub fn audited(&self, policy: &str, context: Context<'_>, request: impl FnOnce() -> Option<String>) {
         if self.audits.admits() {
             let message = "A policy that is audited would deny this.";
             let cause = Some(format!("access policy {policy}"));
-            self.write(Reason::CallerNotAllowed, message, cause, true, context);
+            let line = Line::new(Reason::CallerNotAllowed, message, cause, context);
+            self.write(&self.audits, Line { audit: true, request: request(), ..line });
         }
     }
 
-    fn write(&self, reason: Reason, message: &str, cause: Option<String>, audit: bool, context: Context<'_>) {
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let allowance = if audit { &self.audits } else { &self.events };
+    fn write(&self, allowance: &Allowance, line: Line<'_>) {
         let left_out = allowance.left_out.get();
-        let line = Line {
-            at_ms: u64::try_from(at.as_millis()).unwrap_or(0),
-            level: "info",
-            message,
-            listener: context.listener,
-            reason: reason.as_str(),
-            fault: reason.fault().as_str(),
-            status: context.status,
-            caller: context.caller,
-            cluster: context.cluster,
-            endpoint: context.endpoint.map(|address| address.to_string()),
-            cause,
-            audit,
-            left_out,
-        };
-        let Ok(mut text) = serde_json::to_vec(&line) else { return };
+        let Ok(mut text) = serde_json::to_vec(&Line { left_out, ..line }) else { return };
         text.push(b'\n');
         // Those that this line would have told of are still untold if it is not taken.
         allowance.left_out.set(match self.log.queue.try_send(text) {
@@ -209,7 +226,7 @@ mod tests {
     fn what_is_audited_leaves_the_lines_of_failures_alone() {
         let (log, queue) = log(QUEUE);
         for _ in 0..20 * PER_SECOND {
-            log.audited("trial/0", Context::default());
+            log.audited("trial/0", Context::default(), || Some("GET /".into()));
         }
         log.event(&reset(), Context::default());
         let lines = lines(&queue);
@@ -217,7 +234,32 @@ mod tests {
         assert_eq!((&last["reason"], last.get("audit")), (&"upstream_reset".into(), None));
         assert_eq!(last.get("left_out"), None, "no line of its kind was left out");
         assert!(audits.len() >= AUDITED_PER_SECOND as usize && audits.len() < PER_SECOND as usize);
-        assert!(audits.iter().all(|line| line["audit"] == true));
+        assert!(audits.iter().all(|line| line["audit"] == true && line["request"] == "GET /"));
+    }
+
+    #[test]
+    fn of_a_request_its_method_and_path_are_told() {
+        struct Asked(String);
+        impl RequestView for Asked {
+            fn method(&self) -> &[u8] {
+                b"GET"
+            }
+            fn authority(&self) -> &[u8] {
+                b""
+            }
+            fn path_and_query(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+            fn values<'a>(&'a self, _: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
+                std::iter::empty()
+            }
+        }
+        assert_eq!(request(&Asked("/a//b?token=secret".into())), "GET /a//b");
+        assert_eq!(request(&Asked("/".repeat(9000))).len(), "GET ".len() + LONGEST);
+        assert_eq!(
+            request(&Asked(format!("{}é", "/".repeat(LONGEST - 1)))).matches('/').count(),
+            LONGEST - 1
+        );
     }
 
     #[test]

@@ -83,6 +83,12 @@ struct Arguments {
 struct NotBegun;
 
 #[derive(Debug, thiserror::Error)]
+#[error(
+    "there is nothing to serve: --snapshot FILE or --xds SERVER says what to (with --standalone), or an agent's --control"
+)]
+struct NoSource;
+
+#[derive(Debug, thiserror::Error)]
 #[error("--xds: {0}{1}")]
 struct BadServer(ServerError, &'static str);
 
@@ -133,6 +139,10 @@ pub(crate) fn main() -> ExitCode {
             Ok(Some(Some(_))) => return fail(&NotBegun),
             Err(error) => return fail(&error),
         }
+    }
+    let sources = [arguments.xds.is_some(), arguments.snapshot.is_some(), arguments.control.is_some()];
+    if control.is_none() && !sources.contains(&true) {
+        return fail(&NoSource);
     }
     let filter = match EnvFilter::try_new(&arguments.log) {
         Ok(filter) => filter,

@@ -140,7 +140,8 @@ async fn forward(
 /// Whether rules let this caller in.
 fn permitted(open: &Open, downstream: &Downstream, service: &TcpService) -> Result<(), ProxyError> {
     let Some(rules) = &service.rules else { return Ok(()) };
-    let audit = |policy: &_| audited((&open.worker, &open.serving), downstream.peer.as_deref(), policy);
+    let peer = downstream.peer.as_deref();
+    let audit = |policy: &_| audited((&open.worker, &open.serving), peer, policy, || None);
     rules.decide_bytes(downstream.peer(), audit).map_err(not_allowed)
 }
 

@@ -723,14 +723,8 @@ pub(super) fn outcome(
 
 /// What exactly happened, for the reply; empty if the reason says it all.
 pub(super) fn explain(error: &ProxyError, route: &Route) -> String {
-    let limit = match error.reason {
-        Reason::RequestTimeout => route.timeouts.response_head,
-        Reason::TotalTimeout => route.timeouts.total,
-        Reason::IdleTimeout => route.timeouts.idle,
-        _ => None,
-    };
-    match (limit, &error.source) {
-        (Some(limit), _) => format!("{} (limit: {limit:?})", error.reason.sentence()),
+    match (route.timeouts.about(error.reason), &error.source) {
+        (Some((name, limit)), _) => format!("{} ({name}: {limit:?})", error.reason.sentence()),
         (None, Some(cause)) => format!("{} ({cause})", error.reason.sentence()),
         (None, None) => String::new(),
     }

@@ -11,6 +11,7 @@ use outrider_proxy_core::reason::Reason;
 
 use super::{After, Asking, Failure, Request};
 use crate::connection::{audited, not_allowed};
+use crate::log;
 use crate::worker::Heads;
 
 /// What who may call is told, but may not make this request.
@@ -22,8 +23,10 @@ impl Request<'_, '_> {
         let (open, client) = (self.open, &*self.client);
         let peer = client.downstream.peer.as_deref();
         let told = self.service.told(&client.xfcc);
-        let audit = |policy: &_| audited((&open.worker, &open.serving), peer, policy);
-        let decided = rules.decide(client.downstream.peer(), &self.view(heads), told, audit);
+        let view = self.view(heads);
+        let what = || Some(log::request(&view));
+        let audit = |policy: &_| audited((&open.worker, &open.serving), peer, policy, what);
+        let decided = rules.decide(client.downstream.peer(), &view, told, audit);
         decided.map_err(|denied| Failure { detail: NOT_THIS.to_owned(), ..not_allowed(denied).into() })
     }
 

@@ -10,6 +10,7 @@ use super::reply::Failure;
 use crate::config::HttpService;
 use crate::connection::{audited, not_allowed};
 use crate::http::gates::NOT_THIS;
+use crate::log;
 
 impl Down {
     /// Whether this caller may only finish what it has begun.
@@ -28,12 +29,13 @@ impl Down {
     fn decided(&self, service: &HttpService, head: &Head, audit: bool) -> Result<(), Denied> {
         let Some(rules) = &service.rules else { return Ok(()) };
         let told = service.told(&self.xfcc);
+        let view = View::new(head, &self.worker.buffers);
         let hear = |policy: &_| {
             if audit {
-                audited((&self.worker, &self.serving), self.peer.as_deref(), policy);
+                let what = || Some(log::request(&view));
+                audited((&self.worker, &self.serving), self.peer.as_deref(), policy, what);
             }
         };
-        let view = View::new(head, &self.worker.buffers);
         rules.decide(self.caller(), &view, told, hear)
     }
 

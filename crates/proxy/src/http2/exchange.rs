@@ -462,17 +462,14 @@ impl Exchange {
         self.times.total_at.min(self.times.caller_at).saturating_sub(now)
     }
 
-    /// The limit that this error is about.
-    pub(super) fn limit_of(&self, reason: Reason) -> Option<Duration> {
-        let timeouts = self.route()?.timeouts;
+    /// What the limit is called that a failure of this reason is about, and the limit.
+    pub(super) fn limit_of(&self, reason: Reason) -> Option<(&'static str, Duration)> {
         match reason {
-            Reason::RequestTimeout => timeouts.response_head,
-            Reason::TotalTimeout => timeouts.total,
-            Reason::IdleTimeout => timeouts.idle,
             Reason::DeadlineExceeded => {
-                Some(Duration::from_millis(self.times.caller_at.saturating_sub(self.times.began_ms)))
+                let asked = self.times.caller_at.saturating_sub(self.times.began_ms);
+                Some(("limit", Duration::from_millis(asked)))
             }
-            _ => None,
+            _ => self.route()?.timeouts.about(reason),
         }
     }
 

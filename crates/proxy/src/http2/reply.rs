@@ -54,8 +54,8 @@ impl Down {
         let Some(exchange) = find(exchanges, stream) else { return };
         let Failure { error, mut detail } = failure;
         let reason = error.reason;
-        if let (true, Some(limit)) = (detail.is_empty(), exchange.limit_of(reason)) {
-            detail = format!("{} (limit: {limit:?})", reason.sentence());
+        if let (true, Some((name, limit))) = (detail.is_empty(), exchange.limit_of(reason)) {
+            detail = format!("{} ({name}: {limit:?})", reason.sentence());
         }
         let answerable = !exchange.started && reason.status().is_some();
         {

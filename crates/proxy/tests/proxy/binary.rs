@@ -56,8 +56,13 @@ fn snapshot_with(
         listener.address.get_or_insert_default().address = Some(address);
         change(listener);
     });
+    write(path, &set, &[type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER, type_url::ENDPOINT]);
+}
+
+/// What a set has of these kinds, as a file.
+fn write(path: &Path, set: &ResourceSet, kinds: &[&str]) {
     let mut bytes = Vec::new();
-    for kind in [type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER, type_url::ENDPOINT] {
+    for &kind in kinds {
         let response = DeltaDiscoveryResponse {
             type_url: kind.to_owned(),
             resources: set.of_type(kind).map(|resource| resource.to_wire()).collect(),
@@ -123,6 +128,38 @@ async fn a_snapshot_that_cannot_be_used_is_named() {
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("broken"), "{text}");
+}
+
+/// Nobody else would say what is missing, and a proxy that serves nothing is not there.
+#[test]
+fn who_has_nothing_to_serve_says_what_is_missing_and_ends() {
+    let fails = |options: &[&str]| {
+        let output = Command::new(PROGRAM).args(options).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{options:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("snapshot");
+    let path = file.to_str().unwrap();
+    assert!(fails(&["--standalone"]).contains("--snapshot"));
+
+    std::fs::write(&file, []).unwrap();
+    let text = fails(&["--standalone", "--snapshot", path]);
+    assert!(text.contains("there is no listener in it"), "{text}");
+
+    let set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    write(&file, &set, &[type_url::LISTENER, type_url::ROUTE]);
+    let text = fails(&["--standalone", "--snapshot", path]);
+    assert!(text.contains(&format!("{OUTBOUND} waits for cluster {OUTBOUND}")), "{text}");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    snapshot(&file, at, at);
+    let text = fails(&["--standalone", "--snapshot", path]);
+    assert!(
+        text.contains("cannot bind") && text.contains(&format!("waits for its sockets at {at}")),
+        "{text}"
+    );
 }
 
 #[test]
