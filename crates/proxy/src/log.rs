@@ -253,6 +253,9 @@ mod tests {
             fn values<'a>(&'a self, _: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
                 std::iter::empty()
             }
+            fn values_alike<'a>(&'a self, _: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
+                std::iter::empty()
+            }
         }
         assert_eq!(request(&Asked("/a//b?token=secret".into())), "GET /a//b");
         assert_eq!(request(&Asked("/".repeat(9000))).len(), "GET ".len() + LONGEST);

@@ -409,7 +409,13 @@ impl Worker {
             Command::Sockets(name, sockets) => self.take_sockets(name, sockets),
             Command::RemoveSockets(name) => self.drop_sockets(&name),
             Command::Apply(snapshot, done) => {
+                let before = tracing::enabled!(tracing::Level::DEBUG).then(worked);
                 self.apply(&snapshot);
+                drop(snapshot);
+                if let Some(before) = before {
+                    let us = worked().saturating_sub(before).as_micros() as u64;
+                    tracing::debug!(us, "took over a configuration");
+                }
                 let _ = done.send(());
             }
             Command::Accept(accepting, done) => {
@@ -497,4 +503,10 @@ pub fn run(mut commands: mpsc::UnboundedReceiver<Command>, start: Start) -> io::
         let _ = last.send(worker.report());
     });
     Ok(())
+}
+
+/// The time for which this thread has worked: what passes through it waits for nothing else of ours.
+fn worked() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }

@@ -171,7 +171,10 @@ async fn what_a_change_of_endpoints_takes() {
         let (mut agent, theirs) = Channel::pair().unwrap();
         let mut command = Command::new(program());
         command.arg("--xds").arg(format!("unix:{}", socket.display()));
-        command.args(["--node", "shop/web-1", "--control-fd", "3", "--log", "warn", "--workers", "1"]);
+        command.args(["--node", "shop/web-1", "--control-fd", "3", "--workers", "1"]);
+        command.args(["--log", "warn,outrider_proxy::worker=debug"]);
+        let log = directory.path().join("log");
+        command.stderr(std::fs::File::create(&log).unwrap());
         outrider_os::child::inherit_at(&mut command, theirs, 3).unwrap();
         let _running = Running(command.spawn().unwrap());
         drop(command);
@@ -183,6 +186,7 @@ async fn what_a_change_of_endpoints_takes() {
             while !matches!(agent.recv().await.unwrap().unwrap().0, FromProxy::Ready { .. }) {}
         })
         .await;
+        let started = taken_over(&log).len();
         // A WebSocket: bytes there and back through the worker, one after the other, tell when it stands still.
         let entry = sockets["outbound/shop/api0/main"].local_addr().unwrap();
         let (mut app, mut held) = open_echo(entry, &origin).await;
@@ -240,7 +244,21 @@ async fn what_a_change_of_endpoints_takes() {
         for (what, all) in [("without changes", quiet), ("meanwhile (goal: no pause > 1 ms more)", busy)] {
             println!("  7 bytes through, {what}: {} of {}", median_and_worst(all.clone()), all.len());
         }
+        let changes = taken_over(&log).split_off(started);
+        println!(
+            "  the worker's work at each (goal: <= 1 ms): {} of {}",
+            median_and_worst(changes.clone()),
+            changes.len()
+        );
     }
+}
+
+/// How long a worker worked each time it took over a configuration, by its log.
+fn taken_over(log: &std::path::Path) -> Vec<Duration> {
+    let text = std::fs::read_to_string(log).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let taken = lines.filter(|line| line["message"] == "took over a configuration");
+    taken.map(|line| Duration::from_micros(line["us"].as_u64().unwrap())).collect()
 }
 
 /// A WebSocket through `entry`, and its other end.
