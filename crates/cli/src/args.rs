@@ -256,7 +256,7 @@ Examples:
   outrider delete -f shop.yaml
   outrider delete namespace shop --dry-run")]
 pub(crate) struct DeleteArgs {
-    /// Kind: namespace, service or route
+    /// namespace, service, route (HTTPRoute), grpcroute, tcproute, grant, trafficpolicy (tp) or accesspolicy (ap)
     #[arg(value_name = "KIND", required_unless_present = "files", conflicts_with = "files")]
     #[arg(requires = "names", hide_possible_values = true)]
     pub(crate) kind: Option<ObjectKind>,
@@ -318,7 +318,8 @@ Examples:
   outrider get proxies -A -o json
   outrider get service checkout -n shop -o yaml")]
 pub(crate) struct GetArgs {
-    /// namespaces, services, routes, instances, nodes or proxies
+    /// namespaces, services, routes (HTTPRoute), grpcroutes, tcproutes, grants, trafficpolicies (tp), accesspolicies (ap),
+    /// instances, nodes or proxies
     #[arg(value_name = "KIND", hide_possible_values = true)]
     pub(crate) kind: Kind,
     /// Only this one
@@ -355,7 +356,8 @@ Examples:
   outrider describe namespace shop
   outrider describe proxy checkout-x7k2p -n shop")]
 pub(crate) struct DescribeArgs {
-    /// namespace, service, route, instance, node or proxy
+    /// namespace, service, route (HTTPRoute), grpcroute, tcproute, grant, trafficpolicy (tp), accesspolicy (ap), instance,
+    /// node or proxy
     #[arg(value_name = "KIND", hide_possible_values = true)]
     pub(crate) kind: Kind,
     /// Name

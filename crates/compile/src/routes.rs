@@ -214,7 +214,16 @@ fn compile_one<'a>(
             compiled.response_headers_to_add.push(header(REASON_HEADER, "no_backends", AddIfAbsent));
             // What the Gateway API says: 500, and UNAVAILABLE for gRPC, which 503 means there.
             let status = if port.protocol == Protocol::Grpc { 503 } else { 500 };
-            Action::DirectResponse(route::DirectResponseAction { status, ..Default::default() })
+            let words = "no_backends: The matching route has no backend to send to.\n".to_owned();
+            let body = core::DataSource {
+                specifier: Some(core::data_source::Specifier::InlineString(words)),
+                ..Default::default()
+            };
+            Action::DirectResponse(route::DirectResponseAction {
+                status,
+                body: Some(body),
+                ..Default::default()
+            })
         }
     });
     compiled

@@ -108,6 +108,8 @@ codes! {
     EngineCannot = "engine-cannot",
     /// A match that can never be reached, because an earlier one is the same.
     UnreachableMatch = "unreachable-match",
+    /// A rule whose backends get no call.
+    NoBackends = "no-backends",
     /// The idle limit ends a request before its request limit can.
     IdleBeforeRequest = "idle-before-request",
 }

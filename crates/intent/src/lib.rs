@@ -24,6 +24,7 @@ mod effective;
 pub mod features;
 mod formats;
 pub mod model;
+mod overlap;
 mod reach;
 mod render;
 mod resolve;

@@ -13,7 +13,7 @@ use crate::settings::{self, Limits, NamespaceSettings};
 use crate::traffic::{ByTarget, Policies};
 use crate::wire::{PortSpec, ReferenceGrantSpec, RouteKindName, ServiceSpec};
 use crate::words::nearest;
-use crate::{access, reach, route, traffic};
+use crate::{access, overlap, reach, route, traffic};
 
 /// How to resolve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,6 +121,7 @@ pub fn resolve(documents: &[Document], options: &ResolveOptions) -> Resolved {
         service.access = access.iter().filter(holds).map(|(.., policy)| policy.clone()).collect();
     }
     reach::check(&set, &intent, &access, &mut findings);
+    overlap::check(&set, &intent, &mut findings);
     limit(&mut findings, more);
     let valid = set.documents.values().all(|document| document.is_valid());
     let intent = Some(intent).filter(|_| valid && !findings.iter().any(Diagnostic::is_error));

@@ -71,6 +71,7 @@ pub(crate) fn grpc_route(
             .collect();
         let filters = route.filters(&path, rule.filters.as_deref(), written.is_empty(), None);
         let backends = route.backends(&path, rule.backend_refs.as_deref());
+        route.warn_of_no_backends(&path, &backends);
         rules.push(route.finish(&path, matches, filters, backends, rule.timeouts.as_ref()));
     }
     route.count_matches(&rules);
@@ -359,6 +360,7 @@ impl<'a> Walk<'a> {
         let backend_refs = rule.backend_refs.as_deref();
         let filters = self.filters(&path, rule.filters.as_deref(), prefix, backend_refs);
         let backends = self.backends(&path, backend_refs);
+        self.warn_of_no_backends(&path, &backends);
         self.finish(&path, matches, filters, backends, rule.timeouts.as_ref())
     }
 
@@ -455,6 +457,18 @@ impl<'a> Walk<'a> {
         backends
     }
 
+    /// A rule that sends nothing anywhere is possible, and seldom meant.
+    fn warn_of_no_backends(&mut self, rule: &str, backends: &[BackendRef]) {
+        if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
+            let place = self.document.at(&format!("{rule}/backendRefs"));
+            let message =
+                "no call of this rule goes anywhere, because the weights of its backends add up to 0";
+            let help =
+                "callers are refused with `no_backends`; give one of them a weight, or leave the rule out";
+            self.findings.push(Diagnostic::warning(Code::NoBackends, place, message).help(help));
+        }
+    }
+
     fn count_matches(&mut self, rules: &[HttpRule]) {
         let count: usize = rules.iter().map(|rule| rule.matches.len()).sum();
         if count > MAX_MATCHES {
@@ -469,9 +483,7 @@ impl<'a> Walk<'a> {
         let mut seen: BTreeMap<String, String> = BTreeMap::new();
         for (rule_index, rule) in rules.iter().enumerate() {
             for (index, condition) in rule.matches.iter().enumerate() {
-                let headers: BTreeSet<_> = condition.headers.iter().collect();
-                let query: BTreeSet<_> = condition.query.iter().collect();
-                let same = format!("{:?} {:?} {headers:?} {query:?}", condition.path, condition.method);
+                let same = condition.identity();
                 let path = format!("spec/rules/{rule_index}/matches/{index}");
                 if let Some(first) = seen.get(&same) {
                     let finding = Diagnostic::warning(
