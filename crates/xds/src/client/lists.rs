@@ -458,10 +458,14 @@ impl Lists {
         if added.is_empty() && removed.is_empty() {
             touched.extend(self.nothing());
         }
+        let mut said_of = BTreeSet::new();
         let added = added.into_iter().map(|wire| (wire.name, Some((wire.version, wire.resource))));
         for (name, given) in added.chain(removed.iter().map(|name| (name.clone(), None))) {
             let Some(slash) = name.rfind('/') else { continue };
             let (list, last) = name.split_at(slash + 1);
+            if said_of.insert(list.to_owned()) {
+                self.heard_of(list);
+            }
             let given = given.map(|(version, any)| (version, any.map(|any| any.value).unwrap_or_default()));
             if let Some(collection) = self.collections.get_mut(list) {
                 // Before it was asked for there is no answer: everything comes with that.
@@ -511,18 +515,22 @@ impl Lists {
         (wholes, refused)
     }
 
-    /// A response with nothing in it: the list that is empty, if it says that of one.
+    /// A response with nothing in it: the list that is empty, if it says that of one that is still wanted.
     fn nothing(&mut self) -> Option<String> {
         if std::mem::take(&mut self.claim_open) {
             return None;
         }
-        while let Some(prefix) = self.asked.pop_front() {
-            let waits = self.collections.get_mut(&prefix).filter(|collection| !collection.heard);
-            if let Some(collection) = waits {
-                collection.heard = true;
-                return Some(prefix);
-            }
+        let prefix = self.asked.pop_front()?;
+        let collection = self.collections.get_mut(&prefix)?;
+        collection.heard = true;
+        Some(prefix)
+    }
+
+    /// Something was said of this list: whatever was asked for before was answered, and so was it.
+    fn heard_of(&mut self, prefix: &str) {
+        self.claim_open = false;
+        if let Some(at) = self.asked.iter().position(|asked| asked == prefix) {
+            self.asked.remove(at);
         }
-        None
     }
 }

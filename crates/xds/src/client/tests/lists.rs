@@ -13,6 +13,7 @@ use crate::server::{Options, Seen, Session};
 use crate::set::ResourceSet;
 
 mod random;
+mod theirs;
 
 fn node(features: Vec<String>) -> Node {
     Node { id: "n".into(), client_features: features, ..Node::default() }
