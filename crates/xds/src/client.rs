@@ -393,6 +393,10 @@ impl Client {
                 let name = resource.name.clone();
                 match self.lists.take(resource, token, &self.limits) {
                     Taken::Whole(whole) => added.push(whole),
+                    Taken::Made(whole) => {
+                        said.remove(name.as_str());
+                        added.push(whole);
+                    }
                     Taken::Waits => drop(said.remove(name.as_str())),
                     Taken::Refused(why) => {
                         said.remove(name.as_str());

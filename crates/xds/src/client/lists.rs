@@ -26,6 +26,8 @@ const MAX_PARTS: usize = 100_000;
 pub(super) enum Taken {
     /// It is whole.
     Whole(Arc<Resource>),
+    /// The same, by lists: [`Lists::answered`] says when it is in use.
+    Made(Arc<Resource>),
     /// Not everything of it has come.
     Waits,
     /// It cannot be made whole.
@@ -387,7 +389,7 @@ impl Lists {
         match self.assemble(&name) {
             Some(Ok((resource, made))) => {
                 self.made.entry(name).or_default().insert(token, Some(made));
-                Ok(Taken::Whole(resource))
+                Ok(Taken::Made(resource))
             }
             Some(Err(error)) => Err(error),
             None => Ok(Taken::Waits),
