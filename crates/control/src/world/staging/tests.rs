@@ -477,16 +477,22 @@ fn callers_know_where_calls_fail_over_to_once_they_are_let_in_there() {
 
 #[test]
 fn who_takes_calls_of_others_has_left_when_their_callers_know() {
-    let mut world = running_with_twin();
-    world.declare(declared(2, &(with_twin() + FAILOVER)), 1_000);
-    use_all(&mut world, "c", TWIN, 1_000);
-    both(&mut world, 1_000);
-    assert_eq!(priorities(&world), [1, 1]);
-    world.fact("c", 1, &instances(&[instance("twin", 1, Draining)]), 1_010).unwrap();
-    world.tick(1_010);
-    assert_eq!((priorities(&world), world.left()), (vec![1, 0], BTreeMap::new()));
-    use_all(&mut world, "a", CALLER, 1_020);
-    assert_eq!(world.left(), BTreeMap::from([("c".to_owned(), BTreeSet::from([TWIN.to_owned()]))]));
+    // Also where they have heard of the policy with it only.
+    for heard_before in [true, false] {
+        let mut world = running_with_twin();
+        world.declare(declared(2, &(with_twin() + FAILOVER)), 1_000);
+        use_all(&mut world, "c", TWIN, 1_000);
+        if heard_before {
+            both(&mut world, 1_000);
+        }
+        assert_eq!(priorities(&world), [1, 1]);
+        world.fact("c", 1, &instances(&[instance("twin", 1, Draining)]), 1_010).unwrap();
+        world.tick(1_010);
+        assert_eq!((priorities(&world), world.left()), (vec![1, 0], BTreeMap::new()), "{heard_before}");
+        use_all(&mut world, "a", CALLER, 1_020);
+        let left = BTreeMap::from([("c".to_owned(), BTreeSet::from([TWIN.to_owned()]))]);
+        assert_eq!(world.left(), left, "{heard_before}");
+    }
 }
 
 /// What led callers to it is taken back, and it leaves before they have said that they read of either.
