@@ -30,6 +30,9 @@ const OWN: &str = "+own";
 
 type Key = (Arc<str>, Arc<str>);
 
+/// By name what was worked out of a resource.
+type Worked<T> = BTreeMap<Arc<str>, (Arc<Resource>, Option<T>)>;
+
 /// What one client is to have.
 #[derive(Debug, Default)]
 pub struct View {
@@ -53,9 +56,9 @@ pub struct Fit {
     needs: BTreeMap<Key, (Arc<str>, String)>,
     told: BTreeMap<Key, Arc<str>>,
     /// By cluster: the list of its endpoints, if it has certificates.
-    lists: BTreeMap<Arc<str>, (Arc<Resource>, Option<Arc<str>>)>,
+    lists: Worked<Arc<str>>,
     /// Such lists, and without endpoints that it cannot tell apart, if there are any.
-    alone: BTreeMap<Arc<str>, (Arc<Resource>, Option<Arc<Resource>>)>,
+    alone: Worked<Arc<Resource>>,
 }
 
 impl Fit {
