@@ -320,7 +320,7 @@ impl State {
             return false;
         }
         let resource = Arc::new(resource.renamed(key.1));
-        self.client.claim(&resource, zones::as_it_came(&resource.version));
+        self.client.claim(&resource, zones::claimed(&resource));
         self.set.insert(zones::nearest_first(&resource, self.zone.as_deref()))
     }
 
@@ -334,7 +334,7 @@ impl State {
             if self.client.is_connected() {
                 self.set.remove(type_url, &resource.name);
             } else {
-                self.client.claim(&resource, zones::as_it_came(&resource.version));
+                self.client.claim(&resource, zones::claimed(&resource));
             }
         }
     }

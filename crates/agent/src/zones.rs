@@ -6,7 +6,8 @@
 //! part that fails is spilled. Services that calls fail over to come after all zones of the called one, each with the
 //! own zone first: sub-zones name them. Holds: the version says what was done, so that a process which has the order of
 //! another zone is sent this one's; [`as_it_came`] takes that off again. Whatever order it had before makes no
-//! difference. Does not: decide whether zones are told apart.
+//! difference, unless it is one in which services were not told apart: that stays until the control plane sends it anew.
+//! Does not: decide whether zones are told apart.
 
 use std::collections::BTreeMap;
 
@@ -22,19 +23,45 @@ use outrider_xds_types::type_url;
 /// Between a version and the zone that the endpoints were put in order for.
 const MARK: char = '@';
 
+/// Between that mark and the zone where several services are in order. Agents of before put all in order together, and
+/// said so by the zone alone.
+const SERVICES: &str = "services@";
+
 /// A healthy share of a priority takes that share of the requests, in percent.
 const OVERPROVISIONING: u32 = 100;
 
 /// A resource as proxies of this host are to have it.
 pub(crate) fn nearest_first(resource: &Arc<Resource>, zone: Option<&str>) -> Arc<Resource> {
     let is_assignment = *resource.type_url == *type_url::ENDPOINT;
-    let ordered = is_assignment.then(|| ordered(resource, zone)).flatten();
+    let ordered = (is_assignment && !is_mixed(resource)).then(|| ordered(resource, zone)).flatten();
     ordered.map_or_else(|| resource.clone(), Arc::new)
 }
 
 /// The version that the control plane gave it.
 pub(crate) fn as_it_came(version: &str) -> &str {
     version.split_once(MARK).map_or(version, |(came, _)| came)
+}
+
+/// The version under which the control plane is told that a resource is here; none that it knows, where the order of its
+/// services is lost.
+pub(crate) fn claimed(resource: &Resource) -> &str {
+    if is_mixed(resource) { &resource.version } else { as_it_came(&resource.version) }
+}
+
+/// Whether an agent of before has put endpoints of several services in order as if they were of one.
+fn is_mixed(resource: &Resource) -> bool {
+    let Some((_, order)) = resource.version.split_once(MARK) else { return false };
+    if order.starts_with(SERVICES) || *resource.type_url != *type_url::ENDPOINT {
+        return false;
+    }
+    let read = ClusterLoadAssignment::decode(resource.body.as_slice()).unwrap_or_default();
+    let mut services = read.endpoints.iter().map(service);
+    let first = services.next();
+    services.any(|one| Some(one) != first)
+}
+
+fn service(one: &LocalityLbEndpoints) -> &str {
+    one.locality.as_ref().map_or("", |at| &at.sub_zone)
 }
 
 /// Those of one service.
@@ -59,13 +86,15 @@ fn ordered(resource: &Resource, zone: Option<&str>) -> Option<Resource> {
         return None;
     }
     let mut assignment = ClusterLoadAssignment::decode(resource.body.as_slice()).ok()?;
-    let service = |one: &LocalityLbEndpoints| one.locality.as_ref().map_or("", |at| &at.sub_zone).to_owned();
     let zone_of = |one: &LocalityLbEndpoints| one.locality.as_ref().map(|locality| locality.zone.clone());
     let is_own = |one: &LocalityLbEndpoints| zone.is_some() && zone_of(one).as_deref() == zone;
     let mut services: BTreeMap<String, Localities> = BTreeMap::new();
     for one in &assignment.endpoints {
-        let service =
-            services.entry(service(one)).or_insert(Localities { first: one.priority, own: 0, all: 0 });
+        let service = services.entry(service(one).to_owned()).or_insert(Localities {
+            first: one.priority,
+            own: 0,
+            all: 0,
+        });
         service.first = service.first.min(one.priority);
         service.all += 1;
         service.own += usize::from(is_own(one));
@@ -84,7 +113,7 @@ fn ordered(resource: &Resource, zone: Option<&str>) -> Option<Resource> {
     }
     let placed: BTreeMap<String, Localities> = in_order.into_iter().collect();
     for one in &mut assignment.endpoints {
-        if let Some(place) = placed.get(&service(one)) {
+        if let Some(place) = placed.get(service(one)) {
             one.priority = place.first + u32::from(place.prefer() && !is_own(one));
         }
     }
@@ -93,6 +122,7 @@ fn ordered(resource: &Resource, zone: Option<&str>) -> Option<Resource> {
         ..Policy::default()
     });
     let version = match zone.filter(|_| prefers) {
+        Some(zone) if placed.len() > 1 => format!("{came}{MARK}{SERVICES}{zone}"),
         Some(zone) => format!("{came}{MARK}{zone}"),
         None => came.to_owned(),
     };
@@ -179,12 +209,12 @@ mod tests {
             with_failover(&[("", "", 0), ("shop/z", "a", 1), ("shop/z", "b", 1), ("shop/c", "", 2)]);
         let none_apart = with_failover(&[("", "", 0), ("shop/z", "", 1)]);
         let cases = [
-            (&all_apart, Some("a"), "1.2@a: 0 1 2 3 4 5 Some(100)"),
-            (&all_apart, Some("b"), "1.2@b: 1 0 3 2 5 4 Some(100)"),
+            (&all_apart, Some("a"), "1.2@services@a: 0 1 2 3 4 5 Some(100)"),
+            (&all_apart, Some("b"), "1.2@services@b: 1 0 3 2 5 4 Some(100)"),
             (&all_apart, Some("c"), "1.2: 0 0 1 1 2 2 None"),
             (&all_apart, None, "1.2: 0 0 1 1 2 2 None"),
-            (&only_others, Some("a"), "1.2@a: 0 1 2 3 Some(100)"),
-            (&only_others, Some("b"), "1.2@b: 0 2 1 3 Some(100)"),
+            (&only_others, Some("a"), "1.2@services@a: 0 1 2 3 Some(100)"),
+            (&only_others, Some("b"), "1.2@services@b: 0 2 1 3 Some(100)"),
             (&only_others, None, "1.2: 0 1 1 2 None"),
             (&none_apart, Some("a"), "1.2: 0 1 None"),
         ];
@@ -196,6 +226,24 @@ mod tests {
             }
         }
         assert_eq!(nearest_first(&none_apart, Some("a")), none_apart);
+    }
+
+    /// It ordered by zones alone, so what comes after what is not to be seen any more.
+    #[test]
+    fn an_order_of_an_agent_of_before_is_taken_for_none_that_the_control_plane_knows() {
+        let order = [("", "a", 0), ("", "b", 1), ("shop/z", "a", 0), ("shop/c", "b", 1)];
+        let before = Resource { version: "1.2@a".into(), ..(*with_failover(&order)).clone() };
+        let before = Arc::new(before);
+        assert_eq!(claimed(&before), "1.2@a");
+        assert_eq!(nearest_first(&before, Some("a")), before, "it stays until it comes anew");
+        // As it comes it has another version than a process has that was sent the old order.
+        let came = with_failover(&[("", "a", 0), ("", "b", 0), ("shop/z", "a", 1), ("shop/c", "b", 2)]);
+        let first = nearest_first(&came, Some("a"));
+        assert_eq!(shown(&first), "1.2@services@a: 0 1 2 3 Some(100)");
+        assert_eq!((claimed(&first), as_it_came(&first.version)), ("1.2", "1.2"));
+        // Of one service there was never another order.
+        let one = nearest_first(&Arc::new(split(&["a", "b"])), Some("a"));
+        assert_eq!((&*one.version, claimed(&one)), ("1.2@a", "1.2"));
     }
 
     #[test]

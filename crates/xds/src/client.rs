@@ -127,6 +127,13 @@ pub enum ResponseError {
         /// The name.
         name: String,
     },
+    /// What comes of the list from now on may have been on its way before it was wanted no more, or be the answer: the stream is
+    /// to be ended, and the next one begins with what is in use.
+    #[error("the list {list} is named again on the stream on which it was wanted no more")]
+    NamedAgain {
+        /// Its name.
+        list: String,
+    },
     /// A list would get more than [`Limits::endpoints`].
     #[error("more than {limit} endpoints, or 64 MiB of them, in the list {list}")]
     TooManyEndpoints {
@@ -149,7 +156,7 @@ pub enum ResponseError {
 pub struct BadResponse {
     /// Why.
     pub reason: ResponseError,
-    /// The refusal to send; `None` if there is no nonce to refuse: then end the stream.
+    /// The refusal to send; `None` if there is none, for want of a nonce or as the stream cannot go on: then end it.
     pub request: Option<Box<DeltaDiscoveryRequest>>,
 }
 
@@ -230,7 +237,6 @@ impl Client {
         state.held.retain(|name, _| interest.covers(name));
         if type_url == type_url::ENDPOINT {
             self.lists.keep(|name| interest.covers(name));
-            self.follow_lists();
         }
     }
 
@@ -297,6 +303,7 @@ impl Client {
         if !self.connected {
             return Vec::new();
         }
+        self.follow_lists();
         let mut requests = Vec::new();
         for (type_url, state) in &mut self.types {
             if !std::mem::take(&mut state.changed) {
@@ -323,11 +330,12 @@ impl Client {
                     if !state.interest.only_wildcard() {
                         request.resource_names_subscribe = wanted.iter().cloned().collect();
                     }
-                    request.initial_resource_versions = state
-                        .held
-                        .iter()
-                        .map(|(name, version)| (name.to_string(), version.to_string()))
-                        .collect();
+                    let held = state.held.iter();
+                    let held = held.map(|(name, version)| (name.to_string(), version.to_string()));
+                    request.initial_resource_versions = match &**type_url {
+                        type_url::LB_ENDPOINT => self.lists.claims().collect(),
+                        _ => held.collect(),
+                    };
                 }
                 Some(told) if *told == wanted => continue,
                 Some(told) => {
@@ -340,7 +348,10 @@ impl Client {
                 request.node = Some(self.node.clone());
                 self.node_sent = true;
             }
-            requests.push(request);
+            match &**type_url {
+                type_url::LB_ENDPOINT => requests.extend(self.lists.ask(request)),
+                _ => requests.push(request),
+            }
         }
         requests
     }
@@ -351,7 +362,8 @@ impl Client {
     /// [`BadResponse`] if it is malformed; its request, if any, is to be sent. Nothing of it is taken.
     pub fn on_response(&mut self, response: DeltaDiscoveryResponse) -> Result<Update, BadResponse> {
         if let Err(reason) = self.check(&response) {
-            let request = (!response.nonce.is_empty())
+            let goes_on = !response.nonce.is_empty() && !matches!(reason, ResponseError::NamedAgain { .. });
+            let request = goes_on
                 .then(|| Box::new(answer(&response.type_url, &response.nonce, Some(&reason.to_string()))));
             return Err(BadResponse { reason, request });
         }
@@ -367,28 +379,32 @@ impl Client {
             removed_resources.iter().filter(|name| wanted(name)).cloned().collect();
         let token = Token(self.next_token);
         self.next_token += 1;
-        let gone = removed.iter().cloned().collect();
+        let mut gone: BTreeSet<String> = removed.iter().cloned().collect();
         let (mut added, mut refused, mut about) = (Vec::new(), Vec::new(), type_url.clone());
         if &*type_url == type_url::LB_ENDPOINT {
-            let asked = self.types.get(&type_url).and_then(|state| state.announced.as_ref());
-            let asked = |list: &str| asked.is_some_and(|asked| asked.contains(list));
-            (added, refused) = self.lists.take_endpoints(resources, &removed_resources, asked);
+            (added, refused) = self.lists.take_endpoints(resources, &removed_resources, token);
             about = type_url::ENDPOINT.into();
+            // What is in use of them is what is in use of their assignments.
+            said.clear();
+            gone.clear();
             removed.clear();
         } else if &*type_url == type_url::ENDPOINT {
             for resource in resources.into_iter().filter(|resource| wanted(&resource.name)) {
                 let name = resource.name.clone();
-                match self.lists.take(resource, &self.limits) {
+                match self.lists.take(resource, token, &self.limits) {
                     Taken::Whole(whole) => added.push(whole),
-                    Taken::Waits => {}
+                    Taken::Made(whole) => {
+                        said.remove(name.as_str());
+                        added.push(whole);
+                    }
+                    Taken::Waits => drop(said.remove(name.as_str())),
                     Taken::Refused(why) => {
                         said.remove(name.as_str());
                         refused.push((name, why));
                     }
                 }
             }
-            removed.iter().for_each(|name| self.lists.forget(name));
-            self.follow_lists();
+            removed.iter().for_each(|name| self.lists.forget(name, token));
         } else {
             added.extend(resources.into_iter().filter(|resource| wanted(&resource.name)).map(|resource| {
                 let body = resource.resource.map(|any| any.value).unwrap_or_default();
@@ -447,6 +463,11 @@ impl Client {
                 return Err(ResponseError::Twice { type_url: type_url(), name: name.clone() });
             }
         }
+        if response.type_url == type_url::ENDPOINT
+            && let Some(list) = self.lists.named_again(&response.resources, &self.limits)
+        {
+            return Err(ResponseError::NamedAgain { list });
+        }
         let limit = self.limits.endpoints;
         if response.type_url == type_url::LB_ENDPOINT
             && let Some(list) = self.lists.exceeds(&response.resources, limit)
@@ -490,6 +511,26 @@ impl Client {
         changed
     }
 
+    /// What the update says of lists is in use. Returns the assignments that are whole by it.
+    fn takes_lists(&mut self, token: Token, refused: &[&str]) -> Vec<Arc<str>> {
+        let mut names = Vec::new();
+        for (name, version) in self.lists.answered(token, refused) {
+            for older in self.open.range_mut(..token).map(|(_, open)| open) {
+                if &*older.type_url == type_url::ENDPOINT {
+                    older.added.remove(&name);
+                    older.removed.remove(&*name);
+                }
+            }
+            if let Some(state) = self.types.get_mut(type_url::ENDPOINT)
+                && state.interest.covers(&name)
+            {
+                state.held.insert(name.clone(), version);
+                names.push(name);
+            }
+        }
+        names
+    }
+
     /// Has the server of this stream say again what an update of an earlier one has changed: it was told what was in
     /// use before, and has no reason to send anything if that is what it has. What it has said meanwhile is answered.
     fn ask_anew(
@@ -521,9 +562,17 @@ impl Client {
         for (name, _) in refused {
             done.added.remove(name.as_str());
         }
-        let changed = self.takes(token, &done);
+        let mut changed = self.takes(token, &done);
+        let made: Vec<_> = done.refused.iter().chain(refused).map(|(name, _)| name.as_str()).collect();
+        let made = self.takes_lists(token, &made);
         if done.stream != self.stream {
-            return self.ask_anew(token, &done.type_url, changed);
+            let url = match &*done.type_url {
+                type_url::LB_ENDPOINT => type_url::ENDPOINT.into(),
+                _ => done.type_url,
+            };
+            changed.retain(|name| !made.contains(name));
+            changed.extend(made);
+            return self.ask_anew(token, &url, changed);
         }
         let refused: Vec<(String, String)> =
             std::mem::take(&mut done.refused).into_iter().chain(refused.iter().cloned()).collect();
@@ -556,6 +605,7 @@ impl Client {
     /// The request to send, `None` if its stream is over or the token was used.
     pub fn nack(&mut self, token: Token, error: &str) -> Option<DeltaDiscoveryRequest> {
         let refused = self.open.remove(&token)?;
+        self.lists.refused(token);
         self.answer(&refused, Some(error))
     }
 

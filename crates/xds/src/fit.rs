@@ -4,22 +4,34 @@
 //! client was sent before of that name stays, so it keeps its last good version and what that leads to. What it has from
 //! an earlier stream is known by name and version only: it is [spared](View::spared), and so is whatever that may lead
 //! to. Each such version is told once. Who knows everything costs nothing. Does not: take anything out of a resource.
-//! Half of what was declared is not what was declared.
+//! Half of what was declared is not what was declared. Only out of a list of endpoints are taken those that nobody can be
+//! sent to who has not got the cluster by which they are told apart, as the others come and go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use outrider_xds_types::names::TRANSPORT_SOCKET_MATCH;
+use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
 use outrider_xds_types::pb::envoy::config::core::v3::Node;
+use outrider_xds_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, LbEndpoint};
 use outrider_xds_types::{features, type_url};
+use prost::Message;
 
 use crate::refers;
-use crate::server::{Seen, Versioned};
+use crate::server::{Seen, Versioned, endpoints_of};
 use crate::set::{Resource, ResourceSet};
 
 /// Most resources whose needs are remembered.
 const MAX_KNOWN: usize = 65_536;
 
+/// Behind the version of a list that has not got all of its endpoints. Whoever hears what the client has in use hears of the
+/// list as it is declared: what is missing of it is said of its cluster.
+const OWN: &str = "+own";
+
 type Key = (Arc<str>, Arc<str>);
+
+/// By name what was worked out of a resource.
+type Worked<T> = BTreeMap<Arc<str>, (Arc<Resource>, Option<T>)>;
 
 /// What one client is to have.
 #[derive(Debug, Default)]
@@ -43,6 +55,10 @@ pub struct Fit {
     /// By type, name: version, and what of it the client lacks.
     needs: BTreeMap<Key, (Arc<str>, String)>,
     told: BTreeMap<Key, Arc<str>>,
+    /// By cluster: the list of its endpoints, if it has certificates.
+    lists: Worked<Arc<str>>,
+    /// Such lists, and without endpoints that it cannot tell apart, if there are any.
+    alone: Worked<Arc<Resource>>,
 }
 
 impl Fit {
@@ -56,6 +72,8 @@ impl Fit {
             claimed: BTreeMap::new(),
             needs: BTreeMap::new(),
             told: BTreeMap::new(),
+            lists: BTreeMap::new(),
+            alone: BTreeMap::new(),
         })
     }
 
@@ -82,6 +100,24 @@ impl Fit {
             }
             _ => false,
         }
+    }
+
+    /// What it says, of what is declared.
+    pub fn as_declared(&self, mut seen: Seen) -> Seen {
+        let (Seen::Claimed { type_url, resources }
+        | Seen::Acked { type_url, resources, .. }
+        | Seen::Refused { type_url, resources, .. }) = &mut seen
+        else {
+            return seen;
+        };
+        if **type_url == *type_url::ENDPOINT {
+            for (_, version) in resources {
+                if let Some(declared) = version.strip_suffix(OWN) {
+                    *version = declared.into();
+                }
+            }
+        }
+        seen
     }
 
     /// What it is sent of `set`, what it keeps beside, and what is to be known about the rest.
@@ -114,6 +150,7 @@ impl Fit {
             }
         }
         let mut view = set.clone();
+        self.leave_alone(set, &mut view);
         let mut spared = BTreeSet::new();
         for ((url, name), why) in out {
             let left_out = view.remove(&url, &name);
@@ -153,6 +190,27 @@ impl Fit {
             spared.extend(gone.cloned());
         }
         View { set: view, spared, seen }
+    }
+
+    /// Takes endpoints of others out of the lists of clusters with certificates, whichever version of such a cluster it has: it
+    /// would take them for the called service.
+    fn leave_alone(&mut self, set: &ResourceSet, view: &mut ResourceSet) {
+        if !self.lacks.contains(features::ENDPOINT_TLS) {
+            return;
+        }
+        let (before, lists) = (std::mem::take(&mut self.alone), std::mem::take(&mut self.lists));
+        for cluster in set.of_type(type_url::CLUSTER) {
+            let known = lists.get(&cluster.name).filter(|(of, _)| Arc::ptr_eq(of, cluster));
+            let name = known.map_or_else(|| secured(cluster), |(_, name)| name.clone());
+            self.lists.insert(cluster.name.clone(), (cluster.clone(), name.clone()));
+            let Some(list) = name.and_then(|name| set.get(type_url::ENDPOINT, &name)) else { continue };
+            let known = before.get(&list.name).filter(|(of, _)| Arc::ptr_eq(of, list));
+            let alone = known.map_or_else(|| own_only(list), |(_, alone)| alone.clone());
+            if let Some(alone) = &alone {
+                view.insert(alone.clone());
+            }
+            self.alone.insert(list.name.clone(), (list.clone(), alone));
+        }
     }
 
     /// What is not declared any more is not refused either. Of what it was sent or has, it says that itself.
@@ -195,17 +253,48 @@ impl Fit {
     }
 }
 
+/// The list of a cluster that speaks TLS.
+fn secured(cluster: &Resource) -> Option<Arc<str>> {
+    let read = Cluster::decode(cluster.body.as_slice()).ok()?;
+    let is_secure = read.transport_socket.is_some() || !read.transport_socket_matches.is_empty();
+    is_secure.then(|| endpoints_of(cluster).map(Arc::from)).flatten()
+}
+
+/// The list without endpoints that say what they are told apart by, if there are any.
+fn own_only(list: &Resource) -> Option<Arc<Resource>> {
+    let mut assignment = ClusterLoadAssignment::decode(list.body.as_slice()).ok()?;
+    let is_own = |one: &LbEndpoint| {
+        let said = one.metadata.as_ref().and_then(|all| all.filter_metadata.get(TRANSPORT_SOCKET_MATCH));
+        said.is_none_or(|said| said.fields.is_empty())
+    };
+    if assignment.endpoints.iter().flat_map(|locality| &locality.lb_endpoints).all(is_own) {
+        return None;
+    }
+    assignment.endpoints.iter_mut().for_each(|locality| locality.lb_endpoints.retain(is_own));
+    let version = format!("{}{OWN}", list.version);
+    Some(Arc::new(Resource::new(
+        list.type_url.clone(),
+        list.name.clone(),
+        version,
+        assignment.encode_to_vec(),
+    )))
+}
+
 fn key(resource: &Resource) -> Key {
     (resource.type_url.clone(), resource.name.clone())
 }
 
 #[cfg(test)]
 mod tests {
-    use outrider_xds_types::pb::envoy::config::cluster::v3::{Cluster, OutlierDetection};
+    use outrider_xds_types::names;
+    use outrider_xds_types::pb::envoy::config::cluster::v3::OutlierDetection;
+    use outrider_xds_types::pb::envoy::config::cluster::v3::cluster::{self, TransportSocketMatch};
+    use outrider_xds_types::pb::envoy::config::core::v3::{Metadata, TransportSocket};
+    use outrider_xds_types::pb::envoy::config::endpoint::v3::LocalityLbEndpoints;
     use outrider_xds_types::pb::envoy::config::route::v3::{
         Route, RouteAction, RouteConfiguration, VirtualHost, route, route_action,
     };
-    use outrider_xds_types::prost::Message;
+    use outrider_xds_types::pb::google::protobuf::UInt32Value;
 
     use super::*;
     use crate::server::tests::listener_with_routes;
@@ -246,7 +335,11 @@ mod tests {
     }
 
     fn older() -> Fit {
-        let named = features::advertised().into_iter().filter(|name| !name.ends_with(features::OUTLIER));
+        without(features::OUTLIER)
+    }
+
+    fn without(feature: &str) -> Fit {
+        let named = features::advertised().into_iter().filter(|name| !name.ends_with(feature));
         let node = Node {
             user_agent_name: "outrider-proxy".to_owned(),
             client_features: named.collect(),
@@ -392,5 +485,86 @@ mod tests {
         let dropped = vec!["gone".into()];
         assert!(fit.hear(&Seen::Unsubscribed { type_url: type_url::CLUSTER.into(), names: dropped }));
         assert!(fit.view(&set).spared.is_empty());
+    }
+
+    /// Calls of `a` fail over to `b`, which has another identity.
+    fn failing_over(set: &mut ResourceSet, version: &str, secure: bool, others: bool) {
+        let matches = TransportSocketMatch { name: "b".to_owned(), ..Default::default() };
+        let eds = cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Eds as i32);
+        let cluster = Cluster {
+            name: "a".to_owned(),
+            cluster_discovery_type: Some(eds),
+            transport_socket: secure.then(TransportSocket::default),
+            transport_socket_matches: if others { vec![matches] } else { Vec::new() },
+            ..Default::default()
+        };
+        put(set, type_url::CLUSTER, "a", version, cluster.encode_to_vec());
+    }
+
+    fn list(set: &mut ResourceSet, version: &str, weights: &[(u32, bool)]) {
+        let one = |(weight, other): &(u32, bool)| {
+            let mark = (TRANSPORT_SOCKET_MATCH.to_owned(), names::of_service("b"));
+            let metadata = Metadata { filter_metadata: [mark].into(), ..Default::default() };
+            let endpoint = LbEndpoint {
+                load_balancing_weight: Some(UInt32Value { value: *weight }),
+                metadata: other.then_some(metadata),
+                ..Default::default()
+            };
+            LocalityLbEndpoints {
+                lb_endpoints: vec![endpoint],
+                priority: u32::from(*other),
+                ..Default::default()
+            }
+        };
+        let endpoints = weights.iter().map(one).collect();
+        let list = ClusterLoadAssignment { cluster_name: "a".to_owned(), endpoints, ..Default::default() };
+        put(set, type_url::ENDPOINT, "a", version, list.encode_to_vec());
+    }
+
+    /// Version, and by priority the weights of endpoints.
+    fn listed(view: &ResourceSet) -> (String, Vec<Vec<u32>>) {
+        let list = view.get(type_url::ENDPOINT, "a").unwrap();
+        let read = ClusterLoadAssignment::decode(list.body.as_slice()).unwrap();
+        let weight = |one: &LbEndpoint| one.load_balancing_weight.map_or(1, |weight| weight.value);
+        let weights = read.endpoints.iter().map(|one| one.lb_endpoints.iter().map(weight).collect());
+        (list.version.to_string(), weights.collect())
+    }
+
+    /// N7: who cannot tell services of one list apart is sent those of the called one, as they come and go, and is behind
+    /// for the cluster that it does not know.
+    #[test]
+    fn n7_who_cannot_tell_endpoints_of_others_apart_is_not_sent_them() {
+        let (mut fit, mut current) = (without(features::ENDPOINT_TLS), older());
+        let mut set = ResourceSet::new();
+        failing_over(&mut set, "1", true, false);
+        list(&mut set, "1", &[(1, false)]);
+        assert_eq!(listed(&fit.view(&set).set), ("1".to_owned(), vec![vec![1]]));
+        failing_over(&mut set, "2", true, true);
+        list(&mut set, "2", &[(1, false), (2, true)]);
+        let View { set: view, seen, .. } = fit.view(&set);
+        assert_eq!(listed(&view), ("2+own".to_owned(), vec![vec![1], vec![]]));
+        let url: Arc<str> = type_url::ENDPOINT.into();
+        let acked = |version: &str| Seen::Acked {
+            type_url: url.clone(),
+            resources: vec![("a".into(), version.into())],
+            removed: Vec::new(),
+        };
+        assert_eq!(fit.as_declared(acked("2+own")), acked("2"));
+        assert_eq!(told(&seen), ["a=2: not sent: this version of outrider-proxy does not know endpoint-tls"]);
+        assert_eq!(&*view.get(type_url::CLUSTER, "a").unwrap().version, "1", "the last good one");
+        assert_eq!(listed(&current.view(&set).set), ("2".to_owned(), vec![vec![1], vec![2]]));
+        // They come and go.
+        list(&mut set, "3", &[(3, false), (4, true)]);
+        let View { set: view, seen, .. } = fit.view(&set);
+        assert_eq!((listed(&view), seen.len()), (("3+own".to_owned(), vec![vec![3], vec![]]), 0));
+        assert_eq!(fit.view(&set).set.get(type_url::ENDPOINT, "a"), view.get(type_url::ENDPOINT, "a"));
+        // The next process is served what was in use at first, which is the last good cluster, with the list of now.
+        let mut next = without(features::ENDPOINT_TLS);
+        let mut served = set.clone();
+        failing_over(&mut served, "1", true, false);
+        assert_eq!(listed(&next.view(&served).set), listed(&view));
+        // Without certificates nobody is told apart.
+        failing_over(&mut set, "4", false, false);
+        assert_eq!(listed(&fit.view(&set).set), ("3".to_owned(), vec![vec![3], vec![4]]));
     }
 }

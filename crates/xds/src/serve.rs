@@ -168,7 +168,12 @@ impl Stream {
                             {
                                 view = None;
                             }
-                            all.into_iter().for_each(|seen| (self.seen)(seen));
+                            for seen in all {
+                                (self.seen)(match &fit {
+                                    Some(Some(fit)) => fit.as_declared(seen),
+                                    _ => seen,
+                                });
+                            }
                         }
                         Err(error) => {
                             let _ = self.sender.send(Err(Status::invalid_argument(error.to_string()))).await;

@@ -16,11 +16,21 @@ pub(super) struct Failovers {
     others: BTreeMap<Port, Vec<Port>>,
     /// By service: ports whose calls it takes.
     of: BTreeMap<ServiceRef, BTreeSet<Port>>,
+    /// The same of before: callers may still use such an assignment.
+    former: BTreeMap<ServiceRef, BTreeSet<Port>>,
 }
 
 impl Failovers {
-    pub(super) fn new(intent: &Intent) -> Self {
-        let mut all = Self::default();
+    /// `before` are those that this takes the place of, with an `is_published` assignment.
+    pub(super) fn new(intent: &Intent, before: Self, is_published: impl Fn(&Port) -> bool) -> Self {
+        let mut all = Self { former: before.former, ..Self::default() };
+        for (other, ports) in before.of {
+            all.former.entry(other).or_default().extend(ports);
+        }
+        all.former.retain(|_, ports| {
+            ports.retain(&is_published);
+            !ports.is_empty()
+        });
         for service in intent.services.values().filter(|service| !service.traffic.failover.is_empty()) {
             for port in &service.ports {
                 let called = (service.id.clone(), port.name.clone());
@@ -58,5 +68,10 @@ impl Failovers {
     /// Ports whose load assignments have endpoints of a service in them besides its own.
     pub(super) fn with_endpoints_of(&self, service: &ServiceRef) -> impl Iterator<Item = &Port> {
         self.of.get(service).into_iter().flatten()
+    }
+
+    /// Those, and such as had some.
+    pub(super) fn ever_with_endpoints_of(&self, service: &ServiceRef) -> impl Iterator<Item = &Port> {
+        self.with_endpoints_of(service).chain(self.former.get(service).into_iter().flatten())
     }
 }

@@ -110,7 +110,9 @@ impl Resources {
         let kept = self.stage.kept.iter();
         ports.extend(kept.flat_map(|(id, kept)| kept.ports.iter().map(move |port| (id, &*port.name))));
         self.zones.declare(intent, &compiler);
-        self.failovers = Failovers::new(self.stage.calls.as_ref().unwrap_or(intent));
+        let before = std::mem::take(&mut self.failovers);
+        let is_published = |(service, port): &(ServiceRef, String)| ports.contains(&(service, port.as_str()));
+        self.failovers = Failovers::new(self.stage.calls.as_ref().unwrap_or(intent), before, is_published);
         let load = Load::new(hosts, hold);
         let (zones, failovers) = (&mut self.zones, &self.failovers);
         let ports = ports.into_iter();
@@ -185,10 +187,10 @@ impl Resources {
         place(used).is_some_and(|used| place(version).is_none_or(|at| at <= used))
     }
 
-    /// The load assignments with endpoints of a service as they are published.
+    /// The load assignments with endpoints of a service, or that had some, as they are published.
     pub(super) fn assignments_of(&self, service: &ServiceRef, intent: &Intent) -> Assignments {
         let own = self.ports_of(service, intent).into_iter().map(|port| format!("{service}/{port}"));
-        let others = self.failovers.with_endpoints_of(service);
+        let others = self.failovers.ever_with_endpoints_of(service);
         let others = others.map(|(other, port)| format!("{other}/{port}"));
         let published = own.chain(others).filter_map(|name| {
             let resource = self.published.shared.get(type_url::ENDPOINT, &name)?;

@@ -76,6 +76,11 @@ pub(super) struct Withdrawal {
 }
 
 impl Withdrawal {
+    /// Whether a caller may still go by the route or fail-over that led it here.
+    pub(super) fn is_led(&self) -> bool {
+        matches!(self.feature, Feature::Caller(_)) && self.unused.is_none()
+    }
+
     /// In words, for who waits for the change.
     pub(super) fn text(&self) -> String {
         let what = match &self.feature {

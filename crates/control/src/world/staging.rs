@@ -9,7 +9,7 @@ use outrider_xds_types::names;
 use super::acks::{Acks, Expected, Standing};
 use super::hosts::{Host, Hosts, Instance, State};
 use super::resources::Resources;
-use super::shift::{Need, Proxies};
+use super::shift::{Need, Proxies, Withdrawal};
 use super::{Millis, World};
 
 /// What [`super::shift`] asks about.
@@ -83,14 +83,16 @@ impl World {
 
     /// Takes changes under way further, if proxies are so far.
     pub(super) fn go_on(&mut self, now: Millis) {
-        self.look_who_left();
         // A step may be the last one already: nobody uses what is old.
         while self.shift.is_due(now) {
-            let Self { hosts, acks, resources, shift, declared, hold, .. } = self;
+            let Self { hosts, acks, resources, shift, declared, hold, leaving, .. } = self;
+            // Who is known not to be led somewhere any more is not waited for.
+            leaving.stir();
             let stage = shift.look(&declared.intent, &Seen { hosts, acks, resources }, now);
-            let Some(stage) = stage else { return };
+            let Some(stage) = stage else { break };
             resources.rebuild(&declared.intent, stage, hosts, hold);
         }
+        self.look_who_left();
     }
 
     /// Whether a change came further since the last call.
@@ -122,17 +124,23 @@ impl World {
     }
 
     fn look_who_left(&mut self) {
-        let Self { hosts, acks, resources, leaving, .. } = self;
+        let Self { hosts, acks, resources, leaving, shift, .. } = self;
         leaving.look(|leaver, without| {
-            resources.users_of(without).any(|(service, assignment, version)| {
-                let all = hosts.of_service(service).filter(|(_, host, instance)| is_live(host, instance));
-                let mut callers = all.map(|(_, _, instance)| instance.proxy()).filter(|one| one != leaver);
-                callers.any(|caller| match acks.version(&caller, "endpoints", assignment) {
-                    Some(used) => !resources.is_since(assignment, used, version),
-                    // It does not use any yet, and will begin with those of now.
-                    None => false,
+            // Where no route leads any more, callers are sent nothing that they could say is in use.
+            let service = hosts.find(leaver).map(|(.., instance)| &instance.service);
+            let is_led_there =
+                service.is_some_and(|service| shift.withdrawn(service).any(Withdrawal::is_led));
+            is_led_there
+                || resources.users_of(without).any(|(service, assignment, version)| {
+                    let all = hosts.of_service(service).filter(|(_, host, instance)| is_live(host, instance));
+                    let mut callers =
+                        all.map(|(_, _, instance)| instance.proxy()).filter(|one| one != leaver);
+                    callers.any(|caller| match acks.version(&caller, "endpoints", assignment) {
+                        Some(used) => !resources.is_since(assignment, used, version),
+                        // It does not use any yet, and will begin with those of now.
+                        None => false,
+                    })
                 })
-            })
         });
     }
 

@@ -477,14 +477,72 @@ fn callers_know_where_calls_fail_over_to_once_they_are_let_in_there() {
 
 #[test]
 fn who_takes_calls_of_others_has_left_when_their_callers_know() {
+    // Also where they have heard of the policy with it only.
+    for heard_before in [true, false] {
+        let mut world = running_with_twin();
+        world.declare(declared(2, &(with_twin() + FAILOVER)), 1_000);
+        use_all(&mut world, "c", TWIN, 1_000);
+        if heard_before {
+            both(&mut world, 1_000);
+        }
+        assert_eq!(priorities(&world), [1, 1]);
+        world.fact("c", 1, &instances(&[instance("twin", 1, Draining)]), 1_010).unwrap();
+        world.tick(1_010);
+        assert_eq!((priorities(&world), world.left()), (vec![1, 0], BTreeMap::new()), "{heard_before}");
+        use_all(&mut world, "a", CALLER, 1_020);
+        let left = BTreeMap::from([("c".to_owned(), BTreeSet::from([TWIN.to_owned()]))]);
+        assert_eq!(world.left(), left, "{heard_before}");
+    }
+}
+
+/// What led callers to it is taken back, and it leaves before they have said that they read of either.
+#[test]
+fn who_took_calls_of_others_has_left_when_their_callers_know_that_it_takes_none() {
+    let left = BTreeMap::from([("c".to_owned(), BTreeSet::from([TWIN.to_owned()]))]);
+    // Whoever calls it by itself as well is let in all the time, so nothing is withdrawn.
+    let both_called = with_twin().replace("calls: [inventory]", "calls: [inventory, twin]");
+    for (what, text, leads) in [
+        ("fail-over", with_twin(), FAILOVER),
+        ("fail-over, and a call", both_called, FAILOVER),
+        ("a route", with_twin(), ROUTE),
+    ] {
+        let mut world = running(&text);
+        world.fact("c", 1, &hello("c"), 0).unwrap();
+        world.fact("c", 1, &instances(&[instance("twin", 1, Ready)]), 0).unwrap();
+        use_all(&mut world, "c", TWIN, 0);
+        both(&mut world, 0);
+        world.declare(declared(2, &(text.clone() + leads)), 1_000);
+        use_all(&mut world, "c", TWIN, 1_000);
+        both(&mut world, 1_000);
+        world.declare(declared(3, &text), 1_010);
+        world.tick(1_010);
+        world.fact("c", 1, &instances(&[instance("twin", 1, Draining)]), 1_020).unwrap();
+        world.tick(1_020);
+        assert_eq!(world.left(), BTreeMap::new(), "{what}: it is still called");
+        // What it says of everything but what led there.
+        for fact in acks(&world, "a", CALLER) {
+            let wire::FactKind::Applied(mut applied) = fact else { continue };
+            let leads = |name: &str| name.contains("inventory/http") || name.contains("outbound/");
+            applied.acked.retain(|one| !leads(&one.name));
+            world.fact("a", 1, &wire::FactKind::Applied(applied), 1_030).unwrap();
+        }
+        world.tick(1_030);
+        assert_eq!(world.left(), BTreeMap::new(), "{what}: it is still called");
+        use_all(&mut world, "a", CALLER, 1_040);
+        assert_eq!(world.left(), left, "{what}");
+    }
+
+    // Nobody says anything: not for ever.
     let mut world = running_with_twin();
-    world.declare(declared(2, &(with_twin() + FAILOVER)), 1_000);
+    world.declare(declared(2, &(with_twin() + ROUTE)), 1_000);
     use_all(&mut world, "c", TWIN, 1_000);
     both(&mut world, 1_000);
-    assert_eq!(priorities(&world), [1, 1]);
-    world.fact("c", 1, &instances(&[instance("twin", 1, Draining)]), 1_010).unwrap();
-    world.tick(1_010);
-    assert_eq!((priorities(&world), world.left()), (vec![1, 0], BTreeMap::new()));
-    use_all(&mut world, "a", CALLER, 1_020);
-    assert_eq!(world.left(), BTreeMap::from([("c".to_owned(), BTreeSet::from([TWIN.to_owned()]))]));
+    world.declare(declared(3, &with_twin()), 2_000);
+    world.fact("c", 1, &instances(&[instance("twin", 1, Draining)]), 2_000).unwrap();
+    for now in (2_000..2_000 + WITHDRAW_MS).step_by(1_000) {
+        heartbeats(&mut world, &["a", "b", "c"], now);
+        assert_eq!(world.left(), BTreeMap::new(), "{now}");
+    }
+    heartbeats(&mut world, &["a", "b", "c"], 2_000 + WITHDRAW_MS);
+    assert_eq!(world.left(), left);
 }

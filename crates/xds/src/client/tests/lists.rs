@@ -13,6 +13,7 @@ use crate::server::{Options, Seen, Session};
 use crate::set::ResourceSet;
 
 mod random;
+mod theirs;
 
 fn node(features: Vec<String>) -> Node {
     Node { id: "n".into(), client_features: features, ..Node::default() }
@@ -331,6 +332,19 @@ fn made(update: &Update) -> Vec<Vec<String>> {
     update.added.iter().map(one).collect()
 }
 
+/// What is claimed of a list's endpoints, with versions, and of assignments.
+fn claimed(requests: &[DeltaDiscoveryRequest]) -> Vec<String> {
+    let all = requests.iter().flat_map(|request| &request.initial_resource_versions);
+    let mut all: Vec<String> = all
+        .map(|(name, version)| match name.strip_prefix(&format!("{LIST}/")) {
+            Some(last) => format!("{last}={version}"),
+            None => name.clone(),
+        })
+        .collect();
+    all.sort_by_key(|name| (name != NAME, name.clone()));
+    all
+}
+
 fn asking() -> Client {
     let mut client = client();
     client.subscribe(EDS, [NAME]);
@@ -365,12 +379,8 @@ fn a_list_of_others_is_subscribed_and_whole_once_it_was_heard_of() {
         (answer.type_url.as_str(), answer.error_detail.map(|e| e.message)),
         (LEDS, Some(format!("{NAME}: bad")))
     );
-    // The next stream: what came is claimed, one by one.
-    let requests = client.connect();
-    let claimed: BTreeSet<&str> =
-        requests.iter().flat_map(|r| r.initial_resource_versions.keys()).map(String::as_str).collect();
-    let all = ["10.0.0.2:80", "a", "b"].map(|name| format!("{LIST}/{name}"));
-    assert_eq!(claimed, all.iter().map(String::as_str).chain([NAME]).collect());
+    // The next stream: what is in use is claimed, one by one, and nothing of what was refused.
+    assert_eq!(claimed(&client.connect()), [NAME, "10.0.0.1:80=1", "10.0.0.2:80=1", "a=1", "z=1"]);
     // Emptied, then gone.
     let update = client.on_response(endpoints("4", &[], &["*"])).unwrap();
     assert_eq!(made(&update), [[""; 0]]);
@@ -394,11 +404,13 @@ fn an_assignment_waits_for_all_of_its_lists_and_an_empty_one_is_heard_of_too() {
     let early = client.on_response(endpoints("2", &[], &[])).unwrap();
     assert_eq!(made(&early).len(), 0, "it was not asked for yet");
     client.ack(early.token);
-    assert_eq!(subscribed(&client.requests()), [("L", vec![one, other.clone()], vec![])]);
+    let asked = subscribed(&client.requests()).len();
+    assert_eq!(asked, 2, "each by itself");
     let update = client.on_response(endpoints("3", &[("1", 1)], &[])).unwrap();
     assert_eq!(made(&update).len(), 0, "one is missing");
     let update = client.on_response(endpoints("4", &[], &[])).unwrap();
     assert_eq!(made(&update), [["1", "9"]]);
+    client.ack(update.token);
     // Another head goes on with what is there.
     let update = client.on_response(theirs("5", "2", vec![refers(&other)])).unwrap();
     assert_eq!(made(&update), [[""; 0]]);
@@ -458,4 +470,128 @@ fn lists_are_bounded() {
     let two = vec![refers(&format!("{LIST}/*")), refers(&format!("{LIST}/b/*"))];
     let update = client.on_response(theirs("5", "2", two)).unwrap();
     assert_eq!(update.refused.len(), 1, "{update:?}");
+}
+
+/// A client that has `LIST` with the endpoints 1 and 2 in use.
+fn following() -> Client {
+    let mut client = asking();
+    let update = client.on_response(theirs("1", "h1", vec![refers(&format!("{LIST}/*"))])).unwrap();
+    client.ack(update.token);
+    client.requests();
+    let update = client.on_response(endpoints("2", &[("1", 1), ("2", 2)], &[])).unwrap();
+    assert_eq!(made(&update), [["1", "2"]]);
+    client.ack(update.token);
+    client
+}
+
+/// What is said of a change that came and was not answered: nothing. So the server that has taken it back has nothing to
+/// say, and one that has not says it again.
+#[test]
+fn what_is_taken_back_while_the_stream_is_away_is_gone() {
+    let mut client = following();
+    client.on_response(endpoints("3", &[("1", 3), ("4", 4)], &["2"])).unwrap();
+    let other = format!("{LIST}/other/*");
+    client.on_response(theirs("4", "h2", vec![refers(&other)])).unwrap();
+    client.requests();
+    let requests = client.connect();
+    assert_eq!(claimed(&requests), [NAME, "1=1", "2=1"]);
+    let lists = requests.iter().find(|request| request.type_url == LEDS).unwrap();
+    assert_eq!(lists.resource_names_subscribe, [format!("{LIST}/*")], "nor the list of a head that waited");
+    let heads = requests.iter().find(|request| request.type_url == EDS).unwrap();
+    assert_eq!(heads.initial_resource_versions[NAME], "h1");
+    // It goes on from there.
+    let update = client.on_response(endpoints("1", &[("7", 7)], &[])).unwrap();
+    assert_eq!(made(&update), [["1", "2", "7"]]);
+    client.ack(update.token);
+    // A head that waits for its list is not in use, whoever has answered that it came.
+    let update = client.on_response(theirs("2", "h2", vec![refers(&other)])).unwrap();
+    client.ack(update.token);
+    assert_eq!(held(&client, EDS), [(NAME.to_owned(), "h1".to_owned())]);
+    client.requests();
+    let update = client.on_response(endpoints("3", &[("other/8", 8)], &[])).unwrap();
+    assert_eq!(made(&update), [["8"]]);
+    client.ack(update.token);
+    assert_eq!(held(&client, EDS), [(NAME.to_owned(), "h2".to_owned())]);
+    assert_eq!(claimed(&client.connect()), [NAME, "other/8=1"]);
+}
+
+#[test]
+fn what_comes_into_use_late_is_made_anew_of_what_the_server_has() {
+    let mut client = following();
+    let late = client.on_response(endpoints("3", &[("4", 4)], &["2"])).unwrap();
+    assert_eq!(claimed(&client.connect()), [NAME, "1=1", "2=1"]);
+    let again = client.ack(late.token).unwrap();
+    assert_eq!((again.type_url.as_str(), &again.resource_names_subscribe), (EDS, &vec![NAME.to_owned()]));
+    // A stream that ends before the answer: it is in use.
+    assert_eq!(claimed(&client.connect()), [NAME, "1=1", "4=1"]);
+    let update = client.on_response(theirs("1", "h1", vec![refers(&format!("{LIST}/*"))])).unwrap();
+    assert_eq!(made(&update), [["1", "4"]]);
+    // What is newer counts.
+    let newer = client.on_response(endpoints("2", &[("5", 5)], &[])).unwrap();
+    client.ack(newer.token);
+    client.ack(update.token);
+    assert_eq!(claimed(&client.connect()), [NAME, "1=1", "4=1", "5=1"]);
+    // A whole in its place, and nothing.
+    let mut inline = refers("");
+    inline.lb_config = None;
+    let update = client.on_response(theirs("1", "h3", vec![inline])).unwrap();
+    let before = client.connect();
+    assert_eq!(claimed(&before), [NAME, "1=1", "4=1", "5=1"], "it is not in use yet");
+    client.ack(update.token);
+    assert_eq!(claimed(&client.connect()), [NAME]);
+}
+
+#[test]
+fn an_empty_answer_is_that_of_the_list_that_was_asked_for_first() {
+    let mut client = asking();
+    let lists: Vec<String> = ["a", "b", "c"].iter().map(|name| format!("{LIST}/{name}/*")).collect();
+    let head = theirs("1", "1", lists.iter().map(|list| refers(list)).collect());
+    let update = client.on_response(head).unwrap();
+    client.ack(update.token);
+    let requests = client.requests();
+    let asked: Vec<(&str, Vec<String>, Vec<String>)> =
+        lists.iter().map(|list| ("L", vec![list.clone()], vec![])).collect();
+    assert_eq!(subscribed(&requests), asked);
+    // The first is empty; of the others nothing was said.
+    let update = client.on_response(endpoints("2", &[], &[])).unwrap();
+    assert_eq!(made(&update).len(), 0);
+    let update = client.on_response(endpoints("3", &[("c/3", 3)], &[])).unwrap();
+    assert_eq!(made(&update).len(), 0, "one is missing");
+    let update = client.on_response(endpoints("4", &[("b/2", 2)], &[])).unwrap();
+    assert_eq!(made(&update), [["2", "3"]]);
+    client.ack(update.token);
+    // On the next stream it may be the answer to what is claimed, and says nothing of a list that is new.
+    client.connect();
+    let update = client.on_response(theirs("1", "2", vec![refers(&format!("{LIST}/d/*"))])).unwrap();
+    client.ack(update.token);
+    client.requests();
+    let update = client.on_response(endpoints("2", &[], &[])).unwrap();
+    assert_eq!(made(&update).len(), 0);
+    let update = client.on_response(endpoints("3", &[("d/4", 4)], &[])).unwrap();
+    assert_eq!(made(&update), [["4"]]);
+}
+
+#[test]
+fn a_list_that_is_named_again_is_never_taken_for_whole_by_what_was_on_its_way() {
+    let (one, other) = (vec![refers(&format!("{LIST}/*"))], vec![refers(&format!("{LIST}/other/*"))]);
+    // In one step: it is followed on, with all that is in it.
+    let mut client = following();
+    client.on_response(theirs("3", "h2", other.clone())).unwrap();
+    let update = client.on_response(theirs("4", "h3", one.clone())).unwrap();
+    assert_eq!(made(&update), [["1", "2"]]);
+    assert_eq!(client.requests(), []);
+    // The server was told meanwhile: the stream ends, and the next one goes on from what is in use.
+    let mut client = following();
+    client.on_response(theirs("3", "h2", other)).unwrap();
+    let told = ("L", vec![format!("{LIST}/other/*")], vec![format!("{LIST}/*")]);
+    assert_eq!(subscribed(&client.requests()), [told]);
+    let late = client.on_response(endpoints("4", &[("5", 5)], &[])).unwrap();
+    assert_eq!(made(&late).len(), 0);
+    client.ack(late.token);
+    let bad = client.on_response(theirs("5", "h3", one.clone())).unwrap_err();
+    assert_eq!(bad.reason, ResponseError::NamedAgain { list: format!("{LIST}/*") });
+    assert_eq!(bad.request, None);
+    assert_eq!(claimed(&client.connect()), [NAME, "1=1", "2=1"]);
+    let update = client.on_response(theirs("1", "h3", one)).unwrap();
+    assert_eq!(made(&update), [["1", "2"]]);
 }
