@@ -100,7 +100,7 @@ impl Scene {
         Ok(Some(Instance { app, pid }))
     }
 
-    /// Waits until both hosts answer, and returns the answers that were neither.
+    /// Waits until both hosts have an instance that answers.
     fn both_answer(&self) -> Result<()> {
         self.mesh.wait_instances("two ready instances", SERVICE, LONG, |all| {
             all.len() == 2 && all.iter().all(|instance| instance.state == "ready")
