@@ -38,6 +38,8 @@ pub enum FieldKind {
     LookAlike,
     /// `x-forwarded-client-cert`, with underscores for any of its hyphens as well.
     ForwardedClientCert,
+    /// `x-outrider-unprocessed`: between two proxies.
+    Unprocessed,
     /// `connection`, `keep-alive`, `proxy-connection`, `transfer-encoding`, `upgrade`. Never in a head given out.
     ConnectionSpecific,
 }

@@ -158,6 +158,8 @@ pub enum Ended {
     Unreachable,
     /// The endpoint says that it did nothing with it, or no byte reached it.
     Unprocessed,
+    /// A proxy there says the same, because it tried in vain to reach somebody: so it would with the next attempt.
+    InVain,
     /// A connection that had served before was closed just as it was used again. Likely, not provably, unprocessed.
     Raced,
     /// The connection broke before a response.
@@ -257,9 +259,10 @@ impl RetryPolicy {
 
     /// What to do after an attempt that ended so. `random` is uniform over all of `u64`.
     pub fn decide(&self, ended: Ended, facts: Facts, random: u64) -> Verdict {
-        let unprocessed = matches!(ended, Ended::NotConnected | Ended::Unreachable | Ended::Unprocessed);
+        let unprocessed = ended.is_unprocessed();
         let wanted = match ended {
-            Ended::NotConnected | Ended::Unreachable | Ended::Unprocessed | Ended::Raced => true,
+            Ended::NotConnected | Ended::Unreachable | Ended::Unprocessed | Ended::InVain => true,
+            Ended::Raced => true,
             Ended::Broken | Ended::TimedOut => self.on.silence(),
             Ended::Status(status) => self.wants(status),
             Ended::Grpc(status) => self.wants_grpc(status),
@@ -271,7 +274,7 @@ impl RetryPolicy {
             return Verdict::Over(Over::NotWhole);
         }
         // A caller would wait as long again, and so would everybody who waits with it.
-        if ended == Ended::Unreachable && !facts.elsewhere {
+        if matches!(ended, Ended::Unreachable | Ended::InVain) && !facts.elsewhere {
             return Verdict::Over(Over::NowhereElse);
         }
         if ended == Ended::Raced && facts.idempotent {
@@ -300,6 +303,11 @@ impl RetryPolicy {
 }
 
 impl Ended {
+    /// Whether nothing can have been processed, provably.
+    pub const fn is_unprocessed(self) -> bool {
+        matches!(self, Self::NotConnected | Self::Unreachable | Self::Unprocessed | Self::InVain)
+    }
+
     /// After a connection that could not be made for this reason.
     pub const fn unconnected(reason: Reason) -> Self {
         match reason {

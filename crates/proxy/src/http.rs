@@ -21,7 +21,7 @@ use outrider_proxy_core::http1::head::{Asked, Method};
 use outrider_proxy_core::http1::reply::Reply;
 use outrider_proxy_core::http1::{HeadError, Parsed, Version};
 use outrider_proxy_core::reason::{ProxyError, Reason, Retry, Side};
-use outrider_proxy_core::retry::{Ended, Facts};
+use outrider_proxy_core::retry::{Ended, Facts, hops};
 use outrider_proxy_core::route::{Destination, Made, Route};
 use outrider_proxy_core::stats::Stopwatch;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -648,6 +648,9 @@ impl Request<'_, '_> {
         }
         if let Some(attempts) = asking.tries.told() {
             attempts.write_line(&mut append);
+        }
+        if asking.tries.vouch(&failure.error, self.client.downstream.peer.as_deref()) {
+            append.extend_from_slice(hops::UNPROCESSED_LINE);
         }
         let reply = Reply { detail: &failure.detail, append: &append, ..Reply::new(reason) };
         {

@@ -132,6 +132,11 @@ impl Connection {
         self.settings.as_ref()
     }
 
+    /// Whether both ends have proved who they are.
+    pub fn is_mutual(&self) -> bool {
+        self.settings.is_some()
+    }
+
     /// From when on no further request is begun here, by the worker's clock: at its cluster's greatest age, or up to a fifth
     /// of that before.
     pub fn worn_at(&self) -> u64 {

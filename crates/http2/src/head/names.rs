@@ -1,6 +1,10 @@
 //! Names and values looked at one by one.
 
+use outrider_proxy_core::retry::hops;
+
 use super::FieldKind;
+
+const UNPROCESSED: &[u8] = hops::UNPROCESSED.as_bytes();
 
 /// A pseudo-header field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +79,7 @@ pub(crate) const fn classify(name: &[u8]) -> Name {
         b"proxy-authenticate" | b"proxy-authorization" | b"proxy-authentication-info" => {
             FieldKind::ProxyAuthentication
         }
+        UNPROCESSED => FieldKind::Unprocessed,
         _ if is_forwarded_client_cert(name) => FieldKind::ForwardedClientCert,
         _ => FieldKind::Other,
     })

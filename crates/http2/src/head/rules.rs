@@ -68,9 +68,11 @@ impl Head {
     fn check(&mut self, kind: FieldKind, value: Span) -> Result<(), Malformed> {
         let trailers = self.expect == Expect::Trailers;
         match kind {
-            FieldKind::Other | FieldKind::Cookie | FieldKind::Expect | FieldKind::ProxyAuthentication => {
-                Ok(())
-            }
+            FieldKind::Other
+            | FieldKind::Cookie
+            | FieldKind::Expect
+            | FieldKind::ProxyAuthentication
+            | FieldKind::Unprocessed => Ok(()),
             FieldKind::ConnectionSpecific => Err(Malformed::ConnectionSpecific),
             FieldKind::Te if value.of(&self.bytes).eq_ignore_ascii_case(b"trailers") => Ok(()),
             FieldKind::Te => Err(Malformed::ConnectionSpecific),

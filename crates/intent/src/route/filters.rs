@@ -12,7 +12,7 @@ use super::{Family, Walk};
 /// Headers that belong to the connection, to the framing of the message or to the proxy: changing them would change
 /// where a message ends, which host it is for, or who vouches for its caller. Underscores count as hyphens, because
 /// applications that see fields as variables cannot tell them apart; the native proxy refuses such edits.
-const RESERVED_HEADERS: [&str; 11] = [
+const RESERVED_HEADERS: [&str; 12] = [
     "host",
     "connection",
     "content-length",
@@ -24,6 +24,7 @@ const RESERVED_HEADERS: [&str; 11] = [
     "upgrade",
     "x-forwarded-client-cert",
     "x-outrider-reason",
+    "x-outrider-unprocessed",
 ];
 
 /// Statuses of redirects.

@@ -4,7 +4,7 @@
 //! Content-Length and Transfer-Encoding have one spelling, whatever they came with: readers have taken a tab before
 //! `chunked`, its capitals, or leading zeros of a length for something else.
 //! Left out are the fields that end at this hop (RFC 9110 section 7.6.1): Connection and what it names,
-//! Keep-Alive, Proxy-*, TE (except `trailers`), and Upgrade unless it is carried on. Transfer-Encoding stays, because
+//! Keep-Alive, Proxy-*, TE (except `trailers`), X-Outrider-Unprocessed, and Upgrade unless it is carried on. Transfer-Encoding stays, because
 //! bodies are passed through as they are.
 //!
 //! Holds: the head written has the framing the parsed one had, or the one [`Delivery`] says. The version

@@ -3,6 +3,7 @@
 //! Holds: ranges refer to the buffer a head was parsed from, at the same offset; looking into another buffer
 //! gives wrong or empty slices, never a panic.
 
+use crate::retry::hops;
 pub use crate::span::Span;
 
 /// The version of a message. Anything else is refused.
@@ -46,6 +47,8 @@ pub enum HeaderKind {
     /// `X-Forwarded-Client-Cert`: who called, as a proxy vouches for it. Underscores count as hyphens, because
     /// applications that see fields as variables cannot tell them apart.
     ForwardedClientCert,
+    /// `X-Outrider-Unprocessed`: between two proxies, see [`crate::retry::hops`].
+    Unprocessed,
     /// Any other that this message's `Connection` names, so that it ends here.
     Nominated,
 }
@@ -71,6 +74,7 @@ impl HeaderKind {
             (17, b't') if is(b"transfer_encoding") => Self::FramingLookAlike,
             (18, b'p') if is(b"proxy-authenticate") => Self::ProxyAuthentication,
             (19, b'p') if is(b"proxy-authorization") => Self::ProxyAuthentication,
+            (22, b'x') if is(hops::UNPROCESSED.as_bytes()) => Self::Unprocessed,
             (23, b'x') if is_alike(name, b"x-forwarded-client-cert") => Self::ForwardedClientCert,
             (25, b'p') if is(b"proxy-authentication-info") => Self::ProxyAuthentication,
             _ => Self::Other,

@@ -415,6 +415,11 @@ impl ResponseHead {
         self.common.keep_alive_timeout
     }
 
+    /// Whether it says that nothing was processed, see [`crate::retry::hops`]. Whether that counts is for who knows who said it.
+    pub const fn is_unprocessed(&self) -> bool {
+        self.common.unprocessed
+    }
+
     /// The value of Content-Length, even where it frames nothing (HEAD, 304).
     pub const fn content_length(&self) -> Option<u64> {
         self.common.content_length

@@ -1,11 +1,15 @@
 //! Attempts over several proxies in a row: none repeats what another one has repeated already (needs N47).
 //!
-//! Both directions use the field `x-envoy-attempt-count`, which Envoy knows as well.
-//!
 //! | said in | by whom | means | so |
 //! |---|---|---|---|
 //! | a request | who sends it again | how many attempts were made before and with this one | who gets it repeats it only where nothing was processed |
 //! | a response that failed | who could have repeated the request, and does no more | how many attempts it took | nobody before it repeats the request |
+//! | a reply of its own | a proxy that reached nobody, to one that proved who it is | nothing can have been processed, nor would it be by asking here again | who is before it tries its other endpoints |
+//!
+//! The first two use the field `x-envoy-attempt-count`, which Envoy knows as well; the last one uses
+//! `x-outrider-unprocessed: 1`, which is of one hop only: it is dropped from every message that is passed on, whoever wrote
+//! it, and counts for something only on a connection with mutual TLS, so that no application can say it in a proxy's name.
+//! It says nothing about load: who has too much of it, drains, or may not let a caller in does not write it.
 //!
 //! So of proxies in a row only the last one that may repeat a request does, within its own budget, and the load on what
 //! is behind all of them is what one of them makes. A request that is sent for the first time, and a response that did
@@ -15,8 +19,17 @@
 
 use crate::route::RequestView;
 
-/// The name of the field.
+/// The name of the field that counts attempts.
 pub const ATTEMPTS: &str = "x-envoy-attempt-count";
+/// The name of the field by which a proxy vouches that nothing was processed. A kind of its own in both protocols.
+pub const UNPROCESSED: &str = "x-outrider-unprocessed";
+/// The whole header line of that.
+pub const UNPROCESSED_LINE: &[u8] = b"x-outrider-unprocessed: 1\r\n";
+
+/// Whether this value of [`UNPROCESSED`] vouches for it.
+pub const fn vouches(value: &[u8]) -> bool {
+    matches!(value, b"1")
+}
 
 /// The number that a value is; 1 if it is none.
 fn number(value: &[u8]) -> u32 {

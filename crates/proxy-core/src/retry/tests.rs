@@ -41,7 +41,7 @@ fn conditions_are_read_or_refused_by_name() {
 #[test]
 fn each_condition_is_for_its_own_endings() {
     let answers = [409, 418, 429, 500, 502, 503, 504, 599].map(Ended::Status);
-    let endings = [Ended::NotConnected, Ended::Unprocessed, Ended::Broken, Ended::TimedOut].into_iter();
+    let endings = [Ended::InVain, Ended::Unprocessed, Ended::Broken, Ended::TimedOut].into_iter();
     let endings: Vec<Ended> = endings.chain(answers).collect();
     let cases: [(&str, &[usize]); 6] = [
         ("", &[0, 1]),
@@ -89,6 +89,10 @@ fn e34_what_swallowed_an_attempt_is_not_tried_again() {
         assert_eq!(decide(false), Verdict::Over(Over::NowhereElse));
         assert_eq!(decide(true), Verdict::Again(Again::default()));
     }
+    // So it is where a proxy has tried in vain: it has done so as often as that makes sense.
+    let decide = |elsewhere| policy("").decide(Ended::InVain, Facts { elsewhere, ..FACTS }, 0);
+    assert_eq!(decide(false), Verdict::Over(Over::NowhereElse));
+    assert_eq!(decide(true), Verdict::Again(Again::default()));
     // Refused at once, it costs nobody time.
     let refused = Ended::unconnected(Reason::ConnectFailed);
     let facts = Facts { elsewhere: false, ..FACTS };
@@ -111,6 +115,7 @@ fn ended() -> impl Strategy<Value = Ended> {
         Just(Ended::NotConnected),
         Just(Ended::Unreachable),
         Just(Ended::Unprocessed),
+        Just(Ended::InVain),
         Just(Ended::Raced),
         Just(Ended::Broken),
         Just(Ended::TimedOut),
@@ -142,7 +147,8 @@ proptest! {
         for (ended, whole, random) in history {
             let facts = Facts { idempotent: false, repeatable: false, whole, attempts, ..FACTS };
             let Verdict::Again(again) = policy.decide(ended, facts, random) else { break };
-            prop_assert!(matches!(ended, Ended::NotConnected | Ended::Unreachable | Ended::Unprocessed), "{ended:?}");
+            let unprocessed = [Ended::NotConnected, Ended::Unreachable, Ended::Unprocessed, Ended::InVain];
+            prop_assert!(unprocessed.contains(&ended), "{ended:?}");
             prop_assert!(whole && !again.budgeted && !again.fresh);
             attempts += 1;
             prop_assert!(attempts <= 1 + UNPROCESSED_RETRIES);
@@ -164,7 +170,7 @@ proptest! {
                 prop_assert!(again.wait_ms < left_ms);
                 prop_assert!(attempts <= retries.max(2));
             }
-            prop_assert!(elsewhere || ended != Ended::Unreachable);
+            prop_assert!(elsewhere || !matches!(ended, Ended::Unreachable | Ended::InVain));
             prop_assert_eq!(again.fresh, ended == Ended::Raced && idempotent);
             if again.budgeted {
                 prop_assert!(repeatable);

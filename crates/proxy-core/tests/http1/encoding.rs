@@ -81,6 +81,36 @@ fn requests_lose_what_ends_at_this_hop() {
 }
 
 #[test]
+fn that_nothing_was_processed_is_read_in_any_case_and_goes_on_in_none() {
+    for (name, value, read) in [
+        ("x-outrider-unprocessed", "1", true),
+        ("X-Outrider-Unprocessed", " 1 ", true),
+        ("X-OUTRIDER-UNPROCESSED", "1", true),
+        ("x-outrider-unprocessed", "0", false),
+        ("x-outrider-unprocessed", "1, 1", false),
+        ("x-outrider-unprocessed", "", false),
+    ] {
+        for between in ["", "Connection: x-outrider-unprocessed\r\n"] {
+            let field = format!("{between}{name}:{value}\r\n{name}:{value}\r\n");
+            let bytes = format!("GET / HTTP/1.1\r\nA: 1\r\n{field}Host: a\r\n\r\n");
+            assert_eq!(request(&bytes), "GET / HTTP/1.1\r\nA: 1\r\nHost: a\r\n\r\n", "{bytes}");
+            let bytes = format!("HTTP/1.1 503 X\r\nA: 1\r\n{field}Content-Length: 0\r\n\r\n");
+            let (out, _) = response_with(&bytes, Version::Http11, true, Asked::default());
+            assert_eq!(out, "HTTP/1.1 503 X\r\nA: 1\r\nContent-Length: 0\r\n\r\n", "{bytes}");
+            let mut head = ResponseHead::new();
+            head.parse(bytes.as_bytes(), &Limits::default()).unwrap();
+            assert_eq!(head.is_unprocessed(), read, "{bytes}");
+            // The next head knows nothing of it.
+            head.parse(b"HTTP/1.1 503 X\r\n\r\n", &Limits::default()).unwrap();
+            assert!(!head.is_unprocessed());
+        }
+    }
+    let none: [(&str, &str); 0] = [];
+    assert!(HeaderEdits::new([("X-Outrider-Unprocessed", "1")], none, [""; 0]).is_err());
+    assert!(HeaderEdits::new(none, none, ["x-outrider-unprocessed"]).is_err());
+}
+
+#[test]
 fn requests_are_edited() {
     let edits = HeaderEdits::new(
         [("X-Set", "1"), ("Host", "b")],

@@ -68,7 +68,7 @@ fn valid_request() -> impl Strategy<Value = Vec<u8>> {
         1 => prop::sample::select(vec![
             "Connection: x-a, keep-alive\r\n", "connection: Close\r\n", "Keep-Alive: 5\r\n", "TE: trailers\r\n", "Te: gzip\r\n",
             "Proxy-Connection: x\r\n", "Upgrade: websocket\r\n", "Connection: upgrade\r\n", "X-A: 1\r\n",
-            "X-Forwarded-Client-Cert: x\r\n",
+            "X-Forwarded-Client-Cert: x\r\n", "X-Outrider-Unprocessed: 1\r\n",
         ]).prop_map(str::to_owned),
     ];
     let framing = prop::sample::select(vec![

@@ -36,6 +36,10 @@ pub(crate) struct Tries {
     pub(crate) repeatable: bool,
     /// Milliseconds before the next one.
     pub(crate) wait_ms: u32,
+    /// One of them may have been processed.
+    processed: bool,
+    /// There is no other one, and none of them can have been processed.
+    vain: bool,
     /// While the current one is a retry that is budgeted.
     pub(crate) retrying: Option<Retrying>,
 }
@@ -52,6 +56,13 @@ impl Tries {
     pub(crate) fn told(&self) -> Option<hops::Count> {
         // Attempts that reached nobody settle nothing: another endpoint of whoever sent us the request may do.
         (self.attempts > 0 && self.repeatable).then(|| hops::Count::new(self.attempts))
+    }
+
+    /// Whether a reply of our own, about this error, vouches that nothing was processed: see [`hops`]. Only a caller that
+    /// proved who it is, as a proxy, is told.
+    pub(crate) fn vouch(&self, error: &ProxyError, peer: Option<&str>) -> bool {
+        // What we are short of ourselves is no matter of where it was tried.
+        self.vain && error.side == Side::Upstream && peer.is_some()
     }
 
     pub(crate) fn begin(&mut self, endpoint: EndpointIndex) {
@@ -77,7 +88,11 @@ impl Tries {
             attempts: self.attempts,
             ..facts
         };
-        let Verdict::Again(again) = policy.decide(ended, facts, random) else { return false };
+        self.processed |= !ended.is_unprocessed();
+        let Verdict::Again(again) = policy.decide(ended, facts, random) else {
+            self.vain = !self.processed;
+            return false;
+        };
         self.retrying = None;
         if again.budgeted {
             self.retrying = upstream.retry();

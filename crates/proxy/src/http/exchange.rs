@@ -324,7 +324,7 @@ impl<'a, 'c> Exchange<'a, 'c> {
                 let scan = self.asking.body.scan(self.client.inbox.bytes()).map_err(invalid_request_body)?;
                 self.bytes_in += scan.consumed as u64;
                 self.tap(heads, scan.consumed);
-                if self.keeps(out.len() + scan.consumed) {
+                if self.keeps(out, scan.consumed) {
                     if out.capacity() < out.len() + scan.consumed {
                         // All at once, and no more than scratch space may have that is used again.
                         out.reserve_exact(REPLAY_LIMIT.saturating_sub(out.len()));
@@ -502,10 +502,12 @@ impl<'a, 'c> Exchange<'a, 'c> {
             .framing(&self.asking.asked)
             .map_err(|e| ProxyError::new(Side::Upstream, e.upstream_reason()).with_source(e))?;
         let status = head.status();
+        // A proxy there vouches that it reached nobody with it, and it is known who that is.
+        let vain = status >= 500 && head.is_unprocessed() && self.connection.is_mutual();
         let failed = self.route.retry.wants(status);
         // Whoever is behind us has repeated it as often as that makes sense.
         let settled = failed && head.values(bytes, ATTEMPTS.as_bytes()).next().is_some();
-        if failed && !settled && self.repeats(status) {
+        if vain && self.repeats(Ended::InVain) || failed && !settled && self.repeats(Ended::Status(status)) {
             self.leave_out(head, framing);
             return Ok(());
         }
@@ -541,14 +543,18 @@ impl<'a, 'c> Exchange<'a, 'c> {
         Ok(())
     }
 
-    /// Whether body bytes that make what is sent so long are to be kept, because they may have to be sent again.
-    fn keeps(&self, length: usize) -> bool {
+    /// Whether so many more bytes of the body are to be kept behind `out`, because they may have to be sent again.
+    fn keeps(&self, out: &Vec<u8>, more: usize) -> bool {
         let (tries, policy) = (&self.asking.tries, &self.route.retry);
-        self.moved_up == 0 && length <= REPLAY_LIMIT && tries.repeatable && tries.attempts <= policy.retries
+        let length = out.len() + more;
+        let again = length <= REPLAY_LIMIT && tries.repeatable && tries.attempts <= policy.retries;
+        // A proxy there may vouch that nothing was processed: for that as much is kept as takes no memory.
+        let vouched = length <= out.capacity() && self.connection.is_mutual();
+        self.moved_up == 0 && (again || vouched)
     }
 
-    /// Whether the request is sent again, because the response has this status.
-    fn repeats(&mut self, status: u16) -> bool {
+    /// Whether the request is sent again, because of this response.
+    fn repeats(&mut self, ended: Ended) -> bool {
         let facts = Facts {
             idempotent: self.asking.method.is_idempotent(),
             whole: self.is_replayable() && !self.response_started(),
@@ -557,7 +563,7 @@ impl<'a, 'c> Exchange<'a, 'c> {
         };
         let upstream = self.connection.upstream();
         let random = self.worker.random();
-        self.asking.tries.decide(&self.route.retry, upstream, Ended::Status(status), facts, random)
+        self.asking.tries.decide(&self.route.retry, upstream, ended, facts, random)
     }
 
     /// Passes over a response. Its body is not waited for: if it is not here, the connection is not used again.

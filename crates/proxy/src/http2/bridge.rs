@@ -527,6 +527,7 @@ impl Driver<'_> {
         let (down, stream) = (self.down, self.stream);
         let DownState { wire, exchanges, .. } = &mut *state;
         let exchange = find(exchanges, stream).ok_or(Broken::Over)?;
+        let known = self.connection.is_mutual();
         let (head, inbox) = (&*self.head, &mut self.connection.inbox);
         let bytes = inbox.bytes();
         let status = head.status();
@@ -560,7 +561,11 @@ impl Driver<'_> {
         let failed = exchange.route().is_some_and(|route| route.retry.wants(status));
         // Whoever is behind us has repeated it as often as that makes sense.
         let settled = failed && head.values(bytes, ATTEMPTS.as_bytes()).next().is_some();
-        if failed && !settled && down.try_again(exchange, Ended::Status(status), now) {
+        // A proxy there vouches that it reached nobody with it, and it is known who that is.
+        let vain = known && status >= 500 && head.is_unprocessed();
+        if vain && down.try_again(exchange, Ended::InVain, now)
+            || failed && !settled && down.try_again(exchange, Ended::Status(status), now)
+        {
             state.note_due(stream);
             return Err(Broken::Over);
         }

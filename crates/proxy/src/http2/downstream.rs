@@ -239,7 +239,13 @@ impl Down {
         });
         // Whoever is behind us has repeated it as often as that makes sense.
         let settled = ended.is_some() && head.values(ATTEMPTS.as_bytes()).next().is_some();
-        if !settled && ended.is_some_and(|ended| self.try_again(exchange, ended, now)) {
+        // A proxy there vouches that it reached nobody with it, and it is known who that is.
+        let vain = failed >= 500
+            && exchange.leg.as_ref().is_some_and(|leg| leg.up.is_mutual())
+            && fields::is_unprocessed(head);
+        if vain && self.try_again(exchange, Ended::InVain, now)
+            || !settled && ended.is_some_and(|ended| self.try_again(exchange, ended, now))
+        {
             exchange.leg = None;
             state.note_due(stream);
             return true;

@@ -10,7 +10,7 @@ use outrider_proxy_core::grpc;
 use outrider_proxy_core::http1::HeaderEdits;
 use outrider_proxy_core::http1::encode::ClientCert;
 use outrider_proxy_core::http1::fields::is_alike;
-use outrider_proxy_core::retry::hops::ATTEMPTS;
+use outrider_proxy_core::retry::hops::{self, ATTEMPTS};
 use outrider_proxy_core::route::RequestView;
 
 use crate::buffers::Buffers;
@@ -104,6 +104,11 @@ pub(super) fn timeout(head: &Head) -> Option<std::time::Duration> {
     head.values(GRPC_TIMEOUT).next().and_then(grpc::timeout)
 }
 
+/// Whether a response says that nothing was processed, see [`hops`]. Whether that counts is for who knows who said it.
+pub(super) fn is_unprocessed(head: &Head) -> bool {
+    head.values(hops::UNPROCESSED.as_bytes()).any(hops::vouches)
+}
+
 /// Lines `name: value\r\n` as fields.
 pub(super) fn lines(lines: &[u8]) -> impl Iterator<Item = Field<'_>> + Clone {
     let lines = lines.split(|&byte| byte == b'\n');
@@ -142,7 +147,10 @@ pub(super) fn request<'a>(
     let forward = client_cert == ClientCert::Forward;
     let tunnel = head.protocol().is_some();
     let kept = kept(head, Some(edits), move |kind, name| match kind {
-        FieldKind::Host | FieldKind::ProxyAuthentication | FieldKind::ConnectionSpecific => false,
+        FieldKind::Host
+        | FieldKind::ProxyAuthentication
+        | FieldKind::ConnectionSpecific
+        | FieldKind::Unprocessed => false,
         FieldKind::ForwardedClientCert => forward,
         // A tunnel has no content.
         FieldKind::ContentLength => !tunnel,
@@ -172,7 +180,7 @@ pub(super) fn response<'a>(
     // RFC 9110 sections 8.6 and 9.3.6.
     let no_length = head.status() < 200 || head.status() == 204 || tunnel && head.status() / 100 == 2;
     let kept = kept(head, edits, move |kind, _| match kind {
-        FieldKind::ProxyAuthentication | FieldKind::ConnectionSpecific => false,
+        FieldKind::ProxyAuthentication | FieldKind::ConnectionSpecific | FieldKind::Unprocessed => false,
         FieldKind::ContentLength => !no_length,
         _ => true,
     });
@@ -181,7 +189,7 @@ pub(super) fn response<'a>(
 
 /// The fields of trailers, in either direction.
 pub(super) fn trailers(head: &Head) -> impl Iterator<Item = Field<'_>> + Clone {
-    kept(head, None, |kind, _| kind != FieldKind::ProxyAuthentication)
+    kept(head, None, |kind, _| !matches!(kind, FieldKind::ProxyAuthentication | FieldKind::Unprocessed))
 }
 
 fn kept<'a>(

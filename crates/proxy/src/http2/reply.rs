@@ -12,7 +12,7 @@ use outrider_proxy_core::grpc;
 use outrider_proxy_core::http1::reply::REASON_HEADER;
 use outrider_proxy_core::limit::{Empty, RateLimit};
 use outrider_proxy_core::reason::{ProxyError, Reason};
-use outrider_proxy_core::retry::hops::ATTEMPTS;
+use outrider_proxy_core::retry::hops::{self, ATTEMPTS};
 
 use super::downstream::{Down, DownState, find};
 use super::exchange::Exchange;
@@ -71,7 +71,9 @@ impl Down {
         }
         self.give_up(exchange);
         if answerable {
-            self.answer(wire, exchange, reason, &Answer { detail: &detail, ..Answer::default() });
+            let vouches = exchange.tries.vouch(&error, self.peer.as_deref());
+            let lines = if vouches { hops::UNPROCESSED_LINE } else { b"" };
+            self.answer(wire, exchange, reason, &Answer { detail: &detail, lines, ..Answer::default() });
         } else {
             self.serving.stats.borrow_mut().reason(reason);
             Self::cut(wire, exchange, reason);

@@ -130,6 +130,11 @@ impl Up {
         upstream.suits(self.endpoint, self.settings.as_ref())
     }
 
+    /// Whether both ends have proved who they are.
+    pub(super) fn is_mutual(&self) -> bool {
+        self.settings.is_some()
+    }
+
     /// Whether the endpoint takes another stream here.
     fn has_places(&self) -> bool {
         !self.leaving.get() && {

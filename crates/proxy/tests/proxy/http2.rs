@@ -24,6 +24,7 @@ mod calls;
 mod checks;
 mod documents;
 mod ending;
+mod hops;
 mod hostile;
 mod mirrors;
 mod raced;

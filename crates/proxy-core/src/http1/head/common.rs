@@ -5,6 +5,7 @@ use super::{HeadError, Limits, MAX_NOMINATED, Parsed};
 use crate::authority;
 use crate::http1::body::BodyFraming;
 use crate::http1::fields::{self, HeaderKind, Line, Span, Version, members};
+use crate::retry::hops;
 
 /// Blank lines tolerated before a request line: some clients end a body with an extra CRLF.
 const MAX_LEADING_CRLF: usize = 2;
@@ -66,6 +67,7 @@ pub(super) struct Common {
     pub(super) te_trailers: bool,
     pub(super) host: Option<Span>,
     pub(super) expect: bool,
+    pub(super) unprocessed: bool,
     pub(super) keep_alive_timeout: Option<u32>,
     pub(super) nominated: Vec<Span>,
     pub(super) progress: Progress,
@@ -84,6 +86,7 @@ impl Common {
         self.te_trailers = false;
         self.host = None;
         self.expect = false;
+        self.unprocessed = false;
         self.keep_alive_timeout = None;
     }
 
@@ -196,6 +199,7 @@ impl Common {
                 }
                 self.expect = true;
             }
+            HeaderKind::Unprocessed => self.unprocessed |= hops::vouches(value),
             _ => {}
         }
         Ok(())
@@ -225,6 +229,7 @@ impl Common {
                 HeaderKind::Other
                 | HeaderKind::Nominated
                 | HeaderKind::FramingLookAlike
+                | HeaderKind::Unprocessed
                 | HeaderKind::ProxyAuthentication => {
                     if self.nominated.len() >= MAX_NOMINATED {
                         return Err(HeadError::ConnectionTooLong);
