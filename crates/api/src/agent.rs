@@ -344,6 +344,48 @@ pub struct Traffic {
     /// Resident memory in bytes; 0 if unknown.
     #[prost(uint64, tag = "3")]
     pub resident_bytes: u64,
+    /// Of each cluster it calls. Missing from agents before this one.
+    #[prost(message, repeated, tag = "4")]
+    pub clusters: Vec<ClusterTraffic>,
+    /// How many more endpoints are left alone than the clusters name: [`MAX_UNUSED`] of a proxy are named.
+    #[prost(uint64, tag = "5")]
+    pub more_unused: u64,
+}
+
+/// Most endpoints that are left alone of which a proxy's numbers tell.
+pub const MAX_UNUSED: usize = 64;
+
+/// Longest text of why an endpoint is left alone, in characters.
+pub const MAX_UNUSED_WHY: usize = 256;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClusterTraffic {
+    /// Name of the cluster, `outbound/…`.
+    #[prost(string, tag = "1")]
+    pub cluster: String,
+    /// Endpoints known now, those of services it fails over to among them.
+    #[prost(uint64, tag = "2")]
+    pub endpoints: u64,
+    /// Requests sent again.
+    #[prost(uint64, tag = "3")]
+    pub retries: u64,
+    /// Endpoints ejected so far.
+    #[prost(uint64, tag = "4")]
+    pub ejections: u64,
+    /// Endpoints that are left alone now.
+    #[prost(message, repeated, tag = "5")]
+    pub unused: Vec<UnusedEndpoint>,
+}
+
+/// An endpoint that is left alone while there are others.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UnusedEndpoint {
+    /// `IP:PORT`.
+    #[prost(string, tag = "1")]
+    pub address: String,
+    /// Why, in the words of the proxy; at most [`MAX_UNUSED_WHY`] characters are kept.
+    #[prost(string, tag = "2")]
+    pub why: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

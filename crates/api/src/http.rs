@@ -230,6 +230,25 @@ pub struct DescribeView {
     pub called_by: Vec<String>,
     /// Running instances.
     pub instances: Vec<InstanceView>,
+    /// Of a service: which of its endpoints callers leave alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_alone: Vec<LeftAloneView>,
+}
+
+/// An endpoint that callers leave alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftAloneView {
+    /// Its instance.
+    pub instance: String,
+    /// `IP:PORT`.
+    pub address: String,
+    /// Why, in the words of the first of these callers.
+    pub why: String,
+    /// Proxies that leave it alone.
+    pub seen_by: u64,
+    /// Proxies that call it, and say which endpoints they leave alone.
+    pub callers: u64,
 }
 
 /// A host.
@@ -330,6 +349,12 @@ pub struct ProxyView {
     pub inbound: TrafficView,
     /// Totals of its outbound listeners, by `NS/SERVICE`.
     pub outbound: BTreeMap<String, TrafficView>,
+    /// What it knows of the endpoints of each service it calls or is led to, by `NS/SERVICE`. Absent before its agent said so.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub called: BTreeMap<String, CalledView>,
+    /// How many more endpoints it leaves alone than are named there.
+    #[serde(default)]
+    pub more_unused: u64,
     /// Where it is in its life; absent before its agent said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub life: Option<ProxyLife>,
@@ -352,6 +377,37 @@ pub struct TrafficView {
     pub latency_us_sum: u64,
     /// By reason.
     pub reasons: BTreeMap<String, u64>,
+}
+
+/// What a proxy knows of the endpoints that calls of one service go to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CalledView {
+    /// How many there are, of all its ports. Those of services that it fails over to are among them.
+    pub endpoints: u64,
+    /// Requests sent again.
+    pub retries: u64,
+    /// Endpoints ejected so far.
+    pub ejections: u64,
+    /// Endpoints that are left alone now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unused: Vec<UnusedView>,
+}
+
+/// An endpoint that a proxy leaves alone, while there are others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UnusedView {
+    /// `IP:PORT`.
+    pub address: String,
+    /// Why, in the words of the proxy.
+    pub why: String,
+    /// `NS/SERVICE` whose endpoint it is; absent if it is none any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Its instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
 }
 
 /// `GET /v1/rollout?revision=N&waitMs=M`: which proxies have the configuration of revision N in use. Proxies

@@ -17,6 +17,7 @@ mod resources;
 mod rollout;
 mod shift;
 mod staging;
+mod traffic;
 mod versions;
 mod views;
 mod zones;
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use outrider_api::agent as wire;
-use outrider_api::http::{EventList, ProxyChange, TrafficView};
+use outrider_api::http::{EventList, ProxyChange};
 use outrider_compile::Stage;
 use outrider_intent::model::{Intent, ServiceRef};
 use outrider_intent::{Document, Key};
@@ -45,6 +46,7 @@ use lives::Lives;
 pub(crate) use lives::read as life;
 use resources::Resources;
 use shift::Shift;
+use traffic::Traffic;
 
 /// Milliseconds on a clock that never goes back and starts anywhere.
 pub(crate) type Millis = u64;
@@ -101,27 +103,6 @@ impl Published {
             set.adopt(own);
         }
         set
-    }
-}
-
-/// Traffic of a proxy as last reported.
-#[derive(Clone, Debug, Default)]
-struct Traffic {
-    resident_bytes: u64,
-    inbound: TrafficView,
-    outbound: BTreeMap<String, TrafficView>,
-}
-
-/// Bytes that the traffic of all proxies of one node takes.
-const MAX_TRAFFIC: usize = 16 << 20;
-
-impl Traffic {
-    /// About what it takes.
-    fn bytes(&self) -> usize {
-        let view =
-            |view: &TrafficView| 64 + view.reasons.keys().map(|reason| 64 + reason.len()).sum::<usize>();
-        let outbound = self.outbound.iter().map(|(name, traffic)| name.len() + view(traffic));
-        view(&self.inbound) + outbound.sum::<usize>()
     }
 }
 
@@ -338,18 +319,14 @@ impl World {
                 self.own(node, &traffic.proxy)?;
                 let caller = self.hosts.find(&traffic.proxy).map(|(.., instance)| &instance.service);
                 let caller = caller.and_then(|caller| self.declared.intent.services.get(caller));
-                let mut summed = views::traffic(traffic, |called| {
+                let clusters = caller.map(|caller| self.resources.clusters(&caller.id)).unwrap_or_default();
+                let is_called = |called: &ServiceRef| {
                     caller.is_some_and(|caller| caller.calls.contains(called)) && self.is_service(called)
-                });
+                };
+                let mut summed = Traffic::read(traffic, is_called, &clusters);
                 let others = self.hosts.get(node).into_iter().flat_map(|host| host.instances.keys());
                 let others = others.filter(|proxy| **proxy != traffic.proxy);
-                let bytes: usize =
-                    others.filter_map(|proxy| self.traffic.get(proxy)).map(Traffic::bytes).sum();
-                if bytes + summed.bytes() > MAX_TRAFFIC {
-                    // The sums stay, the details go.
-                    summed.outbound.clear();
-                    summed.inbound.reasons.clear();
-                }
+                summed.fit(others.filter_map(|proxy| self.traffic.get(proxy)));
                 self.traffic.insert(traffic.proxy.clone(), summed);
             }
         }

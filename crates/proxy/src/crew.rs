@@ -9,6 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use outrider_handover::{ClusterStats, Connections, ListenerStats, Pressure, Stats};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -280,8 +281,10 @@ impl Crew {
     /// What the workers know together.
     fn add_shared(&self, stats: &mut Stats) {
         let clusters = self.snapshot.iter().flat_map(|snapshot| snapshot.clusters.iter().flatten());
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let clock = u64::try_from(clock.as_millis()).unwrap_or(u64::MAX);
         for cluster in clusters {
-            let numbers = cluster.shared.numbers(timers::coarse_ms(), random());
+            let numbers = cluster.shared.numbers(timers::coarse_ms(), clock, random());
             let into = stats.clusters.entry(cluster.name.to_string()).or_default();
             into.ejections = numbers.ejections;
             into.retries_refused = numbers.retries_refused;

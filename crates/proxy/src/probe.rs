@@ -167,8 +167,19 @@ async fn probe(settings: &Settings, endpoint: SocketAddr) -> (Found, String) {
     let limit = settings.check.timeout;
     match tokio::time::timeout(limit, attempt(settings, endpoint)).await {
         Ok(Ok((found, cause))) => (found, cause),
-        Ok(Err(error)) => (Found::Bad, error.to_string()),
+        Ok(Err(error)) => (Found::Bad, words(&error)),
         Err(_) => (Found::Bad, format!("no answer within {limit:?}")),
+    }
+}
+
+/// What went wrong, without the system's number for it.
+fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "closes the connection without an answer".to_owned(),
+        io::ErrorKind::ConnectionRefused => "refuses connections".to_owned(),
+        _ => text.to_owned(),
     }
 }
 

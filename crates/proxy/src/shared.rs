@@ -34,6 +34,9 @@ const SECOND: u64 = 1000;
 /// Events of a cluster that wait to be written to the log; more are only counted.
 const UNTOLD: usize = 256;
 
+/// Longest cause of a check that is kept, in characters.
+const MAX_CAUSE: usize = 160;
+
 /// Most of one cluster at once, in all workers together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
@@ -94,6 +97,8 @@ struct State {
     detector: Option<Detector<SocketAddr>>,
     tallies: HashMap<SocketAddr, Arc<Tally>>,
     checker: Option<Checker<SocketAddr>>,
+    /// What the last check found wrong, of endpoints that fail theirs.
+    causes: HashMap<SocketAddr, String>,
     budget: Budget,
     out: HashSet<SocketAddr>,
     untold: Vec<(SocketAddr, Event)>,
@@ -370,6 +375,7 @@ impl Shared {
         if !same {
             let listed: HashSet<_> = cluster.endpoints.iter().map(|endpoint| endpoint.key).collect();
             state.tallies.retain(|address, _| listed.contains(address));
+            state.causes.retain(|address, _| listed.contains(address));
         }
         Self::tell_detector(&mut state);
         self.settle(&mut state, now);
@@ -414,9 +420,18 @@ impl Shared {
     pub fn checked(&self, endpoint: &SocketAddr, found: Found, cause: &str, now: u64, random: u64) {
         let traffic = self.had_traffic();
         let mut state = self.state();
-        let Some(verdict) =
-            state.checker.as_mut().and_then(|checker| checker.end(endpoint, found, traffic, now, random))
-        else {
+        let verdict =
+            state.checker.as_mut().and_then(|checker| checker.end(endpoint, found, traffic, now, random));
+        match state.checker.as_ref().map(|checker| checker.health(endpoint)) {
+            Some(Health::Unhealthy) if found != Found::Good => {
+                state.causes.insert(*endpoint, cause.chars().take(MAX_CAUSE).collect());
+            }
+            Some(Health::Unhealthy) => {}
+            _ => {
+                state.causes.remove(endpoint);
+            }
+        }
+        let Some(verdict) = verdict else {
             if found == Found::Good
                 && let Some(detector) = &mut state.detector
             {
@@ -466,8 +481,9 @@ impl Shared {
         self.due.store(next.min(now.saturating_add(SECOND)), Ordering::Relaxed);
     }
 
-    /// Numbers of now. Writes to the log what happened to endpoints, which a worker would have to wait for.
-    pub fn numbers(&self, now: u64, random: u64) -> Numbers {
+    /// Numbers of now, which is also `clock`, in milliseconds since 1970. Writes to the log what happened to endpoints,
+    /// which a worker would have to wait for.
+    pub fn numbers(&self, now: u64, clock: u64, random: u64) -> Numbers {
         self.epoch(now, || random);
         let (untold, name) = {
             let mut state = self.state();
@@ -484,11 +500,20 @@ impl Shared {
         let state = self.state();
         let mut out = BTreeMap::new();
         for (address, health) in state.checker.iter().flat_map(Checker::unusable) {
-            let why = if health == Health::Unhealthy { "fails its checks" } else { "was not checked yet" };
-            out.insert(address.to_string(), why.to_owned());
+            let why = match (health, state.causes.get(address)) {
+                (Health::Unhealthy, Some(cause)) => format!("fails its checks: {cause}"),
+                (Health::Unhealthy, None) => "fails its checks".to_owned(),
+                _ => "was not checked yet".to_owned(),
+            };
+            out.insert(address.to_string(), why);
         }
-        for (address, why, _) in state.detector.iter().flat_map(Detector::ejected) {
-            out.insert(address.to_string(), format!("ejected: {why}"));
+        for (address, why, until) in state.detector.iter().flat_map(Detector::ejected) {
+            let until = clock.saturating_add(until.saturating_sub(now));
+            let why = format!("ejected: {why}, until {}", time_of_day(until));
+            // Who fails its checks as well is out for both.
+            out.entry(address.to_string())
+                .and_modify(|checks| *checks = format!("{checks}; {why}"))
+                .or_insert(why);
         }
         Numbers {
             ejections: self.ejections.load(Ordering::Relaxed),
@@ -501,6 +526,13 @@ impl Shared {
         // A panic ends the process, so nobody sees a state that somebody left in the middle.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The time of day of a time in milliseconds since 1970.
+fn time_of_day(ms: u64) -> String {
+    let seconds = ms / 1000;
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{hour:02}:{minute:02}:{second:02} UTC")
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use outrider_testkit::http::Connection;
-use outrider_testkit::mesh::{App, Options};
+use outrider_testkit::mesh::{App, Engine, Options};
+use outrider_testkit::process::Finished;
 use outrider_testkit::shell::Shell;
 use outrider_testkit::wait::LONG;
 use outrider_testkit::{Hosts, Mesh, Pair, for_each_pair, intent, peers, ports, until};
@@ -102,6 +103,23 @@ impl Scene {
         self.mesh.app("shop/orders", server("orders", self.target, &self.unwell)?)
     }
 
+    /// The name of the only instance of a service.
+    fn instance(&self, service: &str) -> Result<String> {
+        let only = self.mesh.wait_instances("one ready instance", service, LONG, |all| {
+            all.len() == 1 && all.iter().all(|one| one.state == "ready")
+        })?;
+        only.into_iter().next().map(|one| one.name).context("an instance")
+    }
+
+    /// Waits until `describe` shows it so.
+    fn described(&self, kind: &str, name: &str, so: impl Fn(&str) -> bool) -> Result<()> {
+        until(&format!("the description of {kind} {name}"), LONG, || {
+            let shown = self.mesh.cli(&["describe", kind, name, "-n", "shop"]).and_then(Finished::ok);
+            let text = shown.map_err(|error| format!("{error:#}"))?.stdout;
+            if so(&text) { Ok(()) } else { Err(text) }
+        })
+    }
+
     /// Runs `change`, after which `by` has to answer, while calls go on: all are answered by one or the other.
     fn lossless(&self, by: &str, change: impl FnOnce() -> Result<()>) -> Result<()> {
         let stop = self.mesh.scratch()?.join("stop");
@@ -153,9 +171,23 @@ fn calls_fail_over_and_come_back(pair: Pair) -> Result<()> {
         orders = scene.start_orders()?;
         Ok(())
     })?;
-    // It is there, and says that it is unwell.
+    // It is there, and says that it is unwell: that is what the commands show, by its name, as long as it is so.
     scene.lossless("standby", || Ok(std::fs::write(&scene.unwell, "")?))?;
+    let cause = match pair.client {
+        Engine::Native => "fails its checks: answers 503",
+        Engine::Envoy => "fails its checks",
+    };
+    let (client, name) = (scene.instance("shop/client")?, scene.instance("shop/orders")?);
+    scene.described("proxy", &client, |text| {
+        text.contains(&format!("left alone: {name} (")) && text.contains(&format!("): {cause}"))
+    })?;
+    scene.described("service", "orders", |text| {
+        text.contains(&format!("seen by 1 of 1 caller as failing: {name} ({cause}"))
+            && text.contains("its calls go on to shop/standby")
+    })?;
     scene.lossless("orders", || Ok(std::fs::remove_file(&scene.unwell)?))?;
+    scene.described("proxy", &client, |text| !text.contains("left alone: "))?;
+    scene.described("service", "orders", |text| !text.contains("Left alone by callers"))?;
 
     // What the standby refuses is refused, whoever was called.
     orders.run.signal(Signal::TERM)?;

@@ -23,8 +23,11 @@ struct Protocol {
     /// For curl.
     option: &'static str,
     /// The application that says this name to whoever calls.
-    server: fn(&Path, &str, u16) -> Result<Option<Vec<String>>>,
+    server: fn(&Path, &str, u16) -> Result<Option<Line>>,
 }
+
+/// A program and its arguments.
+type Line = Vec<String>;
 
 fn python(_: &Path, name: &str, target: u16) -> Result<Option<Vec<String>>> {
     let script = format!(

@@ -3,6 +3,8 @@
 //! Envoy binds by itself (SO_REUSEPORT) what the agent has reserved. Does not: use hot restart, or hold and pause a
 //! process, so that one Envoy cannot take over from another.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -35,6 +37,8 @@ const MAX_ADMIN_BODY: usize = 16 << 20;
 
 /// What of its statistics is asked for: `^(http|tcp|cluster|listener)\.(in|out)bound/`.
 const STATS: &str = "/stats?format=json&filter=%5E(http%7Ctcp%7Ccluster%7Clistener)%5C.(in%7Cout)bound%2F";
+
+const CLUSTERS: &str = "/clusters?format=json";
 
 /// How the agent is told where the program is.
 const OPTION: &str = "--envoy PATH or OUTRIDER_ENVOY=PATH";
@@ -297,15 +301,45 @@ async fn ask(admin: &Path, method: &str, path: &str) -> Option<(u16, Vec<u8>)> {
 
 async fn read_stats(admin: &Path, pid: u32) -> Option<Stats> {
     let (200, body) = ask(admin, "GET", STATS).await? else { return None };
-    let mut stats = map_stats(&body)?;
+    let (mut stats, all_well) = map_stats(&body)?;
+    // Which they are is a long answer, so it is asked for only where there is something to tell.
+    if !all_well && let Some((200, body)) = ask(admin, "GET", CLUSTERS).await {
+        add_unused(&mut stats, &body);
+    }
     stats.resident_bytes = outrider_os::process::resident_bytes(pid).unwrap_or_default();
     Some(stats)
 }
 
-/// Envoy's numbers as ours. Pure.
-fn map_stats(body: &[u8]) -> Option<Stats> {
+/// Which endpoints are left alone, and why as far as Envoy tells: not the cause, nor until when. Pure.
+fn add_unused(stats: &mut Stats, body: &[u8]) {
+    let all: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    for cluster in all["cluster_statuses"].as_array().into_iter().flatten() {
+        let Some(known) = cluster["name"].as_str().and_then(|name| stats.clusters.get_mut(name)) else {
+            continue;
+        };
+        for host in cluster["host_statuses"].as_array().into_iter().flatten() {
+            let (socket, health) = (&host["address"]["socket_address"], &host["health_status"]);
+            let is = |what: &str| health[what].as_bool() == Some(true);
+            let why = [
+                ("fails its checks", is("failed_active_health_check") && !is("pending_active_hc")),
+                ("was not checked yet", is("pending_active_hc")),
+                ("ejected", is("failed_outlier_check")),
+            ];
+            let why: Vec<&str> = why.into_iter().filter_map(|(why, is)| is.then_some(why)).collect();
+            let address = socket["address"].as_str().and_then(|address| address.parse::<IpAddr>().ok());
+            let port = socket["port_value"].as_u64().and_then(|port| u16::try_from(port).ok());
+            if let (false, Some(address), Some(port)) = (why.is_empty(), address, port) {
+                known.unused.insert(SocketAddr::new(address, port).to_string(), why.join("; "));
+            }
+        }
+    }
+}
+
+/// Envoy's numbers as ours, and whether all endpoints are used as far as these tell. Pure.
+fn map_stats(body: &[u8]) -> Option<(Stats, bool)> {
     let all: serde_json::Value = serde_json::from_slice(body).ok()?;
     let mut stats = Stats::default();
+    let mut well = BTreeMap::new();
     let mut mismatches = Vec::new();
     for stat in all["stats"].as_array()? {
         let (Some(name), Some(value)) = (stat["name"].as_str(), stat["value"].as_u64()) else { continue };
@@ -317,6 +351,9 @@ fn map_stats(body: &[u8]) -> Option<Stats> {
         match family {
             "cluster" if what == "ssl.fail_verify_san" && value > 0 => {
                 mismatches.push((resource.to_owned(), value));
+            }
+            "cluster" if what == "membership_healthy" => {
+                well.insert(resource.to_owned(), value);
             }
             "cluster" => count_cluster(stats.clusters.entry(resource.to_owned()).or_default(), what, value),
             "http" | "tcp" | "listener" => {
@@ -331,7 +368,9 @@ fn map_stats(body: &[u8]) -> Option<Stats> {
             listener.reasons.insert("upstream_identity_mismatch".to_owned(), refused);
         }
     }
-    Some(stats)
+    let all_well =
+        well.iter().all(|(name, well)| *well >= stats.clusters.get(name).map_or(0, |one| one.endpoints));
+    Some((stats, all_well))
 }
 
 fn count_listener(listener: &mut ListenerStats, family: &str, what: &str, value: u64) {
@@ -374,14 +413,14 @@ fn count_cluster(cluster: &mut ClusterStats, what: &str, value: u64) {
         "upstream_cx_active" => cluster.active_connections = value,
         "upstream_cx_connect_fail" => cluster.connect_failures = value,
         "upstream_rq_total" => cluster.requests = value,
+        "upstream_rq_retry" => cluster.retries = value,
+        "outlier_detection.ejections_enforced_total" => cluster.ejections = value,
         _ => {}
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     #[tokio::test]
@@ -421,7 +460,8 @@ mod tests {
             {"name": "http.admin.downstream_rq_total", "value": 99},
             {"histograms": {"computed_quantiles": []}},
         ]});
-        let stats = map_stats(body.to_string().as_bytes()).unwrap();
+        let (stats, all_well) = map_stats(body.to_string().as_bytes()).unwrap();
+        assert!(all_well);
         let inbound = &stats.listeners["inbound/http"];
         assert_eq!((inbound.requests, inbound.responses[4]), (7, 2));
         assert_eq!(inbound.reasons.get("caller_not_allowed"), Some(&5), "by role and by certificate");
@@ -433,5 +473,45 @@ mod tests {
         assert_eq!(stats.clusters["outbound/shop/db/sql"].connect_failures, 4);
         assert_eq!(map_stats(b"nothing"), None);
         assert_eq!(version(br#"{"version": "abc/1.40.0/Clean/RELEASE/BoringSSL"}"#), "1.40.0");
+    }
+    #[test]
+    fn endpoints_that_envoy_leaves_alone_are_told_as_far_as_it_tells() {
+        let name = "outbound/shop/orders/http";
+        let stats = |well| {
+            let body = json!({"stats": [
+                {"name": format!("cluster.{name}.membership_total"), "value": 4},
+                {"name": format!("cluster.{name}.membership_healthy"), "value": well},
+                {"name": format!("cluster.{name}.upstream_rq_retry"), "value": 3},
+                {"name": format!("cluster.{name}.outlier_detection.ejections_enforced_total"), "value": 2},
+            ]});
+            map_stats(body.to_string().as_bytes()).unwrap()
+        };
+        assert!(stats(4).1);
+        let (mut stats, all_well) = stats(1);
+        assert!(!all_well);
+        let host = |address: &str, health: serde_json::Value| {
+            let socket = json!({"address": address, "port_value": 7000});
+            json!({"address": {"socket_address": socket}, "stats": [], "health_status": health})
+        };
+        let hosts = [
+            host("10.0.0.1", json!({"eds_health_status": "HEALTHY"})),
+            host("10.0.0.2", json!({"failed_active_health_check": true, "failed_outlier_check": true})),
+            host("10.0.0.3", json!({"failed_active_health_check": true, "pending_active_hc": true})),
+            host("fd00::4", json!({"failed_outlier_check": true})),
+            host("a name", json!({"failed_outlier_check": true})),
+        ];
+        let of = |name: &str| json!({"name": name, "host_statuses": hosts});
+        let body = json!({"cluster_statuses": [of("xds"), of(name), {"name": name}]});
+        add_unused(&mut stats, body.to_string().as_bytes());
+        add_unused(&mut stats, b"nothing");
+        let cluster = &stats.clusters[name];
+        assert_eq!((cluster.endpoints, cluster.retries, cluster.ejections), (4, 3, 2));
+        let unused = [
+            ("10.0.0.2:7000", "fails its checks; ejected"),
+            ("10.0.0.3:7000", "was not checked yet"),
+            ("[fd00::4]:7000", "ejected"),
+        ];
+        assert_eq!(cluster.unused, unused.map(|(at, why)| (at.to_owned(), why.to_owned())).into());
+        assert_eq!(stats.clusters.len(), 1);
     }
 }

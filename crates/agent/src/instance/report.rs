@@ -282,10 +282,32 @@ pub(super) fn traffic(proxy: &str, stats: &Stats) -> wire::Traffic {
                 .collect(),
             latency_us_sum: listener.latency_us_sum,
         };
+    let mut room = wire::MAX_UNUSED;
+    let mut more_unused = 0;
+    let called = stats.clusters.iter().filter(|(name, _)| name.starts_with("outbound/"));
+    let cluster = |(name, cluster): (&String, &outrider_handover::ClusterStats)| {
+        let shown = cluster.unused.len().min(room);
+        room -= shown;
+        more_unused += (cluster.unused.len() - shown) as u64;
+        let unused = cluster.unused.iter().take(shown).map(|(address, why)| wire::UnusedEndpoint {
+            address: address.clone(),
+            why: why.chars().take(wire::MAX_UNUSED_WHY).collect(),
+        });
+        wire::ClusterTraffic {
+            cluster: name.clone(),
+            endpoints: cluster.endpoints,
+            retries: cluster.retries,
+            ejections: cluster.ejections,
+            unused: unused.collect(),
+        }
+    };
+    let clusters = called.map(cluster).collect();
     wire::Traffic {
         proxy: proxy.to_owned(),
         listeners: stats.listeners.iter().map(listener).collect(),
         resident_bytes: stats.resident_bytes,
+        clusters,
+        more_unused,
     }
 }
 
@@ -312,6 +334,39 @@ mod tests {
             reasons,
             [("grpc:14", 3), ("grpc:5", 4), ("grpc:missing", 2), ("grpc:of a later version", 1)]
         );
+    }
+
+    #[test]
+    fn what_is_left_alone_is_told_by_cluster_and_bounded() {
+        let unused = |number: usize, why: &str| -> BTreeMap<String, String> {
+            (0..number).map(|n| (format!("10.0.0.1:{}", 1000 + n), why.to_owned())).collect()
+        };
+        let cluster = |endpoints, unused| outrider_handover::ClusterStats {
+            endpoints,
+            retries: 2,
+            ejections: 1,
+            unused,
+            ..Default::default()
+        };
+        let clusters = [
+            ("inbound/http".to_owned(), cluster(1, unused(1, "ours"))),
+            ("outbound/shop/a/http".to_owned(), cluster(2, unused(1, "fails its checks: answers 500"))),
+            ("outbound/shop/b/http".to_owned(), cluster(100, unused(70, &"é".repeat(1000)))),
+            ("outbound/shop/c/http".to_owned(), cluster(3, unused(3, "ejected"))),
+        ];
+        let told = traffic("shop/w-1", &Stats { clusters: clusters.into(), ..Stats::default() });
+        let names: Vec<_> =
+            told.clusters.iter().map(|one| (one.cluster.as_str(), one.unused.len())).collect();
+        assert_eq!(
+            names,
+            [("outbound/shop/a/http", 1), ("outbound/shop/b/http", 63), ("outbound/shop/c/http", 0)]
+        );
+        assert_eq!(told.more_unused, 7 + 3);
+        let first = &told.clusters[0];
+        assert_eq!((first.endpoints, first.retries, first.ejections), (2, 2, 1));
+        assert_eq!(first.unused[0].address, "10.0.0.1:1000");
+        assert_eq!(first.unused[0].why, "fails its checks: answers 500");
+        assert_eq!(told.clusters[1].unused[0].why.chars().count(), wire::MAX_UNUSED_WHY);
     }
 
     #[test]

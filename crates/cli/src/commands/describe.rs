@@ -17,6 +17,8 @@ use crate::args::{DescribeArgs, Kind};
 use crate::exit::{CliError, Outcome, ok};
 use crate::output::{Style, Table, bytes, show};
 
+mod endpoints;
+
 /// `describe KIND NAME`.
 pub(crate) async fn describe(args: DescribeArgs, context: Context) -> Outcome {
     let format = args.remote.format();
@@ -141,6 +143,8 @@ fn object(described: &Described<'_>, kind: Kind, style: Style) -> String {
         ]);
     }
     section(&mut text, "Instances", table, style);
+    let left_alone = endpoints::left_alone(&view.left_alone, &described.around, style);
+    list(&mut text, "Left alone by callers", &left_alone, style);
     text
 }
 
@@ -185,6 +189,7 @@ fn instance(view: &InstanceView, style: Style) -> String {
         table.row(traffic_row(name, traffic, style));
     }
     section(&mut text, "Since the instance started", table, style);
+    list(&mut text, "Endpoints of the services it calls", &endpoints::called(proxy, style), style);
     text
 }
 

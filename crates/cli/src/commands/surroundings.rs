@@ -211,6 +211,21 @@ impl Surroundings {
     }
 }
 
+impl Surroundings {
+    /// The service that takes its calls first where it fails.
+    pub(super) fn next_taker(&self) -> Option<&str> {
+        self.fails_over_to.iter().find(|one| !one.missing).map(|one| one.service.as_str())
+    }
+
+    /// Nothing but a list of services that take its calls.
+    #[cfg(test)]
+    pub(super) fn failing_over_to(services: &[&str]) -> Self {
+        let view =
+            |service: &&str| FailoverView { service: (*service).to_owned(), port: None, missing: false };
+        Self { fails_over_to: services.iter().map(view).collect(), ..Self::default() }
+    }
+}
+
 fn port_view(id: &ServiceRef, port: &Port) -> PortView {
     PortView {
         name: port.name.clone(),

@@ -107,6 +107,11 @@ impl Hold {
         })
     }
 
+    /// Instances of a service as they are served, by `NS/INSTANCE`.
+    pub(super) fn ports_of(&self, service: &ServiceRef) -> impl Iterator<Item = (&String, &Ports)> {
+        self.served.get(service).into_iter().flatten().map(|(proxy, served)| (proxy, &served.ports))
+    }
+
     pub(super) fn is_held(&self, service: &ServiceRef, proxy: &str) -> bool {
         let served = self.served.get(service).and_then(|instances| instances.get(proxy));
         served.is_some_and(|served| served.until.is_some())

@@ -253,6 +253,13 @@ impl Resources {
         expected
     }
 
+    /// Names of the clusters that a proxy of a service has towards others.
+    pub(super) fn clusters(&self, service: &ServiceRef) -> BTreeSet<&str> {
+        let expected = self.services.get(service).into_iter().flat_map(|compiled| &compiled.expected);
+        let clusters = expected.filter(|one| one.kind == "cluster" && one.name.starts_with("outbound/"));
+        clusters.map(|one| one.name.as_str()).collect()
+    }
+
     /// What would change in proxies between two intents: per running instance, or per service without any.
     pub(crate) fn differences(&self, before: &Intent, after: &Intent, running: &[Scope]) -> Vec<ProxyChange> {
         let (old, new) =

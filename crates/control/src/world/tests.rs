@@ -300,6 +300,7 @@ fn traffic_is_summed_by_direction() {
             listener("outbound/shop/inventory/admin", 3),
             listener("strange", 100),
         ],
+        ..Default::default()
     };
     world.fact("a", 1, &wire::FactKind::Traffic(traffic), 0).unwrap();
     let proxy = &world.instances(Some("shop"), Some("checkout"))[0].proxy;

@@ -2,58 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use outrider_api::agent as wire;
 use outrider_api::http::{
     DescribeView, EffectiveValue, InstanceView, NodeScope, NodeView, ObjectKey, ObjectView, ProxyView,
-    TrafficView,
 };
 use outrider_intent::model::ServiceRef;
 use outrider_intent::{Document, Key, Kind, effective};
 
 use super::acks::AckError;
 use super::hold::Ports;
-use super::hosts::{Host, Instance, Refusal, State, printable};
-use super::{Millis, Traffic, World};
+use super::hosts::{Host, Instance, Refusal, State};
+use super::traffic::Owners;
+use super::{Millis, World};
 
 pub(crate) fn object_key(key: &Key) -> ObjectKey {
     ObjectKey { kind: key.kind.as_str().to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
-}
-
-/// Most reasons counted apart for one direction and destination.
-const MAX_REASONS: usize = 64;
-
-/// Sums the listeners of a traffic fact up by direction and destination. Destinations that are not declared are
-/// left out.
-pub(super) fn traffic(fact: &wire::Traffic, is_service: impl Fn(&ServiceRef) -> bool) -> Traffic {
-    let mut traffic = Traffic { resident_bytes: fact.resident_bytes, ..Traffic::default() };
-    for listener in fact.listeners.iter().take(10_000) {
-        let mut parts = listener.listener.split('/');
-        let view = match (parts.next(), parts.next(), parts.next()) {
-            (Some("outbound"), Some(namespace), Some(service))
-                if is_service(&ServiceRef::new(namespace, service)) =>
-            {
-                traffic.outbound.entry(format!("{namespace}/{service}")).or_default()
-            }
-            (Some("inbound"), ..) => &mut traffic.inbound,
-            _ => continue,
-        };
-        add(view, listener);
-    }
-    traffic
-}
-
-fn add(view: &mut TrafficView, listener: &wire::ListenerTraffic) {
-    view.connections = view.connections.saturating_add(listener.connections);
-    view.requests = view.requests.saturating_add(listener.requests);
-    view.errors = view.errors.saturating_add(listener.errors);
-    view.latency_us_sum = view.latency_us_sum.saturating_add(listener.latency_us_sum);
-    for reason in listener.reasons.iter().take(100) {
-        let name = printable(&reason.reason, 100);
-        if view.reasons.len() < MAX_REASONS || view.reasons.contains_key(&name) {
-            let count = view.reasons.entry(name).or_default();
-            *count = count.saturating_add(reason.count);
-        }
-    }
 }
 
 /// Why an endpoint is one that should not be.
@@ -100,6 +62,7 @@ impl World {
             })
             .collect();
         let (mut calls, mut called_by, mut instances) = (Vec::new(), Vec::new(), Vec::new());
+        let mut left_alone = Vec::new();
         if key.kind == Kind::Service {
             let id = ServiceRef::new(&key.namespace, &key.name);
             if let Some(service) = self.declared.intent.services.get(&id) {
@@ -114,8 +77,9 @@ impl World {
                 .map(|service| service.id.to_string())
                 .collect();
             instances = self.lives(Some(&key.namespace), Some(&key.name), now);
+            left_alone = self.left_alone(&id);
         }
-        Some(DescribeView { object, values, calls, called_by, instances })
+        Some(DescribeView { object, values, calls, called_by, instances, left_alone })
     }
 
     /// Nodes by name: hosts, and those that were admitted and are not seen, or not any more.
@@ -180,12 +144,13 @@ impl World {
                 && service.is_none_or(|service| view.service == service)
         };
         let mut views: BTreeMap<(&String, &String), InstanceView> = BTreeMap::new();
+        let mut owners = Owners::default();
         for (node, host) in self.hosts.iter() {
             for (proxy, instance) in &host.instances {
                 if namespace.is_none_or(|namespace| instance.service.namespace == namespace)
                     && service.is_none_or(|service| instance.service.name == service)
                 {
-                    views.insert((proxy, node), self.instance(node, host, proxy, instance));
+                    views.insert((proxy, node), self.instance(node, host, proxy, instance, &mut owners));
                 }
             }
             for (proxy, why) in &host.refused {
@@ -239,12 +204,19 @@ impl World {
     /// The instance of a proxy (`NS/INSTANCE`), with its proxy's life.
     pub(crate) fn proxy(&self, proxy: &str, now: Millis) -> Option<InstanceView> {
         let (node, host, instance) = self.hosts.find(proxy)?;
-        let mut view = self.instance(node, host, proxy, instance);
+        let mut view = self.instance(node, host, proxy, instance, &mut Owners::default());
         self.add_life(&mut view, now);
         Some(view)
     }
 
-    fn instance(&self, node: &str, host: &Host, proxy: &str, instance: &Instance) -> InstanceView {
+    fn instance(
+        &self,
+        node: &str,
+        host: &Host,
+        proxy: &str,
+        instance: &Instance,
+        owners: &mut Owners,
+    ) -> InstanceView {
         let (state, reason) = match instance.state {
             _ if host.lost => ("lost", "nothing is heard of its host".to_owned()),
             State::Starting => ("starting", instance.reason.clone()),
@@ -263,6 +235,7 @@ impl World {
         };
         let comparison = self.compare(proxy, instance);
         let traffic = self.traffic.get(proxy).cloned().unwrap_or_default();
+        let (called, more_unused) = self.called(&traffic, owners);
         InstanceView {
             namespace: instance.service.namespace.clone(),
             service: instance.service.name.clone(),
@@ -281,6 +254,8 @@ impl World {
                 resident_bytes: traffic.resident_bytes,
                 inbound: traffic.inbound,
                 outbound: traffic.outbound,
+                called,
+                more_unused,
                 life: None,
                 last_event: None,
             },

@@ -83,6 +83,11 @@ fn facts() -> Vec<Vec<u8>> {
         FactKind::Traffic(agent::Traffic {
             proxy: text("shop/web-1"),
             listeners: vec![agent::ListenerTraffic::default()],
+            clusters: vec![agent::ClusterTraffic {
+                cluster: text("outbound/shop/db/sql"),
+                unused: vec![agent::UnusedEndpoint::default()],
+                ..Default::default()
+            }],
             ..Default::default()
         }),
         FactKind::Occurred(Box::new(agent::Occurred {

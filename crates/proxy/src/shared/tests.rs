@@ -1,5 +1,8 @@
 use std::time::Duration;
 
+use outrider_proxy_core::health::CheckConfig;
+use outrider_proxy_core::outlier::OutlierConfig;
+
 use super::*;
 
 fn limits(connections: u32, pending: u32) -> Limits {
@@ -62,6 +65,69 @@ fn retries_at_once_are_bounded() {
         let _running: Vec<_> = (0..running).map(|_| shared.begin(&limits).unwrap()).collect();
         let held: Vec<_> = (0..50).map_while(|_| shared.retry(&limits, 5000)).collect();
         assert_eq!(held.len(), expected, "{retries:?} of {running}");
-        assert_eq!(shared.numbers(5000, 0).retries_refused, 1);
+        assert_eq!(shared.numbers(5000, 0, 0).retries_refused, 1);
     }
+}
+
+/// One that is left alone is told with the cause: what the last check found, why it was ejected, and until when.
+#[test]
+fn who_is_left_alone_is_told_with_the_cause() {
+    let [ill, silent, well] = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let shared = Shared::default();
+    let timing = CheckConfig {
+        interval: 10,
+        unhealthy_interval: 10,
+        unhealthy_edge_interval: 10,
+        healthy_edge_interval: 10,
+        no_traffic_interval: 10,
+        no_traffic_healthy_interval: 10,
+        initial_jitter: 0,
+        jitter: 0,
+        jitter_percent: 0,
+        unhealthy_threshold: 2,
+        healthy_threshold: 2,
+    };
+    let mut checker = Checker::new(timing);
+    checker.update([ill, silent, well], 0, || 0);
+    let ejection = OutlierConfig { consecutive_5xx: 2, max_percent: 100, ..Default::default() };
+    let mut detector = Detector::new(ejection, 0);
+    detector.update([(ill, true), (silent, true), (well, true)]);
+    {
+        let mut state = shared.state();
+        (state.checker, state.detector) = (Some(checker), Some(detector));
+    }
+    let told = |now: u64| {
+        let clock = 86_400_000 + 14 * 3_600_000 + 5 * 60_000 + now;
+        let out = shared.numbers(now, clock, 0).out;
+        out.into_iter().map(|(address, why)| format!("{address} {why}")).collect::<Vec<_>>()
+    };
+    shared.checked(&well, Found::Good, "", 0, 0);
+    assert_eq!(told(0), ["127.0.0.1:1 was not checked yet", "127.0.0.1:2 was not checked yet"]);
+    shared.checked(&silent, Found::Good, "", 0, 0);
+    shared.checked(&ill, Found::Bad, "refuses connections", 0, 0);
+    assert_eq!(told(0), ["127.0.0.1:1 fails its checks: refuses connections"]);
+    // As it is now, and one good check is not enough.
+    shared.checked(&ill, Found::Sick, "answers 503", 10, 0);
+    shared.checked(&ill, Found::Good, "", 20, 0);
+    assert_eq!(told(20), ["127.0.0.1:1 fails its checks: answers 503"]);
+    // The second has failed once, and is well.
+    shared.checked(&silent, Found::Bad, "no answer", 20, 0);
+    assert_eq!(told(20), ["127.0.0.1:1 fails its checks: answers 503"]);
+    shared.checked(&ill, Found::Good, "", 30, 0);
+    assert!(told(30).is_empty());
+    assert!(shared.state().causes.is_empty());
+
+    {
+        let mut state = shared.state();
+        let detector = state.detector.as_mut().unwrap();
+        detector.ended(&silent, Outcome::Answered(500), 1_000, 0);
+        detector.ended(&silent, Outcome::Answered(500), 1_000, 0);
+    }
+    assert_eq!(told(2_000), ["127.0.0.1:2 ejected: 2 answers of 5xx in a row, until 14:05:31 UTC"]);
+    for _ in 0..2 {
+        shared.checked(&silent, Found::Bad, &"x".repeat(1_000), 2_000, 0);
+    }
+    let both = told(3_000).concat();
+    assert!(both.ends_with("x; ejected: 2 answers of 5xx in a row, until 14:05:31 UTC"), "{both}");
+    assert!(both.len() < 300, "{both}");
 }

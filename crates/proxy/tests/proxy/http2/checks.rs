@@ -65,7 +65,7 @@ spec: {{targetRef: {{kind: Service, name: api}}, healthCheck: {{{check}}}}}
 /// Out while it says so, and in again.
 async fn goes_out_and_comes_back(
     mut proxy: Proxy,
-    address: SocketAddr,
+    (address, why): (SocketAddr, &str),
     well: &AtomicBool,
     asked: &AtomicUsize,
 ) {
@@ -81,7 +81,7 @@ async fn goes_out_and_comes_back(
     proxy
         .counted("out", |stats| {
             let unused = &stats.clusters[OUTBOUND].unused;
-            unused.len() == 1 && unused.get(&address).map(String::as_str) == Some("fails its checks")
+            unused.len() == 1 && unused.get(&address).map(String::as_str) == Some(why)
         })
         .await;
     // Who calls is led to the other one.
@@ -110,7 +110,7 @@ async fn checks_of_http2_are_requests_of_http2() {
     .await;
     let b = endpoint(|_| (200, Some(Bytes::from_static(b"b")), None)).await;
     let proxy = Proxy::start(checked("http2", "type: HTTP, path: /ready", &[a, b])).await;
-    goes_out_and_comes_back(proxy, a, &well, &asked).await;
+    goes_out_and_comes_back(proxy, (a, "fails its checks: answers 500"), &well, &asked).await;
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn checks_of_grpc_are_calls_of_its_health_service() {
     })
     .await;
     let proxy = Proxy::start(checked("grpc", "type: GRPC, service: pkg.Api", &[a, b])).await;
-    goes_out_and_comes_back(proxy, a, &well, &asked).await;
+    goes_out_and_comes_back(proxy, (a, "fails its checks: answers NOT_SERVING"), &well, &asked).await;
 }
 
 /// Whatever else an endpoint answers, it is not well.
@@ -153,12 +153,29 @@ async fn only_a_service_that_says_it_serves_is_well() {
         super::super::resilience::Scripted::always(200, "ok").await.address,
         super::super::resilience::refusing().await,
     ];
+    let causes = [
+        "answers with the gRPC status 12",
+        "answers with the gRPC status 14",
+        "answers without a gRPC status",
+        "answers with the serving status 3",
+        "answers with something else than a status",
+        "answers 503",
+        "",
+        "refuses connections",
+    ];
     let mut all = others.to_vec();
     all.push(well);
     let mut proxy = Proxy::start(checked("grpc", "type: GRPC", &all)).await;
-    let expected: std::collections::BTreeMap<_, _> =
-        others.iter().map(|address| (address.to_string(), "fails its checks".to_owned())).collect();
-    proxy.counted("all but one are out", |stats| stats.clusters[OUTBOUND].unused == expected).await;
+    proxy
+        .counted("all but one are out", |stats| {
+            let unused = &stats.clusters[OUTBOUND].unused;
+            let told = |(address, cause): (&SocketAddr, &str)| {
+                let why = unused.get(&address.to_string());
+                why.is_some_and(|why| why.starts_with(&format!("fails its checks: {cause}")))
+            };
+            unused.len() == others.len() && others.iter().zip(causes).all(told)
+        })
+        .await;
 }
 
 #[tokio::test]
