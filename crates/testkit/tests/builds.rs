@@ -42,7 +42,9 @@ fn bad_builds_end_by_themselves() -> Result<()> {
     let folder = tempfile::tempdir()?;
     for (fault, code) in [(Fault::Exit, 1), (Fault::CrashAfter(Duration::from_millis(200)), 134)] {
         let Some(proxy) = bad(folder.path(), fault)? else { return Ok(()) };
-        let command = outrider_testkit::process::command(&proxy, folder.path());
+        let mut command = outrider_testkit::process::command(&proxy, folder.path());
+        // An agent that never comes.
+        command.arg("--control").arg(folder.path().join("agent.sock"));
         let ended = run(command, LONG)?;
         ensure!(ended.code == code, "{fault}: {ended:?}");
     }
