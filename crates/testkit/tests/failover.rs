@@ -182,12 +182,12 @@ fn calls_fail_over_and_come_back(pair: Pair) -> Result<()> {
         text.contains(&format!("left alone: {name} (")) && text.contains(&format!("): {cause}"))
     })?;
     scene.described("service", "orders", |text| {
-        text.contains(&format!("seen by 1 of 1 caller as failing: {name} ({cause}"))
+        text.contains(&format!("left alone by 1 of 1 caller: {name} ({cause}"))
             && text.contains("its calls go on to shop/standby")
     })?;
     scene.lossless("orders", || Ok(std::fs::remove_file(&scene.unwell)?))?;
     scene.described("proxy", &client, |text| !text.contains("left alone: "))?;
-    scene.described("service", "orders", |text| !text.contains("Left alone by callers"))?;
+    scene.described("service", "orders", |text| !text.contains("left alone by "))?;
 
     // What the standby refuses is refused, whoever was called.
     orders.run.signal(Signal::TERM)?;

@@ -51,9 +51,8 @@ pub(super) fn left_alone(views: &[LeftAloneView], around: &Surroundings, style: 
         let who = if one.instance.is_empty() { &one.address } else { &one.instance };
         let callers =
             if one.callers == 1 { "1 caller".to_owned() } else { format!("{} callers", one.callers) };
-        let text =
-            format!("seen by {} of {callers} as failing: {} ({})", one.seen_by, value(who), value(&one.why));
-        style.warn(&text)
+        let (who, why) = (value(who), value(&one.why));
+        style.warn(&format!("left alone by {} of {callers}: {who} ({why})", one.seen_by))
     };
     let mut lines: Vec<String> = views.iter().map(line).collect();
     // An instance with several ports says the same for each.
@@ -134,10 +133,10 @@ mod tests {
             one("", "10.0.0.2:1", 1, 1),
         ];
         insta::assert_snapshot!(shown(&two_ports, &["shop/standby", "shop/legacy"]), @r"
-        seen by 1 of 1 caller as failing: 10.0.0.2:1 (fails its checks: answers 503)
-        seen by 1 of 2 callers as failing: orders-7w5st (fails its checks: answers 503)
+        left alone by 1 of 1 caller: 10.0.0.2:1 (fails its checks: answers 503)
+        left alone by 1 of 2 callers: orders-7w5st (fails its checks: answers 503)
         as far as its endpoints fail, its calls go on to shop/standby
         ");
-        insta::assert_snapshot!(shown(&two_ports[..1], &[]), @"seen by 1 of 2 callers as failing: orders-7w5st (fails its checks: answers 503)");
+        insta::assert_snapshot!(shown(&two_ports[..1], &[]), @"left alone by 1 of 2 callers: orders-7w5st (fails its checks: answers 503)");
     }
 }
