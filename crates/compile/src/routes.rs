@@ -96,8 +96,15 @@ pub(crate) fn compile<'a>(
     Routes { configuration: configuration(&name, routes), targets }
 }
 
+/// What ends at each hop between proxies. Who does not know that (Envoy, a native proxy of before) is told, so that no
+/// application says it in its proxy's name or hears it.
+const UNPROCESSED: &str = "x-outrider-unprocessed";
+
 /// One virtual host for every `Host`: a listener leads to one service, whatever the caller calls it.
-pub(crate) fn configuration(name: &str, routes: Vec<route::Route>) -> route::RouteConfiguration {
+pub(crate) fn configuration(name: &str, mut routes: Vec<route::Route>) -> route::RouteConfiguration {
+    for route in &mut routes {
+        route.response_headers_to_remove.push(UNPROCESSED.to_owned());
+    }
     route::RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: vec![route::VirtualHost {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::diagnostic::{Code, Diagnostic};
-use crate::document::{Document, Kind};
+use crate::document::{Document, Kind, MAX_FINDINGS};
 use crate::model::{HttpMatch, HttpRoute, Intent, ServiceRef};
 use crate::resolve::Set;
 
@@ -19,7 +19,7 @@ struct Seen<'a> {
     path: String,
 }
 
-/// Finds matches that no call reaches because of another route.
+/// Finds matches that no call reaches because of another route. The first of each port counts, so no more are remembered.
 pub(crate) fn check(set: &Set<'_>, intent: &Intent, findings: &mut Vec<Diagnostic>) {
     for (kind, routes) in [(Kind::HttpRoute, &intent.http_routes), (Kind::GrpcRoute, &intent.grpc_routes)] {
         let mut seen: BTreeMap<(&ServiceRef, String), Vec<Seen<'_>>> = BTreeMap::new();
@@ -27,16 +27,26 @@ pub(crate) fn check(set: &Set<'_>, intent: &Intent, findings: &mut Vec<Diagnosti
             let Some(document) = set.find(kind, &route.namespace, &route.name) else { continue };
             for (rule_index, rule) in route.rules.iter().enumerate() {
                 for (index, matched) in rule.matches.iter().enumerate() {
+                    if findings.len() >= MAX_FINDINGS {
+                        return;
+                    }
                     let path = format!("spec/rules/{rule_index}/matches/{index}");
+                    let identity = matched.identity();
                     let mut told = false;
                     for (parent, port) in &route.parents {
-                        let equal = seen.entry((parent, matched.identity())).or_default();
-                        let before = equal.iter().find(|one| precedes(one, route, *port));
-                        if let (Some(before), false) = (before, told) {
-                            findings.push(unreachable(document, &path, (parent, *port), before));
-                            told = true;
+                        let equal = seen.entry((parent, identity.clone())).or_default();
+                        match equal.iter().find(|one| one.covers(*port)) {
+                            Some(before) if told || std::ptr::eq(before.route, route) => {}
+                            Some(before) => {
+                                findings.push(unreachable(document, &path, (parent, *port), before));
+                                told = true;
+                            }
+                            None => {}
                         }
-                        equal.push(Seen { port: *port, route, document, path: path.clone() });
+                        // One for each port, and one for all of them.
+                        if !equal.iter().any(|one| one.port == *port) {
+                            equal.push(Seen { port: *port, route, document, path: path.clone() });
+                        }
                     }
                 }
             }
@@ -44,9 +54,10 @@ pub(crate) fn check(set: &Set<'_>, intent: &Intent, findings: &mut Vec<Diagnosti
     }
 }
 
-fn precedes(one: &Seen<'_>, route: &HttpRoute, port: Option<u16>) -> bool {
-    let same_port = one.port.is_none() || port.is_none() || one.port == port;
-    same_port && !std::ptr::eq(one.route, route)
+impl Seen<'_> {
+    fn covers(&self, port: Option<u16>) -> bool {
+        self.port.is_none() || port.is_none() || self.port == port
+    }
 }
 
 fn unreachable(

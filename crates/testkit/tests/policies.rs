@@ -128,9 +128,10 @@ fn requests_are_allowed_and_denied_alike(pair: Pair) -> Result<()> {
     if pair.server == Engine::Native {
         // Who was denied and by which policy, and whom an audit would have denied.
         let caller = "\"caller\":\"spiffe://outrider.internal/ns/shop/svc/client\"";
-        for policy in
-            ["\"cause\":\"access policy admins/0\"", "\"cause\":\"access policy trial/0\",\"audit\":true"]
-        {
+        for policy in [
+            "\"cause\":\"access policy admins/0\"",
+            "\"cause\":\"access policy trial/0\",\"request\":\"GET /metrics\",\"audit\":true",
+        ] {
             until(policy, LONG, || logged(&mesh, &[caller, policy, "\"reason\":\"caller_not_allowed\""]))?;
         }
     }

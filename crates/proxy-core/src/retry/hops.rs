@@ -7,8 +7,9 @@
 //! | a reply of its own | a proxy that reached nobody, to one that proved who it is | nothing can have been processed, nor would it be by asking here again | who is before it tries its other endpoints |
 //!
 //! The first two use the field `x-envoy-attempt-count`, which Envoy knows as well; the last one uses
-//! `x-outrider-unprocessed: 1`, which is of one hop only: it is dropped from every message that is passed on, whoever wrote
-//! it, and counts for something only on a connection with mutual TLS, so that no application can say it in a proxy's name.
+//! `x-outrider-unprocessed: 1`, which is of one hop only: it is dropped from every head that is passed on, and from trailers
+//! of HTTP/2, whoever wrote it; Envoys, and proxies of before it was known, are configured to remove it from responses. It
+//! counts for something only on a connection with mutual TLS. So no application can say it in a proxy's name.
 //! It says nothing about load: who has too much of it, drains, or may not let a caller in does not write it.
 //!
 //! So of proxies in a row only the last one that may repeat a request does, within its own budget, and the load on what

@@ -9,6 +9,7 @@ use outrider_proxy_core::http1::reply::REASON_HEADER;
 use outrider_proxy_core::http1::{HeaderEdits, HeaderKind};
 use outrider_proxy_core::limit::RateLimit;
 use outrider_proxy_core::reason::Reason;
+use outrider_proxy_core::retry::hops::UNPROCESSED;
 use outrider_proxy_core::route::{
     DirectResponse, Rewrite, Route as CompiledRoute, RouteAction as CompiledAction, RouteTable,
     RouteTimeouts, VirtualHost as CompiledHost,
@@ -144,6 +145,8 @@ fn route(
         &join(path, "request_headers_to_add"),
     )?;
     let reason = named_reason(&route.response_headers_to_add);
+    // It never goes on, whoever asks for that.
+    route.response_headers_to_remove.retain(|name| !name.eq_ignore_ascii_case(UNPROCESSED));
     let response_headers = edits(
         std::mem::take(&mut route.response_headers_to_add),
         std::mem::take(&mut route.response_headers_to_remove),

@@ -169,6 +169,15 @@ fn what_is_not_carried_out_is_refused_by_name() {
     }
 }
 
+/// Older proxies and Envoys are told; here it ends anyway, and costs no response anything.
+#[test]
+fn what_ends_at_each_hop_may_be_named_as_removed() {
+    let remove = |name: &str| Route { response_headers_to_remove: vec![name.to_owned()], ..good() };
+    let (table, _) = read(remove("X-Outrider-Unprocessed")).unwrap();
+    assert!(table.routes()[0].response_headers.is_empty());
+    assert!(!read(remove("x-other")).unwrap().0.routes()[0].response_headers.is_empty());
+}
+
 #[test]
 fn the_shorter_limit_of_an_exchange_holds() {
     let seconds = |seconds: i64| Some(PbDuration { seconds, nanos: 0 });
