@@ -115,6 +115,8 @@ pub struct Assembler {
     active_routes: BTreeMap<Arc<str>, ActiveRoutes>,
     active_listeners: BTreeMap<Arc<str>, ActiveListener>,
     generation: u64,
+    /// What the last snapshot listens with.
+    listening: Arc<BTreeMap<Arc<str>, Arc<Listener>>>,
     wanted: Arc<Wanted>,
     /// What leads where may have changed.
     relink: bool,
@@ -309,7 +311,12 @@ impl Assembler {
         let mut changed = self.warm_clusters();
         if self.relink {
             changed |= self.warm_routes();
-            changed |= self.warm_listeners();
+            if self.warm_listeners() {
+                let active = self.active_listeners.iter();
+                let listening = active.map(|(name, active)| (Arc::clone(name), Arc::clone(&active.value)));
+                self.listening = Arc::new(listening.collect());
+                changed = true;
+            }
             changed |= self.drop_clusters();
         }
         if !changed {
@@ -323,9 +330,8 @@ impl Assembler {
                 *place = Some(Arc::clone(&active.value));
             }
         }
-        let listeners =
-            self.active_listeners.iter().map(|(name, active)| (Arc::clone(name), Arc::clone(&active.value)));
-        Some(Arc::new(Snapshot { generation: self.generation, listeners: listeners.collect(), clusters }))
+        let listeners = Arc::clone(&self.listening);
+        Some(Arc::new(Snapshot { generation: self.generation, listeners, clusters }))
     }
 
     fn secrets(&self) -> Option<(&Identity, &Bundle, (Serial, Serial))> {

@@ -45,8 +45,8 @@ pub use fields::Refusal;
 pub struct Snapshot {
     /// Counts up.
     pub generation: u64,
-    /// By resource name.
-    pub listeners: BTreeMap<Arc<str>, Arc<Listener>>,
+    /// By resource name. The same map as before where none has changed.
+    pub listeners: Arc<BTreeMap<Arc<str>, Arc<Listener>>>,
     /// By slot, see [`Slots`].
     pub clusters: Vec<Option<Arc<Cluster>>>,
 }

@@ -256,8 +256,12 @@ impl Worker {
                 }
             }
         }
+        let before = self.active.replace(Arc::clone(snapshot));
+        if Arc::ptr_eq(&before.listeners, &snapshot.listeners) {
+            return;
+        }
         let mut wake = false;
-        for (name, listener) in &snapshot.listeners {
+        for (name, listener) in &*snapshot.listeners {
             let known = self.servings.borrow().get(name).cloned();
             match known {
                 Some(serving) => wake |= serving.configure(listener),
@@ -270,7 +274,6 @@ impl Worker {
         for (name, serving) in &*self.servings.borrow() {
             serving.set_removed(!snapshot.listeners.contains_key(name));
         }
-        *self.active.borrow_mut() = Arc::clone(snapshot);
         self.accept_as_configured();
         if wake {
             self.timers.wake_all();
