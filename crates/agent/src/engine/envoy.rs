@@ -447,19 +447,94 @@ fn count_cluster(cluster: &mut ClusterStats, what: &str, value: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    /// The driver of some process, with the admin interface at `admin.sock`.
+    fn driver(dir: &Path) -> (Driver, mpsc::UnboundedReceiver<(u64, Event)>, std::process::Child) {
+        let child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = outrider_os::process::ProcessId::of(child.id()).unwrap().open().unwrap().unwrap();
+        let handle = Handle::found(process, isolation::find(dir, child.id()));
+        let words = LastWords::after_now(dir.join("log"));
+        let (sender, reports) = mpsc::unbounded_channel();
+        let reports_of = Reports { generation: 1, sender };
+        let mut driver = Driver::new(handle, words, dir.join("admin.sock"), reports_of, false);
+        driver.ready = true;
+        (driver, reports, child)
+    }
+
+    /// An admin interface with one endpoint of two that is ejected, and a request under way. Tells how often it was asked
+    /// who that is.
+    fn admin(dir: &Path) -> Arc<AtomicUsize> {
+        let listener = tokio::net::UnixListener::bind(dir.join("admin.sock")).unwrap();
+        let lists = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::clone(&lists);
+        let stats = json!({"stats": [
+            {"name": "cluster.outbound/a.membership_total", "value": 2},
+            {"name": "cluster.outbound/a.membership_healthy", "value": 1},
+            {"name": "http.inbound/http.downstream_rq_total", "value": 1},
+            {"name": "http.inbound/http.downstream_rq_active", "value": 1},
+        ]});
+        let socket = json!({"socket_address": {"address": "10.0.0.1", "port_value": 80}});
+        let host = json!({"address": socket, "health_status": {"failed_outlier_check": true}});
+        let clusters = json!({"cluster_statuses": [{"name": "outbound/a", "host_statuses": [host]}]});
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap() > 0 {}
+                let body = match head.starts_with(b"GET /clusters?") {
+                    true => {
+                        asked.fetch_add(1, Ordering::SeqCst);
+                        clusters.to_string()
+                    }
+                    false => stats.to_string(),
+                };
+                let length = body.len();
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        lists
+    }
+
+    #[tokio::test]
+    async fn the_list_of_endpoints_is_for_numbers_that_are_told_and_never_made_while_draining() {
+        loop {
+            let began = Instant::now();
+            let dir = tempfile::tempdir().unwrap();
+            let (mut driver, mut reports, mut child) = driver(dir.path());
+            let lists = admin(dir.path());
+            let mut told = Vec::new();
+            driver.drain = Some((began + Duration::from_secs(600), false));
+            driver.look().await;
+            for drains in [true, false, false, false] {
+                driver.drain = driver.drain.filter(|_| drains);
+                driver.command(Command::Stats).await;
+                if let Ok((_, Event::Stats(mut stats))) = reports.try_recv() {
+                    let cluster = stats.clusters.remove("outbound/a").unwrap();
+                    let why: Vec<_> = cluster.unused.into_values().collect();
+                    told.push((cluster.unused_count, why.concat(), lists.load(Ordering::SeqCst)));
+                }
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            // Else this was not run for so long that an answer came too late.
+            if began.elapsed() < ADMIN_ANSWER {
+                let named = (1, "ejected".to_owned(), 1);
+                assert_eq!(told, [(1, String::new(), 0), named.clone(), named.clone(), named]);
+                break;
+            }
+        }
+    }
 
     #[tokio::test]
     async fn an_envoy_that_does_not_answer_in_time_is_not_taken_for_drained() {
         let dir = tempfile::tempdir().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        let process = outrider_os::process::ProcessId::of(child.id()).unwrap().open().unwrap().unwrap();
-        let handle = Handle::found(process, isolation::find(dir.path(), child.id()));
-        let words = LastWords::after_now(dir.path().join("log"));
-        let (sender, mut reports) = mpsc::unbounded_channel();
-        let reports_of = Reports { generation: 1, sender };
-        let mut driver = Driver::new(handle, words, dir.path().join("no-admin.sock"), reports_of, false);
-        driver.ready = true;
+        let (mut driver, mut reports, mut child) = driver(dir.path());
         driver.drain = Some((Instant::now() + Duration::from_secs(600), false));
         driver.look().await;
         assert!(driver.drain.is_some() && reports.try_recv().is_err());
