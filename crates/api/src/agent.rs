@@ -372,9 +372,12 @@ pub struct ClusterTraffic {
     /// Endpoints ejected so far.
     #[prost(uint64, tag = "4")]
     pub ejections: u64,
-    /// Endpoints that are left alone now.
+    /// Endpoints that are left alone now, or some of them: each cluster has its first few named before any has more.
     #[prost(message, repeated, tag = "5")]
     pub unused: Vec<UnusedEndpoint>,
+    /// How many are left alone now, named or not. 0 from agents before this one: then those that are named.
+    #[prost(uint64, tag = "6")]
+    pub unused_count: u64,
 }
 
 /// An endpoint that is left alone while there are others.

@@ -233,6 +233,9 @@ pub struct DescribeView {
     /// Of a service: which of its endpoints callers leave alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_alone: Vec<LeftAloneView>,
+    /// Of a service: up to how many more of its endpoints are left alone by callers that do not name all.
+    #[serde(default)]
+    pub more_left_alone: u64,
 }
 
 /// An endpoint that callers leave alone.
@@ -389,9 +392,12 @@ pub struct CalledView {
     pub retries: u64,
     /// Endpoints ejected so far.
     pub ejections: u64,
-    /// Endpoints that are left alone now.
+    /// Endpoints that are left alone now: those that are named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unused: Vec<UnusedView>,
+    /// How many are left alone now, named or not.
+    #[serde(default)]
+    pub unused_count: u64,
 }
 
 /// An endpoint that a proxy leaves alone, while there are others.

@@ -39,14 +39,19 @@ use serde::{Deserialize, Serialize};
 mod channel;
 pub mod keep;
 mod pairs;
+mod shares;
 
 pub use channel::{Channel, ChannelError, Receiver, Sender, ask_first};
+pub use shares::shares;
 
 /// The descriptor at which a proxy finds its end of the socket.
 pub const CONTROL_FD: i32 = 3;
 
 /// Largest JSON body, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// Most endpoints that are left alone which one proxy names, see [`shares`].
+pub const MAX_UNUSED: usize = 64;
 
 /// Version of what is said here. 1 has neither [`ToProxy::Accept`], [`ToProxy::Pause`] nor [`ToProxy::Return`],
 /// and a proxy of it cannot be held.
@@ -395,7 +400,17 @@ pub struct ClusterStats {
     pub stream_window_waits: u64,
     /// How often one waited for the window of the connection, which other streams had used up. Envoy does not tell.
     pub connection_window_waits: u64,
-    /// Endpoints that are left alone now while there are others, and why.
+    /// Endpoints that are left alone now while there are others, and why: some of them, at most [`MAX_UNUSED`] in all
+    /// clusters together.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unused: BTreeMap<String, String>,
+    /// How many are left alone, see [`Self::all_unused`].
+    pub unused_count: u64,
+}
+
+impl ClusterStats {
+    /// How many endpoints are left alone. Older proxies name all of them, and tell no number.
+    pub fn all_unused(&self) -> u64 {
+        self.unused_count.max(self.unused.len() as u64)
+    }
 }

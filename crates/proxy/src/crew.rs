@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::config::Snapshot;
 use crate::log::Log;
+use crate::shared::Shared;
 use crate::timers;
 use crate::worker::{self, Command, Report, Scope, Stage, Start};
 
@@ -272,23 +273,33 @@ impl Crew {
         for report in self.ask(Command::Stats).all().await {
             add(&mut stats, report);
         }
-        self.add_shared(&mut stats);
+        let clusters = self.snapshot.iter().flat_map(|snapshot| snapshot.clusters.iter().flatten());
+        add_shared(&mut stats, clusters.map(|cluster| (&*cluster.name, &*cluster.shared)));
         stats
     }
 }
 
-impl Crew {
-    /// What the workers know together.
-    fn add_shared(&self, stats: &mut Stats) {
-        let clusters = self.snapshot.iter().flat_map(|snapshot| snapshot.clusters.iter().flatten());
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let clock = u64::try_from(clock.as_millis()).unwrap_or(u64::MAX);
-        for cluster in clusters {
-            let numbers = cluster.shared.numbers(timers::coarse_ms(), clock, random());
-            let into = stats.clusters.entry(cluster.name.to_string()).or_default();
-            into.ejections = numbers.ejections;
-            into.retries_refused = numbers.retries_refused;
-            into.unused = numbers.out;
+/// What the workers know together of each cluster, by its name.
+pub fn add_shared<'a>(stats: &mut Stats, clusters: impl Iterator<Item = (&'a str, &'a Shared)>) {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let clock = u64::try_from(clock.as_millis()).unwrap_or(u64::MAX);
+    let now = timers::coarse_ms();
+    let mut ailing = BTreeMap::new();
+    for (name, shared) in clusters {
+        let numbers = shared.numbers(now, random());
+        let into = stats.clusters.entry(name.to_owned()).or_default();
+        into.ejections = numbers.ejections;
+        into.retries_refused = numbers.retries_refused;
+        into.unused_count = numbers.out;
+        if numbers.out > 0 {
+            ailing.insert(name, (numbers.out, shared));
+        }
+    }
+    // All of them may be more than a message takes, so only some are named.
+    let counts: Vec<u64> = ailing.values().map(|(count, _)| *count).collect();
+    for ((name, (_, shared)), most) in ailing.into_iter().zip(outrider_handover::shares(&counts)) {
+        if let Some(into) = stats.clusters.get_mut(name) {
+            into.unused = shared.unused(most, now, clock);
         }
     }
 }

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
 use outrider_proxy_core::health::{Checker, Found, Health};
-use outrider_proxy_core::outlier::{Count, Detector, Event, Outcome};
+use outrider_proxy_core::outlier::{Count, Detector, Event, Outcome, Why};
 use outrider_proxy_core::retry::budget::{Budget, BudgetConfig};
 use tokio::sync::Notify;
 
@@ -198,8 +198,8 @@ pub struct Numbers {
     pub ejections: u64,
     /// Retries that there was no budget for.
     pub retries_refused: u64,
-    /// Endpoints that are left alone, and why.
-    pub out: BTreeMap<String, String>,
+    /// How many endpoints are left alone; see [`Shared::unused`].
+    pub out: u64,
 }
 
 /// One worker's way to what all know: copied with every request, which must not cost what copying an [`Arc`] does.
@@ -481,9 +481,8 @@ impl Shared {
         self.due.store(next.min(now.saturating_add(SECOND)), Ordering::Relaxed);
     }
 
-    /// Numbers of now, which is also `clock`, in milliseconds since 1970. Writes to the log what happened to endpoints,
-    /// which a worker would have to wait for.
-    pub fn numbers(&self, now: u64, clock: u64, random: u64) -> Numbers {
+    /// Numbers of now. Writes to the log what happened to endpoints, which a worker would have to wait for.
+    pub fn numbers(&self, now: u64, random: u64) -> Numbers {
         self.epoch(now, || random);
         let (untold, name) = {
             let mut state = self.state();
@@ -497,29 +496,45 @@ impl Shared {
                 Event::Returned => tracing::info!(cluster = &*name, %endpoint, "no longer ejected"),
             }
         }
-        let state = self.state();
-        let mut out = BTreeMap::new();
-        for (address, health) in state.checker.iter().flat_map(Checker::unusable) {
-            let why = match (health, state.causes.get(address)) {
-                (Health::Unhealthy, Some(cause)) => format!("fails its checks: {cause}"),
-                (Health::Unhealthy, None) => "fails its checks".to_owned(),
-                _ => "was not checked yet".to_owned(),
-            };
-            out.insert(address.to_string(), why);
-        }
-        for (address, why, until) in state.detector.iter().flat_map(Detector::ejected) {
-            let until = clock.saturating_add(until.saturating_sub(now));
-            let why = format!("ejected: {why}, until {}", time_of_day(until));
-            // Who fails its checks as well is out for both.
-            out.entry(address.to_string())
-                .and_modify(|checks| *checks = format!("{checks}; {why}"))
-                .or_insert(why);
-        }
         Numbers {
             ejections: self.ejections.load(Ordering::Relaxed),
             retries_refused: self.retries_refused.load(Ordering::Relaxed),
-            out,
+            out: self.state().out.len() as u64,
         }
+    }
+
+    /// The first few endpoints that are left alone, by address, and why. Now is also
+    /// `clock`, in milliseconds since 1970.
+    pub fn unused(&self, most: usize, now: u64, clock: u64) -> BTreeMap<String, String> {
+        let state = self.state();
+        // Who fails its checks and is ejected as well is out for both.
+        let mut first: BTreeMap<SocketAddr, (Option<Health>, Option<(Why, u64)>)> = BTreeMap::new();
+        for (address, health) in state.checker.iter().flat_map(Checker::unusable) {
+            first.entry(*address).or_default().0 = Some(health);
+            if first.len() > most {
+                first.pop_last();
+            }
+        }
+        for (address, why, until) in state.detector.iter().flat_map(Detector::ejected) {
+            first.entry(*address).or_default().1 = Some((why, until));
+            if first.len() > most {
+                first.pop_last();
+            }
+        }
+        let told = |(address, (health, ejected)): (SocketAddr, (Option<Health>, Option<(Why, u64)>))| {
+            let checks = health.map(|health| match (health, state.causes.get(&address)) {
+                (Health::Unhealthy, Some(cause)) => format!("fails its checks: {cause}"),
+                (Health::Unhealthy, None) => "fails its checks".to_owned(),
+                _ => "was not checked yet".to_owned(),
+            });
+            let ejected = ejected.map(|(why, until)| {
+                let until = clock.saturating_add(until.saturating_sub(now));
+                format!("ejected: {why}, until {}", time_of_day(until))
+            });
+            let why: Vec<String> = checks.into_iter().chain(ejected).collect();
+            (address.to_string(), why.join("; "))
+        };
+        first.into_iter().map(told).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -4,13 +4,12 @@
 //! process, so that one Envoy cannot take over from another.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
 use outrider_handover::{ClusterStats, Connections, ListenerStats, State, Stats};
 use outrider_os::process::Process;
@@ -25,6 +24,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::process::{Handle, LastWords};
 use super::{Command, Event, Reports, Running, Spec, StartError};
 use crate::isolation::{self, Room};
+
+mod unused;
+
+use unused::Unused;
 
 /// Between two looks at whether it is ready. Its admin interface answers questions and tells nothing by itself.
 const POLL: Duration = Duration::from_millis(20);
@@ -144,6 +147,7 @@ struct Driver {
     hung: bool,
     /// What it is to finish, at the latest when.
     drain: Option<(Instant, bool)>,
+    unused: Unused,
 }
 
 impl Driver {
@@ -156,7 +160,19 @@ impl Driver {
     ) -> Self {
         let pid = process.id().map_or(0, |id| id.pid);
         let answered = Instant::now();
-        Self { process, words, pid, admin, reports, found, ready: false, answered, hung: false, drain: None }
+        Self {
+            process,
+            words,
+            pid,
+            admin,
+            reports,
+            found,
+            ready: false,
+            answered,
+            hung: false,
+            drain: None,
+            unused: Unused::default(),
+        }
     }
 
     fn run(self, room: Room) -> Running {
@@ -185,8 +201,9 @@ impl Driver {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Stats => {
-                if let Some(stats) = read_stats(&self.admin, self.pid).await {
+                if let Some(mut stats) = read_stats(&self.admin, self.pid).await {
                     self.answered = Instant::now();
+                    self.add_unused(&mut stats).await;
                     self.reports.send(Event::Stats(Box::new(stats)));
                 }
             }
@@ -240,6 +257,25 @@ impl Driver {
         }
     }
 
+    /// Who is left alone, for those who are told these numbers. One that drains has better things to do than to make the list.
+    async fn add_unused(&mut self, stats: &mut Stats) {
+        if self.drain.is_none() && self.unused.asks(stats, Instant::now()) {
+            match ask_for(&self.admin, "GET", CLUSTERS).await {
+                Ok((200, body)) => {
+                    if let Err(error) = self.unused.learn(&body, stats) {
+                        self.unused.complain(&self.admin, &error);
+                    }
+                }
+                Err(Unheard::TooLarge) => {
+                    self.unused.complain(&self.admin, &"the list of its endpoints is too large");
+                }
+                // As with other questions: the next round asks again.
+                Ok(_) | Err(Unheard::Silent) => {}
+            }
+        }
+        self.unused.add_to(stats);
+    }
+
     async fn look_at_drain(&mut self, deadline: Instant, inbound_only: bool) {
         let concerned = |name: &str| !inbound_only || name.starts_with("inbound/");
         let open = match read_stats(&self.admin, self.pid).await {
@@ -277,66 +313,53 @@ fn version(server_info: &[u8]) -> String {
     text.split('/').nth(1).unwrap_or(text).to_owned()
 }
 
+/// Why there is no answer.
+#[derive(Debug)]
+enum Unheard {
+    Silent,
+    TooLarge,
+}
+
 /// One request to the admin interface; `None` if it does not answer.
 async fn ask(admin: &Path, method: &str, path: &str) -> Option<(u16, Vec<u8>)> {
+    ask_for(admin, method, path).await.ok()
+}
+
+async fn ask_for(admin: &Path, method: &str, path: &str) -> Result<(u16, Vec<u8>), Unheard> {
+    let silent = |_| Unheard::Silent;
     let exchange = async {
-        let stream = UnixStream::connect(admin).await.ok()?;
+        let stream = UnixStream::connect(admin).await.map_err(|_| Unheard::Silent)?;
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(silent)?;
         let request = http::Request::builder()
             .method(method)
             .uri(path)
             .header("host", "admin")
             .header("connection", "close")
             .body(Empty::<bytes::Bytes>::new())
-            .ok()?;
+            .map_err(|_| Unheard::Silent)?;
         let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-        let response = sender.send_request(request).await.ok()?;
+        let response = sender.send_request(request).await.map_err(silent)?;
         let code = response.status().as_u16();
-        let body = Limited::new(response.into_body(), MAX_ADMIN_BODY).collect().await.ok()?.to_bytes();
-        Some((code, body.to_vec()))
+        let body = Limited::new(response.into_body(), MAX_ADMIN_BODY).collect().await;
+        let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+            true => Unheard::TooLarge,
+            false => Unheard::Silent,
+        })?;
+        Ok((code, body.to_bytes().to_vec()))
     };
-    tokio::time::timeout(ADMIN_ANSWER, exchange).await.ok()?
+    tokio::time::timeout(ADMIN_ANSWER, exchange).await.unwrap_or(Err(Unheard::Silent))
 }
 
 async fn read_stats(admin: &Path, pid: u32) -> Option<Stats> {
     let (200, body) = ask(admin, "GET", STATS).await? else { return None };
-    let (mut stats, all_well) = map_stats(&body)?;
-    // Which they are is a long answer, so it is asked for only where there is something to tell.
-    if !all_well && let Some((200, body)) = ask(admin, "GET", CLUSTERS).await {
-        add_unused(&mut stats, &body);
-    }
+    let mut stats = map_stats(&body)?;
     stats.resident_bytes = outrider_os::process::resident_bytes(pid).unwrap_or_default();
     Some(stats)
 }
 
-/// Which endpoints are left alone, and why as far as Envoy tells: not the cause, nor until when. Pure.
-fn add_unused(stats: &mut Stats, body: &[u8]) {
-    let all: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    for cluster in all["cluster_statuses"].as_array().into_iter().flatten() {
-        let Some(known) = cluster["name"].as_str().and_then(|name| stats.clusters.get_mut(name)) else {
-            continue;
-        };
-        for host in cluster["host_statuses"].as_array().into_iter().flatten() {
-            let (socket, health) = (&host["address"]["socket_address"], &host["health_status"]);
-            let is = |what: &str| health[what].as_bool() == Some(true);
-            let why = [
-                ("fails its checks", is("failed_active_health_check") && !is("pending_active_hc")),
-                ("was not checked yet", is("pending_active_hc")),
-                ("ejected", is("failed_outlier_check")),
-            ];
-            let why: Vec<&str> = why.into_iter().filter_map(|(why, is)| is.then_some(why)).collect();
-            let address = socket["address"].as_str().and_then(|address| address.parse::<IpAddr>().ok());
-            let port = socket["port_value"].as_u64().and_then(|port| u16::try_from(port).ok());
-            if let (false, Some(address), Some(port)) = (why.is_empty(), address, port) {
-                known.unused.insert(SocketAddr::new(address, port).to_string(), why.join("; "));
-            }
-        }
-    }
-}
-
-/// Envoy's numbers as ours, and whether all endpoints are used as far as these tell. Pure.
-fn map_stats(body: &[u8]) -> Option<(Stats, bool)> {
+/// Envoy's numbers as ours. Pure.
+fn map_stats(body: &[u8]) -> Option<Stats> {
     let all: serde_json::Value = serde_json::from_slice(body).ok()?;
     let mut stats = Stats::default();
     let mut well = BTreeMap::new();
@@ -368,9 +391,12 @@ fn map_stats(body: &[u8]) -> Option<(Stats, bool)> {
             listener.reasons.insert("upstream_identity_mismatch".to_owned(), refused);
         }
     }
-    let all_well =
-        well.iter().all(|(name, well)| *well >= stats.clusters.get(name).map_or(0, |one| one.endpoints));
-    Some((stats, all_well))
+    for (name, well) in well {
+        if let Some(cluster) = stats.clusters.get_mut(&name) {
+            cluster.unused_count = cluster.endpoints.saturating_sub(well);
+        }
+    }
+    Some(stats)
 }
 
 fn count_listener(listener: &mut ListenerStats, family: &str, what: &str, value: u64) {
@@ -421,19 +447,94 @@ fn count_cluster(cluster: &mut ClusterStats, what: &str, value: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    /// The driver of some process, with the admin interface at `admin.sock`.
+    fn driver(dir: &Path) -> (Driver, mpsc::UnboundedReceiver<(u64, Event)>, std::process::Child) {
+        let child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = outrider_os::process::ProcessId::of(child.id()).unwrap().open().unwrap().unwrap();
+        let handle = Handle::found(process, isolation::find(dir, child.id()));
+        let words = LastWords::after_now(dir.join("log"));
+        let (sender, reports) = mpsc::unbounded_channel();
+        let reports_of = Reports { generation: 1, sender };
+        let mut driver = Driver::new(handle, words, dir.join("admin.sock"), reports_of, false);
+        driver.ready = true;
+        (driver, reports, child)
+    }
+
+    /// An admin interface with one endpoint of two that is ejected, and a request under way. Tells how often it was asked
+    /// who that is.
+    fn admin(dir: &Path) -> Arc<AtomicUsize> {
+        let listener = tokio::net::UnixListener::bind(dir.join("admin.sock")).unwrap();
+        let lists = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::clone(&lists);
+        let stats = json!({"stats": [
+            {"name": "cluster.outbound/a.membership_total", "value": 2},
+            {"name": "cluster.outbound/a.membership_healthy", "value": 1},
+            {"name": "http.inbound/http.downstream_rq_total", "value": 1},
+            {"name": "http.inbound/http.downstream_rq_active", "value": 1},
+        ]});
+        let socket = json!({"socket_address": {"address": "10.0.0.1", "port_value": 80}});
+        let host = json!({"address": socket, "health_status": {"failed_outlier_check": true}});
+        let clusters = json!({"cluster_statuses": [{"name": "outbound/a", "host_statuses": [host]}]});
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap() > 0 {}
+                let body = match head.starts_with(b"GET /clusters?") {
+                    true => {
+                        asked.fetch_add(1, Ordering::SeqCst);
+                        clusters.to_string()
+                    }
+                    false => stats.to_string(),
+                };
+                let length = body.len();
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        lists
+    }
+
+    #[tokio::test]
+    async fn the_list_of_endpoints_is_for_numbers_that_are_told_and_never_made_while_draining() {
+        loop {
+            let began = Instant::now();
+            let dir = tempfile::tempdir().unwrap();
+            let (mut driver, mut reports, mut child) = driver(dir.path());
+            let lists = admin(dir.path());
+            let mut told = Vec::new();
+            driver.drain = Some((began + Duration::from_secs(600), false));
+            driver.look().await;
+            for drains in [true, false, false, false] {
+                driver.drain = driver.drain.filter(|_| drains);
+                driver.command(Command::Stats).await;
+                if let Ok((_, Event::Stats(mut stats))) = reports.try_recv() {
+                    let cluster = stats.clusters.remove("outbound/a").unwrap();
+                    let why: Vec<_> = cluster.unused.into_values().collect();
+                    told.push((cluster.unused_count, why.concat(), lists.load(Ordering::SeqCst)));
+                }
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            // Else this was not run for so long that an answer came too late.
+            if began.elapsed() < ADMIN_ANSWER {
+                let named = (1, "ejected".to_owned(), 1);
+                assert_eq!(told, [(1, String::new(), 0), named.clone(), named.clone(), named]);
+                break;
+            }
+        }
+    }
 
     #[tokio::test]
     async fn an_envoy_that_does_not_answer_in_time_is_not_taken_for_drained() {
         let dir = tempfile::tempdir().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        let process = outrider_os::process::ProcessId::of(child.id()).unwrap().open().unwrap().unwrap();
-        let handle = Handle::found(process, isolation::find(dir.path(), child.id()));
-        let words = LastWords::after_now(dir.path().join("log"));
-        let (sender, mut reports) = mpsc::unbounded_channel();
-        let reports_of = Reports { generation: 1, sender };
-        let mut driver = Driver::new(handle, words, dir.path().join("no-admin.sock"), reports_of, false);
-        driver.ready = true;
+        let (mut driver, mut reports, mut child) = driver(dir.path());
         driver.drain = Some((Instant::now() + Duration::from_secs(600), false));
         driver.look().await;
         assert!(driver.drain.is_some() && reports.try_recv().is_err());
@@ -460,8 +561,7 @@ mod tests {
             {"name": "http.admin.downstream_rq_total", "value": 99},
             {"histograms": {"computed_quantiles": []}},
         ]});
-        let (stats, all_well) = map_stats(body.to_string().as_bytes()).unwrap();
-        assert!(all_well);
+        let stats = map_stats(body.to_string().as_bytes()).unwrap();
         let inbound = &stats.listeners["inbound/http"];
         assert_eq!((inbound.requests, inbound.responses[4]), (7, 2));
         assert_eq!(inbound.reasons.get("caller_not_allowed"), Some(&5), "by role and by certificate");
@@ -474,44 +574,21 @@ mod tests {
         assert_eq!(map_stats(b"nothing"), None);
         assert_eq!(version(br#"{"version": "abc/1.40.0/Clean/RELEASE/BoringSSL"}"#), "1.40.0");
     }
+
     #[test]
-    fn endpoints_that_envoy_leaves_alone_are_told_as_far_as_it_tells() {
+    fn who_is_not_well_is_counted() {
         let name = "outbound/shop/orders/http";
-        let stats = |well| {
+        let cluster = |well| {
             let body = json!({"stats": [
-                {"name": format!("cluster.{name}.membership_total"), "value": 4},
                 {"name": format!("cluster.{name}.membership_healthy"), "value": well},
+                {"name": format!("cluster.{name}.membership_total"), "value": 4},
                 {"name": format!("cluster.{name}.upstream_rq_retry"), "value": 3},
                 {"name": format!("cluster.{name}.outlier_detection.ejections_enforced_total"), "value": 2},
             ]});
-            map_stats(body.to_string().as_bytes()).unwrap()
+            map_stats(body.to_string().as_bytes()).unwrap().clusters.remove(name).unwrap()
         };
-        assert!(stats(4).1);
-        let (mut stats, all_well) = stats(1);
-        assert!(!all_well);
-        let host = |address: &str, health: serde_json::Value| {
-            let socket = json!({"address": address, "port_value": 7000});
-            json!({"address": {"socket_address": socket}, "stats": [], "health_status": health})
-        };
-        let hosts = [
-            host("10.0.0.1", json!({"eds_health_status": "HEALTHY"})),
-            host("10.0.0.2", json!({"failed_active_health_check": true, "failed_outlier_check": true})),
-            host("10.0.0.3", json!({"failed_active_health_check": true, "pending_active_hc": true})),
-            host("fd00::4", json!({"failed_outlier_check": true})),
-            host("a name", json!({"failed_outlier_check": true})),
-        ];
-        let of = |name: &str| json!({"name": name, "host_statuses": hosts});
-        let body = json!({"cluster_statuses": [of("xds"), of(name), {"name": name}]});
-        add_unused(&mut stats, body.to_string().as_bytes());
-        add_unused(&mut stats, b"nothing");
-        let cluster = &stats.clusters[name];
-        assert_eq!((cluster.endpoints, cluster.retries, cluster.ejections), (4, 3, 2));
-        let unused = [
-            ("10.0.0.2:7000", "fails its checks; ejected"),
-            ("10.0.0.3:7000", "was not checked yet"),
-            ("[fd00::4]:7000", "ejected"),
-        ];
-        assert_eq!(cluster.unused, unused.map(|(at, why)| (at.to_owned(), why.to_owned())).into());
-        assert_eq!(stats.clusters.len(), 1);
+        let ill = cluster(1);
+        assert_eq!((ill.endpoints, ill.retries, ill.ejections, ill.unused_count), (4, 3, 2, 3));
+        assert_eq!([cluster(4), cluster(5)].map(|one| one.unused_count), [0, 0]);
     }
 }

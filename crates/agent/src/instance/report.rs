@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use outrider_api::agent as wire;
-use outrider_handover::{DrainStats, Stats};
+use outrider_handover::{DrainStats, Stats, shares};
 use outrider_proxy_core::grpc::Said;
 use outrider_supervise::Step;
 use outrider_supervise::size::Size;
@@ -282,13 +282,12 @@ pub(super) fn traffic(proxy: &str, stats: &Stats) -> wire::Traffic {
                 .collect(),
             latency_us_sum: listener.latency_us_sum,
         };
-    let mut room = wire::MAX_UNUSED;
-    let mut more_unused = 0;
     let called = stats.clusters.iter().filter(|(name, _)| name.starts_with("outbound/"));
-    let cluster = |(name, cluster): (&String, &outrider_handover::ClusterStats)| {
-        let shown = cluster.unused.len().min(room);
-        room -= shown;
-        more_unused += (cluster.unused.len() - shown) as u64;
+    let named: Vec<u64> = called.clone().map(|(_, cluster)| cluster.unused.len() as u64).collect();
+    let mut more_unused: u64 = 0;
+    let cluster = |((name, cluster), shown): ((&String, &outrider_handover::ClusterStats), usize)| {
+        let unused_count = cluster.all_unused();
+        more_unused = more_unused.saturating_add(unused_count.saturating_sub(shown as u64));
         let unused = cluster.unused.iter().take(shown).map(|(address, why)| wire::UnusedEndpoint {
             address: address.clone(),
             why: why.chars().take(wire::MAX_UNUSED_WHY).collect(),
@@ -299,9 +298,10 @@ pub(super) fn traffic(proxy: &str, stats: &Stats) -> wire::Traffic {
             retries: cluster.retries,
             ejections: cluster.ejections,
             unused: unused.collect(),
+            unused_count,
         }
     };
-    let clusters = called.map(cluster).collect();
+    let clusters = called.zip(shares(&named)).map(cluster).collect();
     wire::Traffic {
         proxy: proxy.to_owned(),
         listeners: stats.listeners.iter().map(listener).collect(),
@@ -348,20 +348,24 @@ mod tests {
             unused,
             ..Default::default()
         };
+        let counted =
+            outrider_handover::ClusterStats { unused_count: 500, ..cluster(600, unused(3, "ejected")) };
         let clusters = [
             ("inbound/http".to_owned(), cluster(1, unused(1, "ours"))),
             ("outbound/shop/a/http".to_owned(), cluster(2, unused(1, "fails its checks: answers 500"))),
             ("outbound/shop/b/http".to_owned(), cluster(100, unused(70, &"é".repeat(1000)))),
-            ("outbound/shop/c/http".to_owned(), cluster(3, unused(3, "ejected"))),
+            ("outbound/shop/c/http".to_owned(), counted),
         ];
         let told = traffic("shop/w-1", &Stats { clusters: clusters.into(), ..Stats::default() });
         let names: Vec<_> =
             told.clusters.iter().map(|one| (one.cluster.as_str(), one.unused.len())).collect();
         assert_eq!(
             names,
-            [("outbound/shop/a/http", 1), ("outbound/shop/b/http", 63), ("outbound/shop/c/http", 0)]
+            [("outbound/shop/a/http", 1), ("outbound/shop/b/http", 60), ("outbound/shop/c/http", 3)]
         );
-        assert_eq!(told.more_unused, 7 + 3);
+        // A proxy that counts them names fewer than there are; older ones only name them.
+        assert_eq!(told.clusters.iter().map(|one| one.unused_count).collect::<Vec<_>>(), [1, 70, 500]);
+        assert_eq!(told.more_unused, 10 + 497);
         let first = &told.clusters[0];
         assert_eq!((first.endpoints, first.retries, first.ejections), (2, 2, 1));
         assert_eq!(first.unused[0].address, "10.0.0.1:1000");

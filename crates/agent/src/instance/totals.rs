@@ -58,6 +58,7 @@ impl Totals {
             last.clusters.values_mut().for_each(|cluster| {
                 (cluster.active_connections, cluster.endpoints) = (0, 0);
                 cluster.unused.clear();
+                cluster.unused_count = 0;
             });
             let (listeners, clusters) = (last.listeners, last.clusters);
             add(&mut self.ended, &Stats { listeners, clusters, ..Stats::default() });
@@ -87,6 +88,7 @@ impl Totals {
             let shown = shown.clusters.get(name);
             cluster.endpoints = shown.map_or(0, |cluster| cluster.endpoints);
             cluster.unused = shown.map(|cluster| cluster.unused.clone()).unwrap_or_default();
+            cluster.unused_count = shown.map_or(0, ClusterStats::all_unused);
         }
         Some(sum)
     }
@@ -169,6 +171,7 @@ fn add_cluster(sum: &mut ClusterStats, more: &ClusterStats) {
         stream_window_waits,
         connection_window_waits,
         unused,
+        unused_count,
     } = more;
     for (sum, more) in [
         (&mut sum.endpoints, endpoints),
@@ -187,6 +190,7 @@ fn add_cluster(sum: &mut ClusterStats, more: &ClusterStats) {
         *sum = sum.saturating_add(*more);
     }
     sum.unused.clone_from(unused);
+    sum.unused_count = *unused_count;
 }
 
 #[cfg(test)]

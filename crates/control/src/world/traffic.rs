@@ -31,6 +31,14 @@ struct Called {
     retries: u64,
     ejections: u64,
     unused: BTreeMap<SocketAddr, String>,
+    /// How many are left alone, named or not.
+    unused_count: u64,
+}
+
+impl Called {
+    fn more_unused(&self) -> u64 {
+        self.unused_count.saturating_sub(self.unused.len() as u64)
+    }
 }
 
 /// Bytes that the traffic of all proxies of one node takes.
@@ -80,11 +88,14 @@ impl Traffic {
             let kept = cluster.unused.len().min(room);
             room -= kept;
             traffic.more_unused = traffic.more_unused.saturating_add((cluster.unused.len() - kept) as u64);
+            let mut told = (cluster.unused.len() - kept) as u64;
             for unused in cluster.unused.iter().take(kept) {
                 if let Ok(address) = unused.address.parse() {
                     called.unused.insert(address, printable(&unused.why, wire::MAX_UNUSED_WHY));
+                    told += 1;
                 }
             }
+            called.unused_count = called.unused_count.saturating_add(cluster.unused_count.max(told));
         }
         traffic
     }
@@ -173,19 +184,21 @@ impl World {
                 retries: one.retries,
                 ejections: one.ejections,
                 unused: one.unused.iter().map(|entry| unused(service, entry)).collect(),
+                unused_count: one.unused_count,
             };
             (service.to_string(), view)
         });
         (called.collect(), traffic.more_unused)
     }
 
-    /// Endpoints of a service that its callers leave alone, and those of services that fail over to it.
-    pub(super) fn left_alone(&self, service: &ServiceRef) -> Vec<LeftAloneView> {
+    /// Endpoints of a service that its callers leave alone, and those of services that fail over to it; and how many more may
+    /// be, as far as the caller says that names fewest.
+    pub(super) fn left_alone(&self, service: &ServiceRef) -> (Vec<LeftAloneView>, u64) {
         let services = &self.declared.intent.services;
         let leads_here = services.keys().filter(|one| self.takers(one).any(|taker| taker == service));
         let leads_here: BTreeSet<&ServiceRef> = leads_here.collect();
         let own = self.addresses(service);
-        let mut callers = 0;
+        let (mut callers, mut more) = (0, 0);
         let mut found: BTreeMap<SocketAddr, (&String, u64)> = BTreeMap::new();
         for (proxy, traffic) in &self.traffic {
             // What a silent host said last is not what is.
@@ -195,6 +208,8 @@ impl World {
             let called: Vec<_> =
                 traffic.called.iter().filter(|(called, _)| leads_here.contains(called)).collect();
             callers += u64::from(!called.is_empty());
+            let unnamed = called.iter().map(|(_, called)| called.more_unused());
+            more = unnamed.fold(0, u64::saturating_add).max(more);
             let unused: BTreeMap<_, _> = called.into_iter().flat_map(|(_, called)| &called.unused).collect();
             for (address, why) in unused.into_iter().filter(|(address, _)| own.contains_key(*address)) {
                 found.entry(*address).or_insert((why, 0)).1 += 1;
@@ -207,7 +222,9 @@ impl World {
             seen_by,
             callers,
         };
-        found.into_iter().map(view).collect()
+        // Whose the others are is not told: they may be those of another service that the calls go on to.
+        let more = more.min((own.len() - found.len()) as u64);
+        (found.into_iter().map(view).collect(), more)
     }
 }
 

@@ -62,7 +62,7 @@ impl World {
             })
             .collect();
         let (mut calls, mut called_by, mut instances) = (Vec::new(), Vec::new(), Vec::new());
-        let mut left_alone = Vec::new();
+        let (mut left_alone, mut more_left_alone) = (Vec::new(), 0);
         if key.kind == Kind::Service {
             let id = ServiceRef::new(&key.namespace, &key.name);
             if let Some(service) = self.declared.intent.services.get(&id) {
@@ -77,9 +77,9 @@ impl World {
                 .map(|service| service.id.to_string())
                 .collect();
             instances = self.lives(Some(&key.namespace), Some(&key.name), now);
-            left_alone = self.left_alone(&id);
+            (left_alone, more_left_alone) = self.left_alone(&id);
         }
-        Some(DescribeView { object, values, calls, called_by, instances, left_alone })
+        Some(DescribeView { object, values, calls, called_by, instances, left_alone, more_left_alone })
     }
 
     /// Nodes by name: hosts, and those that were admitted and are not seen, or not any more.

@@ -98,6 +98,7 @@ fn from_proxy() -> Vec<Vec<u8>> {
     listener.audited.insert("shop/policy".into(), 1);
     let cluster = stats.clusters.entry("outbound/shop/api/main".into()).or_default();
     cluster.unused.insert("127.0.0.1:1".into(), "consecutive_5xx".into());
+    cluster.unused_count = 9;
     let hello = FromProxy::Hello {
         version: "0.1.0".into(),
         pid: 7,

@@ -65,29 +65,30 @@ fn retries_at_once_are_bounded() {
         let _running: Vec<_> = (0..running).map(|_| shared.begin(&limits).unwrap()).collect();
         let held: Vec<_> = (0..50).map_while(|_| shared.retry(&limits, 5000)).collect();
         assert_eq!(held.len(), expected, "{retries:?} of {running}");
-        assert_eq!(shared.numbers(5000, 0, 0).retries_refused, 1);
+        assert_eq!(shared.numbers(5000, 0).retries_refused, 1);
     }
 }
+
+const TIMING: CheckConfig = CheckConfig {
+    interval: 10,
+    unhealthy_interval: 10,
+    unhealthy_edge_interval: 10,
+    healthy_edge_interval: 10,
+    no_traffic_interval: 10,
+    no_traffic_healthy_interval: 10,
+    initial_jitter: 0,
+    jitter: 0,
+    jitter_percent: 0,
+    unhealthy_threshold: 2,
+    healthy_threshold: 2,
+};
 
 /// One that is left alone is told with the cause: what the last check found, why it was ejected, and until when.
 #[test]
 fn who_is_left_alone_is_told_with_the_cause() {
     let [ill, silent, well] = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
     let shared = Shared::default();
-    let timing = CheckConfig {
-        interval: 10,
-        unhealthy_interval: 10,
-        unhealthy_edge_interval: 10,
-        healthy_edge_interval: 10,
-        no_traffic_interval: 10,
-        no_traffic_healthy_interval: 10,
-        initial_jitter: 0,
-        jitter: 0,
-        jitter_percent: 0,
-        unhealthy_threshold: 2,
-        healthy_threshold: 2,
-    };
-    let mut checker = Checker::new(timing);
+    let mut checker = Checker::new(TIMING);
     checker.update([ill, silent, well], 0, || 0);
     let ejection = OutlierConfig { consecutive_5xx: 2, max_percent: 100, ..Default::default() };
     let mut detector = Detector::new(ejection, 0);
@@ -98,7 +99,9 @@ fn who_is_left_alone_is_told_with_the_cause() {
     }
     let told = |now: u64| {
         let clock = 86_400_000 + 14 * 3_600_000 + 5 * 60_000 + now;
-        let out = shared.numbers(now, clock, 0).out;
+        let count = shared.numbers(now, 0).out;
+        let out = shared.unused(usize::MAX, now, clock);
+        assert_eq!(out.len() as u64, count);
         out.into_iter().map(|(address, why)| format!("{address} {why}")).collect::<Vec<_>>()
     };
     shared.checked(&well, Found::Good, "", 0, 0);
@@ -130,4 +133,37 @@ fn who_is_left_alone_is_told_with_the_cause() {
     let both = told(3_000).concat();
     assert!(both.ends_with("x; ejected: 2 answers of 5xx in a row, until 14:05:31 UTC"), "{both}");
     assert!(both.len() < 300, "{both}");
+}
+
+/// However many fail: an answer that is too large for the channel would be no answer.
+#[test]
+fn what_is_told_of_many_that_fail_stays_small() {
+    let failing = |number: u32| {
+        let shared = Shared::default();
+        let first = u32::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
+        let at = |n| SocketAddr::from((std::net::Ipv4Addr::from(first + n), 8080));
+        let mut checker = Checker::new(TIMING);
+        checker.update((0..number).map(at), 0, || 0);
+        let mut state = shared.state();
+        for endpoint in (0..number).map(at) {
+            checker.end(&endpoint, Found::Bad, false, 0, 0);
+            state.causes.insert(endpoint, "é".repeat(MAX_CAUSE));
+        }
+        state.checker = Some(checker);
+        shared.settle(&mut state, 0);
+        drop(state);
+        shared
+    };
+    let clusters = [("a", failing(20_000)), ("b", failing(5)), ("c", failing(0)), ("d", failing(20_000))];
+    let mut stats = outrider_handover::Stats::default();
+    crate::crew::add_shared(&mut stats, clusters.iter().map(|(name, shared)| (*name, shared)));
+    let told = ["a", "b", "c", "d"].map(|name| {
+        let cluster = &stats.clusters[name];
+        (cluster.all_unused(), cluster.unused.len())
+    });
+    assert_eq!(told, [(20_000, 56), (5, 4), (0, 0), (20_000, 4)]);
+    let why = format!("fails its checks: {}", "é".repeat(MAX_CAUSE));
+    assert_eq!(stats.clusters["d"].unused["10.0.0.1:8080"], why);
+    let message = serde_json::to_vec(&outrider_handover::FromProxy::Stats { id: 1, stats }).unwrap();
+    assert!(message.len() < 32 << 10, "{} bytes", message.len());
 }

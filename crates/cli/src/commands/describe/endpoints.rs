@@ -1,6 +1,6 @@
 //! Which endpoints are left alone, and why: by one caller, and of one service by all of them.
 
-use outrider_api::http::{LeftAloneView, ProxyView, UnusedView};
+use outrider_api::http::{CalledView, LeftAloneView, ProxyView, UnusedView};
 
 use crate::commands::surroundings::Surroundings;
 use crate::output::{Style, Table, value};
@@ -12,26 +12,38 @@ pub(super) fn called(proxy: &ProxyView, style: Style) -> Vec<String> {
     }
     let mut table = Table::new(&["TO", "ENDPOINTS", "LEFT ALONE", "RETRIES", "EJECTIONS"]);
     for (service, called) in &proxy.called {
-        let unused = called.unused.len().to_string();
+        let unused = count(called).to_string();
         table.row(vec![
             service.clone(),
             called.endpoints.to_string(),
-            if called.unused.is_empty() { unused } else { style.warn(&unused) },
+            if count(called) == 0 { unused } else { style.warn(&unused) },
             called.retries.to_string(),
             called.ejections.to_string(),
         ]);
     }
     let mut rows = table.lines(style).into_iter();
     let mut lines: Vec<String> = rows.by_ref().take(1).collect();
+    // Agents of before do not say of which service they are.
+    let mut elsewhere = proxy.more_unused;
     for (row, (service, called)) in rows.zip(&proxy.called) {
         lines.push(row);
         lines
             .extend(called.unused.iter().map(|one| format!("  left alone: {}", unused(one, service, style))));
+        let more = count(called) - called.unused.len() as u64;
+        if more > 0 {
+            lines.push(style.warn(&format!("  and {more} more")));
+        }
+        elsewhere = elsewhere.saturating_sub(more);
     }
-    if proxy.more_unused > 0 {
-        lines.push(style.warn(&format!("and {} more are left alone", proxy.more_unused)));
+    if elsewhere > 0 {
+        lines.push(style.warn(&format!("and {elsewhere} more are left alone")));
     }
     lines
+}
+
+/// How many are left alone. A server of before names those it knows of, and has no number.
+fn count(called: &CalledView) -> u64 {
+    called.unused_count.max(called.unused.len() as u64)
 }
 
 fn unused(one: &UnusedView, called: &str, style: Style) -> String {
@@ -46,7 +58,12 @@ fn unused(one: &UnusedView, called: &str, style: Style) -> String {
 }
 
 /// Which endpoints of a service its callers leave alone, and where the calls go instead.
-pub(super) fn left_alone(views: &[LeftAloneView], around: &Surroundings, style: Style) -> Vec<String> {
+pub(super) fn left_alone(
+    views: &[LeftAloneView],
+    more: u64,
+    around: &Surroundings,
+    style: Style,
+) -> Vec<String> {
     let line = |one: &LeftAloneView| {
         let who = if one.instance.is_empty() { &one.address } else { &one.instance };
         let callers =
@@ -58,6 +75,9 @@ pub(super) fn left_alone(views: &[LeftAloneView], around: &Surroundings, style: 
     // An instance with several ports says the same for each.
     lines.sort();
     lines.dedup();
+    if more > 0 {
+        lines.push(style.warn(&format!("up to {more} more, which callers do not name")));
+    }
     if let (false, Some(next)) = (lines.is_empty(), around.next_taker()) {
         lines.push(format!("as far as its endpoints fail, its calls go on to {next}"));
     }
@@ -66,8 +86,6 @@ pub(super) fn left_alone(views: &[LeftAloneView], around: &Surroundings, style: 
 
 #[cfg(test)]
 mod tests {
-    use outrider_api::http::CalledView;
-
     use super::*;
 
     fn unused(address: &str, why: &str, owner: Option<(&str, &str)>) -> UnusedView {
@@ -79,7 +97,7 @@ mod tests {
     fn a_caller_names_whom_it_leaves_alone_and_why() {
         assert!(called(&ProxyView::default(), Style::plain()).is_empty());
         let orders = CalledView {
-            endpoints: 3,
+            endpoints: 9,
             retries: 12,
             ejections: 1,
             unused: vec![
@@ -95,6 +113,7 @@ mod tests {
                 ),
                 unused("127.0.0.1:36473", "was not \u{1b}[2Jchecked yet", None),
             ],
+            unused_count: 8,
         };
         let called_by_it = [
             ("shop/cart".to_owned(), CalledView { endpoints: 2, ..CalledView::default() }),
@@ -104,17 +123,18 @@ mod tests {
         insta::assert_snapshot!(called(&proxy, Style::plain()).join("\n"), @r"
         TO           ENDPOINTS  LEFT ALONE  RETRIES  EJECTIONS
         shop/cart    2          0           0        0
-        shop/orders  3          3           12       1
+        shop/orders  9          8           12       1
           left alone: orders-7w5st (127.0.0.1:36471): fails its checks: answers 503
           left alone: standby-4b2xx of shop/standby (127.0.0.1:36472): ejected: 5 answers of 5xx in a row, until 03:04:05 UTC
           left alone: 127.0.0.1:36473 (no endpoint any more): was not �[2Jchecked yet
-        and 7 more are left alone
+          and 5 more
+        and 2 more are left alone
         ");
     }
 
-    fn shown(views: &[LeftAloneView], failover: &[&str]) -> String {
+    fn shown(views: &[LeftAloneView], more: u64, failover: &[&str]) -> String {
         let around = Surroundings::failing_over_to(failover);
-        left_alone(views, &around, Style::plain()).join("\n")
+        left_alone(views, more, &around, Style::plain()).join("\n")
     }
 
     #[test]
@@ -126,17 +146,18 @@ mod tests {
             seen_by,
             callers,
         };
-        assert_eq!(shown(&[], &["shop/standby"]), "");
+        assert_eq!(shown(&[], 0, &["shop/standby"]), "");
         let two_ports = [
             one("orders-7w5st", "10.0.0.1:1", 1, 2),
             one("orders-7w5st", "10.0.0.1:2", 1, 2),
             one("", "10.0.0.2:1", 1, 1),
         ];
-        insta::assert_snapshot!(shown(&two_ports, &["shop/standby", "shop/legacy"]), @r"
+        insta::assert_snapshot!(shown(&two_ports, 7, &["shop/standby", "shop/legacy"]), @r"
         left alone by 1 of 1 caller: 10.0.0.2:1 (fails its checks: answers 503)
         left alone by 1 of 2 callers: orders-7w5st (fails its checks: answers 503)
+        up to 7 more, which callers do not name
         as far as its endpoints fail, its calls go on to shop/standby
         ");
-        insta::assert_snapshot!(shown(&two_ports[..1], &[]), @"left alone by 1 of 2 callers: orders-7w5st (fails its checks: answers 503)");
+        insta::assert_snapshot!(shown(&two_ports[..1], 0, &[]), @"left alone by 1 of 2 callers: orders-7w5st (fails its checks: answers 503)");
     }
 }

@@ -43,6 +43,7 @@ fn cluster(name: &str, unused: &[(&str, &str)]) -> wire::ClusterTraffic {
         retries: 7,
         ejections: 1,
         unused: unused.collect(),
+        unused_count: 0,
     }
 }
 
@@ -58,11 +59,12 @@ fn tell(
 
 fn of_service(world: &World, name: &str) -> Vec<String> {
     let key = Key { kind: Kind::Service, namespace: "shop".into(), name: name.into() };
-    let views = world.describe(&key, 0).unwrap().left_alone;
+    let described = world.describe(&key, 0).unwrap();
     let line = |one: LeftAloneView| {
         format!("{}/{} {} {}: {}", one.seen_by, one.callers, one.instance, one.address, one.why)
     };
-    views.into_iter().map(line).collect()
+    let more = (described.more_left_alone > 0).then(|| format!("{} more", described.more_left_alone));
+    described.left_alone.into_iter().map(line).chain(more).collect()
 }
 
 const ILL: &str = "fails its checks: answers 503";
@@ -111,6 +113,27 @@ fn who_is_left_alone_is_told_by_name_at_the_caller_and_at_the_service() {
     assert_eq!(of_service(&world, "inventory"), [format!("1/2 inventory-3 10.0.0.1:4003: {ILL}")]);
     world.fact("b", 1, &instances(&[]), 0).unwrap();
     assert!(of_service(&world, "inventory").is_empty());
+}
+
+/// More than are named: counted by service, and never more of one than it has.
+#[test]
+fn those_that_are_not_named_are_counted() {
+    let mut world = world();
+    let some = wire::ClusterTraffic { unused_count: 50, ..cluster(CALLED, &[("10.0.0.1:4003", ILL)]) };
+    tell(&mut world, "a", "shop/checkout-1", vec![some.clone()]).unwrap();
+    let called = &world.proxy("shop/checkout-1", 0).unwrap().proxy.called["shop/inventory"];
+    assert_eq!((called.unused.len(), called.unused_count), (1, 50));
+    assert_eq!(
+        of_service(&world, "inventory"),
+        [format!("1/1 inventory-3 10.0.0.1:4003: {ILL}"), "1 more".to_owned()]
+    );
+    assert_eq!(of_service(&world, "spare"), ["1 more"]);
+    // By an agent that does not count them they are counted here.
+    tell(&mut world, "a", "shop/checkout-1", vec![wire::ClusterTraffic { unused_count: 0, ..some }]).unwrap();
+    let called = &world.proxy("shop/checkout-1", 0).unwrap().proxy.called["shop/inventory"];
+    assert_eq!((called.unused.len(), called.unused_count), (1, 1));
+    assert_eq!(of_service(&world, "inventory"), [format!("1/1 inventory-3 10.0.0.1:4003: {ILL}")]);
+    assert!(of_service(&world, "spare").is_empty());
 }
 
 /// What a host said before it fell silent is not what is.
