@@ -286,6 +286,9 @@ pub trait Places: Deref<Target = Shared> + Clone {
 
 impl<S: Deref<Target = Shared> + Clone> Places for S {}
 
+/// Why an endpoint is out of choice: what its checks say, and why and until when it is ejected.
+type Out = (Option<Health>, Option<(Why, u64)>);
+
 impl Shared {
     /// Whether the cluster ever had a request.
     pub fn had_traffic(&self) -> bool {
@@ -508,7 +511,7 @@ impl Shared {
     pub fn unused(&self, most: usize, now: u64, clock: u64) -> BTreeMap<String, String> {
         let state = self.state();
         // Who fails its checks and is ejected as well is out for both.
-        let mut first: BTreeMap<SocketAddr, (Option<Health>, Option<(Why, u64)>)> = BTreeMap::new();
+        let mut first: BTreeMap<SocketAddr, Out> = BTreeMap::new();
         for (address, health) in state.checker.iter().flat_map(Checker::unusable) {
             first.entry(*address).or_default().0 = Some(health);
             if first.len() > most {
@@ -521,7 +524,7 @@ impl Shared {
                 first.pop_last();
             }
         }
-        let told = |(address, (health, ejected)): (SocketAddr, (Option<Health>, Option<(Why, u64)>))| {
+        let told = |(address, (health, ejected)): (SocketAddr, Out)| {
             let checks = health.map(|health| match (health, state.causes.get(&address)) {
                 (Health::Unhealthy, Some(cause)) => format!("fails its checks: {cause}"),
                 (Health::Unhealthy, None) => "fails its checks".to_owned(),
