@@ -369,6 +369,13 @@ mod tests {
         open_log(&dir.path().join("no/folder/log")).unwrap();
     }
 
+    /// The folder of an instance within a runtime folder that no other test has: cgroups are named by that.
+    fn instance(runtime: &tempfile::TempDir) -> PathBuf {
+        let folder = runtime.path().join("p/a-1");
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
     #[tokio::test]
     async fn a_missing_program_is_named_with_the_option_that_gives_it() {
         let dir = tempfile::tempdir().unwrap();
@@ -384,7 +391,7 @@ mod tests {
                 generation: 1,
                 held: false,
                 binary: binary.into(),
-                folder: dir.path().to_owned(),
+                folder: instance(&dir),
                 xds: path("xds.sock"),
                 control: path("control.sock"),
                 log: path("log"),
@@ -413,7 +420,7 @@ mod tests {
                 generation: 1,
                 held: false,
                 binary: binary.clone(),
-                folder: dir.path().to_owned(),
+                folder: instance(&dir),
                 xds: path("xds.sock"),
                 control: path("control.sock"),
                 log: path("log"),
