@@ -5,6 +5,7 @@
 //! the instance ends. Every line is at most [`MAX_LINE`] bytes.
 
 use std::collections::BTreeMap;
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -361,6 +362,25 @@ pub async fn events(socket: &Path, of: Option<&str>, limit: usize) -> Result<Vec
 /// As [`proxy`].
 pub async fn logs(socket: &Path, instance: &str, lines: usize) -> Result<Vec<String>, LocalError> {
     ask(socket, &Request::Logs { instance: instance.to_owned(), lines }).await
+}
+
+/// Most bytes of a log that are shown.
+const MAX_TAIL: u64 = 512 << 10;
+
+/// The last `lines` lines of a log, of at most its last 512 KiB.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn tail(path: &Path, lines: usize) -> io::Result<Vec<String>> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(io::SeekFrom::Start(length.saturating_sub(MAX_TAIL)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TAIL).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut last: Vec<String> = text.lines().rev().take(lines).map(str::to_owned).collect();
+    last.reverse();
+    Ok(last)
 }
 
 #[cfg(test)]

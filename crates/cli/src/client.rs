@@ -192,6 +192,11 @@ impl Client {
         Self { target, token }
     }
 
+    /// Whether the control plane runs on this host for sure.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.target, Target::Unix(_))
+    }
+
     /// `GET`, answered within `ANSWER_LIMIT` plus `server_wait`.
     pub(crate) async fn get<T: DeserializeOwned>(
         &self,

@@ -4,7 +4,7 @@
 //! (`local` does), or carry them out.
 
 use std::fs::{DirBuilder, File};
-use std::io::{self, Read, Seek};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Host, SUFFIX, instance_folder, is_label};
 use crate::instance::{self, Ask, Attachment, Identity};
-use crate::local::{Answer, LineWriter, ProxyAction, ProxyOverview, Request, Told, lines};
+use crate::local::{Answer, LineWriter, ProxyAction, ProxyOverview, Request, Told, lines, tail};
 use crate::{random, reserve};
 
 /// For the first line of a connection.
@@ -28,8 +28,6 @@ const FIRST_LINE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(1);
 /// After a connection that could not be taken.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Most bytes of a log that are shown.
-const MAX_TAIL: u64 = 512 << 10;
 
 /// Takes connections until dropped. A socket that somebody removed, alone or with its folder, is made again.
 pub(super) async fn accept(
@@ -171,19 +169,6 @@ async fn ask(host: &Host, instance: &str, action: ProxyAction) -> Result<ProxyOv
     let gone = || format!("instance {name} has ended");
     asks.send(Ask::Proxy(action, sender)).map_err(|_| gone())?;
     receiver.await.map_err(|_| gone())?
-}
-
-/// The last lines of a file.
-fn tail(path: &Path, lines: usize) -> io::Result<Vec<String>> {
-    let mut file = std::fs::File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(io::SeekFrom::Start(length.saturating_sub(MAX_TAIL)))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_TAIL).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut last: Vec<String> = text.lines().rev().take(lines).map(str::to_owned).collect();
-    last.reverse();
-    Ok(last)
 }
 
 fn identify(host: &Host, service: &str, instance: Option<String>, adopts: bool) -> Result<Identity, String> {

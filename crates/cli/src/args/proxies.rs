@@ -204,7 +204,7 @@ pub(crate) struct ProxyPardonArgs {
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 A log is a file on the proxy's node. If the proxy runs here, the agent here is asked, and no control plane is needed; else \
-the node and the path of the file are said.
+the file is read if it is on this host, or its node and path are said.
 
 Examples:
   outrider proxy logs shop/checkout-x7k2p

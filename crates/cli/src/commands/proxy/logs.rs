@@ -1,7 +1,9 @@
 //! `proxy logs`: the end of a proxy's log, which is a file on its node.
 //!
-//! Holds: through the local agent if the proxy runs here, without a control plane; else says where the file is.
+//! Holds: through the local agent if the proxy runs here, without a control plane; through a file whose place the control
+//! plane of this host knows; else says where the file is.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,11 +45,14 @@ pub(crate) async fn logs(args: ProxyLogsArgs) -> Outcome {
             // Whoever runs it knows; the local agent's words if nobody does.
             let client = super::super::client(args.remote.connection)?;
             let path = format!("/v1/proxies/{namespace}/{name}");
-            let elsewhere: Result<InstanceView, _> = client.get(&path, Duration::ZERO).await;
-            return Err(CliError::Failed(match elsewhere {
-                Ok(view) => place(&view, &error),
-                Err(why) => format!("{error}; and where it runs is not known: {why}"),
-            }));
+            let view: InstanceView = client.get(&path, Duration::ZERO).await.map_err(|why| {
+                CliError::Failed(format!("{error}; and where it runs is not known: {why}"))
+            })?;
+            let file = own_file(&view).filter(|_| client.is_local());
+            match file.and_then(|file| local::tail(file, args.lines).ok()) {
+                Some(lines) => lines,
+                None => return Err(CliError::Failed(place(&view, &error))),
+            }
         }
     };
     show(args.remote.output.output, &lines, || {
@@ -65,6 +70,16 @@ async fn ask(socket: &Path, instance: &str, lines: usize) -> Result<Vec<String>,
         LocalError::Refused(reason) => LogsError::Refused(reason),
         other => no_agent(socket, &other.to_string()),
     })
+}
+
+/// The log of a proxy, if it is a file of this host that this user, or root, keeps. Agents of other hosts are believed
+/// the place of a log, and of nothing else.
+fn own_file(view: &InstanceView) -> Option<&Path> {
+    let path = Path::new(&view.proxy.life.as_ref()?.log);
+    let found = std::fs::symlink_metadata(path).ok()?;
+    let user = rustix::process::geteuid().as_raw();
+    let named = path.file_name().and_then(|name| name.to_str()) == Some(&*format!("{}.log", view.name));
+    (named && path.is_absolute() && found.is_file() && [user, 0].contains(&found.uid())).then_some(path)
 }
 
 /// Where the log of a proxy is that does not run here.
@@ -126,6 +141,22 @@ mod tests {
             place(&view, &here),
             "shop/web-1 runs on node host-b: its log is /state/agent/log/web-1.log there (the agent here says: no such instance)"
         );
+        assert_eq!(own_file(&view), None, "it is not here");
+        let folder = tempfile::tempdir().unwrap();
+        let in_folder = |name: &str| folder.path().join(name);
+        let (file, other, link) = (in_folder("web-1.log"), in_folder("web-2.log"), in_folder("x/web-1.log"));
+        std::fs::write(&file, "one\ntwo\n").unwrap();
+        std::fs::write(&other, "three\n").unwrap();
+        std::fs::create_dir(in_folder("x")).unwrap();
+        std::os::unix::fs::symlink(&other, &link).unwrap();
+        let at = |path: &Path| ProxyLife { log: path.display().to_string(), ..Default::default() };
+        view.proxy.life = Some(at(&file));
+        assert_eq!(own_file(&view), Some(&*file));
+        assert_eq!(local::tail(&file, 1).unwrap(), ["two"]);
+        for other in [&*link, &*other, folder.path(), Path::new("web-1.log")] {
+            view.proxy.life = Some(at(other));
+            assert_eq!(own_file(&view), None, "{}", other.display());
+        }
         view.proxy.life = None;
         assert!(place(&view, &here).contains("its agent has not said"));
     }
