@@ -317,6 +317,28 @@ fn cpu(processes: &[Pinned]) -> Result<u64> {
     processes.iter().map(Pinned::cpu_ns).sum()
 }
 
+/// Longest wait for what is left of a load.
+const SETTLES: Duration = Duration::from_secs(5);
+/// Between two looks, and what a proxy may work within it that has nothing to do.
+const LOOK: Duration = Duration::from_millis(50);
+const NOTHING: u64 = 2_000_000;
+
+/// Waits until nothing of the load before is under way: requests that were broken off would count against limits beside
+/// those of the next one.
+fn settle(processes: &[Pinned]) -> Result<()> {
+    let begun = Instant::now();
+    let mut before = cpu(processes)?;
+    while begun.elapsed() < SETTLES {
+        std::thread::sleep(LOOK);
+        let now = cpu(processes)?;
+        if now.saturating_sub(before) < NOTHING {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
+}
+
 fn measure(
     arguments: &Arguments,
     cell: &Cell,
@@ -341,8 +363,10 @@ fn measure(
                 let (first, further) = cell.warming();
                 let warming = if round == 0 { first } else { further };
                 if warming > 0 {
+                    settle(processes)?;
                     contender.errors += once(cell, *entry, warming)?.errors;
                 }
+                settle(processes)?;
                 within(cell, *entry, arguments.seconds, || look(counter))?
             }
             (None, None) => anyhow::bail!("nobody counts the requests"),

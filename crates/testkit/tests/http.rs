@@ -134,6 +134,25 @@ fn unmodified_software_reaches_nginx(pair: Pair) -> Result<()> {
     mesh.finish()
 }
 
+/// The HTTP/1.1 of Node at both ends, `http` and `fetch`, with a server that soon closes what is idle.
+#[test]
+fn both_ends_of_node_agree() -> Result<()> {
+    let Some(node) = peers::find("node")? else { return Ok(()) };
+    let target = ports::reserve()?;
+    let mesh = Mesh::start()?;
+    mesh.apply(&intent::client_and_web(Pair::NATIVE, target))?;
+    let program = mesh.scratch()?.join("http1.js");
+    std::fs::write(&program, include_str!("node/http1.js"))?;
+    mesh.app("shop/web", [node.clone(), program.clone(), "serve".into(), target.to_string().into()])?;
+    let shell = mesh.shell("shop/client")?;
+    let script = format!("{} {} call http://web:{PORT}", node.display(), program.display());
+    let ended = shell.run(&script, LONG * 4)?;
+    let said = ended.stdout.trim();
+    ensure!(ended.code == 0, "{said}\n{}", ended.stderr);
+    assert_eq!(said, "16 cases, 0 failures");
+    mesh.finish()
+}
+
 fn bodies_trailers_and_interim_responses_arrive(pair: Pair) -> Result<()> {
     let (mesh, _origin, shell) = with_origin(pair)?;
     let mut connection = connect(&shell)?;
