@@ -45,9 +45,10 @@ pub(crate) async fn logs(args: ProxyLogsArgs) -> Outcome {
             // Whoever runs it knows; the local agent's words if nobody does.
             let client = super::super::client(args.remote.connection)?;
             let path = format!("/v1/proxies/{namespace}/{name}");
-            let view: InstanceView = client.get(&path, Duration::ZERO).await.map_err(|why| {
-                CliError::Failed(format!("{error}; and where it runs is not known: {why}"))
-            })?;
+            let view: InstanceView = client
+                .get(&path, Duration::ZERO)
+                .await
+                .map_err(|why| CliError::Failed(format!("{error}; and where it runs is not known: {why}")))?;
             let file = own_file(&view).filter(|_| client.is_local());
             match file.and_then(|file| local::tail(file, args.lines).ok()) {
                 Some(lines) => lines,
