@@ -23,6 +23,8 @@ pub use send::{Field, RequestLine, Sent};
 const MAX_ANSWERS: usize = 16 << 10;
 /// Memory that a buffer keeps when it is empty.
 const KEPT: usize = 4 << 10;
+/// Smaller pieces of a body are asked for, or given back, to make work.
+const SMALL_PIECE: u32 = 256;
 
 /// Where in the input we are.
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +112,9 @@ pub struct Connection {
     resets: Budget,
     faults: Budget,
     idle_frames: Budget,
+    /// What the peer may give back of windows, of streams and of the connection's: twice what was sent, less what it
+    /// gave back.
+    owed: u64,
     counters: Counters,
 }
 
@@ -154,6 +159,7 @@ impl Connection {
             resets: Budget::new(config.resets, now),
             faults: Budget::new(config.faults, now),
             idle_frames: Budget::new(config.idle_frames, now),
+            owed: 0,
             counters: Counters::default(),
         }
     }
@@ -197,6 +203,12 @@ impl Connection {
     /// How many streams are open or half open.
     pub const fn active(&self) -> usize {
         self.streams.active()
+    }
+
+    /// Bytes of streams that are over for both sides, and so count no more as [active](Self::active), that are not
+    /// released: what of the connection's window they still take.
+    pub const fn unread(&self) -> usize {
+        self.streams.unread()
     }
 
     /// What happened since this was asked last.

@@ -121,31 +121,39 @@ pub(crate) enum Past {
     Forgotten,
 }
 
-/// The last few identifiers of a kind.
+/// The last few identifiers of a kind, each with what is to be known of it.
 #[derive(Debug)]
-struct Recent {
-    ids: VecDeque<u32>,
+struct Recent<T = ()> {
+    ids: VecDeque<(u32, T)>,
     most: usize,
     /// The highest one that was forgotten.
     forgotten: u32,
 }
 
-impl Recent {
+impl<T> Recent<T> {
     const fn new(most: usize) -> Self {
         Self { ids: VecDeque::new(), most, forgotten: 0 }
     }
 
-    fn push(&mut self, id: u32) {
+    fn push(&mut self, id: u32, known: T) {
         if self.ids.len() >= self.most
-            && let Some(oldest) = self.ids.pop_front()
+            && let Some((oldest, _)) = self.ids.pop_front()
         {
             self.forgotten = self.forgotten.max(oldest);
         }
-        self.ids.push_back(id);
+        self.ids.push_back((id, known));
     }
 
     fn has(&self, id: u32) -> bool {
-        self.ids.iter().rev().any(|known| *known == id)
+        self.ids.iter().rev().any(|(known, _)| *known == id)
+    }
+
+    fn find(&mut self, id: u32) -> Option<&mut T> {
+        self.ids.iter_mut().rev().find(|(known, _)| *known == id).map(|(_, known)| known)
+    }
+
+    fn footprint(&self) -> usize {
+        self.ids.capacity() * size_of::<(u32, T)>()
     }
 }
 
@@ -157,12 +165,15 @@ pub(crate) struct Streams {
     index: Vec<Stream>,
     /// Those that are not done.
     active: usize,
+    /// Bytes of those that are done.
+    unread: usize,
     /// The highest identifier that was ever used.
     pub(crate) highest: u32,
     /// Those that wait for the connection's window, and some that are over.
     queue: VecDeque<Stream>,
     ended: Recent,
-    reset_here: Recent,
+    /// With the bytes of a body that may be on their way: what the peer could send when it was reset.
+    reset_here: Recent<u32>,
     reset_there: Recent,
 }
 
@@ -173,6 +184,7 @@ impl Streams {
             free: Vec::new(),
             index: Vec::new(),
             active: 0,
+            unread: 0,
             highest: 0,
             queue: VecDeque::new(),
             ended: Recent::new(64),
@@ -187,6 +199,22 @@ impl Streams {
         self.active
     }
 
+    /// What of streams that do not count any more is not released.
+    pub(crate) const fn unread(&self) -> usize {
+        self.unread
+    }
+
+    /// So many bytes of a stream are released, or as many as there are. Gives how many.
+    pub(crate) fn release(&mut self, stream: Stream, count: usize) -> u32 {
+        let Some(slot) = self.get(stream) else { return 0 };
+        let count = slot.unreleased.min(u32::try_from(count).unwrap_or(u32::MAX));
+        slot.unreleased -= count;
+        if slot.done {
+            self.unread -= count as usize;
+        }
+        count
+    }
+
     /// Streams that have a slot: the active ones and those of which something is not released.
     pub(crate) fn len(&self) -> usize {
         self.index.len()
@@ -195,8 +223,10 @@ impl Streams {
     pub(crate) fn footprint(&self) -> usize {
         self.slots.capacity() * size_of::<Slot>()
             + (self.index.capacity() + self.queue.capacity()) * size_of::<Stream>()
-            + 4 * (self.free.capacity() + self.ended.ids.capacity())
-            + 4 * (self.reset_here.ids.capacity() + self.reset_there.ids.capacity())
+            + 4 * self.free.capacity()
+            + self.ended.footprint()
+            + self.reset_here.footprint()
+            + self.reset_there.footprint()
     }
 
     #[inline]
@@ -245,13 +275,14 @@ impl Streams {
         }
         let first = !slot.done;
         slot.done = true;
-        let released = slot.unreleased == 0;
+        let unreleased = slot.unreleased;
         if first {
             self.active -= 1;
+            self.unread += unreleased as usize;
         }
-        if released {
+        if unreleased == 0 {
             self.free(stream);
-            self.ended.push(stream.id);
+            self.ended.push(stream.id, ());
         }
     }
 
@@ -259,22 +290,34 @@ impl Streams {
     pub(crate) fn reset(&mut self, stream: Stream, past: Past) -> u32 {
         let Some(slot) = self.get(stream) else { return 0 };
         let (unreleased, done) = (slot.unreleased, slot.done);
-        if !done {
-            self.active -= 1;
+        let late = match slot.recv {
+            Recv::Closed => 0,
+            Recv::Head | Recv::Body => u32::try_from(slot.recv_window).unwrap_or(0),
+        };
+        match done {
+            true => self.unread -= unreleased as usize,
+            false => self.active -= 1,
         }
         self.free(stream);
         match past {
-            _ if done => self.ended.push(stream.id),
-            Past::ResetThere => self.reset_there.push(stream.id),
-            _ => self.reset_here.push(stream.id),
+            _ if done => self.ended.push(stream.id, ()),
+            Past::ResetThere => self.reset_there.push(stream.id, ()),
+            _ => self.reset_here.push(stream.id, late),
         }
         unreleased
     }
 
-    /// Takes no notice of a new stream.
-    pub(crate) fn pass_over(&mut self, id: u32) {
+    /// Takes no notice of a new stream, of whose body the peer may have sent as much as `window`.
+    pub(crate) fn pass_over(&mut self, id: u32, window: i64) {
         self.highest = self.highest.max(id);
-        self.reset_here.push(id);
+        self.reset_here.push(id, u32::try_from(window).unwrap_or(0));
+    }
+
+    /// Whether so many bytes, for a stream that this side reset, can have been sent before the peer knew that (RFC
+    /// 9113 section 5.4.2). They count only once.
+    pub(crate) fn is_late(&mut self, id: u32, length: u32) -> bool {
+        let left = self.reset_here.find(id).filter(|left| length > 0 && length <= **left);
+        left.map(|left| *left -= length).is_some()
     }
 
     fn free(&mut self, stream: Stream) {

@@ -133,6 +133,65 @@ fn attentive_receivers_are_not_taken_for_a_flood() {
     }
 }
 
+/// Clients of Go give windows back in pieces of 4 KiB, on the stream and on the connection, whenever whoever reads has such
+/// a buffer, be it long after a whole window of megabytes has come.
+#[test]
+fn a_body_that_is_read_in_pieces_is_no_flood_and_one_read_byte_by_byte_is() {
+    const WINDOW: usize = 4 << 20;
+    let whole = |piece: usize, windows: usize| {
+        let mut connection = server(Config::default());
+        let mut head = Head::new();
+        let first = [
+            frames::make(&format!("SETTINGS INITIAL_WINDOW_SIZE={WINDOW}")),
+            frames::make("WINDOW_UPDATE 0 1073741824"),
+            frames::make("HEADERS 1 end GET"),
+        ];
+        let events = feed(&mut connection, &mut head, &first.concat(), 0)?;
+        let Some(Event::Head { stream, .. }) = events.last() else { panic!("{events:?}") };
+        connection.send_response(*stream, 200, std::iter::empty(), false).unwrap();
+        let update = |stream: u32| frames::make(&format!("WINDOW_UPDATE {stream} {piece}"));
+        let pair = [update(0), update(1)].concat();
+        let mut out = Vec::new();
+        for _ in 0..windows {
+            let mut left = WINDOW;
+            while left > 0 {
+                out.clear();
+                left -= connection.send_data(*stream, left, false, &mut out).unwrap().length;
+            }
+            for _ in 0..WINDOW / piece {
+                feed(&mut connection, &mut head, &pair, 0)?;
+            }
+        }
+        Ok(())
+    };
+    assert_eq!(whole(4096, 16), Ok(()));
+    assert_eq!(whole(256, 2), Ok(()));
+    assert_eq!(whole(128, 1), Err(Violation::Flood));
+}
+
+/// RFC 9113 section 5.4.2: what was sent before the peer knew that its stream was reset. A server that answers at the head
+/// ends 1,000 requests with 30 messages each.
+#[test]
+fn what_was_on_its_way_to_a_stream_that_was_reset_is_no_flood() {
+    let mut connection = server(Config::default());
+    let mut head = Head::new();
+    for id in (1..2001).step_by(2) {
+        let request = frames::make(&format!("HEADERS {id} POST"));
+        let events = feed(&mut connection, &mut head, &request, 0).unwrap();
+        let [Event::Head { stream, .. }] = events[..] else { panic!("{events:?}") };
+        connection.send_response(stream, 429, std::iter::empty(), true).unwrap();
+        connection.reset(stream, ErrorCode::NO_ERROR);
+        let message = frames::frame(0, 0, id, &[0; 100]);
+        assert_eq!(feed(&mut connection, &mut head, &message.repeat(30), 0), Ok(vec![]));
+        drained(&mut connection);
+    }
+    // Beyond what the stream's window allowed it is one.
+    let late = frames::frame(0, 0, 1999, &[0; 16_000]);
+    assert_eq!(feed(&mut connection, &mut head, &late.repeat(3), 0), Ok(vec![]));
+    let more = frames::frame(0, 0, 1999, &[0; 16_001]);
+    assert_eq!(feed(&mut connection, &mut head, &more.repeat(6000), 0), Err(Violation::Flood));
+}
+
 /// Answers are kept for a peer that does not read, but not without end.
 #[test]
 fn answers_that_nobody_reads_are_bounded() {

@@ -54,6 +54,8 @@ const LINGER_BYTES: usize = 1 << 20;
 pub(crate) const UPGRADE: &[u8] = b"websocket";
 /// Limit of waits that have none of their own.
 const PARKED: Duration = Duration::from_secs(3600);
+/// How often blank lines behind a body are no request. Browsers of old sent one.
+const MAX_BLANKS: usize = 2;
 
 /// What becomes of the connection after a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -181,28 +183,45 @@ impl Client<'_> {
     /// A drain does not end it before it was idle for long: a request may be on its way, and would be lost. It is
     /// the next response that ends it.
     async fn wait(&mut self, open: &Open, secure: bool) -> bool {
-        if !self.inbox.is_empty() {
+        let mut blanks = 0;
+        if self.has_begun(&mut blanks) {
             return true;
         }
         if self.half_closed {
             return false;
         }
         let idle = http_service(&open.serving, secure).map_or(PARKED, |service| service.connection_idle);
-        let Downstream { stream, alarm, .. } = &mut *self.downstream;
         let timers = &open.worker.timers;
-        alarm.set_at(timers.lately().saturating_add(exchange::millis(Some(idle)).max(1)), timers.lately());
-        let inbox = &mut self.inbox;
+        let ends_at = timers.lately().saturating_add(exchange::millis(Some(idle)).max(1));
+        self.downstream.alarm.set_at(ends_at, timers.lately());
         poll_fn(|cx| {
             timers.now();
-            if let Poll::Ready(read) = inbox.poll_fill(cx, stream, &open.worker.buffers, 0) {
-                return Poll::Ready(matches!(read, Ok(Filled::Bytes(_))));
+            while let Poll::Ready(read) =
+                self.inbox.poll_fill(cx, &mut self.downstream.stream, &open.worker.buffers, 0)
+            {
+                let bytes = matches!(read, Ok(Filled::Bytes(_)));
+                if !bytes || self.has_begun(&mut blanks) {
+                    return Poll::Ready(bytes);
+                }
             }
             if open.stage() >= Stage::Parting {
                 return Poll::Ready(false);
             }
-            alarm.poll_rung(cx).map(|()| false)
+            self.downstream.alarm.poll_rung(cx).map(|()| false)
         })
         .await
+    }
+
+    /// Whether a request is under way. Blank lines behind a body, of which there were `blanks`, are none: who sends them
+    /// need not send more.
+    fn has_begun(&mut self, blanks: &mut usize) -> bool {
+        if let blank @ (b"\r\n" | b"\r\n\r\n") = self.inbox.bytes()
+            && *blanks < MAX_BLANKS
+        {
+            *blanks += 1;
+            self.inbox.consume(blank.len());
+        }
+        !self.inbox.is_empty()
     }
 
     /// Notices a caller that is gone while we wait for something else; reads ahead at most one block.

@@ -161,7 +161,7 @@ impl Connection {
             Purpose::Fault(stream, fault) => self.fault(stream, fault),
             Purpose::Reject(fault) => self.reject(id, fault),
             Purpose::PassOver => {
-                self.streams.pass_over(id);
+                self.streams.pass_over(id, self.recv_initial);
                 self.idle_frame()?;
                 Ok(None)
             }
@@ -174,7 +174,7 @@ impl Connection {
     }
 
     fn reject(&mut self, id: u32, fault: StreamFault) -> Result<Option<Event>, Violation> {
-        self.streams.pass_over(id);
+        self.streams.pass_over(id, self.recv_initial);
         self.refuse(id, fault)?;
         Ok(Some(Event::Rejected { id, fault }))
     }

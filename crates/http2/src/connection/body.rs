@@ -70,6 +70,7 @@ impl Connection {
             Past::Idle => return Err(Violation::IdleStream),
             Past::Ended | Past::Skipped => return Err(Violation::ClosedStream),
             Past::ResetThere => self.refuse(header.stream, StreamFault::Ended)?,
+            Past::ResetHere if self.streams.is_late(header.stream, header.length) => {}
             Past::ResetHere | Past::Forgotten => self.idle_frame()?,
         }
         self.discard(header.length);
@@ -159,9 +160,7 @@ impl Connection {
     /// many more. At most what was received and not yet released counts. For a stream that was reset, nothing
     /// needs to be released.
     pub fn release(&mut self, stream: Stream, count: usize) {
-        let Some(slot) = self.streams.get(stream) else { return };
-        let count = slot.unreleased.min(u32::try_from(count).unwrap_or(u32::MAX));
-        slot.unreleased -= count;
+        let count = self.streams.release(stream, count);
         self.credit_both(stream, count);
         self.streams.settle(stream);
     }

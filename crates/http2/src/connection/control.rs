@@ -1,6 +1,6 @@
 //! Frames about the connection and about streams as such: SETTINGS, PING, WINDOW_UPDATE, RST_STREAM, PRIORITY.
 
-use super::Connection;
+use super::{Connection, SMALL_PIECE};
 use crate::code::{ErrorCode, StreamFault, Violation};
 use crate::config::{HEADER_TABLE_SIZE, MAX_WINDOW, Role};
 use crate::event::{Event, ResetCause};
@@ -74,7 +74,9 @@ impl Connection {
         payload: &[u8],
     ) -> Result<Option<Event>, Violation> {
         let Some(increment) = number31(payload) else { return Err(Violation::FrameLength) };
-        self.idle_frame()?;
+        if !self.gives_back(increment) {
+            self.idle_frame()?;
+        }
         let most = i64::from(MAX_WINDOW);
         if header.stream == 0 {
             if increment == 0 {
@@ -109,6 +111,16 @@ impl Connection {
             self.streams.enqueue(stream);
         }
         Ok(None)
+    }
+
+    /// Whether so many bytes are room for what was sent, in pieces that are no waste: a body may be read in as small ones
+    /// as 4 KiB, with two updates for each.
+    fn gives_back(&mut self, increment: u32) -> bool {
+        let needed = increment >= SMALL_PIECE && u64::from(increment) <= self.owed;
+        if needed {
+            self.owed -= u64::from(increment);
+        }
+        needed
     }
 
     pub(super) fn rst_stream(

@@ -1,6 +1,6 @@
 //! Messages that are sent: field blocks, and the frames of bodies.
 
-use super::Connection;
+use super::{Connection, SMALL_PIECE};
 use crate::code::{Malformed, SendError};
 use crate::config::{MAX_WINDOW, Role};
 use crate::frame::{self, HEADER};
@@ -290,6 +290,7 @@ impl Connection {
         let end = end && length == available;
         slot.send_window -= length as i64;
         self.send_window -= length as i64;
+        self.owed = self.owed.saturating_add(2 * length as u64);
         slot.wait = Wait::No;
         if end {
             slot.send = Send::Closed;
@@ -304,7 +305,7 @@ impl Connection {
             }
         }
         // Whoever opens a window byte by byte to make us send byte by byte earns nothing by it.
-        if length == available || length >= 256 {
+        if length == available || length >= SMALL_PIECE as usize {
             self.idle_frames.earn(3);
         }
         self.poll_output(out);

@@ -38,7 +38,7 @@ pub(super) fn options(mut options: Http2ProtocolOptions, path: &str) -> Result<H
     let stream_window =
         window(options.initial_stream_window_size.take(), STREAM_WINDOW, "initial_stream_window_size")?;
     // As much as all of them may have, if that can be.
-    let all = stream_window.saturating_mul(max_streams.min(MAX_STREAMS)).min(MOST_WINDOW);
+    let all = stream_window.saturating_mul(max_streams).min(MOST_WINDOW);
     let connection_window =
         window(options.initial_connection_window_size.take(), all, "initial_connection_window_size")?;
     let keepalive = match options.connection_keepalive.take() {

@@ -65,6 +65,11 @@ impl Tries {
         self.vain && error.side == Side::Upstream && peer.is_some()
     }
 
+    /// Whether an attempt that ended may have been processed. Then nobody is told that nothing was.
+    pub(crate) fn is_processed(&self) -> bool {
+        self.processed
+    }
+
     pub(crate) fn begin(&mut self, endpoint: EndpointIndex) {
         if !self.tried.contains(&Some(endpoint)) {
             self.tried.rotate_left(1);
@@ -89,6 +94,7 @@ impl Tries {
             ..facts
         };
         self.processed |= !ended.is_unprocessed();
+        self.vain = false;
         let Verdict::Again(again) = policy.decide(ended, facts, random) else {
             self.vain = !self.processed;
             return false;

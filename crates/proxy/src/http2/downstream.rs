@@ -383,12 +383,15 @@ impl Down {
         };
         let because = because.map_or_else(|| describe(cause, code), str::to_owned);
         let error = ProxyError::new(Side::Upstream, reason).with_source(because.clone());
-        // What an endpoint says about a stream is for the caller, who may act on it; and so is that nothing was done.
+        // What an endpoint says about a stream is for the caller, who may act on it; and so is that nothing was done, by
+        // no attempt.
         let told = match cause {
             ResetCause::Peer => Some(code),
             ResetCause::GoAway => Some(ErrorCode::REFUSED_STREAM),
             _ => None,
         };
+        let done = exchange.tries.is_processed() || exchange.started;
+        let told = told.filter(|code| !(done && *code == ErrorCode::REFUSED_STREAM));
         match told {
             Some(code) => self.end_by_reset(state, stream, code, Some(&error)),
             None => {

@@ -81,7 +81,7 @@ impl Down {
         self.settle(state, stream);
     }
 
-    /// The endpoint is not to go on.
+    /// The endpoint is not to go on, and what was held for the request is for others while its answer is read.
     fn give_up(self: &Rc<Self>, exchange: &mut Exchange) {
         if let Some(leg) = exchange.leg.take() {
             leg.cut(ErrorCode::CANCEL);
@@ -93,6 +93,8 @@ impl Down {
         }
         exchange.down.clear(&self.worker.buffers);
         exchange.down.trailers = None;
+        (exchange.waiting, exchange.running, exchange.picked) = (None, None, None);
+        exchange.tries.retrying = None;
     }
 
     /// Sends what the route of a request answers by itself: status, body and reason, with these header lines.

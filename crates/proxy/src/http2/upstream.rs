@@ -75,6 +75,8 @@ pub(super) struct Up {
     /// It was too old, and has left its place to another one.
     made_way: Cell<bool>,
     limit: usize,
+    /// What the endpoint may send of a response before it is read.
+    window: usize,
     /// WebSockets may be led here.
     connect: bool,
     /// What changes.
@@ -139,8 +141,15 @@ impl Up {
     fn has_places(&self) -> bool {
         !self.leaving.get() && {
             let state = self.state.borrow();
-            state.wire.core.can_open() && state.wire.core.active() < self.limit && state.wire.may_read()
+            let core = &state.wire.core;
+            core.can_open() && core.active() + self.unread(core) < self.limit && state.wire.may_read()
         }
+    }
+
+    /// What streams that are over have left unread, in windows of one: there is room in the connection's for as many as
+    /// are open at most, so nobody who does not read stops others.
+    fn unread(&self, core: &Core) -> usize {
+        core.unread().div_ceil(self.window)
     }
 
     /// Whether the endpoint has said that it takes WebSockets as streams, and they may be led to it.
@@ -263,6 +272,7 @@ async fn serve(
         again_at: Cell::new(0),
         made_way: Cell::new(false),
         limit: settings.max_streams as usize,
+        window: settings.stream_window as usize,
         connect: settings.connect,
         state: RefCell::new(UpState { wire, links: Vec::new() }),
     });
@@ -500,7 +510,10 @@ impl Driver<'_> {
             self.up.leaving.set(true);
         }
         // This one is full: who still waits gets another. One that takes nothing at all is asked for another one once.
-        let full = self.up.state.borrow().wire.core.active() > 0;
+        let full = {
+            let state = self.up.state.borrow();
+            state.wire.core.active() > 0 || state.wire.core.unread() > 0
+        };
         let pool = &self.upstream.h2;
         let endpoint = self.up.endpoint;
         if full || pool.is_wanted(endpoint) && !self.up.barren.replace(true) && pool.another_may(endpoint) {

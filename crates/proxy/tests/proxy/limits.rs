@@ -57,9 +57,9 @@ async fn begun(change: impl Fn(&mut RouteAction)) -> (Proxy, Peer, Peer) {
 }
 
 /// Edge case 57.
-#[tokio::test]
-async fn a_head_that_does_not_become_whole() {
-    let (origin, proxy) = with(|set| {
+/// A proxy that waits for whole heads no longer than the limit.
+async fn with_limit_of_heads() -> (Origin, Proxy) {
+    with(|set| {
         edit(set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
             let chains = listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain);
             for filter in chains.flat_map(|chain| &mut chain.filters) {
@@ -71,12 +71,38 @@ async fn a_head_that_does_not_become_whole() {
             }
         });
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_become_whole() {
+    let (origin, proxy) = with_limit_of_heads().await;
     let mut client = proxy.connect(OUTBOUND).await;
     client.send("GET / HTTP/1.1\r\nHo").await;
     refused(&mut client, "408", "request_head_timeout").await;
     assert_eq!(client.rest().await.unwrap(), b"");
     assert!(origin.is_untouched().await);
+}
+
+/// Some clients end a body with a line break that is not part of it.
+#[tokio::test]
+async fn a_blank_line_behind_a_body_is_no_head_under_way() {
+    let (origin, proxy) = with_limit_of_heads().await;
+    let ask = "POST / HTTP/1.1\r\nHost: api\r\nContent-Length: 1\r\n\r\nx";
+    let answer = "HTTP/1.1 204 No Content\r\n\r\n";
+    let (mut client, mut server) = proxy.ask(OUTBOUND, ask, &origin).await;
+    server.expect("x").await;
+    for blank in ["\r\n", "\r\n\r\n"] {
+        client.send(blank).await;
+        server.send(answer).await;
+        client.expect(answer).await;
+        // Where a head is under way for as long, that is over.
+        let mut other = proxy.connect(OUTBOUND).await;
+        other.send("G").await;
+        refused(&mut other, "408", "request_head_timeout").await;
+        client.send(ask).await;
+        server.expect(ask).await;
+    }
 }
 
 /// Edge case 16.

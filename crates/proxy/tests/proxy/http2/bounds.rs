@@ -194,3 +194,27 @@ fn limits_that_cannot_be_kept_are_refused_by_name() {
         }
     }
 }
+
+/// A reply of ours that its caller does not read holds no place of others.
+#[tokio::test]
+async fn a_request_that_failed_has_no_place_any_more() {
+    use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
+    use outrider_xds_types::pb::google::protobuf::UInt32Value;
+    let origin = Origin::bind().await;
+    let mut set = compiled(&pair("http2", "off", 1, ""), "shop/web");
+    set.insert(assignment(ENDPOINTS, &[origin.address()]));
+    drop(origin);
+    edit(&mut set, type_url::CLUSTER, OUTBOUND, |cluster: &mut Cluster| {
+        let breakers = cluster.circuit_breakers.as_mut().unwrap();
+        breakers.thresholds[0].max_requests = Some(UInt32Value { value: 1 });
+    });
+    let proxy = Proxy::start(set).await;
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(0);
+    let mut silent = Caller::with(tcp(&proxy, OUTBOUND).await, builder).await;
+    let (first, _) = silent.ask(get("/"), true).await;
+    let unread = soon("head", first).await.unwrap();
+    assert_eq!(unread.headers()["x-outrider-reason"], "connect_failed");
+    let mut other = Caller::connect(&proxy, OUTBOUND).await;
+    assert_eq!(other.get("/").await.header("x-outrider-reason"), Some("connect_failed"));
+}

@@ -96,6 +96,41 @@ async fn a_stalled_reader_holds_its_own_window_and_nobody_else() {
     }
 }
 
+/// Responses that are whole take no stream any more, and still room in the endpoint's connection while nobody reads them.
+#[tokio::test]
+async fn what_is_unread_of_whole_responses_stops_nobody_else() {
+    const LARGE: &[u8] = &[b'x'; 60_000];
+    let (origin, mut proxy) = one().await;
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = origin.listener.accept().await {
+            tokio::spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+                while let Some(Ok((_, mut send))) = connection.accept().await {
+                    let mut body = send.send_response(Response::new(()), false).unwrap();
+                    body.send_data(Bytes::from_static(LARGE), true).unwrap();
+                }
+            });
+        }
+    });
+    let (mut unread, mut callers) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(0);
+        let mut caller = Caller::with(tcp(&proxy, OUTBOUND).await, builder).await;
+        for _ in 0..80 {
+            let (response, _) = caller.ask(get("/"), true).await;
+            unread.push(soon("head", response).await.unwrap());
+        }
+        callers.push(caller);
+    }
+    let mut other = Caller::connect(&proxy, OUTBOUND).await;
+    for _ in 0..20 {
+        assert_eq!(other.get("/").await.body.len(), LARGE.len());
+    }
+    drop(unread);
+    proxy.counted("no request left", |stats| stats.listeners[OUTBOUND].active_requests == 0).await;
+}
+
 /// Edge case 24.
 #[tokio::test]
 async fn rapid_resets_end_their_connection_and_no_other() {

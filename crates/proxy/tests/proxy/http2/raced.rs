@@ -10,6 +10,8 @@ use super::*;
 struct Brittle {
     answered: Arc<AtomicUsize>,
     poisoned: Arc<AtomicUsize>,
+    /// What was asked for once is refused as not processed.
+    refuses: bool,
 }
 
 impl Brittle {
@@ -26,7 +28,10 @@ impl Brittle {
         let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
         while let Some(Ok((request, mut send))) = connection.accept().await {
             if request.uri().path() == "/poison" {
-                self.poisoned.fetch_add(1, Ordering::SeqCst);
+                if self.poisoned.fetch_add(1, Ordering::SeqCst) > 0 && self.refuses {
+                    send.send_reset(Reason::REFUSED_STREAM);
+                    continue;
+                }
                 return;
             }
             self.answered.fetch_add(1, Ordering::SeqCst);
@@ -91,4 +96,20 @@ async fn many_requests_lost_together_are_each_sent_twice_at_most() {
     assert!(sent <= 2 * MANY as u64, "{sent}");
     assert!(poisoned(&endpoints) <= 2 * MANY);
     assert_eq!(caller.get("/").await.text(), "ok");
+}
+
+/// RFC 9113 section 8.7: who is told REFUSED_STREAM sends the request again, since nothing was done with it. It may have
+/// been, by the first who got it.
+#[tokio::test]
+async fn nobody_is_told_that_nothing_was_done_where_an_earlier_attempt_may_have() {
+    let (endpoint, origin) = (Brittle { refuses: true, ..Brittle::default() }, Origin::bind().await);
+    let addresses = [origin.address()];
+    endpoint.start(origin);
+    let proxy = with_route("http2", &addresses, |_| ()).await;
+    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+    soon("it is warm", async { while caller.get("/").await.text() != "ok" {} }).await;
+    let (response, _) = caller.ask(get("/poison"), true).await;
+    let told = whole(response).await.unwrap();
+    assert!(poisoned(&[endpoint]) > 1, "it was not asked for again");
+    assert_eq!((told.status(), told.header("x-outrider-reason")), (503, Some("upstream_reset")));
 }
