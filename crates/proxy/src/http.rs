@@ -54,8 +54,8 @@ const LINGER_BYTES: usize = 1 << 20;
 pub(crate) const UPGRADE: &[u8] = b"websocket";
 /// Limit of waits that have none of their own.
 const PARKED: Duration = Duration::from_secs(3600);
-/// How often blank lines behind a body are no request. Browsers of old sent one.
-const MAX_BLANKS: usize = 2;
+/// Bytes of blank lines behind a body: as many as may stand before a head. Browsers of old sent one line.
+const MAX_BLANK: usize = 4;
 
 /// What becomes of the connection after a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,7 @@ pub async fn serve(open: &Open, downstream: &mut Downstream) {
     let mut client = Client {
         downstream,
         inbox: Inbox::default(),
+        blanks: 0,
         half_closed: false,
         reset: ResetWatch::default(),
         xfcc,
@@ -169,6 +170,8 @@ async fn refuse(open: &Open, client: &mut Client<'_>, reason: Reason) -> After {
 struct Client<'a> {
     downstream: &'a mut Downstream,
     inbox: Inbox,
+    /// Bytes of blank lines that came before a head.
+    blanks: usize,
     /// It has ended its sending; it may still want the answer.
     half_closed: bool,
     /// For after that.
@@ -183,8 +186,8 @@ impl Client<'_> {
     /// A drain does not end it before it was idle for long: a request may be on its way, and would be lost. It is
     /// the next response that ends it.
     async fn wait(&mut self, open: &Open, secure: bool) -> bool {
-        let mut blanks = 0;
-        if self.has_begun(&mut blanks) {
+        self.blanks = 0;
+        if self.has_begun() {
             return true;
         }
         if self.half_closed {
@@ -200,7 +203,7 @@ impl Client<'_> {
                 self.inbox.poll_fill(cx, &mut self.downstream.stream, &open.worker.buffers, 0)
             {
                 let bytes = matches!(read, Ok(Filled::Bytes(_)));
-                if !bytes || self.has_begun(&mut blanks) {
+                if !bytes || self.has_begun() {
                     return Poll::Ready(bytes);
                 }
             }
@@ -212,16 +215,30 @@ impl Client<'_> {
         .await
     }
 
-    /// Whether a request is under way. Blank lines behind a body, of which there were `blanks`, are none: who sends them
-    /// need not send more.
-    fn has_begun(&mut self, blanks: &mut usize) -> bool {
+    /// Whether a request is under way. Blank lines behind a body are none: who sends them need not send more.
+    fn has_begun(&mut self) -> bool {
         if let blank @ (b"\r\n" | b"\r\n\r\n") = self.inbox.bytes()
-            && *blanks < MAX_BLANKS
+            && self.blanks + blank.len() <= MAX_BLANK
         {
-            *blanks += 1;
+            self.blanks += blank.len();
             self.inbox.consume(blank.len());
         }
         !self.inbox.is_empty()
+    }
+
+    /// Whether the head of a request is here as a whole.
+    fn parse(&self, service: &HttpService, heads: &mut Heads) -> Result<bool, (ProxyError, String)> {
+        let bytes = self.inbox.bytes();
+        let parsed = heads.request.parse(bytes, &service.limits);
+        // As many blank lines as if they had come together.
+        let again = || bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let parsed = match parsed {
+            Ok(_) if self.blanks > 0 && self.blanks + again() > MAX_BLANK => Err(HeadError::RequestLine),
+            parsed => parsed,
+        };
+        let refuse =
+            |error: HeadError| (ProxyError::new(Side::Downstream, error.reason()), error.to_string());
+        parsed.map(|parsed| matches!(parsed, Parsed::Complete(_))).map_err(refuse)
     }
 
     /// Notices a caller that is gone while we wait for something else; reads ahead at most one block.
@@ -275,20 +292,16 @@ impl Client<'_> {
         service: &HttpService,
         heads: &mut Heads,
     ) -> Result<bool, (ProxyError, String)> {
-        let refuse =
-            |error: HeadError| (ProxyError::new(Side::Downstream, error.reason()), error.to_string());
         // Nearly always the head is here already, and no deadline is needed.
-        if let Parsed::Complete(_) =
-            heads.request.parse(self.inbox.bytes(), &service.limits).map_err(refuse)?
-        {
+        if self.parse(service, heads)? {
             return Ok(true);
         }
-        let Downstream { stream, alarm, .. } = &mut *self.downstream;
-        alarm.set(Some(service.head_timeout));
+        self.downstream.alarm.set(Some(service.head_timeout));
         loop {
             if self.inbox.is_full() && !self.inbox.grow(&worker.buffers) {
                 return Err((ProxyError::new(Side::Downstream, Reason::HeaderTooLarge), String::new()));
             }
+            let Downstream { stream, alarm, .. } = &mut *self.downstream;
             let inbox = &mut self.inbox;
             let read = poll_fn(|cx| {
                 worker.timers.now();
@@ -306,9 +319,7 @@ impl Client<'_> {
                     return Err((error, detail));
                 }
             }
-            if let Parsed::Complete(_) =
-                heads.request.parse(self.inbox.bytes(), &service.limits).map_err(refuse)?
-            {
+            if self.parse(service, heads)? {
                 return Ok(true);
             }
         }
