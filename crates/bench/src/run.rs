@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::exchange::{Driver, pause_for};
-use crate::measure::{Counter, Load, Pinned, free_address, h2load, median, wait_for, wrk};
+use crate::measure::{Counter, Load, Pinned, free_address, h2load, median, pause, wait_for, wrk};
 use crate::paced::Pace;
 use crate::peers::{self, Job, Others, Paced, Proxy, Route, Side, Speaks};
 use crate::plan::{Cell, Plan, Programs, minutes};
@@ -329,7 +329,7 @@ fn settle(processes: &[Pinned]) -> Result<()> {
     let begun = Instant::now();
     let mut before = cpu(processes)?;
     while begun.elapsed() < SETTLES {
-        std::thread::sleep(LOOK);
+        pause(LOOK);
         let now = cpu(processes)?;
         if now.saturating_sub(before) < NOTHING {
             break;
