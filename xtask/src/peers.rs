@@ -58,6 +58,7 @@ const PEERS: &[Peer] = &[
     Peer { program: "curl", package: "curl", used_for: "HTTP through the pair of proxies" },
     Peer { program: "nginx", package: "nginx-light", used_for: "an HTTP server nobody here wrote" },
     Peer { program: "haproxy", package: "haproxy", used_for: "a reader of hostile messages" },
+    Peer { program: "caddy", package: "caddy", used_for: "HTTP/2 as Go speaks it" },
     Peer { program: "node", package: "nodejs", used_for: "a reader of hostile messages" },
     Peer { program: "wrk", package: "wrk", used_for: "HTTP load" },
     Peer { program: "python3", package: "python3", used_for: "the example shop and small peers" },

@@ -1,4 +1,4 @@
-//! Proxies of others before and behind a pair of ours: nginx, HAProxy and Envoy at either side, each with each, over
+//! Proxies of others before and behind a pair of ours: nginx, HAProxy, Envoy and Caddy at either side, each with each, over
 //! HTTP/1.1, HTTP/2 and gRPC.
 
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ const PORT: u16 = 8080;
 /// Bytes of a large body.
 const BODY: u64 = 3_000_000;
 /// Who stands before or behind us.
-const PROXIES: [Software; 3] = [Software::Nginx, Software::Haproxy, Software::Envoy];
+const PROXIES: [Software; 4] = [Software::Nginx, Software::Haproxy, Software::Envoy, Software::Caddy];
 
 /// A proxy of others as the application of a service of its own.
 #[derive(Clone, Copy)]

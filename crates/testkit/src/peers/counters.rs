@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{find, find_envoy, nginx, python, skip_or_fail};
 
@@ -22,10 +22,12 @@ pub enum Software {
     Python,
     /// The HTTP server of Node.js.
     Node,
+    /// Caddy: HTTP/2 and what is before and behind it as Go has them. It forwards only.
+    Caddy,
 }
 
 impl Software {
-    /// All of them.
+    /// All that read.
     pub const ALL: [Self; 5] = [Self::Nginx, Self::Haproxy, Self::Envoy, Self::Python, Self::Node];
 
     /// A name for services and messages.
@@ -36,6 +38,7 @@ impl Software {
             Self::Envoy => "envoy",
             Self::Python => "python",
             Self::Node => "node",
+            Self::Caddy => "caddy",
         }
     }
 }
@@ -81,6 +84,7 @@ impl Counter {
                 }
                 None => None,
             },
+            Software::Caddy => bail!("caddy writes down nothing"),
         };
         Ok(line.map(|line| Self { line, file }))
     }

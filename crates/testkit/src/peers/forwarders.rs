@@ -31,6 +31,7 @@ pub fn forwarder(software: Software, folder: &Path, ways: &[Way]) -> Result<Opti
         Software::Nginx => by_nginx(folder, ways),
         Software::Haproxy => by_haproxy(folder, ways),
         Software::Envoy => by_envoy(folder, ways),
+        Software::Caddy => by_caddy(folder, ways),
         Software::Python | Software::Node => bail!("{} forwards nothing", software.name()),
     }
 }
@@ -77,6 +78,26 @@ fn by_haproxy(folder: &Path, ways: &[Way]) -> Result<Option<Vec<String>>> {
     let settings = folder.join("haproxy.cfg");
     std::fs::write(&settings, text)?;
     Ok(Some(vec![haproxy.display().to_string(), "-db".into(), "-f".into(), settings.display().to_string()]))
+}
+
+fn by_caddy(folder: &Path, ways: &[Way]) -> Result<Option<Vec<String>>> {
+    let Some(caddy) = find("caddy")? else { return Ok(None) };
+    let mut text = "{\n  admin off\n  auto_https off\n  servers {\n    protocols h1 h2c\n  }\n}\n".to_owned();
+    for Way { listen, host, port, http2_out, .. } in ways {
+        // With HTTP/2 on both sides it passes on at once by itself; told to, it breaks answers that are trailers alone.
+        let (scheme, at_once) = if *http2_out { ("h2c", "") } else { ("http", "flush_interval -1") };
+        write!(
+            text,
+            "http://:{listen} {{\n  bind 127.0.0.1\n  reverse_proxy {scheme}://{host}:{port} {{\n    {at_once}\n  }}\n}}\n"
+        )?;
+    }
+    let settings = folder.join("Caddyfile");
+    std::fs::write(&settings, text)?;
+    // It keeps what it was told, and its instance, below HOME.
+    let home = format!("HOME={}", folder.display());
+    let line = ["env".to_owned(), home, caddy.display().to_string()];
+    let options = ["run", "--adapter", "caddyfile", "--config"].map(String::from);
+    Ok(Some([&line[..], &options, &[settings.display().to_string()]].concat()))
 }
 
 fn by_envoy(folder: &Path, ways: &[Way]) -> Result<Option<Vec<String>>> {
