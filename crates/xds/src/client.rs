@@ -360,6 +360,11 @@ impl Client {
         requests
     }
 
+    /// Whether so many updates are unanswered that a response would be refused for that alone.
+    pub fn is_full(&self) -> bool {
+        self.open.len() >= self.limits.unanswered
+    }
+
     /// Takes a response in.
     ///
     /// # Errors
@@ -440,7 +445,7 @@ impl Client {
         if self.types.get(asked_with).is_none_or(|state| state.announced.is_none()) {
             return Err(ResponseError::NotSubscribed { type_url: type_url() });
         }
-        if self.open.len() >= self.limits.unanswered {
+        if self.is_full() {
             return Err(ResponseError::TooManyUnanswered { limit: self.limits.unanswered });
         }
         let count = response.resources.len() + response.removed_resources.len();

@@ -275,6 +275,7 @@ fn malformed_responses_are_refused() {
         assert_eq!(sent, code, "{what}");
     }
     limits.on_response(response(EDS, "1", &[("a", "1")], &[])).expect("well-formed");
+    assert!(limits.is_full());
     let refused = limits.on_response(response(EDS, "2", &[], &[])).expect_err("one is open");
     assert_eq!(refused.reason, ResponseError::TooManyUnanswered { limit: 1 });
 }
