@@ -3,7 +3,8 @@
 //!
 //! No I/O and no clock. Holds: a cluster is used when its endpoints and certificates are there, a route table
 //! when its clusters are used, a listener when its routes, certificates and sockets are there; until then what
-//! was used before stays. A cluster that lost its resource stays while a route leads to it.
+//! was used before stays, and follows its own endpoints, routes and certificates. A cluster that lost its resource stays
+//! while a route leads to it, and so do their names among what is asked for. What nobody asks for is forgotten.
 //! Does not: talk to servers or workers.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,21 +12,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use outrider_handover::configuration_version;
-use outrider_proxy_core::route::{RouteTable, Split};
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
-use rustls::ServerConfig;
 
 use crate::config::balance::Assignment;
-use crate::config::cluster::{ParsedCluster, ParsedTls, Source};
+use crate::config::cluster::{ParsedCluster, Source};
 use crate::config::listener::{ParsedListener, ParsedService, Routes};
 use crate::config::secret::ParsedSecret;
-use crate::config::{
-    Cluster, HttpService, Listener, Refusal, Service, Slots, Snapshot, TcpService, UpstreamTls, cluster,
-    listener, route, secret,
-};
-use crate::tls::{self, Bundle, Identity, TlsError};
+use crate::config::{Listener, Refusal, Slots, Snapshot, cluster, listener, route, secret};
+use crate::tls::{Bundle, Identity};
 
+mod clusters;
+mod listeners;
 mod waiting;
+
+use clusters::ActiveCluster;
+use listeners::{ActiveListener, ActiveRoutes};
 
 /// Counts resources as they arrive; a later one has a larger number.
 type Serial = u64;
@@ -51,31 +52,16 @@ struct Latest<T> {
     value: T,
 }
 
-struct ActiveCluster {
-    cluster: Serial,
-    version: Arc<str>,
-    endpoints: Serial,
-    secrets: (Serial, Serial),
-    /// TLS of each of its matches.
-    matched: Vec<UpstreamTls>,
-    value: Arc<Cluster>,
-}
-
-struct ActiveRoutes {
-    serial: Serial,
-    version: Arc<str>,
-    table: Arc<RouteTable>,
-    clusters: Vec<u32>,
-}
-
-struct ActiveListener {
-    listener: Serial,
-    version: Arc<str>,
-    routes: Vec<Serial>,
-    secrets: (Serial, Serial),
-    /// Slots it leads to.
-    clusters: Vec<u32>,
-    value: Arc<Listener>,
+/// What becomes of the newest version of something.
+enum Made<T> {
+    /// It is in use as it is.
+    Same,
+    /// To be used from now on.
+    Fresh(T),
+    /// Something that it needs is not there.
+    Cold,
+    /// It cannot be made, and why.
+    Broken(String),
 }
 
 /// Names an item of an update: its type, name and serial.
@@ -103,9 +89,9 @@ pub struct Assembler {
     /// Bind what has no sockets: the shell does it when [`wanted_sockets`](Self::wanted_sockets) says so.
     slots: Slots,
     next: Serial,
-    listeners: BTreeMap<Arc<str>, Latest<ParsedListener>>,
+    listeners: BTreeMap<Arc<str>, Latest<Arc<ParsedListener>>>,
     routes: BTreeMap<Arc<str>, Latest<route::Table>>,
-    clusters: BTreeMap<Arc<str>, Latest<ParsedCluster>>,
+    clusters: BTreeMap<Arc<str>, Latest<Arc<ParsedCluster>>>,
     endpoints: BTreeMap<String, Latest<Assignment>>,
     identity: Option<Latest<Identity>>,
     bundle: Option<Latest<Bundle>>,
@@ -120,6 +106,8 @@ pub struct Assembler {
     wanted: Arc<Wanted>,
     /// What leads where may have changed.
     relink: bool,
+    /// Nobody may want any more what somebody wanted, or the other way round.
+    rethink: bool,
     seen_listeners: bool,
     seen_clusters: bool,
     /// Failures to make TLS settings, by type and resource name.
@@ -140,16 +128,17 @@ impl Assembler {
         self.seen_listeners |= **type_url == *type_url::LISTENER;
         self.seen_clusters |= **type_url == *type_url::CLUSTER;
         for arrival in added {
-            let name = arrival.name.to_owned();
-            if let Some(serial) = self.known(type_url, &arrival) {
-                ingested.items.push(Item { type_url: Arc::clone(type_url), name, serial });
-                continue;
-            }
-            self.next += 1;
-            let serial = self.next;
-            let key = (Arc::clone(type_url), name);
-            match self.take(type_url, arrival, serial) {
-                Ok(()) => {
+            let key = (Arc::clone(type_url), arrival.name.to_owned());
+            let known = self.known(type_url, &arrival);
+            let taken = match known {
+                Some(serial) => Ok(serial),
+                None => {
+                    self.next += 1;
+                    self.take(type_url, arrival, self.next).map(|()| self.next)
+                }
+            };
+            match taken {
+                Ok(serial) => {
                     self.refused.remove(&key);
                     ingested.items.push(Item { type_url: key.0, name: key.1, serial });
                 }
@@ -159,6 +148,7 @@ impl Assembler {
                 }
             }
         }
+        let declared = self.declared(removed.iter().filter(|_| **type_url == *type_url::ENDPOINT));
         for name in removed {
             self.next += 1;
             self.refused.remove(&(Arc::clone(type_url), name.clone()));
@@ -167,21 +157,36 @@ impl Assembler {
                 type_url::ROUTE => drop(self.routes.remove(name.as_str())),
                 type_url::CLUSTER => drop(self.clusters.remove(name.as_str())),
                 // Discovery says that there are none, which is an answer.
-                type_url::ENDPOINT => {
+                type_url::ENDPOINT if declared.contains(name) => {
                     let none =
                         Latest { serial: self.next, version: Arc::default(), value: Assignment::default() };
                     self.endpoints.insert(name.clone(), none);
                 }
+                // They go with their cluster, which uses them as long as it is led to.
+                type_url::ENDPOINT => drop(self.endpoints.remove(name)),
                 // A withdrawn secret is no reason to end what works.
                 _ => {}
             }
         }
         // Endpoints change most often, and lead nowhere.
-        if **type_url != *type_url::ENDPOINT {
-            self.relink = true;
-            self.wanted = Arc::new(self.find_wanted());
-        }
+        let leads = **type_url != *type_url::ENDPOINT;
+        self.relink |= leads;
+        self.rethink |= leads;
         ingested
+    }
+
+    /// Those of these lists of endpoints that a declared cluster names.
+    fn declared<'a>(&self, lists: impl Iterator<Item = &'a String>) -> BTreeSet<&'a String> {
+        let mut lists: BTreeSet<&String> = lists.collect();
+        if !lists.is_empty() {
+            let named = self.clusters.values().filter_map(|latest| match &latest.value.endpoints {
+                Source::Eds(list) => Some(list),
+                Source::Static(_) => None,
+            });
+            let named: BTreeSet<&String> = named.collect();
+            lists.retain(|list| named.contains(list));
+        }
+        lists
     }
 
     /// The serial of what is known already: servers send again, and nothing is to be done for that. Versions are
@@ -210,7 +215,7 @@ impl Assembler {
             |actual: &str| Refusal::new("name", format!("is `{actual}`, the resource was sent as `{name}`"));
         match type_url {
             type_url::LISTENER => {
-                let value = listener::parse(body, &mut self.slots)?;
+                let value = Arc::new(listener::parse(body, &mut self.slots)?);
                 if *value.name != *name {
                     return Err(misnamed(&value.name));
                 }
@@ -222,7 +227,7 @@ impl Assembler {
                 self.routes.insert(name.into(), Latest { serial, version, value });
             }
             type_url::CLUSTER => {
-                let value = cluster::parse(body)?;
+                let value = Arc::new(cluster::parse(body)?);
                 if *value.name != *name {
                     return Err(misnamed(&value.name));
                 }
@@ -271,28 +276,34 @@ impl Assembler {
         self.sockets.keys().filter(|name| !self.listeners.contains_key(name.as_str())).cloned().collect()
     }
 
-    /// Names to subscribe to, by type. The same as long as they are the same.
+    /// Names to subscribe to, by type, as of the last [`assemble`](Self::assemble). The same as long as they are the same.
     pub fn interest(&self) -> &Arc<Wanted> {
         &self.wanted
     }
 
+    /// What the newest versions need, and what is in use.
     fn find_wanted(&self) -> Wanted {
         let mut routes = BTreeSet::new();
         let mut secure = false;
-        for latest in self.listeners.values() {
-            secure |= latest.value.tls.is_some();
-            for service in latest.value.services() {
+        let listeners = self.listeners.values().map(|latest| &latest.value);
+        for listener in listeners.chain(self.active_listeners.values().map(|active| &active.parsed)) {
+            secure |= listener.tls.is_some();
+            for service in listener.services() {
                 if let ParsedService::Http(http) = service
                     && let Routes::Rds(name) = &http.routes
+                    && !routes.contains(name)
                 {
                     routes.insert(name.clone());
                 }
             }
         }
         let mut endpoints = BTreeSet::new();
-        for latest in self.clusters.values() {
-            secure |= latest.value.tls.is_some();
-            if let Source::Eds(name) = &latest.value.endpoints {
+        let clusters = self.clusters.values().map(|latest| &latest.value);
+        for cluster in clusters.chain(self.active_clusters.values().map(|active| &active.parsed)) {
+            secure |= cluster.tls.is_some();
+            if let Source::Eds(name) = &cluster.endpoints
+                && !endpoints.contains(name)
+            {
                 endpoints.insert(name.clone());
             }
         }
@@ -303,13 +314,8 @@ impl Assembler {
 
     /// Makes whatever is ready the thing to use. `None` if nothing changed.
     pub fn assemble(&mut self) -> Option<Arc<Snapshot>> {
-        if self.relink {
-            // Endpoints of a cluster that went and comes back must be asked for again.
-            let wanted = Arc::clone(&self.wanted);
-            self.endpoints.retain(|name, _| wanted[1].1.contains(name));
-        }
         let mut changed = self.warm_clusters();
-        if self.relink {
+        if std::mem::take(&mut self.relink) {
             changed |= self.warm_routes();
             if self.warm_listeners() {
                 let active = self.active_listeners.iter();
@@ -318,6 +324,9 @@ impl Assembler {
                 changed = true;
             }
             changed |= self.drop_clusters();
+        }
+        if std::mem::take(&mut self.rethink) {
+            self.forget();
         }
         if !changed {
             return None;
@@ -339,251 +348,8 @@ impl Assembler {
         Some((&identity.value, &bundle.value, (identity.serial, bundle.serial)))
     }
 
-    fn warm_clusters(&mut self) -> bool {
-        let mut fresh = Vec::new();
-        let mut broken = Vec::new();
-        for (name, latest) in &self.clusters {
-            let parsed = &latest.value;
-            let (endpoints, endpoints_serial) = match &parsed.endpoints {
-                Source::Static(assignment) => (assignment, 0),
-                Source::Eds(service) => match self.endpoints.get(service) {
-                    Some(known) => (&known.value, known.serial),
-                    None => continue,
-                },
-            };
-            let secrets = match (&parsed.tls, self.secrets()) {
-                (None, _) => None,
-                (Some(_), None) => continue,
-                (Some(_), Some(secrets)) => Some(secrets),
-            };
-            let serials = secrets.map_or((0, 0), |(_, _, serials)| serials);
-            let active = self.active_clusters.get(name);
-            if active.is_some_and(|a| {
-                (a.cluster, a.endpoints, a.secrets) == (latest.serial, endpoints_serial, serials)
-            }) {
-                continue;
-            }
-            // The same settings objects as long as nothing in them changed: connections depend on them.
-            let same = active.filter(|a| a.cluster == latest.serial && a.secrets == serials);
-            let made = match (same, secrets) {
-                (Some(same), _) => Ok((same.value.tls.clone(), same.matched.clone())),
-                (None, Some((identity, bundle, _))) => towards(parsed, identity, bundle),
-                (None, None) => Ok((None, Vec::new())),
-            };
-            let (tls, matched) = match made {
-                Ok(made) => made,
-                Err(e) => {
-                    broken.push(((type_url::CLUSTER, Arc::clone(name)), e.to_string()));
-                    continue;
-                }
-            };
-            let places = endpoints.marks.places(&parsed.matches);
-            let other_tls =
-                places.filter_map(|(at, place)| Some((at, matched.get(place)?.clone()))).collect();
-            let value = Arc::new(Cluster {
-                name: Arc::clone(name),
-                connect_timeout: parsed.connect_timeout,
-                probes: parsed.probes,
-                balance: parsed.balance,
-                tls,
-                other_tls: Arc::new(other_tls),
-                version: parsed.version,
-                pool_idle: parsed.pool_idle,
-                max_age: parsed.max_age,
-                limits: parsed.limits,
-                outlier: parsed.outlier,
-                check: parsed.check.clone(),
-                endpoints: Arc::clone(&endpoints.list),
-                layout: endpoints.layout_for(&parsed.balance),
-                shared: active.map(|a| Arc::clone(&a.value.shared)).unwrap_or_default(),
-            });
-            let active = ActiveCluster {
-                cluster: latest.serial,
-                version: Arc::clone(&latest.version),
-                endpoints: endpoints_serial,
-                secrets: serials,
-                matched,
-                value,
-            };
-            fresh.push((Arc::clone(name), active));
-        }
-        let changed = !fresh.is_empty();
-        for (name, _) in &fresh {
-            self.relink |= !self.active_clusters.contains_key(name);
-            self.broken.remove(&(type_url::CLUSTER, Arc::clone(name)));
-        }
-        self.broken.extend(broken);
-        self.active_clusters.extend(fresh);
-        changed
-    }
-
-    fn are_active(&self, clusters: &[u32]) -> bool {
-        clusters.iter().all(|slot| self.active_clusters.contains_key(self.slots.name(*slot)))
-    }
-
-    fn warm_routes(&mut self) -> bool {
-        let mut fresh = Vec::new();
-        for (name, latest) in &self.routes {
-            let known = self.active_routes.get(name).is_some_and(|active| active.serial == latest.serial);
-            let (table, clusters) = &latest.value;
-            if !known && self.are_active(clusters) {
-                let active = ActiveRoutes {
-                    serial: latest.serial,
-                    version: Arc::clone(&latest.version),
-                    table: Arc::clone(table),
-                    clusters: clusters.clone(),
-                };
-                fresh.push((Arc::clone(name), active));
-            }
-        }
-        let changed = !fresh.is_empty();
-        self.active_routes.extend(fresh);
-        changed
-    }
-
-    fn warm_listeners(&mut self) -> bool {
-        let mut fresh = Vec::new();
-        for (name, latest) in &self.listeners {
-            if self.sockets.get(&**name) != Some(&latest.value.address) {
-                continue;
-            }
-            let serials = match (&latest.value.tls, self.secrets()) {
-                (None, _) => (0, 0),
-                (Some(_), Some((_, _, serials))) => serials,
-                (Some(_), None) => continue,
-            };
-            let Some((routes, clusters)) = self.leads_to(&latest.value) else { continue };
-            let active = self.active_listeners.get(name);
-            if active
-                .is_some_and(|a| a.listener == latest.serial && a.routes == routes && a.secrets == serials)
-            {
-                continue;
-            }
-            // Sessions of callers stay resumable as long as the certificates are the same.
-            let kept = active
-                .filter(|a| a.secrets == serials)
-                .and_then(|a| a.value.tls.as_ref())
-                .map(|(config, _)| Arc::clone(config));
-            match self.listener(&latest.value, kept) {
-                Ok(value) => {
-                    let value = Arc::new(value);
-                    let active = ActiveListener {
-                        listener: latest.serial,
-                        version: Arc::clone(&latest.version),
-                        routes,
-                        secrets: serials,
-                        clusters,
-                        value,
-                    };
-                    fresh.push((Arc::clone(name), Ok(active)));
-                }
-                Err(error) => fresh.push((Arc::clone(name), Err(error))),
-            }
-        }
-        let mut changed = false;
-        for (name, listener) in fresh {
-            match listener {
-                Ok(active) => {
-                    self.broken.remove(&(type_url::LISTENER, Arc::clone(&name)));
-                    self.active_listeners.insert(name, active);
-                    changed = true;
-                }
-                Err(error) => drop(self.broken.insert((type_url::LISTENER, name), error)),
-            }
-        }
-        let before = self.active_listeners.len();
-        self.active_listeners.retain(|name, _| self.listeners.contains_key(name));
-        changed | (self.active_listeners.len() != before)
-    }
-
-    /// Serials of the routes and slots of the clusters a listener uses, once all of them are active.
-    fn leads_to(&self, listener: &ParsedListener) -> Option<(Vec<Serial>, Vec<u32>)> {
-        let mut routes = Vec::new();
-        let mut clusters = Vec::new();
-        for service in listener.services() {
-            match service {
-                ParsedService::Tcp { split, .. } => clusters.extend(slots_of(split)),
-                ParsedService::Http(http) => match &http.routes {
-                    Routes::Inline(_, slots) => clusters.extend(slots),
-                    Routes::Rds(name) => {
-                        let active = self.active_routes.get(name.as_str())?;
-                        routes.push(active.serial);
-                        clusters.extend(&active.clusters);
-                    }
-                },
-            }
-        }
-        self.are_active(&clusters).then_some((routes, clusters))
-    }
-
-    fn listener(
-        &self,
-        parsed_listener: &ParsedListener,
-        kept: Option<Arc<ServerConfig>>,
-    ) -> Result<Listener, String> {
-        let service = |parsed: &ParsedService| match parsed {
-            ParsedService::Tcp { split, by_source, access, rules, idle, attempts } => {
-                Service::Tcp(Arc::new(TcpService {
-                    split: split.clone(),
-                    by_source: *by_source,
-                    access: access.clone(),
-                    rules: rules.clone(),
-                    idle: *idle,
-                    attempts: *attempts,
-                }))
-            }
-            ParsedService::Http(http) => Service::Http(Arc::new(HttpService {
-                version: http.version,
-                routes: match &http.routes {
-                    Routes::Inline(table, _) => Arc::clone(table),
-                    Routes::Rds(name) => self
-                        .active_routes
-                        .get(name.as_str())
-                        .map(|r| Arc::clone(&r.table))
-                        .unwrap_or_default(),
-                },
-                access: http.access.clone(),
-                rules: http.rules.clone(),
-                forward_client_cert: http.forward_client_cert,
-                upgrades: http.upgrades,
-                tunnels: Arc::clone(&http.tunnels),
-                idle: http.idle,
-                connection_idle: http.connection_idle,
-                head_timeout: http.head_timeout,
-                limits: http.limits,
-                limit: http.limit.clone(),
-                fault: http.fault.clone(),
-                default_host: Arc::clone(&parsed_listener.default_host),
-            })),
-        };
-        let parsed = parsed_listener;
-        let tls = match (&parsed.tls, self.secrets()) {
-            (Some((alpn, secure)), Some((identity, bundle, _))) => {
-                let config = match kept.filter(|config| config.alpn_protocols == *alpn) {
-                    Some(config) => config,
-                    None => tls::server_config(identity, bundle, alpn).map_err(|e| e.to_string())?,
-                };
-                Some((config, service(secure)))
-            }
-            _ => None,
-        };
-        Ok(Listener {
-            name: Arc::clone(&parsed.name),
-            address: parsed.address,
-            inbound: parsed.inbound,
-            tls,
-            plain: parsed.plain.as_ref().map(service),
-            detect: parsed.detect,
-            finishing: Arc::clone(&parsed.finishing),
-        })
-    }
-
-    /// Drops routes without listener or resource, and clusters without resource that nothing leads to.
+    /// Drops clusters without resource that nothing leads to.
     fn drop_clusters(&mut self) -> bool {
-        self.relink = false;
-        let wanted = Arc::clone(&self.wanted);
-        self.active_routes.retain(|name, _| wanted[0].1.contains(&**name));
-        self.routes.retain(|name, _| wanted[0].1.contains(&**name));
         let used: BTreeSet<&str> = self
             .active_listeners
             .values()
@@ -592,7 +358,30 @@ impl Assembler {
             .collect();
         let before = self.active_clusters.len();
         self.active_clusters.retain(|name, _| self.clusters.contains_key(name) || used.contains(&**name));
-        self.active_clusters.len() != before
+        let changed = self.active_clusters.len() != before;
+        self.rethink |= changed;
+        changed
+    }
+
+    /// Forgets what nobody wants any more, and what was wrong with it: whoever wants it later asks for it again, as it may have
+    /// changed or ended meanwhile.
+    fn forget(&mut self) {
+        let found = self.find_wanted();
+        if found != *self.wanted {
+            self.wanted = Arc::new(found);
+        }
+        let [(_, routes), (_, endpoints), (_, secrets)] = &*self.wanted;
+        self.active_routes.retain(|name, _| routes.contains(&**name));
+        self.routes.retain(|name, _| routes.contains(&**name));
+        self.endpoints.retain(|name, _| endpoints.contains(name));
+        if secrets.is_empty() {
+            (self.identity, self.bundle) = (None, None);
+        }
+        let wanted = &self.wanted;
+        self.refused.retain(|(type_url, name), _| {
+            let names = wanted.iter().find(|(of, _)| **of == **type_url);
+            names.is_none_or(|(_, names)| names.contains(name))
+        });
     }
 
     /// What is in use, as one string.
@@ -620,23 +409,4 @@ impl Assembler {
     pub fn is_inbound(&self, name: &str) -> bool {
         self.listeners.get(name).is_some_and(|latest| latest.value.inbound)
     }
-}
-
-/// TLS towards the endpoints of a cluster, and towards those that its matches are for.
-fn towards(
-    cluster: &ParsedCluster,
-    identity: &Identity,
-    bundle: &Bundle,
-) -> Result<(Option<UpstreamTls>, Vec<UpstreamTls>), TlsError> {
-    let made = |wanted: &ParsedTls| -> Result<UpstreamTls, TlsError> {
-        let config = tls::client_config(identity, bundle, &wanted.expected, &wanted.alpn)?;
-        Ok(UpstreamTls { config, server_name: wanted.server_name.clone() })
-    };
-    let own = cluster.tls.as_ref().map(made).transpose()?;
-    let others = cluster.matches.iter().map(|one| made(&one.tls));
-    Ok((own, others.collect::<Result<_, _>>()?))
-}
-
-fn slots_of(split: &Split) -> impl Iterator<Item = u32> {
-    split.backends().iter().map(|backend| backend.cluster)
 }

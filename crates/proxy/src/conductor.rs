@@ -1,8 +1,9 @@
 //! The main thread: control socket, ADS stream, and handing snapshots to workers.
 //!
 //! Holds: an update is acknowledged when every worker uses it, refused when it cannot be honoured or is still
-//! not in use after [`WARMING`]; `Ready` is sent when the first configuration is in use; the end of the
-//! control socket or of the ADS stream changes nothing for traffic. Does not: decide what is warm
+//! not in use after [`WARMING`], and asked for again when it is in use after all; updates that wait never keep from being
+//! read what they wait for, which comes on the same stream; `Ready` is sent when the first configuration is in use; the
+//! end of the control socket or of the ADS stream changes nothing for traffic. Does not: decide what is warm
 //! (see [`crate::assemble`]).
 
 use std::os::fd::OwnedFd;
@@ -283,9 +284,11 @@ impl Conductor {
         let nudge = self.crew.nudge();
         loop {
             let look = self.look_at();
+            // There is room again once the workers have answered.
+            let has_room = !self.client.is_full();
             let next = tokio::select! {
                 Some(event) = agent.recv() => Next::Agent(event),
-                Some(event) = events.recv() => Next::Server(event),
+                Some(event) = events.recv(), if has_room => Next::Server(event),
                 Some(event) = inner.recv() => Next::Inner(event),
                 _ = terminate.recv() => Next::Terminated,
                 _ = interrupt.recv() => Next::Terminated,
@@ -496,40 +499,52 @@ impl Conductor {
         if self.applying > 0 {
             return;
         }
-        for mut open in std::mem::take(&mut self.open) {
+        for open in std::mem::take(&mut self.open) {
             let late = open.since.elapsed() >= WARMING;
-            let (mut given_up, mut waits) = (Vec::new(), false);
-            for item in open.items.iter().filter(|item| !self.assembler.is_in_use(item)) {
-                match self.assembler.hopeless(item) {
-                    Some(why) => given_up.push((item.clone(), why)),
-                    None if late => {
-                        let why = self.assembler.waits_for(item);
-                        given_up.push((item.clone(), format!("not in use after {WARMING:?}: {why}")));
-                    }
-                    None => waits = true,
-                }
-            }
-            if waits {
-                self.open.push(open);
-                continue;
-            }
-            for (item, why) in given_up {
-                open.refused.push((item.name.clone(), why));
-                self.given_up.push(item);
-            }
-            let request = if open.refused.is_empty() {
-                self.client.ack(open.token)
-            } else {
-                for (name, why) in &open.refused {
-                    tracing::warn!(name, why, "refused");
-                }
-                self.client.refuse(open.token, &open.refused)
-            };
-            if let Some(request) = request {
-                self.send(request);
-            }
+            let until = late.then(|| format!("not in use after {WARMING:?}"));
+            self.settle(open, until.as_deref());
+        }
+        // What they wait for comes behind others, on this stream. Not to read on, or to begin another stream with the same, would
+        // bring none of it; so the oldest makes room. It is kept, and asked for again when it is in use.
+        if self.client.is_full() && !self.open.is_empty() {
+            let oldest = self.open.remove(0);
+            let others = self.open.len();
+            self.settle(oldest, Some(&format!("not in use, and {others} other responses wait, too")));
         }
         self.take_back_refusals();
+    }
+
+    /// Answers an update unless something in it waits; what is `overdue`, and why, does not.
+    fn settle(&mut self, mut open: Open, overdue: Option<&str>) {
+        let (mut given_up, mut waits) = (Vec::new(), false);
+        for item in open.items.iter().filter(|item| !self.assembler.is_in_use(item)) {
+            match (self.assembler.hopeless(item), overdue) {
+                (Some(why), _) => given_up.push((item.clone(), why)),
+                (None, Some(overdue)) => {
+                    given_up.push((item.clone(), format!("{overdue}: {}", self.assembler.waits_for(item))));
+                }
+                (None, None) => waits = true,
+            }
+        }
+        if waits {
+            self.open.push(open);
+            return;
+        }
+        for (item, why) in given_up {
+            open.refused.push((item.name.clone(), why));
+            self.given_up.push(item);
+        }
+        let request = if open.refused.is_empty() {
+            self.client.ack(open.token)
+        } else {
+            for (name, why) in &open.refused {
+                tracing::warn!(name, why, "refused");
+            }
+            self.client.refuse(open.token, &open.refused)
+        };
+        if let Some(request) = request {
+            self.send(request);
+        }
     }
 
     /// Has the server send again what is used after all.

@@ -224,7 +224,7 @@ impl Client {
         }
     }
 
-    /// Wants them no more, and forgets what is held of them. Takes effect with [`Client::requests`].
+    /// Wants them no more, and forgets what is held of them, or would be once an update is answered. Takes effect with [`Client::requests`].
     pub fn unsubscribe<S: AsRef<str>>(&mut self, type_url: &str, names: impl IntoIterator<Item = S>) {
         let Some(state) = self.types.get_mut(type_url) else { return };
         for name in names {
@@ -235,6 +235,10 @@ impl Client {
         }
         let interest = &state.interest;
         state.held.retain(|name, _| interest.covers(name));
+        for open in self.open.values_mut().filter(|open| *open.type_url == *type_url) {
+            open.added.retain(|name, _| interest.covers(name));
+            open.removed.retain(|name| interest.covers(name));
+        }
         if type_url == type_url::ENDPOINT {
             self.lists.keep(|name| interest.covers(name));
         }
@@ -356,6 +360,11 @@ impl Client {
         requests
     }
 
+    /// Whether so many updates are unanswered that a response would be refused for that alone.
+    pub fn is_full(&self) -> bool {
+        self.open.len() >= self.limits.unanswered
+    }
+
     /// Takes a response in.
     ///
     /// # Errors
@@ -436,7 +445,7 @@ impl Client {
         if self.types.get(asked_with).is_none_or(|state| state.announced.is_none()) {
             return Err(ResponseError::NotSubscribed { type_url: type_url() });
         }
-        if self.open.len() >= self.limits.unanswered {
+        if self.is_full() {
             return Err(ResponseError::TooManyUnanswered { limit: self.limits.unanswered });
         }
         let count = response.resources.len() + response.removed_resources.len();

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
 
-use super::{Assembler, Item, Latest, slots_of};
+use super::listeners::slots_of;
+use super::{Assembler, Item, Latest};
 use crate::config::cluster::Source;
 use crate::config::listener::{ParsedListener, ParsedService, Routes};
 
@@ -31,7 +32,8 @@ impl Assembler {
                 latest != Some(item.serial)
                     || self.active_routes.get(name).is_some_and(|a| a.serial == item.serial)
             }
-            // Endpoints and certificates go into everything that is warm in the same step as they arrive.
+            // Endpoints and certificates go into everything that is in use in the same step as they arrive, and routes into
+            // the listeners, also where a later version of it waits.
             _ => true,
         }
     }
@@ -126,7 +128,7 @@ impl Assembler {
         }
     }
 
-    fn listener_blocked(&self, latest: &Latest<ParsedListener>) -> Option<String> {
+    fn listener_blocked(&self, latest: &Latest<Arc<ParsedListener>>) -> Option<String> {
         if latest.value.tls.is_some()
             && let Some(blocked) = self.secrets_blocked()
         {
@@ -146,7 +148,7 @@ impl Assembler {
     /// it needs was refused, stands for itself and keeps nothing else from serving; but with `all`, what needs something
     /// refused has to be in use, too.
     pub fn is_complete(&self, all: bool) -> bool {
-        let listener = |(name, latest): (&Arc<str>, &Latest<ParsedListener>)| {
+        let listener = |(name, latest): (&Arc<str>, &Latest<Arc<ParsedListener>>)| {
             self.active_listeners.get(name).is_some_and(|active| active.listener == latest.serial)
                 || !all && self.broken.contains_key(&(type_url::LISTENER, Arc::clone(name)))
                 || !all && self.listener_blocked(latest).is_some()

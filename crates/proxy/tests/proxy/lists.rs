@@ -1,12 +1,15 @@
 //! Long lists of endpoints that change in parts, of our server and of others.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use outrider_xds::ResourceSet;
 use outrider_xds::server::Seen;
+use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
 use outrider_xds_types::pb::envoy::config::core::v3::{
     AggregatedConfigSource, ConfigSource, SocketAddress, address, config_source, socket_address,
 };
@@ -103,6 +106,9 @@ struct Theirs {
     pushes: Arc<Mutex<mpsc::UnboundedReceiver<DeltaDiscoveryResponse>>>,
 }
 
+/// The requests that it was sent, and the end of what it is told to send.
+type Ends = (mpsc::UnboundedReceiver<DeltaDiscoveryRequest>, mpsc::UnboundedSender<DeltaDiscoveryResponse>);
+
 fn wire<M: Message>(type_url: &str, name: &str, version: &str, message: &M) -> Resource {
     Resource {
         name: name.to_owned(),
@@ -113,6 +119,25 @@ fn wire<M: Message>(type_url: &str, name: &str, version: &str, message: &M) -> R
 }
 
 impl Theirs {
+    /// One that has these, and a proxy of it that is alone.
+    async fn start(resources: Vec<Resource>) -> (Running, Ends) {
+        let (said_in, said) = mpsc::unbounded_channel();
+        let (push, pushes) = mpsc::unbounded_channel();
+        let theirs =
+            Self { resources: resources.into(), said: said_in, pushes: Arc::new(Mutex::new(pushes)) };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap();
+        let service = AggregatedDiscoveryServiceServer::new(theirs);
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrider-proxy"));
+        command.args(["--standalone", "--workers", "1", "--node", "n", "--xds", &format!("http://{server}")]);
+        (Running(command.spawn().unwrap()), (said, push))
+    }
+
     fn answer(&self, request: &DeltaDiscoveryRequest) -> Option<DeltaDiscoveryResponse> {
         let asked = &request.resource_names_subscribe;
         let wildcard = asked.is_empty() && request.response_nonce.is_empty();
@@ -184,6 +209,21 @@ impl Drop for Running {
     }
 }
 
+/// What `shop/web` is sent to call `shop/api`, which it does at this address.
+fn caller() -> (ResourceSet, SocketAddr) {
+    let at = super::binary::free_address();
+    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
+    edit(&mut set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
+        let address = address::Address::SocketAddress(SocketAddress {
+            address: at.ip().to_string(),
+            port_specifier: Some(socket_address::PortSpecifier::PortValue(at.port().into())),
+            ..SocketAddress::default()
+        });
+        listener.address.get_or_insert_default().address = Some(address);
+    });
+    (set, at)
+}
+
 fn member(name: &str, at: Option<SocketAddr>) -> Resource {
     let version = format!("{at:?}");
     let mut endpoint = LbEndpoint::default();
@@ -210,16 +250,7 @@ fn endpoints(resources: Vec<Resource>, removed: &[&str]) -> DeltaDiscoveryRespon
 #[tokio::test]
 async fn a_list_of_others_is_followed_and_a_bad_endpoint_refused() {
     let (a, b) = (Origin::bind().await.answer_all("a"), Origin::bind().await.answer_all("b"));
-    let at = super::binary::free_address();
-    let mut set = compiled(&pair("http", "off", 1, ""), "shop/web");
-    edit(&mut set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
-        let address = address::Address::SocketAddress(SocketAddress {
-            address: at.ip().to_string(),
-            port_specifier: Some(socket_address::PortSpecifier::PortValue(at.port().into())),
-            ..SocketAddress::default()
-        });
-        listener.address.get_or_insert_default().address = Some(address);
-    });
+    let (set, at) = caller();
     let ads = config_source::ConfigSourceSpecifier::Ads(AggregatedConfigSource {});
     let leds = LedsClusterLocalityConfig {
         leds_config: Some(ConfigSource { config_source_specifier: Some(ads), ..Default::default() }),
@@ -237,21 +268,7 @@ async fn a_list_of_others_is_followed_and_a_bad_endpoint_refused() {
     let mut resources: Vec<Resource> = set.iter().map(|resource| resource.to_wire()).collect();
     resources.push(wire(type_url::ENDPOINT, ENDPOINTS, "h1", &head));
     resources.push(member("one", Some(a)));
-    let (said_in, mut said) = mpsc::unbounded_channel();
-    let (push, pushes) = mpsc::unbounded_channel();
-    let theirs = Theirs { resources: resources.into(), said: said_in, pushes: Arc::new(Mutex::new(pushes)) };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = listener.local_addr().unwrap();
-    let service = AggregatedDiscoveryServiceServer::new(theirs);
-    tokio::spawn(
-        tonic::transport::Server::builder()
-            .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(listener)),
-    );
-    let mut command = Command::new(env!("CARGO_BIN_EXE_outrider-proxy"));
-    command.args(["--standalone", "--workers", "1", "--node", "n", "--xds", &format!("http://{server}")]);
-    let _running = Running(command.spawn().unwrap());
-
+    let (_running, (mut said, push)) = Theirs::start(resources).await;
     let mut next = async |what: &str, is_it: &dyn Fn(&DeltaDiscoveryRequest) -> bool| {
         soon(what, async {
             loop {
@@ -305,4 +322,67 @@ async fn a_list_of_others_is_followed_and_a_bad_endpoint_refused() {
         }
     })
     .await;
+}
+
+/// A server of others that sends each cluster in a response of its own, and then the endpoints that all of them wait for.
+#[tokio::test]
+async fn more_responses_than_may_wait_are_all_taken_and_in_use_in_the_end() {
+    const CLUSTERS: usize = 300;
+    const MAY_WAIT: usize = 256;
+    let origin = Origin::bind().await.answer_all("a");
+    let (mut set, at) = caller();
+    let last = set.remove(type_url::CLUSTER, OUTBOUND).unwrap();
+    let mut clusters = BTreeMap::new();
+    for number in 1..CLUSTERS {
+        let mut cluster = Cluster::decode(last.body.as_slice()).unwrap();
+        cluster.name = format!("c{number}");
+        cluster.eds_cluster_config.as_mut().unwrap().service_name = format!("shop/e{number}/main");
+        clusters.insert(cluster.name.clone(), wire(type_url::CLUSTER, &cluster.name, "1", &cluster));
+    }
+    // The one that is led to comes last: its name is behind the others.
+    assert!(*OUTBOUND > *"c");
+    clusters.insert(OUTBOUND.to_owned(), last.to_wire());
+    let lists = (1..CLUSTERS).map(|number| format!("shop/e{number}/main")).chain([ENDPOINTS.to_owned()]);
+    let lists = lists.map(|list| assignment(&list, &[origin]).to_wire()).collect();
+    let resources = set.iter().map(|resource| resource.to_wire()).collect();
+    let (_running, (mut said, push)) = Theirs::start(resources).await;
+    let about = |kind: &str, resources: Vec<Resource>| DeltaDiscoveryResponse {
+        type_url: kind.to_owned(),
+        resources,
+        ..Default::default()
+    };
+    soon("clusters are subscribed", async {
+        while said.recv().await.unwrap().type_url != type_url::CLUSTER {}
+    })
+    .await;
+    for cluster in clusters.values() {
+        push.send(about(type_url::CLUSTER, vec![cluster.clone()])).unwrap();
+    }
+    push.send(about(type_url::ENDPOINT, lists)).unwrap();
+
+    // One answer more: that to the subscription, in which there is nothing.
+    let (mut answers, mut refused, mut asked) = (0, BTreeSet::new(), BTreeSet::new());
+    soon("all of them are in use", async {
+        while answers < CLUSTERS + 1 || refused != asked {
+            let request = said.recv().await.unwrap();
+            if request.type_url != type_url::CLUSTER {
+                continue;
+            }
+            answers += usize::from(!request.response_nonce.is_empty());
+            if let Some(status) = request.error_detail {
+                let (name, why) = status.message.split_once(": ").unwrap();
+                assert!(why.contains("waits for endpoints"), "{why}");
+                refused.insert(name.to_owned());
+            }
+            for name in request.resource_names_subscribe {
+                push.send(about(type_url::CLUSTER, vec![clusters[&name].clone()])).unwrap();
+                asked.insert(name);
+            }
+        }
+    })
+    .await;
+    assert!(refused.len() > CLUSTERS - MAY_WAIT, "{} made room", refused.len());
+    let mut app = super::binary::connect(at).await;
+    app.send(GET).await;
+    assert_eq!(app.response().await.1, "a");
 }

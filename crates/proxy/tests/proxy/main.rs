@@ -24,6 +24,7 @@ mod hops;
 mod hostile;
 mod http;
 mod http2;
+mod lasting;
 mod limits;
 mod lists;
 mod mesh;

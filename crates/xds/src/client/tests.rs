@@ -208,6 +208,37 @@ fn dropping_and_wanting_again_asks_again() {
     assert_eq!(client.requests(), []);
 }
 
+/// Whoever drops a name drops what it was: that the answer to it comes later does not bring it back.
+#[test]
+fn what_was_dropped_is_not_held_by_a_late_answer_although_it_is_wanted_again() {
+    let mut client = client();
+    client.subscribe(EDS, ["a", "b", "c"]);
+    client.connect();
+    let first = client.on_response(response(EDS, "1", &[("c", "1")], &[])).expect("well-formed");
+    client.ack(first.token);
+    let late =
+        client.on_response(response(EDS, "2", &[("a", "1"), ("b", "1")], &["c"])).expect("well-formed");
+    client.unsubscribe(EDS, ["a", "c"]);
+    client.subscribe(EDS, ["a", "c"]);
+    client.requests();
+    assert_eq!(client.ack(late.token).expect("a request").response_nonce, "2");
+    assert_eq!(held(&client, EDS), [("b".into(), "1".into())]);
+    client.disconnected();
+    let [request] = client.connect().try_into().expect("one request");
+    assert_eq!(versions(&request), [("b", "1")]);
+
+    // What the answer to it brings is newer, and stays.
+    let late = client.on_response(response(EDS, "1", &[("c", "2")], &["a"])).expect("well-formed");
+    client.unsubscribe(EDS, ["a", "c"]);
+    client.subscribe(EDS, ["a", "c"]);
+    client.requests();
+    let new = client.on_response(response(EDS, "2", &[("a", "3"), ("c", "3")], &[])).expect("well-formed");
+    client.ack(new.token);
+    client.ack(late.token);
+    let expected = [("a", "3"), ("b", "1"), ("c", "3")].map(|(name, version)| (name.into(), version.into()));
+    assert_eq!(held(&client, EDS), expected);
+}
+
 #[test]
 fn resources_kept_on_disk_can_be_claimed() {
     let mut client = client();
@@ -244,6 +275,7 @@ fn malformed_responses_are_refused() {
         assert_eq!(sent, code, "{what}");
     }
     limits.on_response(response(EDS, "1", &[("a", "1")], &[])).expect("well-formed");
+    assert!(limits.is_full());
     let refused = limits.on_response(response(EDS, "2", &[], &[])).expect_err("one is open");
     assert_eq!(refused.reason, ResponseError::TooManyUnanswered { limit: 1 });
 }
