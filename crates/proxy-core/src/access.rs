@@ -3,6 +3,8 @@
 //! Identities are compared as whole strings; there are no patterns. Holds: a list never admits a caller
 //! without an identity. Does not: verify certificates; the peer given here has been verified.
 
+use std::sync::Arc;
+
 use hashbrown::HashSet;
 
 use crate::reason::Reason;
@@ -27,8 +29,8 @@ pub enum AccessPolicy {
     AllowAll,
     /// Everyone who authenticates.
     AnyAuthenticated,
-    /// Exactly these SPIFFE IDs.
-    Allow(HashSet<Box<str>, foldhash::fast::RandomState>),
+    /// Exactly these SPIFFE IDs, of which there may be very many.
+    Allow(Arc<HashSet<Box<str>, foldhash::fast::RandomState>>),
     /// Nobody: also what holds before a policy arrived.
     #[default]
     DenyAll,
@@ -37,7 +39,7 @@ pub enum AccessPolicy {
 impl AccessPolicy {
     /// A policy that allows exactly these SPIFFE IDs.
     pub fn allow<S: Into<Box<str>>>(ids: impl IntoIterator<Item = S>) -> Self {
-        Self::Allow(ids.into_iter().map(Into::into).collect())
+        Self::Allow(Arc::new(ids.into_iter().map(Into::into).collect()))
     }
 
     /// This policy, for these SPIFFE IDs only.
@@ -48,6 +50,14 @@ impl AccessPolicy {
             Self::AllowAll | Self::AnyAuthenticated => Self::allow(ids),
             Self::Allow(allowed) => Self::allow(ids.filter(|id| allowed.contains(*id))),
             Self::DenyAll => Self::DenyAll,
+        }
+    }
+
+    /// Whether it is the same without a look at who is named: of equal ones, one that was copied from the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Allow(ours), Self::Allow(theirs)) => Arc::ptr_eq(ours, theirs),
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
         }
     }
 
@@ -77,6 +87,15 @@ mod tests {
         assert_eq!(AccessPolicy::AllowAll.only(&["a", "b"]), both);
         assert_eq!(AccessPolicy::AnyAuthenticated.only(&["a", "b"]), both);
         assert_eq!(AccessPolicy::DenyAll.only(&["a"]), AccessPolicy::DenyAll);
+    }
+
+    #[test]
+    fn one_that_was_copied_is_the_same() {
+        let list = AccessPolicy::allow(["a"]);
+        assert!(list.is_same(&list.clone()) && AccessPolicy::AllowAll.is_same(&AccessPolicy::AllowAll));
+        assert!(!list.is_same(&AccessPolicy::allow(["b"])) && !list.is_same(&AccessPolicy::DenyAll));
+        // This would have to be looked at.
+        assert!(!list.is_same(&AccessPolicy::allow(["a"])));
     }
 
     #[test]

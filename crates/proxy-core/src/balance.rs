@@ -18,6 +18,7 @@ use hashbrown::HashMap;
 
 use crate::reason::Reason;
 
+mod aside;
 mod config;
 mod ewma;
 mod levels;
@@ -31,6 +32,7 @@ use ewma::Ewma;
 use levels::Levels;
 use pool::Pool;
 
+pub use aside::Aside;
 pub use config::{BalanceConfig, Endpoint, Layout, Policy};
 pub use levels::OVERPROVISIONING;
 pub use pick::{Ask, EndpointIndex};

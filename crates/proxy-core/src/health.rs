@@ -2,9 +2,10 @@
 //!
 //! Endpoints, results and time go in; times and verdicts come out. One [`Checker`] per cluster and process. Holds: an
 //! endpoint is checked by one check at a time; its verdict changes only by as many results in a row as configured, the
-//! first one excepted; endpoints of which nothing is known yet are used as long as none is known to be healthy. Does
-//! not: connect, or know of discovery.
+//! first one excepted; endpoints of which nothing is known yet are used as long as none is known to be healthy; what is
+//! done for one check takes time by the logarithm of the number of endpoints. Does not: connect, or know of discovery.
 
+use std::collections::BTreeSet;
 use std::hash::Hash;
 
 use hashbrown::HashMap;
@@ -64,7 +65,7 @@ struct Host {
     health: Health,
     /// Results in a row that say the contrary.
     contrary: u32,
-    /// `None` while it is being checked.
+    /// When it is due; `None` while it is being checked.
     at: Option<u64>,
     seen: u64,
 }
@@ -74,42 +75,68 @@ struct Host {
 pub struct Checker<K> {
     config: CheckConfig,
     hosts: HashMap<K, Host, foldhash::fast::RandomState>,
+    /// Those that are not being checked, by when they are due.
+    due: BTreeSet<(u64, K)>,
+    /// How many are healthy.
+    healthy: usize,
     epoch: u64,
 }
 
 impl<K: Clone + Eq + Hash + Ord> Checker<K> {
     /// Without endpoints.
     pub fn new(config: CheckConfig) -> Self {
-        Self { config, hosts: HashMap::default(), epoch: 0 }
+        Self { config, hosts: HashMap::default(), due: BTreeSet::new(), healthy: 0, epoch: 0 }
     }
 
     /// Takes other settings; what is known stays.
     pub fn configure(&mut self, config: CheckConfig, now: u64) {
         self.config = config;
-        let latest = now.saturating_add(config.interval.max(1));
-        for host in self.hosts.values_mut() {
-            host.at = host.at.map(|at| at.min(latest));
+        self.no_later(now.saturating_add(config.interval.max(1)));
+    }
+
+    /// Whoever is due later is due then.
+    fn no_later(&mut self, latest: u64) {
+        while self.due.last().is_some_and(|(at, _)| *at > latest)
+            && let Some((_, key)) = self.due.pop_last()
+        {
+            if let Some(host) = self.hosts.get_mut(&key) {
+                host.at = Some(latest);
+            }
+            self.due.insert((latest, key));
         }
     }
 
     /// Replaces the endpoints. New ones are due within the initial jitter.
     pub fn update(&mut self, hosts: impl IntoIterator<Item = K>, now: u64, mut random: impl FnMut() -> u64) {
         self.epoch += 1;
+        let Self { hosts: known, due, healthy, epoch, config } = self;
+        let jitter = config.initial_jitter.saturating_add(1);
         for key in hosts {
-            let jitter = self.config.initial_jitter;
-            let host = self.hosts.entry(key).or_insert_with(|| Host {
-                at: Some(now.saturating_add(below(random(), jitter.saturating_add(1)))),
-                ..Host::default()
+            let host = known.entry(key.clone()).or_insert_with(|| {
+                let at = now.saturating_add(below(random(), jitter));
+                due.insert((at, key));
+                Host { at: Some(at), ..Host::default() }
             });
-            host.seen = self.epoch;
+            host.seen = *epoch;
         }
-        self.hosts.retain(|_, host| host.seen == self.epoch);
+        known.retain(|key, host| {
+            let stays = host.seen == *epoch;
+            if !stays {
+                *healthy -= usize::from(host.health == Health::Healthy);
+                if let Some(at) = host.at {
+                    due.remove(&(at, key.clone()));
+                }
+            }
+            stays
+        });
     }
 
     /// An endpoint that is due; its check counts as begun. Ask again until there is none.
     pub fn begin(&mut self, now: u64) -> Option<K> {
-        let due = self.hosts.iter().filter(|(_, host)| host.at.is_some_and(|at| at <= now));
-        let key = due.min_by(|a, b| (a.1.at, a.0).cmp(&(b.1.at, b.0)))?.0.clone();
+        if self.due.first()?.0 > now {
+            return None;
+        }
+        let (_, key) = self.due.pop_first()?;
         if let Some(host) = self.hosts.get_mut(&key) {
             host.at = None;
         }
@@ -148,28 +175,41 @@ impl<K: Clone + Eq + Hash + Ord> Checker<K> {
         };
         let share = interval.saturating_mul(u64::from(config.jitter_percent)) / 100;
         let jitter = below(random, config.jitter.saturating_add(share).saturating_add(1));
-        host.at = Some(now.saturating_add(interval.max(1)).saturating_add(jitter));
-        (host.health != before).then_some(host.health)
+        let at = now.saturating_add(interval.max(1)).saturating_add(jitter);
+        if let Some(former) = host.at.replace(at) {
+            self.due.remove(&(former, key.clone()));
+        }
+        self.due.insert((at, key.clone()));
+        if host.health == before {
+            return None;
+        }
+        // Nobody goes back to being unknown.
+        if good {
+            self.healthy += 1;
+        } else if before == Health::Healthy {
+            self.healthy -= 1;
+        }
+        Some(host.health)
     }
 
     /// Nobody is at the checks that have begun: they are due again.
     pub fn abandon(&mut self, now: u64) {
-        for host in self.hosts.values_mut() {
-            host.at = host.at.or(Some(now));
+        for (key, host) in &mut self.hosts {
+            if host.at.is_none() {
+                host.at = Some(now);
+                self.due.insert((now, key.clone()));
+            }
         }
     }
 
     /// The cluster has its first request: whoever waits for longer than the interval because there was none is due earlier.
     pub fn awake(&mut self, now: u64) {
-        let latest = now.saturating_add(self.config.interval);
-        for host in self.hosts.values_mut() {
-            host.at = host.at.map(|at| at.min(latest));
-        }
+        self.no_later(now.saturating_add(self.config.interval));
     }
 
     /// When the next one is due; `u64::MAX` is never.
     pub fn next(&self) -> u64 {
-        self.hosts.values().filter_map(|host| host.at).min().unwrap_or(u64::MAX)
+        self.due.first().map_or(u64::MAX, |(at, _)| *at)
     }
 
     /// What is known.
@@ -177,14 +217,28 @@ impl<K: Clone + Eq + Hash + Ord> Checker<K> {
         self.hosts.get(key).map_or(Health::Unknown, |host| host.health)
     }
 
+    /// Whether one is known to be healthy, so that those of which nothing is known are not to be used.
+    pub const fn has_healthy(&self) -> bool {
+        self.healthy > 0
+    }
+
+    const fn uses(&self, health: Health) -> bool {
+        match health {
+            Health::Healthy => true,
+            Health::Unknown => !self.has_healthy(),
+            Health::Unhealthy => false,
+        }
+    }
+
+    /// Whether it is one of [`Self::unusable`].
+    pub fn is_unusable(&self, key: &K) -> bool {
+        self.hosts.get(key).is_some_and(|host| !self.uses(host.health))
+    }
+
     /// Who is not to be used, as far as checks say.
     pub fn unusable(&self) -> impl Iterator<Item = (&K, Health)> {
-        let known = self.hosts.values().any(|host| host.health == Health::Healthy);
-        self.hosts.iter().filter_map(move |(key, host)| match host.health {
-            Health::Unhealthy => Some((key, Health::Unhealthy)),
-            Health::Unknown if known => Some((key, Health::Unknown)),
-            _ => None,
-        })
+        let known = self.hosts.iter().map(|(key, host)| (key, host.health));
+        known.filter(|(_, health)| !self.uses(*health))
     }
 }
 

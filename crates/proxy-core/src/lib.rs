@@ -14,6 +14,8 @@
 pub mod access;
 pub mod authority;
 pub mod balance;
+#[cfg(test)]
+mod counted;
 pub mod fault;
 pub mod grpc;
 pub mod hash;

@@ -3,8 +3,11 @@
 //! Endings of requests, endpoints and time go in; ejections and returns come out. One detector per cluster and process.
 //! Holds, after every call: no more than the configured share of the endpoints is ejected, rounded down; of two or more
 //! endpoints one is always left; no ejection leaves only endpoints that discovery or a check calls unhealthy (N48).
-//! What the proxy itself refused is never told to it. Does not: read clocks, know of workers, or choose endpoints.
+//! What the proxy itself refused is never told to it. An ending, a verdict of a check and an ejection take time by the
+//! logarithm of the number of endpoints; a look at rates, once in an interval, looks at all. Does not: read clocks, know
+//! of workers, or choose endpoints.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::Hash;
 
@@ -174,12 +177,23 @@ struct Host {
     seen: u64,
 }
 
+impl Host {
+    const fn is_left(&self) -> bool {
+        self.available && self.ejected.is_none()
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Detector<K> {
     config: OutlierConfig,
     hosts: HashMap<K, Host, foldhash::fast::RandomState>,
-    ejected: usize,
+    /// Who is ejected, by when that ends.
+    back: BTreeSet<(u64, K)>,
+    /// How many are available, how many of them are not ejected, and for how many the next ejection is longer.
+    available: usize,
+    left: usize,
+    longer: usize,
     look_at: u64,
     epoch: u64,
     events: Vec<(K, Event)>,
@@ -191,7 +205,10 @@ impl<K: Clone + Eq + Hash + Ord> Detector<K> {
         Self {
             config,
             hosts: HashMap::default(),
-            ejected: 0,
+            back: BTreeSet::new(),
+            available: 0,
+            left: 0,
+            longer: 0,
             look_at: now.saturating_add(config.interval),
             epoch: 0,
             events: Vec::new(),
@@ -213,7 +230,27 @@ impl<K: Clone + Eq + Hash + Ord> Detector<K> {
             (host.available, host.seen) = (available, self.epoch);
         }
         self.hosts.retain(|_, host| host.seen == self.epoch);
-        self.ejected = self.hosts.values().filter(|host| host.ejected.is_some()).count();
+        let back = self.hosts.iter().filter_map(|(key, host)| Some((host.ejected?.0, key.clone())));
+        self.back = back.collect();
+        let count = |of: fn(&Host) -> bool| self.hosts.values().filter(|host| of(host)).count();
+        self.available = count(|host| host.available);
+        self.left = count(Host::is_left);
+        self.longer = count(|host| host.times > 0);
+        self.settle();
+    }
+
+    /// The same of one that is known already, in time that does not go by how many there are.
+    pub fn set_available(&mut self, key: &K, available: bool) {
+        let Some(host) = self.hosts.get_mut(key).filter(|host| host.available != available) else { return };
+        let counted = usize::from(host.ejected.is_none());
+        host.available = available;
+        if available {
+            self.available += 1;
+            self.left += counted;
+        } else {
+            self.available -= 1;
+            self.left -= counted;
+        }
         self.settle();
     }
 
@@ -269,18 +306,18 @@ impl<K: Clone + Eq + Hash + Ord> Detector<K> {
     /// Does what is due: to be called at [`Self::next`]. `counts` gives, and forgets, the requests of an endpoint since
     /// it was last asked: all of them, or, if failures without an answer are judged by themselves, answers and the others.
     pub fn tick(&mut self, now: u64, random: u64, mut counts: impl FnMut(&K) -> [Count; 2]) {
-        let due = |host: &Host| host.ejected.is_some_and(|(until, _)| until <= now);
-        let over: Vec<K> =
-            self.hosts.iter().filter(|(_, host)| due(host)).map(|(key, _)| key.clone()).collect();
-        for key in over {
+        while let Some((_, key)) = self.back.first().filter(|(until, _)| *until <= now).cloned() {
             self.give_back(&key);
         }
         if now < self.look_at {
             return;
         }
         self.look_at = now.saturating_add(self.config.interval.max(1));
-        for host in self.hosts.values_mut().filter(|host| host.ejected.is_none()) {
-            host.times = host.times.saturating_sub(1);
+        if self.longer > 0 {
+            for host in self.hosts.values_mut().filter(|host| host.times > 0 && host.ejected.is_none()) {
+                host.times -= 1;
+                self.longer -= usize::from(host.times == 0);
+            }
         }
         if !self.config.has_rates() {
             return;
@@ -330,8 +367,8 @@ impl<K: Clone + Eq + Hash + Ord> Detector<K> {
 
     /// When [`Self::tick`] has something to do; `u64::MAX` is never.
     pub fn next(&self) -> u64 {
-        let back = self.hosts.values().filter_map(|host| host.ejected).map(|(until, _)| until).min();
-        let forgets = self.config.has_rates() || self.hosts.values().any(|host| host.times > 0);
+        let back = self.back.first().map(|(until, _)| *until);
+        let forgets = self.config.has_rates() || self.longer > 0;
         back.into_iter().chain(forgets.then_some(self.look_at)).min().unwrap_or(u64::MAX)
     }
 
@@ -344,7 +381,8 @@ impl<K: Clone + Eq + Hash + Ord> Detector<K> {
 
     /// Who is ejected, why, and until when.
     pub fn ejected(&self) -> impl Iterator<Item = (&K, Why, u64)> {
-        self.hosts.iter().filter_map(|(key, host)| host.ejected.map(|(until, why)| (key, why, until)))
+        let of = |key| self.hosts.get(key)?.ejected;
+        self.back.iter().filter_map(move |(_, key)| of(key).map(|(until, why)| (key, why, until)))
     }
 
     /// Whether it is.
@@ -363,47 +401,47 @@ impl<K: Clone + Eq + Hash + Ord> Detector<K> {
     }
 
     fn eject(&mut self, key: &K, why: Why, now: u64, random: u64) {
-        let left =
-            self.hosts.iter().any(|(other, host)| other != key && host.available && host.ejected.is_none());
-        if !left || self.ejected >= self.most() {
+        let most = self.most();
+        let Some(host) = self.hosts.get_mut(key).filter(|host| host.ejected.is_none()) else { return };
+        let counted = usize::from(host.is_left());
+        if self.left == counted || self.back.len() >= most {
             return;
         }
         let config = self.config;
-        let Some(host) = self.hosts.get_mut(key).filter(|host| host.ejected.is_none()) else { return };
+        self.left -= counted;
+        self.longer += usize::from(host.times == 0);
         host.times = host.times.saturating_add(1);
         let time = config.base_time.saturating_mul(u64::from(host.times)).min(config.max_time);
         let time = time.saturating_add(below(!random, config.jitter.saturating_add(1)));
-        host.ejected = Some((now.saturating_add(time), why));
+        let until = now.saturating_add(time);
+        host.ejected = Some((until, why));
         host.in_a_row = [0; 3];
-        self.ejected += 1;
+        self.back.insert((until, key.clone()));
         self.events.push((key.clone(), Event::Ejected(why, time)));
     }
 
     fn give_back(&mut self, key: &K) {
         if let Some(host) = self.hosts.get_mut(key)
-            && host.ejected.take().is_some()
+            && let Some((until, _)) = host.ejected.take()
         {
             host.in_a_row = [0; 3];
-            self.ejected -= 1;
+            self.left += usize::from(host.available);
+            self.back.remove(&(until, key.clone()));
             self.events.push((key.clone(), Event::Returned));
         }
     }
 
     /// Gives back whom the endpoints of now do not allow to be ejected, those that are due first before others.
     fn settle(&mut self) {
-        loop {
-            let left = self.hosts.values().any(|host| host.available && host.ejected.is_none());
-            let could = self.hosts.values().any(|host| host.available && host.ejected.is_some());
-            if self.ejected <= self.most() && (left || !could) {
-                return;
-            }
-            let ejected = self
-                .hosts
-                .iter()
-                .filter_map(|(key, host)| host.ejected.map(|(until, _)| (!host.available, until, key)));
-            let Some((_, _, first)) = ejected.min() else { return };
-            let first = first.clone();
-            self.give_back(&first);
+        while self.back.len() > self.most() || (self.left == 0 && self.available > 0) {
+            let is_available = |key| self.hosts.get(key).is_some_and(|host| host.available);
+            // As long as there are any of the available ones, they come first.
+            let first = match self.available > self.left {
+                true => self.back.iter().find(|(_, key)| is_available(key)),
+                false => self.back.first(),
+            };
+            let Some((_, key)) = first.cloned() else { return };
+            self.give_back(&key);
         }
     }
 }

@@ -215,12 +215,15 @@ impl Assembler {
             |actual: &str| Refusal::new("name", format!("is `{actual}`, the resource was sent as `{name}`"));
         match type_url {
             type_url::LISTENER => {
-                let value = Arc::new(listener::parse(body, &mut self.slots)?);
+                let mut value = listener::parse(body, &mut self.slots)?;
                 if *value.name != *name {
                     return Err(misnamed(&value.name));
                 }
+                if let Some(former) = self.listeners.get(name) {
+                    value.keep(&former.value);
+                }
                 self.broken.remove(&(type_url::LISTENER, name.into()));
-                self.listeners.insert(name.into(), Latest { serial, version, value });
+                self.listeners.insert(name.into(), Latest { serial, version, value: Arc::new(value) });
             }
             type_url::ROUTE => {
                 let value = route::parse(body, &mut self.slots)?;

@@ -117,7 +117,7 @@ impl Listener {
     /// Whether a policy of this name is audited.
     pub fn audits(&self, policy: &str) -> bool {
         let services = self.tls.iter().map(|(_, service)| service).chain(&self.plain);
-        let mut audits = services.filter_map(|service| service.access().1).flat_map(Rules::audits);
+        let mut audits = services.filter_map(|service| service.access().1).flat_map(|rules| rules.audits());
         audits.any(|audited| audited == policy)
     }
 
@@ -126,17 +126,22 @@ impl Listener {
         caller.is_some_and(|id| self.finishing.binary_search_by(|one| (**one).cmp(id)).is_ok())
     }
 
-    /// Whether both let the same callers do the same.
+    /// Whether both let the same callers do the same, as far as that is clear without a look at them: there may be
+    /// millions, and every worker asks. What is read anew and unchanged is taken from what was read before (see
+    /// [`listener::ParsedListener::keep`]), so it is clear.
     pub fn admits_as(&self, other: &Self) -> bool {
-        let secure = |listener: &Self| listener.tls.as_ref().map(|(_, service)| service.clone());
         let same = |one: Option<&Service>, other: Option<&Service>| match (one, other) {
-            (Some(one), Some(other)) => one.access() == other.access(),
+            (Some(one), Some(other)) => {
+                let ((access, rules), (other_access, other_rules)) = (one.access(), other.access());
+                access.is_same(other_access) && rules.map(Arc::as_ptr) == other_rules.map(Arc::as_ptr)
+            }
             (None, None) => true,
             _ => false,
         };
+        let secure = |listener: &Self| listener.tls.as_ref().map(|(_, service)| service.clone());
         same(secure(self).as_ref(), secure(other).as_ref())
             && same(self.plain.as_ref(), other.plain.as_ref())
-            && self.finishing == other.finishing
+            && Arc::ptr_eq(&self.finishing, &other.finishing)
     }
 }
 
@@ -151,10 +156,10 @@ pub enum Service {
 
 impl Service {
     /// Who may, and what.
-    pub fn access(&self) -> (&AccessPolicy, Option<&Rules>) {
+    pub fn access(&self) -> (&AccessPolicy, Option<&Arc<Rules>>) {
         match self {
-            Self::Http(http) => (&http.access, http.rules.as_deref()),
-            Self::Tcp(tcp) => (&tcp.access, tcp.rules.as_deref()),
+            Self::Http(http) => (&http.access, http.rules.as_ref()),
+            Self::Tcp(tcp) => (&tcp.access, tcp.rules.as_ref()),
         }
     }
 

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
+use outrider_proxy_core::balance::{Aside, Balancer};
 use outrider_proxy_core::health::{Checker, Found, Health};
 use outrider_proxy_core::outlier::{Count, Detector, Event, Outcome, Why};
 use outrider_proxy_core::retry::budget::{Budget, BudgetConfig};
@@ -77,7 +78,7 @@ pub struct Shared {
     retries: AtomicU32,
     /// Requests since the beginning.
     total: AtomicU64,
-    /// Changes whenever other endpoints are out of choice.
+    /// Of who is out of choice: changes whenever others are.
     epoch: AtomicU64,
     /// When somebody is to look, on the clock that all threads have in common.
     due: AtomicU64,
@@ -94,13 +95,15 @@ pub struct Shared {
 struct State {
     name: Arc<str>,
     endpoints: Option<Arc<[Endpoint]>>,
+    /// Whom discovery calls bad.
+    ill: HashSet<SocketAddr>,
     detector: Option<Detector<SocketAddr>>,
     tallies: HashMap<SocketAddr, Arc<Tally>>,
     checker: Option<Checker<SocketAddr>>,
     /// What the last check found wrong, of endpoints that fail theirs.
     causes: HashMap<SocketAddr, String>,
     budget: Budget,
-    out: HashSet<SocketAddr>,
+    out: Aside<SocketAddr>,
     untold: Vec<(SocketAddr, Event)>,
 }
 
@@ -286,6 +289,16 @@ pub trait Places: Deref<Target = Shared> + Clone {
 
 impl<S: Deref<Target = Shared> + Clone> Places for S {}
 
+/// What may be different about who is out of choice.
+enum Changed {
+    /// Who the detector says has been ejected or returned, as after every change.
+    Ejections,
+    /// And this one.
+    One(SocketAddr),
+    /// Anybody.
+    All,
+}
+
 /// Why an endpoint is out of choice: what its checks say, and why and until when it is ejected.
 type Out = (Option<Health>, Option<(Why, u64)>);
 
@@ -315,12 +328,12 @@ impl Shared {
         if let Some(detector) = detector {
             detector.tick(now, random, |key| tallies.get(key).map(|tally| tally.take()).unwrap_or_default());
         }
-        self.settle(&mut state, now);
+        self.settle(&mut state, Changed::Ejections, now);
     }
 
-    /// Calls `with` with a look-up of who is out of choice.
-    pub fn out<T>(&self, with: impl FnOnce(&HashSet<SocketAddr>) -> T) -> T {
-        with(&self.state().out)
+    /// Has a balancer take over who is out of choice; see [`Balancer::follow`].
+    pub fn lead(&self, balancer: &mut Balancer, since: u64) -> u64 {
+        balancer.follow(&self.state().out, since)
     }
 
     /// The tally of an endpoint.
@@ -350,7 +363,7 @@ impl Shared {
         detector.ended(endpoint, outcome, now, random);
         tally.remembered.store(!detector.is_clean(endpoint), Ordering::Relaxed);
         if detector.has_events() {
-            self.settle(&mut state, now);
+            self.settle(&mut state, Changed::Ejections, now);
         }
     }
 
@@ -379,9 +392,18 @@ impl Shared {
             let listed: HashSet<_> = cluster.endpoints.iter().map(|endpoint| endpoint.key).collect();
             state.tallies.retain(|address, _| listed.contains(address));
             state.causes.retain(|address, _| listed.contains(address));
+            state.ill.clear();
+            for endpoint in &*cluster.endpoints {
+                // Of one that is named twice the last entry counts.
+                if endpoint.healthy {
+                    state.ill.remove(&endpoint.key);
+                } else {
+                    state.ill.insert(endpoint.key);
+                }
+            }
         }
         Self::tell_detector(&mut state);
-        self.settle(&mut state, now);
+        self.settle(&mut state, Changed::All, now);
     }
 
     /// Says to the detector who there is, and who is well apart from what it finds.
@@ -423,45 +445,54 @@ impl Shared {
     pub fn checked(&self, endpoint: &SocketAddr, found: Found, cause: &str, now: u64, random: u64) {
         let traffic = self.had_traffic();
         let mut state = self.state();
-        let verdict =
-            state.checker.as_mut().and_then(|checker| checker.end(endpoint, found, traffic, now, random));
-        match state.checker.as_ref().map(|checker| checker.health(endpoint)) {
-            Some(Health::Unhealthy) if found != Found::Good => {
-                state.causes.insert(*endpoint, cause.chars().take(MAX_CAUSE).collect());
+        let State { checker, detector, causes, ill, name, .. } = &mut *state;
+        let Some(checker) = checker else { return };
+        let others = checker.has_healthy();
+        let verdict = checker.end(endpoint, found, traffic, now, random);
+        match checker.health(endpoint) {
+            Health::Unhealthy if found != Found::Good => {
+                causes.insert(*endpoint, cause.chars().take(MAX_CAUSE).collect());
             }
-            Some(Health::Unhealthy) => {}
+            Health::Unhealthy => {}
             _ => {
-                state.causes.remove(endpoint);
+                causes.remove(endpoint);
             }
         }
-        let Some(verdict) = verdict else {
-            if found == Found::Good
-                && let Some(detector) = &mut state.detector
-            {
+        if let Some(detector) = detector {
+            if let Some(verdict) = verdict {
+                let sick = verdict == Health::Unhealthy;
+                detector.set_available(endpoint, !sick && !ill.contains(endpoint));
+            }
+            if found == Found::Good {
                 detector.passed(endpoint);
-                if detector.has_events() {
-                    self.settle(&mut state, now);
-                }
             }
-            return;
+        }
+        let changed = match verdict {
+            Some(_) if checker.has_healthy() != others => Changed::All,
+            Some(_) => Changed::One(*endpoint),
+            None if detector.as_ref().is_some_and(Detector::has_events) => Changed::Ejections,
+            None => return,
         };
+        let name = Arc::clone(name);
+        self.settle(&mut state, changed, now);
+        drop(state);
+        // Workers need not wait for the log.
         match verdict {
-            Health::Unhealthy => tracing::warn!(cluster = &*state.name, %endpoint, cause, "fails its checks"),
-            _ => tracing::info!(cluster = &*state.name, %endpoint, "passes its checks"),
+            Some(Health::Unhealthy) => tracing::warn!(cluster = &*name, %endpoint, cause, "fails its checks"),
+            Some(_) => tracing::info!(cluster = &*name, %endpoint, "passes its checks"),
+            None => {}
         }
-        Self::tell_detector(&mut state);
-        if verdict == Health::Healthy
-            && let Some(detector) = &mut state.detector
-        {
-            detector.passed(endpoint);
-        }
-        self.settle(&mut state, now);
     }
 
     /// Makes known who is out of choice, says why, and when to look again.
-    fn settle(&self, state: &mut State, now: u64) {
+    fn settle(&self, state: &mut State, changed: Changed, now: u64) {
         let State { detector, checker, out, untold, .. } = state;
+        let is_out = |address: &SocketAddr, detector: Option<&Detector<SocketAddr>>| {
+            detector.is_some_and(|detector| detector.is_ejected(address))
+                || checker.as_ref().is_some_and(|checker| checker.is_unusable(address))
+        };
         for (endpoint, event) in detector.as_mut().map(Detector::events).unwrap_or_default() {
+            out.set(&endpoint, is_out(&endpoint, detector.as_ref()));
             if matches!(event, Event::Ejected(..)) {
                 self.ejections.fetch_add(1, Ordering::Relaxed);
             }
@@ -469,17 +500,16 @@ impl Shared {
                 untold.push((endpoint, event));
             }
         }
-        let mut now_out: HashSet<SocketAddr> = HashSet::new();
-        if let Some(detector) = detector {
-            now_out.extend(detector.ejected().map(|(address, ..)| *address));
+        match changed {
+            Changed::Ejections => {}
+            Changed::One(address) => out.set(&address, is_out(&address, detector.as_ref())),
+            Changed::All => {
+                let ejected = detector.iter().flat_map(Detector::ejected).map(|(address, ..)| *address);
+                let unusable = checker.iter().flat_map(Checker::unusable).map(|(address, _)| *address);
+                out.replace(ejected.chain(unusable));
+            }
         }
-        if let Some(checker) = checker {
-            now_out.extend(checker.unusable().map(|(address, _)| *address));
-        }
-        if now_out != *out {
-            *out = now_out;
-            self.epoch.fetch_add(1, Ordering::Release);
-        }
+        self.epoch.store(out.epoch(), Ordering::Release);
         let next = detector.as_ref().map_or(u64::MAX, Detector::next);
         self.due.store(next.min(now.saturating_add(SECOND)), Ordering::Relaxed);
     }

@@ -243,9 +243,8 @@ impl Upstream {
     fn follow(&self, now: u64, random: impl Fn() -> u64) {
         let shared = self.shared.borrow();
         let epoch = shared.epoch(now, random);
-        if self.epoch.replace(epoch) != epoch {
-            let mut balancer = self.balancer.borrow_mut();
-            shared.out(|out| balancer.eject(|address| out.contains(address)));
+        if self.epoch.get() != epoch {
+            self.epoch.set(shared.lead(&mut self.balancer.borrow_mut(), self.epoch.get()));
         }
     }
 

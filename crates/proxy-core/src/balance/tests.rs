@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::hash::mix;
 
+mod aside;
 mod model;
 mod spread;
 mod tables;

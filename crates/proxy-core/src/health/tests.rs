@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::counted::Counted;
 
 const CONFIG: CheckConfig = CheckConfig {
     interval: 100,
@@ -149,4 +150,106 @@ proptest! {
             }
         }
     }
+}
+
+/// What is done in order of time, against walking over all hosts.
+fn walked(checker: &Checker<u32>, now: u64) -> (Option<u32>, u64, Vec<u32>) {
+    let waiting = checker.hosts.iter().filter_map(|(key, host)| Some((host.at?, *key)));
+    let mut waiting: Vec<_> = waiting.collect();
+    waiting.sort_unstable();
+    assert_eq!(checker.due.iter().copied().collect::<Vec<_>>(), waiting);
+    let first = waiting.first().copied();
+    let known = checker.hosts.values().any(|host| host.health == Health::Healthy);
+    let is_out = |host: &Host| match host.health {
+        Health::Healthy => false,
+        Health::Unhealthy => true,
+        Health::Unknown => known,
+    };
+    let out = checker.hosts.iter().filter(|(_, host)| is_out(host)).map(|(key, _)| *key);
+    let mut out: Vec<u32> = out.collect();
+    out.sort_unstable();
+    (first.filter(|(at, _)| *at <= now).map(|(_, key)| key), first.map_or(u64::MAX, |(at, _)| at), out)
+}
+
+proptest! {
+    #[test]
+    fn what_is_kept_in_order_is_what_walking_over_all_finds(
+        steps in prop::collection::vec((0_u32..8, 0_u8..9, 0_u64..150, any::<u64>()), 1..200),
+    ) {
+        let start = CheckConfig { jitter: 30, initial_jitter: 70, ..CONFIG };
+        let mut checker = Checker::new(start);
+        checker.update(0..8, 0, || 0);
+        let mut now = 0;
+        for (key, what, by, random) in steps {
+            let times = |checker: &Checker<u32>| -> BTreeMap<u32, Option<u64>> {
+                checker.hosts.iter().map(|(key, host)| (*key, host.at)).collect()
+            };
+            let mut expected = times(&checker);
+            let no_later = |expected: &mut BTreeMap<u32, Option<u64>>, latest: u64| {
+                expected.values_mut().for_each(|at| *at = at.map(|at| at.min(latest)));
+            };
+            match what {
+                0 => now += by,
+                1 => checker.update((0..8).filter(|n| (random >> n) & 1 == 1), now, || random),
+                2 => {
+                    let config = CheckConfig { interval: by, ..start };
+                    checker.configure(config, now);
+                    no_later(&mut expected, now + by.max(1));
+                }
+                3 => {
+                    checker.awake(now);
+                    no_later(&mut expected, now + checker.config.interval);
+                }
+                4 => {
+                    checker.abandon(now);
+                    expected.values_mut().for_each(|at| *at = at.or(Some(now)));
+                }
+                5 | 6 => {
+                    let (due, ..) = walked(&checker, now);
+                    prop_assert_eq!(checker.begin(now), due);
+                    due.map(|key| expected.insert(key, None));
+                }
+                // Also of one that nobody has begun.
+                _ => {
+                    let found = [Found::Good, Found::Bad, Found::Sick][by as usize % 3];
+                    checker.end(&key, found, random % 2 == 0, now, random);
+                }
+            }
+            if (2..=6).contains(&what) {
+                prop_assert_eq!(times(&checker), expected);
+            }
+            let (_, next, out) = walked(&checker, now);
+            prop_assert_eq!(checker.next(), next);
+            let mut unusable: Vec<u32> = checker.unusable().map(|(key, _)| *key).collect();
+            unusable.sort_unstable();
+            prop_assert_eq!(&unusable, &out);
+            prop_assert!((0..9).all(|key| checker.is_unusable(&key) == out.contains(&key)));
+        }
+    }
+}
+
+/// How often keys are looked at in all checks, per check, of endpoints that are all new at once.
+fn looks(hosts: u32) -> u64 {
+    let mut checker = Checker::new(CONFIG);
+    checker.update((0..hosts).map(Counted), 0, || 0);
+    let (before, mut checks, mut now) = (Counted::looks(), 0, 0);
+    while now <= 300 {
+        while let Some(key) = checker.begin(now) {
+            checks += 1;
+            // Some fail, and some now and then.
+            let bad = key.0 % 10 == 0 || u64::from(key.0 % 5) == now / 100;
+            checker.end(&key, if bad { Found::Bad } else { Found::Good }, true, now, 0);
+        }
+        now = checker.next();
+    }
+    assert!(checks > u64::from(hosts) * 2);
+    (Counted::looks() - before) / checks
+}
+
+#[test]
+fn a_check_looks_at_a_few_endpoints_however_many_there_are() {
+    let (few, many) = (looks(1_000), looks(10_000));
+    println!("looks at keys for each check: {few} of 1,000 endpoints, {many} of 10,000");
+    // Sets in order, three times: to take one out, and to put it in.
+    assert!(few < 100 && many < few + 30, "{few} {many}");
 }

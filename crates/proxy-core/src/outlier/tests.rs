@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::counted::Counted;
 
 /// Everything in a row counts, and half of the endpoints may go.
 const STRICT: OutlierConfig = OutlierConfig {
@@ -140,6 +141,7 @@ enum Step {
     Update(Vec<(u32, bool)>),
     Tick(u64, Vec<(u32, u32)>),
     Passed(u32),
+    Checked(u32, bool),
     Configure(u32, bool),
 }
 
@@ -154,8 +156,51 @@ fn step() -> impl Strategy<Value = Step> {
         1 => prop::collection::vec((0_u32..6, any::<bool>()), 0..6).prop_map(Step::Update),
         2 => (0_u64..2000, prop::collection::vec((0_u32..30, 0_u32..30), 6)).prop_map(|(by, counts)| Step::Tick(by, counts)),
         1 => (0_u32..6).prop_map(Step::Passed),
+        2 => (0_u32..6, any::<bool>()).prop_map(|(key, well)| Step::Checked(key, well)),
         1 => (0_u32..=100, any::<bool>()).prop_map(|(percent, one)| Step::Configure(percent, one)),
     ]
+}
+
+/// What is counted along is what walking over all hosts finds.
+fn walked(detector: &Detector<u32>) -> Result<(), TestCaseError> {
+    let hosts = || detector.hosts.iter();
+    let back: BTreeSet<(u64, u32)> =
+        hosts().filter_map(|(key, host)| Some((host.ejected?.0, *key))).collect();
+    let count = |of: fn(&Host) -> bool| hosts().filter(|(_, host)| of(host)).count();
+    let left = |host: &Host| host.available && host.ejected.is_none();
+    prop_assert_eq!((detector.available, detector.left), (count(|host| host.available), count(left)));
+    prop_assert_eq!(detector.longer, count(|host| host.times > 0));
+    let forgets = detector.config.has_rates() || hosts().any(|(_, host)| host.times > 0);
+    let first = back.first().map(|(until, _)| *until);
+    let next = first.into_iter().chain(forgets.then_some(detector.look_at)).min();
+    prop_assert_eq!(detector.next(), next.unwrap_or(u64::MAX));
+    prop_assert_eq!(&detector.back, &back);
+    Ok(())
+}
+
+/// How often keys are looked at for an ejection and its end, and for a check that changes its mind.
+fn looks(hosts: u32) -> u64 {
+    let mut detector = Detector::new(STRICT, 0);
+    detector.update((0..hosts).map(|key| (Counted(key), true)));
+    let before = Counted::looks();
+    for n in 0..100 {
+        let (key, now) = (Counted(n * 7), u64::from(n));
+        detector.set_available(&key, false);
+        detector.set_available(&key, true);
+        detector.ended(&key, Outcome::NoAnswer, now, 0);
+        detector.ended(&key, Outcome::NoAnswer, now, 0);
+        assert!(detector.is_ejected(&key) && detector.next() <= now + 100);
+    }
+    detector.tick(300, 0, |_| [Count::default(); 2]);
+    assert_eq!(detector.ejected().count(), 0);
+    (Counted::looks() - before) / 100
+}
+
+#[test]
+fn an_ejection_looks_at_a_few_endpoints_however_many_there_are() {
+    let (few, many) = (looks(1_000), looks(10_000));
+    println!("looks at keys for each ejection: {few} of 1,000 endpoints, {many} of 10,000");
+    assert!(few < 100 && many < few + 30, "{few} {many}");
 }
 
 proptest! {
@@ -185,11 +230,23 @@ proptest! {
                     prop_assert!(detector.next() > now);
                 }
                 Step::Passed(key) => detector.passed(&key),
+                Step::Checked(key, well) => {
+                    // As if all were told again.
+                    let mut other = detector.clone();
+                    if let Some(available) = listed.get_mut(&key) {
+                        *available = well;
+                    }
+                    other.update(listed.iter().map(|(key, available)| (*key, *available)));
+                    detector.set_available(&key, well);
+                    prop_assert_eq!(&detector.back, &other.back);
+                    prop_assert_eq!(&detector.events, &other.events);
+                }
                 Step::Configure(max_percent, always_one) => {
                     config = OutlierConfig { max_percent, always_one, ..config };
                     detector.configure(config, now);
                 }
             }
+            walked(&detector)?;
             let ejected: std::collections::BTreeSet<u32> = detector.ejected().map(|(key, ..)| *key).collect();
             let count = listed.len();
             let share = (count * config.max_percent as usize / 100).max(usize::from(config.always_one));

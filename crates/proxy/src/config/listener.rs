@@ -80,6 +80,25 @@ impl ParsedListener {
     pub fn services(&self) -> impl Iterator<Item = &ParsedService> {
         self.tls.iter().map(|(_, service)| service).chain(&self.plain)
     }
+
+    /// Takes from what was read before who may call, and what, where that is the same: looked at once here, and by nobody
+    /// after.
+    pub fn keep(&mut self, former: &Self) {
+        if self.finishing == former.finishing {
+            self.finishing = Arc::clone(&former.finishing);
+        }
+        let secure = self.tls.iter_mut().zip(&former.tls).map(|((_, ours), (_, theirs))| (ours, theirs));
+        for (ours, theirs) in secure.chain(self.plain.iter_mut().zip(&former.plain)) {
+            let (access, rules) = ours.access_mut();
+            let (former_access, former_rules) = theirs.access();
+            if access == former_access {
+                access.clone_from(former_access);
+            }
+            if rules == former_rules {
+                rules.clone_from(former_rules);
+            }
+        }
+    }
 }
 
 /// What is done with a connection.
@@ -104,9 +123,19 @@ pub enum ParsedService {
 }
 
 impl ParsedService {
+    const fn access(&self) -> (&AccessPolicy, &Option<Arc<Rules>>) {
+        let (Self::Http(ParsedHttp { access, rules, .. }) | Self::Tcp { access, rules, .. }) = self;
+        (access, rules)
+    }
+
+    const fn access_mut(&mut self) -> (&mut AccessPolicy, &mut Option<Arc<Rules>>) {
+        let (Self::Http(ParsedHttp { access, rules, .. }) | Self::Tcp { access, rules, .. }) = self;
+        (access, rules)
+    }
+
     /// The same for these SPIFFE IDs only.
     fn only(mut self, ids: &[Arc<str>]) -> Self {
-        let (Self::Http(ParsedHttp { access, .. }) | Self::Tcp { access, .. }) = &mut self;
+        let (access, _) = self.access_mut();
         *access = std::mem::take(access).only(ids);
         self
     }

@@ -5,6 +5,8 @@ use outrider_proxy_core::outlier::OutlierConfig;
 
 use super::*;
 
+mod checks;
+
 fn limits(connections: u32, pending: u32) -> Limits {
     Limits { connections, pending, ..Limits::default() }
 }
@@ -150,7 +152,7 @@ fn what_is_told_of_many_that_fail_stays_small() {
             state.causes.insert(endpoint, "é".repeat(MAX_CAUSE));
         }
         state.checker = Some(checker);
-        shared.settle(&mut state, 0);
+        shared.settle(&mut state, Changed::All, 0);
         drop(state);
         shared
     };
