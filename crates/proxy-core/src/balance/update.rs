@@ -137,10 +137,8 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
         slot.healthy = endpoint.healthy;
         (slot.priority, slot.locality) = (endpoint.priority, endpoint.locality);
         // The first endpoints of all are no newer than each other.
-        if slow_start && !first && (is_new || recovers) {
-            if slot.born.replace(now).is_none() {
-                self.warming.push(index);
-            }
+        if slow_start && !first && (is_new || recovers) && slot.born.replace(now).is_none() {
+            self.warming.push(index);
         }
         self.rescale(index);
     }
