@@ -284,6 +284,11 @@ impl Shared {
         self.total.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether anybody waits for a place among the busy connections.
+    pub fn is_short(&self) -> bool {
+        self.turns.count() > 0
+    }
+
     /// How many connections are open.
     pub fn open(&self) -> u32 {
         self.open.load(Ordering::SeqCst)
