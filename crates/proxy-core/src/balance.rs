@@ -86,7 +86,7 @@ pub struct Balancer<K = SocketAddr> {
     /// Slots in the order of the list.
     list: Vec<u32>,
     levels: Levels,
-    /// Slots that are new.
+    /// Slots that are new, each once: those that are listed and say when they came.
     warming: Vec<u32>,
     /// Where the next look at them begins, and when.
     warm_from: usize,
@@ -134,9 +134,10 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
             }
         }
         if rescale {
-            for index in std::mem::take(&mut self.warming) {
-                self.warm(index);
-            }
+            let mut warming = std::mem::take(&mut self.warming);
+            warming.retain(|index| self.warm(*index));
+            self.warming = warming;
+            self.warm_anew();
         }
         self.settle();
     }

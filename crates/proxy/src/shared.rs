@@ -29,6 +29,10 @@ use tokio::sync::Notify;
 
 use crate::config::{Cluster, Endpoint};
 
+mod turns;
+
+pub use turns::Turn;
+
 /// How often the budget is told of the requests, in milliseconds.
 const SECOND: u64 = 1000;
 
@@ -84,8 +88,8 @@ pub struct Shared {
     due: AtomicU64,
     ejections: AtomicU64,
     retries_refused: AtomicU64,
-    /// A place among the busy connections is free.
-    freed: Notify,
+    /// Who waits for a place among the busy connections.
+    turns: turns::Turns,
     /// There is something new for who checks the endpoints.
     pub look: Notify,
     state: Mutex<State>,
@@ -145,11 +149,9 @@ impl Tally {
 
 /// Counts one more while there are fewer than `most`.
 fn enter(count: &AtomicU32, most: u32) -> bool {
-    if count.fetch_add(1, Ordering::SeqCst) < most {
-        return true;
-    }
-    count.fetch_sub(1, Ordering::SeqCst);
-    false
+    // Never one too many, not even for a moment: others would see it, and take what is free for taken.
+    let more = |now: u32| (now < most).then_some(now.wrapping_add(1));
+    count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
 }
 
 macro_rules! place {
@@ -188,9 +190,7 @@ pub struct Busy<S: Deref<Target = Shared> = Lease>(S);
 impl<S: Deref<Target = Shared>> Drop for Busy<S> {
     fn drop(&mut self) {
         self.0.busy.fetch_sub(1, Ordering::SeqCst);
-        if self.0.pending.load(Ordering::SeqCst) > 0 {
-            self.0.freed.notify_one();
-        }
+        self.0.turns.freed();
     }
 }
 
@@ -239,9 +239,10 @@ pub trait Places: Deref<Target = Shared> + Clone {
         Some(running)
     }
 
-    /// A place for a connection that serves something, if there is one.
+    /// A place for a connection that serves something, if there is one besides those for who waits.
     fn try_busy(&self, limits: &Limits) -> Option<Busy<Self>> {
-        enter(&self.busy, limits.connections).then(|| Busy(self.clone()))
+        let most = limits.connections.saturating_sub(self.turns.count());
+        enter(&self.busy, most).then(|| Busy(self.clone()))
     }
 
     /// Counts a request that waits for such a place, unless there are too many.
@@ -249,21 +250,9 @@ pub trait Places: Deref<Target = Shared> + Clone {
         enter(&self.pending, limits.pending).then(|| Waiting(self.clone()))
     }
 
-    /// Waits for such a place; to be called while [`Waiting`].
-    #[allow(
-        async_fn_in_trait,
-        reason = "who waits on another thread has a way that can be sent there, and so is this"
-    )]
-    async fn busy(&self, limits: Limits) -> Busy<Self> {
-        loop {
-            // Before looking, so that what is freed in between is not missed.
-            let mut freed = std::pin::pin!(self.freed.notified());
-            freed.as_mut().enable();
-            if let Some(busy) = self.try_busy(&limits) {
-                return busy;
-            }
-            freed.await;
-        }
+    /// Waits for such a place, behind those that wait already; to be called while [`Waiting`].
+    fn busy(&self, limits: Limits) -> Turn<Self> {
+        Turn::new(self.clone(), limits.connections)
     }
 
     /// Counts an open connection.
@@ -306,6 +295,11 @@ impl Shared {
     /// Whether the cluster ever had a request.
     pub fn had_traffic(&self) -> bool {
         self.total.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether anybody waits for a place among the busy connections.
+    pub fn is_short(&self) -> bool {
+        self.turns.count() > 0
     }
 
     /// How many connections are open.

@@ -108,7 +108,7 @@ pub struct Connection {
     endpoint: EndpointIndex,
     settings: Option<Arc<ClientConfig>>,
     upstream: Rc<Upstream>,
-    /// Its place among those that serve something, while it does.
+    /// Its place among those that serve something, while it does; of HTTP/2 others have it.
     busy: Option<Busy>,
     _opened: Opened,
 }
@@ -265,6 +265,11 @@ impl Upstream {
     /// A place for a connection that serves something, if there is one.
     pub fn try_busy(&self) -> Option<Busy> {
         self.shared.borrow().try_busy(&self.config.borrow().limits)
+    }
+
+    /// Whether anybody waits for one.
+    pub fn is_short(&self) -> bool {
+        self.shared.borrow().is_short()
     }
 
     /// Whether a retry that is one more load on somebody may be made.
@@ -452,8 +457,8 @@ impl Upstream {
     ) -> Result<Connection, ProxyError> {
         let config = self.config();
         // Whoever connects has a place, so what is too many is idle.
-        if config.shared.open() >= config.limits.connections {
-            self.close_one_idle();
+        if config.shared.open() >= config.limits.connections && self.close_one_idle().is_none() {
+            self.h2.close_one_unused();
         }
         let tls = config.tls_towards(|| Some(address));
         alarm.set(Some(config.connect_timeout));

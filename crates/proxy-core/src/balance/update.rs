@@ -57,17 +57,24 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
         for index in fresh {
             self.place(index);
         }
+        let mut old = false;
         for index in gone {
             if self.slots.get(index as usize).is_some_and(|slot| slot.listed == 0 && slot.key.is_some()) {
                 self.place(index);
                 if let Some(slot) = self.slots.get_mut(index as usize) {
                     // Should it come back, it is new.
+                    old |= slot.born.is_some();
                     (slot.ejected, slot.born, slot.weight) = (false, None, 0);
                     if slot.pending == 0 {
                         self.release(index);
                     }
                 }
             }
+        }
+        if old {
+            self.warming
+                .retain(|index| self.slots.get(*index as usize).is_some_and(|slot| slot.born.is_some()));
+            self.warm_anew();
         }
         if repeated {
             // The last entry of a key counts, and it may be among those that were not looked at.
@@ -130,8 +137,7 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
         slot.healthy = endpoint.healthy;
         (slot.priority, slot.locality) = (endpoint.priority, endpoint.locality);
         // The first endpoints of all are no newer than each other.
-        if slow_start && !first && (is_new || recovers) {
-            slot.born = Some(now);
+        if slow_start && !first && (is_new || recovers) && slot.born.replace(now).is_none() {
             self.warming.push(index);
         }
         self.rescale(index);
@@ -173,6 +179,11 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
         if !self.warming.is_empty() && self.now >= self.warm_at {
             self.warm_some();
         }
+    }
+
+    /// The next look at new endpoints begins with the first of them, soon.
+    pub(super) const fn warm_anew(&mut self) {
+        (self.warm_from, self.warm_at) = (0, self.now);
     }
 
     /// Looks at some of the new endpoints; the others come with the next picks.

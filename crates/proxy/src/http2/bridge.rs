@@ -176,10 +176,30 @@ async fn connect(
     address: SocketAddr,
     bridge: &Bridge,
 ) -> Option<Result<Connection, ProxyError>> {
-    let Some(busy) = upstream.try_busy() else {
-        return Some(Err(ProxyError::new(Side::Local, Reason::OverloadConnections)));
-    };
     let alarm = down.worker.timers.alarm();
+    let config = upstream.config();
+    let busy = match upstream.try_busy() {
+        Some(busy) => busy,
+        None => {
+            alarm.set(Some(config.connect_timeout));
+            let mut turn = pin!(upstream.shared().busy(config.limits));
+            let waited = poll_fn(|cx| {
+                bridge.register(cx);
+                if bridge.over.get() {
+                    return Poll::Ready(None);
+                }
+                if let Poll::Ready(busy) = turn.as_mut().poll(cx) {
+                    return Poll::Ready(Some(Ok(busy)));
+                }
+                let full = || ProxyError::new(Side::Local, Reason::OverloadConnections);
+                alarm.poll_rung(cx).map(|()| Some(Err(full())))
+            });
+            match waited.await? {
+                Ok(busy) => busy,
+                Err(full) => return Some(Err(full)),
+            }
+        }
+    };
     let mut connecting = pin!(upstream.connect_to(endpoint, address, &alarm, &down.worker));
     let connected = poll_fn(|cx| {
         bridge.register(cx);

@@ -282,7 +282,7 @@ impl Sender<'_> {
     /// Opens a stream, or waits for a connection.
     fn open(&mut self) -> Result<(), Lost> {
         let endpoint = self.place.0;
-        if let Some(up) = self.upstream.h2.find(self.upstream, endpoint) {
+        if let Some(up) = self.upstream.h2.find(self.upstream, endpoint, self.worker.timers.lately()) {
             let mut state = up.state.borrow_mut();
             let tap = &self.mirror.tap;
             let end = tap.next()? == Next::End && tap.trailers().is_empty();

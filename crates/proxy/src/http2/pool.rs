@@ -2,9 +2,15 @@
 //!
 //! Holds: a connection is used as long as the configuration it was made with is in force and it has room; another one
 //! is opened only when requests wait and none that is being opened will have room for them; who waits is served in
-//! order; of those that were too old and made way for another, one at most is open for each endpoint.
-//! Does not: bound how many wait (each is one of the cluster's requests, which are bounded), or how long (their own
-//! limits do).
+//! order; of those that were too old and made way for another, one at most is open for each endpoint. A connection has a
+//! place among the cluster's busy ones (`max_connections`) while it has streams, and only then: an unused one has given it
+//! back, takes one again for its next stream, and is what is closed where more are open than may be. Where there is none,
+//! requests wait for one as those of HTTP/1 do, in one line with them and for as long; one of the endpoint's connections,
+//! or a new one, then has it for all of them. Streams that follow each other without a gap keep no place from who waits for
+//! one: a connection takes no more of them then, for half of the time that one may wait, and only streams that last longer
+//! keep its place.
+//! Does not: bound how many wait (each is one of the cluster's requests, which are bounded), or how long for room on a
+//! connection (their own limits do).
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -19,6 +25,7 @@ use super::downstream::Down;
 use super::mirror::Mirror;
 use super::request;
 use super::upstream::{self, Up};
+use crate::shared::Busy;
 use crate::upstream::Upstream;
 use crate::worker::Worker;
 
@@ -63,8 +70,10 @@ struct Place {
     endpoint: EndpointIndex,
     /// Those that can be used; the first that has room is taken, so that those not needed become idle.
     ready: Vec<Rc<Up>>,
+    /// Those that are being opened, or wait for a place among the busy ones.
     connecting: usize,
-    waiting: VecDeque<Waiter>,
+    /// And since when.
+    waiting: VecDeque<(u64, Waiter)>,
     /// Connections in a row that took no stream at all.
     barren: u8,
     /// One that was too old has made way for another one, and is not closed yet.
@@ -88,9 +97,12 @@ impl Pool {
         place.filter(|place| place.endpoint == endpoint).map(work)
     }
 
-    /// A connection to this endpoint that has room.
-    pub(super) fn find(&self, upstream: &Upstream, endpoint: EndpointIndex) -> Option<Rc<Up>> {
-        self.with(endpoint, |place| place.ready.iter().find(|up| up.has_room(upstream)).cloned())?
+    /// A connection to this endpoint that has room, and its place among the busy ones.
+    pub(super) fn find(&self, upstream: &Upstream, endpoint: EndpointIndex, now: u64) -> Option<Rc<Up>> {
+        let find = |place: &mut Place| {
+            place.ready.iter().find(|up| up.has_room(upstream) && up.occupy(upstream, now)).cloned()
+        };
+        self.with(endpoint, find)?
     }
 
     /// Puts a request into the queue for this endpoint, and sees to it that there will be a connection.
@@ -118,11 +130,11 @@ impl Pool {
                     ending: false,
                 })
                 .waiting
-                .push_back(waiter);
+                .push_back((worker.timers.lately(), waiter));
             former.map(|place| place.waiting).unwrap_or_default()
         };
         // Their endpoint is gone; they are to choose another.
-        for orphan in orphans {
+        for (_, orphan) in orphans {
             orphan.send_again();
         }
         self.provide(worker, upstream, endpoint, address);
@@ -145,16 +157,15 @@ impl Pool {
             more
         });
         if needed == Some(true) {
-            let connection =
-                upstream::run(Rc::clone(worker), Rc::clone(upstream), endpoint, address, *settings);
-            tokio::task::spawn_local(connection);
+            let (worker, upstream) = (Rc::clone(worker), Rc::clone(upstream));
+            tokio::task::spawn_local(upstream::run(worker, upstream, (endpoint, address), *settings, true));
         }
     }
 
     /// Takes a request out of the queue: it is over.
     pub(super) fn leave(&self, endpoint: EndpointIndex, down: &Rc<Down>, stream: Stream) {
         self.with(endpoint, |place| {
-            place.waiting.retain(|waiter| match waiter {
+            place.waiting.retain(|(_, waiter)| match waiter {
                 Waiter::Request(of, own) => *own != stream || !Rc::ptr_eq(of, down),
                 Waiter::Copy(_) => true,
             });
@@ -164,7 +175,7 @@ impl Pool {
     /// The same of a copy.
     pub(super) fn leave_copy(&self, endpoint: EndpointIndex, copy: &Rc<Mirror>) {
         self.with(endpoint, |place| {
-            place.waiting.retain(|waiter| !matches!(waiter, Waiter::Copy(of) if Rc::ptr_eq(of, copy)));
+            place.waiting.retain(|(_, waiter)| !matches!(waiter, Waiter::Copy(of) if Rc::ptr_eq(of, copy)));
         });
     }
 
@@ -186,6 +197,7 @@ impl Pool {
 
     /// Opens a connection in the place of one that is too old, unless one is being opened, or the last that made way is not
     /// closed yet: streams that never end would have one more connection for each age, and each takes a place of the cluster's.
+    /// Nor does one wait for such a place.
     pub(super) fn succeed(&self, worker: &Rc<Worker>, upstream: &Rc<Upstream>, old: &Rc<Up>) {
         let config = upstream.config();
         let Some(settings) = config.version.http2() else { return };
@@ -196,8 +208,8 @@ impl Pool {
         });
         if begun == Some(true) {
             let (worker, upstream) = (Rc::clone(worker), Rc::clone(upstream));
-            let connection = upstream::run(worker, upstream, old.endpoint, old.address, *settings);
-            tokio::task::spawn_local(connection);
+            let at = (old.endpoint, old.address);
+            tokio::task::spawn_local(upstream::run(worker, upstream, at, *settings, false));
         }
     }
 
@@ -205,7 +217,7 @@ impl Pool {
     pub(super) fn next(&self, endpoint: EndpointIndex) -> Option<Waiter> {
         self.with(endpoint, |place| {
             place.barren = 0;
-            place.waiting.pop_front()
+            place.waiting.pop_front().map(|(_, waiter)| waiter)
         })?
     }
 
@@ -228,13 +240,65 @@ impl Pool {
     pub(super) fn tell_failed(&self, endpoint: EndpointIndex, error: &ProxyError) {
         let mut first = true;
         // Taken before any of them is told, because who is told may wait here again.
-        for waiter in self.failed(endpoint) {
+        for (_, waiter) in self.failed(endpoint) {
             waiter.could_not_connect(endpoint, error, &mut first);
         }
+        self.nudge(endpoint);
+    }
+
+    /// There is a place among the busy ones for who waits for this endpoint. Gives it back if a connection is to be opened for
+    /// it: none that is open has room and needs it.
+    pub(super) fn settle(&self, upstream: &Upstream, endpoint: EndpointIndex, busy: Busy) -> Option<Busy> {
+        self.with(endpoint, |place| {
+            if !place.waiting.is_empty() {
+                let mut roomy = place.ready.iter().filter(|up| up.has_room(upstream));
+                let Some(up) = roomy.next() else { return Some(busy) };
+                up.occupy_with(busy);
+            }
+            place.connecting = place.connecting.saturating_sub(1);
+            None
+        })?
+    }
+
+    /// There was no place among the busy ones: tells who has waited for so many milliseconds, unless a connection that has one
+    /// is to have room for them. Says when to look again; `None` once nobody waits any more, and no connection comes of it.
+    pub(super) fn give_up(
+        &self,
+        endpoint: EndpointIndex,
+        (now, patience): (u64, u64),
+        error: impl Fn() -> ProxyError,
+    ) -> Option<u64> {
+        let late = self.with(endpoint, |place| {
+            if place.ready.iter().any(|up| up.is_busy()) {
+                return VecDeque::new();
+            }
+            let late = place.waiting.partition_point(|(since, _)| since.saturating_add(patience) <= now);
+            let left = place.waiting.split_off(late);
+            std::mem::replace(&mut place.waiting, left)
+        })?;
+        for (_, waiter) in late {
+            waiter.could_not_connect(endpoint, &error(), &mut true);
+        }
+        self.with(endpoint, |place| {
+            let next = place.waiting.front().map(|(since, _)| since.saturating_add(patience));
+            if next.is_none() {
+                place.connecting = place.connecting.saturating_sub(1);
+            }
+            next.map(|next| if next > now { next } else { now.saturating_add(patience) })
+        })?
+    }
+
+    /// Has connections looked at if anybody waits: one that was to be opened for them is not.
+    fn nudge(&self, endpoint: EndpointIndex) {
+        self.with(endpoint, |place| {
+            if !place.waiting.is_empty() {
+                place.ready.iter().for_each(|up| up.wake());
+            }
+        });
     }
 
     /// The same, and gives them.
-    fn failed(&self, endpoint: EndpointIndex) -> VecDeque<Waiter> {
+    fn failed(&self, endpoint: EndpointIndex) -> VecDeque<(u64, Waiter)> {
         let left = self.with(endpoint, |place| {
             place.connecting = place.connecting.saturating_sub(1);
             let hopeless = place.connecting == 0 && place.ready.is_empty();
@@ -252,6 +316,7 @@ impl Pool {
             place.ready.len() < before && place.ready.is_empty() && !place.waiting.is_empty()
         });
         if left != Some(true) {
+            self.nudge(endpoint);
             return;
         }
         if up.was_used() || self.another_may(endpoint) {
@@ -266,8 +331,18 @@ impl Pool {
         let error = ProxyError::new(Side::Upstream, Reason::UpstreamClosedBeforeResponse);
         let error = error.with_retry(Retry::Safe).with_source(cause);
         let mut first = true;
-        for waiter in waiting.unwrap_or_default() {
+        for (_, waiter) in waiting.unwrap_or_default() {
             waiter.could_not_connect(endpoint, &error, &mut first);
+        }
+    }
+
+    /// Closes a connection that nobody uses, if there is one.
+    pub(crate) fn close_one_unused(&self) {
+        let places = self.places.borrow();
+        let mut ready =
+            places.iter().flatten().filter(|place| place.waiting.is_empty()).flat_map(|place| &place.ready);
+        if let Some(up) = ready.find(|up| up.is_unused()) {
+            up.leave();
         }
     }
 

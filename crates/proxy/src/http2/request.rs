@@ -190,7 +190,7 @@ impl Down {
         if upstream.version().http2().is_none() {
             return self.bridge(exchange);
         }
-        if let Some(up) = upstream.h2.find(&upstream, endpoint) {
+        if let Some(up) = upstream.h2.find(&upstream, endpoint, now) {
             let launched = launch(self, wire, exchange, &up, &mut up.state.borrow_mut(), now);
             match launched {
                 Err(Unsent(error)) if is_full(error) => {}
@@ -240,8 +240,14 @@ impl Down {
         if error.retry == Retry::Safe && self.try_again(exchange, Ended::unconnected(error.reason), now) {
             state.note_due(stream);
         } else {
-            let cause = error.source.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
-            let detail = format!("{} ({} tried{cause})", error.reason.sentence(), attempts);
+            let detail = match &error.source {
+                // Nobody was tried.
+                Some(cause) if error.retry == Retry::Never => {
+                    format!("{} ({cause})", error.reason.sentence())
+                }
+                Some(cause) => format!("{} ({attempts} tried: {cause})", error.reason.sentence()),
+                None => format!("{} ({attempts} tried)", error.reason.sentence()),
+            };
             let mut told = ProxyError::new(error.side, error.reason);
             if let Some(cause) = &error.source {
                 told = told.with_source(cause.to_string());

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context as Task, Poll};
@@ -28,6 +29,7 @@ use super::mirror::Mirror;
 use super::wire::Wire;
 use crate::buffers::{Filled, SIZES};
 use crate::config::Http2;
+use crate::shared::{Busy, Places as _};
 use crate::stream::Stream as Transport;
 use crate::timers::Alarm;
 use crate::upstream::{Connection, Upstream};
@@ -79,6 +81,10 @@ pub(super) struct Up {
     window: usize,
     /// WebSockets may be led here.
     connect: bool,
+    /// Its place among the cluster's busy connections, while it has streams or is about to.
+    busy: RefCell<Option<Busy>>,
+    /// Until when it takes no streams, because others wait for that place. Zero if none have waited since it has it.
+    yields: Cell<u64>,
     /// What changes.
     pub(super) state: RefCell<UpState>,
 }
@@ -152,6 +158,72 @@ impl Up {
         core.unread().div_ceil(self.window)
     }
 
+    /// Whether it has its place among the cluster's busy connections.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.borrow().is_some()
+    }
+
+    /// Takes that place, unless it has it, for a stream that is opened now. `false`: there is none, or it is for others.
+    pub(super) fn occupy(&self, upstream: &Upstream, now: u64) -> bool {
+        if self.is_busy() {
+            self.may_go_on(upstream, now)
+        } else {
+            upstream.try_busy().is_some_and(|busy| self.occupy_with(busy))
+        }
+    }
+
+    /// The same with this one.
+    pub(super) fn occupy_with(&self, busy: Busy) -> bool {
+        if !self.is_busy() {
+            self.yields.set(0);
+            self.busy.replace(Some(busy));
+        }
+        // Should nothing come of it, the place is given back.
+        self.wake();
+        true
+    }
+
+    /// Whether nothing was done with its place so far.
+    fn begins(&self) -> bool {
+        self.yields.get() == 0 && self.state.borrow().wire.core.active() == 0
+    }
+
+    /// Whether it takes another stream with the place it has. Who waits for a place is to have this one, unless it takes long
+    /// until it can be had.
+    fn may_go_on(&self, upstream: &Upstream, now: u64) -> bool {
+        if !upstream.is_short() {
+            self.yields.set(0);
+            return true;
+        }
+        let unused = self.state.borrow().wire.core.active() == 0;
+        match self.yields.get() {
+            0 if unused => true,
+            0 => {
+                let patience = millis(Some(upstream.config().connect_timeout / 2));
+                self.yields.set(now.saturating_add(patience));
+                self.wake();
+                false
+            }
+            until => !unused && now >= until,
+        }
+    }
+
+    /// Whether nobody uses it now.
+    pub(super) fn is_unused(&self) -> bool {
+        !self.leaving.get() && !self.is_busy() && self.state.borrow().wire.core.active() == 0
+    }
+
+    /// Is closed as soon as it has no streams.
+    pub(super) fn leave(&self) {
+        self.leaving.set(true);
+        self.wake();
+    }
+
+    /// Has its task look at it.
+    pub(super) fn wake(&self) {
+        self.state.borrow().wire.wake();
+    }
+
     /// Whether the endpoint has said that it takes WebSockets as streams, and they may be led to it.
     pub(super) fn takes_sockets(&self, state: &UpState) -> bool {
         self.connect && state.wire.core.peer().connect_protocol
@@ -203,24 +275,63 @@ enum End {
     Violation(outrider_http2::Violation),
 }
 
-/// Connects, and serves until the end.
+/// Connects, and serves until the end. Before, it waits for a place among the busy connections if it `may_wait`.
 pub(super) async fn run(
     worker: Rc<Worker>,
     upstream: Rc<Upstream>,
-    endpoint: EndpointIndex,
-    address: SocketAddr,
+    (endpoint, address): (EndpointIndex, SocketAddr),
     settings: Http2,
+    may_wait: bool,
 ) {
     let alarm = worker.timers.alarm();
+    let busy = match upstream.try_busy() {
+        None if may_wait => {
+            let Some(busy) = Box::pin(wait(&worker, &upstream, endpoint, &alarm)).await else { return };
+            busy
+        }
+        Some(busy) => busy,
+        None => {
+            let full = ProxyError::new(Side::Local, Reason::OverloadConnections);
+            return upstream.h2.tell_failed(endpoint, &full);
+        }
+    };
     let connected = Box::pin(connect(&worker, &upstream, endpoint, address, &alarm)).await;
     let connection = match connected {
         Ok(connection) => connection,
         Err(error) => {
+            drop(busy);
             upstream.h2.tell_failed(endpoint, &error);
             return;
         }
     };
-    Box::pin(serve(&worker, &upstream, (endpoint, address), settings, connection, &alarm)).await;
+    Box::pin(serve(&worker, &upstream, (endpoint, address), settings, (connection, busy), &alarm)).await;
+}
+
+/// Waits for a place among the busy connections, as long as anybody waits for one to this endpoint. `None`: nobody does any
+/// more, or one that is open has it.
+async fn wait(
+    worker: &Rc<Worker>,
+    upstream: &Rc<Upstream>,
+    endpoint: EndpointIndex,
+    alarm: &Alarm,
+) -> Option<Busy> {
+    let config = upstream.config();
+    let patience = millis(Some(config.connect_timeout));
+    let full = || {
+        let limits =
+            format!("{} connections, {:?} waited", config.limits.connections, config.connect_timeout);
+        ProxyError::new(Side::Local, Reason::OverloadConnections).with_source(io::Error::other(limits))
+    };
+    let mut turn = pin!(upstream.shared().busy(config.limits));
+    loop {
+        let now = worker.timers.now();
+        let until = upstream.h2.give_up(endpoint, (now, patience), full)?;
+        alarm.set_at(until, now);
+        if let Some(busy) = alarm.within(turn.as_mut()).await {
+            alarm.set(None);
+            return upstream.h2.settle(upstream, endpoint, busy);
+        }
+    }
 }
 
 async fn connect(
@@ -230,9 +341,7 @@ async fn connect(
     address: SocketAddr,
     alarm: &Alarm,
 ) -> Result<Connection, ProxyError> {
-    let full = || ProxyError::new(Side::Local, Reason::OverloadConnections);
-    let busy = upstream.try_busy().ok_or_else(full)?;
-    let connection = upstream.connect_to(endpoint, address, alarm, worker).await?.with(busy);
+    let connection = upstream.connect_to(endpoint, address, alarm, worker).await?;
     // Without an answer to ALPN the endpoint may know HTTP/2 all the same, as its first bytes will show.
     if let Transport::Secured(tls) = &connection.stream
         && tls.protocol().is_some_and(|protocol| protocol != b"h2")
@@ -249,7 +358,7 @@ async fn serve(
     upstream: &Rc<Upstream>,
     (endpoint, address): (EndpointIndex, SocketAddr),
     settings: Http2,
-    connection: Connection,
+    (connection, busy): (Connection, Busy),
     alarm: &Alarm,
 ) {
     let now = worker.timers.now();
@@ -274,6 +383,8 @@ async fn serve(
         limit: settings.max_streams as usize,
         window: settings.stream_window as usize,
         connect: settings.connect,
+        busy: RefCell::new(Some(busy)),
+        yields: Cell::new(0),
         state: RefCell::new(UpState { wire, links: Vec::new() }),
     });
     let cluster = upstream.config();
@@ -285,6 +396,7 @@ async fn serve(
         alarm,
         class: 0,
         open: false,
+        lent: false,
         unused_since: now,
         begin_by: now.saturating_add(millis(Some(cluster.connect_timeout))),
         failure: None,
@@ -293,6 +405,7 @@ async fn serve(
     let end = poll_fn(|cx| task.poll(cx)).await;
     let (was_open, failure) = (task.open, task.failure.take());
     up.leaving.set(true);
+    drop(up.busy.take());
     if was_open {
         upstream.h2.gone(worker, upstream, &up);
     } else {
@@ -357,6 +470,8 @@ struct Driver<'a> {
     class: usize,
     /// It has been made known to the pool.
     open: bool,
+    /// Somebody was told to open a stream here.
+    lent: bool,
     unused_since: u64,
     /// When SETTINGS must be here.
     begin_by: u64,
@@ -402,6 +517,11 @@ impl Driver<'_> {
                 self.upstream.stats.borrow_mut().waits.add(waits);
             }
             let active = state.wire.core.active();
+            match active {
+                0 if self.open => self.rest(cx),
+                0 => {}
+                _ => self.lent = false,
+            }
             if state.wire.core.is_over() || (self.up.leaving.get() && active == 0) {
                 return Poll::Ready(End::Graceful);
             }
@@ -496,21 +616,45 @@ impl Driver<'_> {
         }
     }
 
+    /// Gives its place among the busy connections back: nobody uses it. It is closed if there are too many.
+    fn rest(&mut self, cx: &Task<'_>) {
+        if std::mem::take(&mut self.lent) {
+            // Whoever was told comes first.
+            cx.waker().wake_by_ref();
+            return;
+        }
+        let Some(busy) = self.up.busy.take() else { return };
+        let config = self.upstream.config();
+        let many = config.shared.open() > config.limits.connections;
+        if many && !self.upstream.h2.is_wanted(self.up.endpoint) {
+            self.up.leaving.set(true);
+        }
+        drop(busy);
+    }
+
     /// Opens streams for who waits. Who has waited for this connection gets it, whatever has changed meanwhile: another one
     /// to the same endpoint would fit no better, and the next neither.
     fn serve_waiting(&mut self, now: u64) {
         if !self.open {
             return;
         }
+        let (mut short, begins) = (false, self.up.begins());
         while self.upstream.h2.is_wanted(self.up.endpoint) && self.up.has_places() {
+            // Who has waited for a place together shares it.
+            short = !(begins && self.up.is_busy() || self.up.occupy(self.upstream, now));
+            if short {
+                break;
+            }
             let Some(waiter) = self.upstream.h2.next(self.up.endpoint) else { return };
             waiter.launch(self.up, now);
+            self.lent = true;
         }
         if !self.up.suits(self.upstream) {
             self.up.leaving.set(true);
         }
-        // This one is full: who still waits gets another. One that takes nothing at all is asked for another one once.
-        let full = {
+        // This one is full, or has no place: who still waits gets another. One that takes nothing at all is asked for another
+        // one once.
+        let full = short || {
             let state = self.up.state.borrow();
             state.wire.core.active() > 0 || state.wire.core.unread() > 0
         };
@@ -574,7 +718,10 @@ impl Driver<'_> {
             self.upstream.h2.succeed(self.worker, self.upstream, self.up);
             return Poll::Ready(None);
         }
-        self.alarm.set_at(pulse.min(unused_at).min(worn_at).min(begin_by), now);
+        // Then who waits may have it after all.
+        let yields = self.up.yields.get();
+        let yields = if yields > now { yields } else { u64::MAX };
+        self.alarm.set_at(pulse.min(unused_at).min(worn_at).min(begin_by).min(yields), now);
         if self.asks != pulse && pulse != u64::MAX {
             // The question is to be written.
             self.asks = pulse;

@@ -1,3 +1,5 @@
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use outrider_proxy_core::health::CheckConfig;
@@ -21,7 +23,11 @@ async fn places_are_never_too_many_and_never_lost() {
         .map(|_| {
             let (shared, now) = (Arc::clone(&shared), Arc::clone(&now));
             tokio::spawn(async move {
-                for _ in 0..500 {
+                for round in 0..500 {
+                    if round % 5 == 0 {
+                        // Some do not wait until it is their turn.
+                        let _ = tokio::time::timeout(Duration::from_micros(10), shared.busy(limits)).await;
+                    }
                     let waiting = shared.wait(&limits).unwrap();
                     let busy = shared.busy(limits).await;
                     drop(waiting);
@@ -40,6 +46,139 @@ async fn places_are_never_too_many_and_never_lost() {
     };
     tokio::time::timeout(Duration::from_secs(60), all).await.expect("nobody waits for ever");
     assert_eq!((shared.busy.load(Ordering::SeqCst), shared.pending.load(Ordering::SeqCst)), (0, 0));
+}
+
+/// Somebody who waits, and whether it was told to look.
+struct Waits {
+    turn: Turn<Arc<Shared>>,
+    told: Arc<Told>,
+}
+
+#[derive(Default)]
+struct Told(AtomicBool);
+
+impl std::task::Wake for Told {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Waits {
+    /// In line, behind those before.
+    fn new(shared: &Arc<Shared>, limits: Limits) -> Self {
+        let mut waits = Self { turn: shared.busy(limits), told: Arc::default() };
+        assert!(waits.look().is_none());
+        waits
+    }
+
+    fn look(&mut self) -> Option<Busy<Arc<Shared>>> {
+        self.told.0.store(false, Ordering::SeqCst);
+        let waker = Arc::clone(&self.told).into();
+        match Pin::new(&mut self.turn).poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(busy) => Some(busy),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Looks if it was told to.
+    fn told(&mut self) -> Option<Busy<Arc<Shared>>> {
+        self.told.0.load(Ordering::SeqCst).then(|| self.look()).flatten()
+    }
+}
+
+/// Neither who comes later nor who waits behind gets it, whoever looks first.
+#[test]
+fn a_place_that_is_free_goes_to_who_has_waited_longest() {
+    let shared = Arc::<Shared>::default();
+    let one = limits(1, u32::MAX);
+    let mut busy = shared.try_busy(&one).unwrap();
+    let mut line: Vec<_> = (0..4).map(|_| Waits::new(&shared, one)).collect();
+    // The second in line gives up.
+    drop(line.remove(1));
+    for next in 0..line.len() {
+        drop(busy);
+        assert!(shared.try_busy(&one).is_none(), "somebody waits");
+        let mut late = Waits::new(&shared, one);
+        assert!(late.look().is_none());
+        drop(late);
+        for behind in line.iter_mut().skip(next + 1) {
+            assert!(behind.look().is_none());
+        }
+        busy = line[next].told().expect("it was told, and has it");
+    }
+    drop(busy);
+    assert!(shared.try_busy(&one).is_some(), "nobody waits any more");
+}
+
+/// It need not know that there was a place for it.
+#[test]
+fn whoever_gives_up_leaves_the_place_to_the_next() {
+    let shared = Arc::<Shared>::default();
+    let one = limits(1, u32::MAX);
+    let busy = shared.try_busy(&one).unwrap();
+    let [first, mut second] = [(); 2].map(|()| Waits::new(&shared, one));
+    drop(busy);
+    assert!(first.told.0.load(Ordering::SeqCst));
+    drop(first);
+    let _busy = second.told().expect("it was told, and has it");
+    assert_eq!((shared.busy.load(Ordering::SeqCst), shared.turns.count()), (1, 0));
+}
+
+/// Who waits under a former limit is in nobody's way, and gets a place before it is needed by those who come.
+#[test]
+fn more_places_are_there_for_who_comes_besides_those_for_who_waits() {
+    let shared = Arc::<Shared>::default();
+    let (one, four) = (limits(1, u32::MAX), limits(4, u32::MAX));
+    let busy = shared.try_busy(&one).unwrap();
+    let mut waits = Waits::new(&shared, one);
+    let others: Vec<_> = (0..4).map_while(|_| shared.try_busy(&four)).collect();
+    assert_eq!(others.len(), 2, "one is left for who waits");
+    let mut behind = Waits::new(&shared, four);
+    drop((busy, others));
+    let busy = waits.told().expect("it has it");
+    let second = behind.told().expect("there are more, so the next is told as well");
+    drop((busy, second));
+}
+
+/// Before, who got no place was counted for a moment, and whoever looked then took what was free for taken, and slept on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_is_not_missed_because_of_who_gets_none() {
+    let shared = Arc::<Shared>::default();
+    let (none, one) = (limits(0, u32::MAX), limits(1, u32::MAX));
+    let over = Arc::<AtomicBool>::default();
+    let tries = Arc::<AtomicU64>::default();
+    let others: Vec<_> = (0..2)
+        .map(|_| {
+            let (shared, over, tries) = (Arc::clone(&shared), Arc::clone(&over), Arc::clone(&tries));
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    assert!(shared.try_busy(&none).is_none());
+                    tries.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let mut missed = None;
+    let mut round = 0;
+    while round < 2_000 || tries.load(Ordering::Relaxed) < 200_000 {
+        round += 1;
+        let busy = shared.try_busy(&one);
+        let _waiting = shared.wait(&one).unwrap();
+        let mut turn = std::pin::pin!(shared.busy(one));
+        let before = std::future::poll_fn(|cx| Poll::Ready(turn.as_mut().poll(cx).is_ready())).await;
+        if busy.is_none() || before {
+            missed = Some(round);
+            break;
+        }
+        drop(busy);
+        if tokio::time::timeout(Duration::from_secs(20), turn).await.is_err() {
+            missed = Some(round);
+            break;
+        }
+    }
+    over.store(true, Ordering::Relaxed);
+    others.into_iter().for_each(|other| other.join().unwrap());
+    assert_eq!(missed, None);
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod ending;
 mod hops;
 mod hostile;
 mod mirrors;
+mod places;
 mod raced;
 mod silence;
 mod statuses;

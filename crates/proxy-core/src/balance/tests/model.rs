@@ -44,11 +44,11 @@ fn step() -> impl Strategy<Value = Step> {
 fn config() -> impl Strategy<Value = BalanceConfig> {
     let policies =
         vec![Policy::LeastRequest, Policy::RoundRobin, Policy::Random, Policy::PeakEwma, RING, MAGLEV];
-    let slow_start = SlowStart { window_ms: 3000, aggression: 1.0, min_weight_percent: 10.0 };
+    let slow = |window_ms| Some(SlowStart { window_ms, aggression: 1.0, min_weight_percent: 10.0 });
     (
         prop::sample::select(policies),
         prop::sample::select(vec![0u8, 50, 100]),
-        prop::sample::select(vec![None, Some(slow_start)]),
+        prop::sample::select(vec![None, slow(3000), slow(9000)]),
         any::<bool>(),
     )
         .prop_map(|(policy, fail_open_below_percent, slow_start, by_locality)| BalanceConfig {
@@ -178,6 +178,9 @@ proptest! {
             }
             let loads: Vec<u32> = balancer.loads().map(|(load, _)| load).collect();
             prop_assert!(matches!(loads.iter().sum(), 0 | 100), "{:?}", loads);
+            let new = balancer.slots.iter().filter(|slot| slot.listed > 0 && slot.born.is_some()).count();
+            let warming: BTreeSet<u32> = balancer.warming.iter().copied().collect();
+            prop_assert!(warming.len() == balancer.warming.len() && warming.len() == new);
             let listed = model.listed();
             for (index, key) in &running {
                 let expected = running.iter().filter(|(_, other)| other == key).count();

@@ -141,6 +141,58 @@ fn thousands_of_new_endpoints_get_warm() {
     assert!(balancer.slots.iter().all(|slot| slot.scaled == ONE));
 }
 
+/// Whatever the settings become while endpoints are new, each gets its whole load in the end.
+#[test]
+fn new_endpoints_get_warm_under_other_settings_too() {
+    let slow = |window_ms| Some(SlowStart { window_ms, aggression: 1.0, min_weight_percent: 10.0 });
+    for other in [slow(20_000), slow(5_000), slow(1_000), slow(0), None] {
+        let config = BalanceConfig { slow_start: slow(10_000), ..BalanceConfig::default() };
+        let mut balancer = Balancer::new(config);
+        let list = endpoints(&[1; 4]);
+        assign(&mut balancer, &list[..2], 1_000);
+        assign(&mut balancer, &list, 2_000);
+        balancer.tell(4_000);
+        balancer.configure(BalanceConfig { slow_start: other, ..config });
+        let window = other.map_or(0, |other| other.window_ms);
+        let part = (2_000 * ONE).checked_div(window).unwrap_or(ONE).min(ONE);
+        let scaled =
+            |balancer: &Balancer<u32>| balancer.slots.iter().map(|slot| slot.scaled).collect::<Vec<_>>();
+        let expected = [ONE, ONE, part, part];
+        assert!(
+            scaled(&balancer).iter().zip(expected).all(|(got, expected)| got.abs_diff(expected) <= 1),
+            "{other:?}: {:?}",
+            scaled(&balancer)
+        );
+        balancer.tell(2_000 + window);
+        assert_eq!(scaled(&balancer), [ONE; 4], "{other:?}");
+        assert!(balancer.warming.is_empty());
+    }
+}
+
+/// Without picks nobody looks at new endpoints, so what is kept of them must not grow by what becomes of them.
+#[test]
+fn churn_without_picks_leaves_nothing_behind() {
+    let slow_start = Some(SlowStart { window_ms: 10_000, aggression: 1.0, min_weight_percent: 10.0 });
+    let mut balancer = Balancer::new(BalanceConfig { slow_start, ..BalanceConfig::default() });
+    let list = endpoints(&[1; 4]);
+    let mut ill = list.clone();
+    ill[3].healthy = false;
+    for round in 0..100 {
+        let now = round * 100;
+        assign(&mut balancer, &list, now);
+        assert!(balancer.warming.len() <= 3, "{:?}", balancer.warming);
+        assign(&mut balancer, &ill, now + 10);
+        assign(&mut balancer, &list, now + 20);
+        assert!(balancer.warming.len() <= 3, "{:?}", balancer.warming);
+        assign(&mut balancer, &list[..1], now + 30);
+        assert!(balancer.warming.is_empty(), "{:?}", balancer.warming);
+    }
+    assign(&mut balancer, &list, 10_000);
+    balancer.tell(20_000);
+    assert!(balancer.warming.is_empty());
+    assert!(balancer.slots.iter().all(|slot| slot.scaled == ONE));
+}
+
 #[test]
 fn peak_ewma_goes_where_answers_come_soon() {
     let mut balancer = balancer(Policy::PeakEwma, &[1, 1, 1]);

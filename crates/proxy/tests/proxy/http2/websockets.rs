@@ -3,10 +3,12 @@
 use h2::ext::Protocol;
 use outrider_handover::{Connections, ToProxy};
 use outrider_proxy::websocket;
+use outrider_xds_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use outrider_xds_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 
 use super::super::access::{caller, documents, policy, server};
 use super::super::mesh::of_api;
+use super::super::resilience;
 use super::*;
 
 mod ends;
@@ -436,6 +438,31 @@ async fn one_goes_on_as_an_upgrade_where_the_endpoint_takes_it_only_so() {
             })
             .await;
     }
+}
+
+/// It has a connection of its own, and a place for it: the other connection's, once nobody uses that.
+#[tokio::test]
+async fn an_upgrade_waits_for_a_place_among_the_connections() {
+    let origin = Origin::bind().await;
+    let mut set = resilience::set("http2", &[origin.address()]);
+    let one = Thresholds { max_connections: resilience::n(1), ..Default::default() };
+    resilience::thresholds(&mut set, one);
+    let mut proxy = Proxy::start(set).await;
+    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+    let (held, _) = caller.ask(get("/"), true).await;
+    let mut endpoint = Served::accept(&origin).await;
+    let (_, mut send) = endpoint.next().await;
+    let (response, up) = caller.ask(chat(), false).await;
+    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_requests == 2).await;
+    assert!(origin.is_untouched().await);
+    reply(&mut send, "done");
+    assert_eq!(answer(held).await.text(), "done");
+    let mut theirs = origin.accept().await;
+    let head = theirs.head().await;
+    theirs.send(switched(&key_of(&head)) + "hello").await;
+    let response = soon("head", response).await.unwrap();
+    assert_eq!(response.status(), 200);
+    End { up, down: response.into_body() }.expect("hello").await;
 }
 
 #[tokio::test]
