@@ -174,6 +174,8 @@ impl Checker<'_> {
             let now = || choices.iter().filter(|choice| !shape.later.contains(choice));
             let help = match nearest(text, now().map(String::as_str)) {
                 Some(near) => format!("did you mean `{near}`? Allowed: {}", listed(now())),
+                // The core group of Kubernetes has an empty name.
+                None if choices == [""] => "it has to be empty, as `''`".to_owned(),
                 None => format!("allowed: {}", listed(now())),
             };
             let message = format!("`{name}` cannot be `{}`", shown(text));

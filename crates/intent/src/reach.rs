@@ -32,10 +32,17 @@ pub(crate) fn check(set: &Set<'_>, intent: &Intent, policies: &Policies<'_>, fin
     }
     fail_over(intent, &mut led);
     for (namespace, target, policy) in policies {
-        let Some(target) = target else { continue };
         let Some(document) = set.find(Kind::AccessPolicy, namespace, &policy.name) else { continue };
-        elsewhere(set, intent, (document, target, policy), led.get(target), findings);
-        strangers(intent, (document, target, policy), &led, findings);
+        match target {
+            Some(target) => {
+                elsewhere(set, intent, (document, target, policy), led.get(target), findings);
+                strangers(intent, (document, target, policy), &led, findings);
+            }
+            None => {
+                let mut of_it = led.iter().filter(|(parent, _)| parent.namespace == *namespace);
+                of_it.any(|(parent, to)| abroad(set, intent, (document, parent, policy), to, findings));
+            }
+        }
     }
 }
 
@@ -55,6 +62,30 @@ fn fail_over<'a>(intent: &'a Intent, led: &mut Led<'a>) {
             route.parents.iter().for_each(|(parent, port)| add(parent, *port));
         }
     }
+}
+
+/// Callers of a service, of whom a policy for a namespace says something, are led out of it, to services without one of its
+/// kind. Whether so.
+fn abroad<'k>(
+    set: &Set<'_>,
+    intent: &Intent,
+    (document, parent, policy): (&Document, &ServiceRef, &AccessPolicy),
+    led: &Targets<'k>,
+    findings: &mut Vec<Diagnostic>,
+) -> bool {
+    let calls = |caller: &Caller| match caller {
+        Caller::Service(id) => intent.services.get(id).is_some_and(|one| one.calls.contains(parent)),
+        _ => true,
+    };
+    let is_meant = |rule: &AccessRule| rule.from.is_empty() || rule.from.iter().any(calls);
+    if !policy.rules.iter().any(is_meant) {
+        return false;
+    }
+    let away = led.iter().filter(|(service, _)| service.namespace != parent.namespace);
+    let away = away.map(|(service, routes)| (*service, routes.clone())).collect();
+    let before = findings.len();
+    elsewhere(set, intent, (document, parent, policy), Some(&away), findings);
+    findings.len() > before
 }
 
 /// Callers are led to services that have no policy of this kind.
@@ -82,8 +113,13 @@ fn elsewhere<'k>(
     let names = listed(open.iter().map(|(service, _)| service.to_string()));
     let message =
         format!("the {first} leads callers of {target} to {names}, where this policy does not hold");
-    let help =
-        "declare one for each of them as well, or leave `targetRef` out to have it for the whole namespace";
+    // Without `targetRef` it holds in its own namespace, and in no other.
+    let help = match open.iter().all(|(service, _)| service.namespace == target.namespace) {
+        true => {
+            "declare one for each of them as well, or leave `targetRef` out to have it for the whole namespace"
+        }
+        false => "declare one for each of them as well; one of another namespace has to be declared there",
+    };
     let mut finding =
         Diagnostic::warning(Code::PolicyElsewhere, document.at("spec/targetRef/name"), message).help(help);
     if let Some(route) = set.find(first.kind, &first.namespace, &first.name) {

@@ -19,10 +19,10 @@ fn the_example_of_traffic_and_access_has_no_findings() {
     let text = yaml("traffic.md");
     let parsed = parse(&[Source { name: "traffic.md".to_owned(), text }]);
     assert_eq!(parsed.diagnostics, []);
-    // A namespace, eleven services, two routes, four traffic policies and three access policies.
-    assert_eq!(parsed.documents.len(), 21);
+    // Two namespaces, thirteen services, four routes and a grant, four traffic policies and three access policies.
+    assert_eq!(parsed.documents.len(), 27);
     let resolved = resolve(&parsed.documents, &ResolveOptions::default());
     assert_eq!(resolved.diagnostics, []);
     let intent = resolved.intent.unwrap();
-    assert_eq!((intent.http_routes.len(), intent.tcp_routes.len(), intent.policies.len()), (1, 1, 7));
+    assert_eq!((intent.http_routes.len(), intent.tcp_routes.len(), intent.policies.len()), (2, 1, 7));
 }

@@ -91,9 +91,9 @@ pub struct Retries {
     pub base_interval: Duration,
     /// Largest bound.
     pub max_interval: Duration,
-    /// Percent of the requests under way that may be tries.
+    /// Percent of the requests that may be tries: of the last seconds (native), of those under way (Envoy).
     pub budget_percent: u32,
-    /// Tries at once that are always allowed.
+    /// Tries that are always allowed: so many a second (native), so many at once (Envoy).
     pub min_retry_concurrency: u32,
 }
 

@@ -88,6 +88,8 @@ const one = new http.Agent({ keepAlive: true, maxSockets: 1 });
 function ask(url, path, options = {}) {
   const { body, ...rest } = options;
   const request = http.request(url + path, { agent: one, ...rest });
+  // What happens after the response has begun is told by that, too.
+  request.on('error', () => {});
   request.end(body);
   return whole(request);
 }
@@ -157,16 +159,9 @@ const cases = {
     const [response] = await events.once(request, 'response');
     response.on('error', () => {});
     await events.once(response, 'data');
-    request.destroy();
+    // An end alone is half of a connection, and may be all that a caller has to say.
+    request.socket.resetAndDestroy();
     assert.strictEqual((await ask(url, '/over', { headers })).body.toString(), 'over');
-  },
-  async 'fetch gives up, and that comes to the server'(url) {
-    const headers = { 'x-name': 'aborted' };
-    const gone = new AbortController();
-    const response = await fetch(`${url}/silent`, { headers, signal: gone.signal });
-    gone.abort();
-    await assert.rejects(response.text(), { name: 'AbortError' });
-    assert.strictEqual(await (await fetch(`${url}/over`, { headers })).text(), 'over');
   },
   async 'a response that breaks off is none'(url) {
     await assert.rejects(ask(url, '/broken'), { code: 'ECONNRESET' });
