@@ -35,6 +35,8 @@ pub(crate) enum Long {
     Mutations,
     /// Every TLS port looked at by testssl.sh
     Testssl,
+    /// What active checks of 10,000 endpoints cost a processor
+    Checks,
     /// Chains of certificates of C2SP/x509-limbo, whose limbo.json OUTRIDER_LIMBO names
     Limbo,
 }
@@ -97,6 +99,11 @@ impl Long {
             Self::Sequences => Form {
                 alone: Some("outrider-proxy"),
                 ..form("proxy", "sequences::", &[("OUTRIDER_SEQUENCES", "500")])
+            },
+            Self::Checks => Form {
+                alone: Some("outrider-proxy"),
+                only_long: true,
+                ..form("", "shared::tests::checks::cost_of_checks_of_many", &[])
             },
             Self::Limbo => Form {
                 alone: Some("outrider-proxy"),

@@ -57,7 +57,7 @@ settings! {
         "ten times the first, as in Envoy";
     BUDGET_PERCENT: u32 = "retries.budget.percent", 20,
         "the same as in Envoy and Istio: retries must not make an overload worse";
-    MIN_RETRY_CONCURRENCY: u32 = "retries.budget.minRetryConcurrency", 3, "as in Envoy and Istio; the native proxy counts them by the second";
+    MIN_RETRY_CONCURRENCY: u32 = "retries.budget.minRetryConcurrency", 3, "as in Envoy and Istio; the native proxy bounds them by the second, too";
     GATEWAY_ERRORS: u32 = "outlierEjection.consecutiveGatewayErrors", 5,
         "the same as in Service Connect, Envoy and Consul";
     ERRORS_5XX: u32 = "outlierEjection.consecutive5xxErrors", 0,

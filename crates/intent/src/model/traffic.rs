@@ -91,9 +91,9 @@ pub struct Retries {
     pub base_interval: Duration,
     /// Largest bound.
     pub max_interval: Duration,
-    /// Percent of the requests that may be tries: of the last seconds (native), of those under way (Envoy).
+    /// Percent of the requests under way that may be tries; by the native proxy also of those of the last ten seconds.
     pub budget_percent: u32,
-    /// Tries that are always allowed: so many a second (native), so many at once (Envoy).
+    /// Tries that are allowed in any case: so many at once; by the native proxy also so many a second.
     pub min_retry_concurrency: u32,
 }
 

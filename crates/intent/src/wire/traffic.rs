@@ -193,11 +193,11 @@ pub(crate) struct BackoffSpec {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct BudgetSpec {
-    /// Percent of the requests: by the native proxy of those of the last seconds, by Envoy of those under way.
+    /// Percent of the requests under way; by the native proxy also of those of the last ten seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub(crate) percent: Option<u32>,
-    /// Tries that are always allowed: by the native proxy so many a second, by Envoy so many at once.
+    /// Tries that are allowed in any case: so many at once; by the native proxy also so many a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub(crate) min_retry_concurrency: Option<u32>,

@@ -67,6 +67,12 @@ mod tests {
         let read = options(Http2ProtocolOptions::default(), "here").unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((read.max_streams, read.stream_window, read.keepalive), (100, 65_535, None));
         assert_eq!(read.connection_window, 6_553_500);
+        let more = Http2ProtocolOptions {
+            max_concurrent_streams: Some(UInt32Value { value: 256 }),
+            ..Default::default()
+        };
+        let read = options(more, "here").unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(read.connection_window, 256 * 65_535, "room for all of them");
         assert!(!read.connect);
         let connect = Http2ProtocolOptions { allow_connect: true, ..Default::default() };
         assert!(options(connect, "here").unwrap_or_else(|e| panic!("{e}")).connect);

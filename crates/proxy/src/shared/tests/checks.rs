@@ -191,7 +191,7 @@ fn on_cpu() -> Duration {
 /// What checks of 10,000 endpoints cost the main thread, and a worker that picks 1,000 times in a second; without the checks
 /// themselves.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: cargo xtask test checks"]
 fn cost_of_checks_of_many() {
     let cluster = many(10_000);
     let (shared, mut worker) = (&cluster.shared, Worker::new(&cluster));

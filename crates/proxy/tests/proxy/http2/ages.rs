@@ -211,19 +211,7 @@ async fn e33_long_streams_keep_no_more_than_one_old_connection_of_http2() {
 /// Nobody needs another one in the place of an old connection that nobody uses.
 #[tokio::test]
 async fn e33_an_old_connection_of_http2_that_nobody_uses_ends_without_another_one() {
-    let origin = Origin::bind().await;
-    let address = origin.address();
-    tokio::spawn(async move {
-        while let Ok((tcp, _)) = origin.listener.accept().await {
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(tcp).await.unwrap();
-                while let Some(Ok((_, mut send))) = connection.accept().await {
-                    reply(&mut send, "ok");
-                }
-            });
-        }
-    });
-    let mut proxy = aging("http2", "150ms", address).await;
+    let mut proxy = aging("http2", "150ms", places::serving().await).await;
     let mut caller = Caller::connect(&proxy, OUTBOUND).await;
     assert_eq!(caller.get("/").await.text(), "ok");
     proxy.counted("it is closed", |stats| stats.clusters[OUTBOUND].active_connections == 0).await;

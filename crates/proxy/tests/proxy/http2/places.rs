@@ -13,7 +13,7 @@ fn with_places(most: u32, endpoints: &[SocketAddr], more: Thresholds) -> Resourc
 }
 
 /// An endpoint that answers everything at once.
-async fn serving() -> SocketAddr {
+pub async fn serving() -> SocketAddr {
     let origin = Origin::bind().await;
     let address = origin.address();
     tokio::spawn(async move {
