@@ -378,6 +378,9 @@ pub struct ClusterTraffic {
     /// How many are left alone now, named or not. 0 from agents before this one: then those that are named.
     #[prost(uint64, tag = "6")]
     pub unused_count: u64,
+    /// Requests that were not sent again because the budget of retries was used up.
+    #[prost(uint64, tag = "7")]
+    pub retries_refused: u64,
 }
 
 /// An endpoint that is left alone while there are others.

@@ -390,6 +390,9 @@ pub struct CalledView {
     pub endpoints: u64,
     /// Requests sent again.
     pub retries: u64,
+    /// Requests that were not sent again because the budget of retries was used up.
+    #[serde(default)]
+    pub retries_refused: u64,
     /// Endpoints ejected so far.
     pub ejections: u64,
     /// Endpoints that are left alone now: those that are named.

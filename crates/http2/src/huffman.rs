@@ -14,7 +14,9 @@ use codes::CODES;
 const EOS: usize = 256;
 const MAX_BITS: usize = 30;
 /// Symbols that are decoded before they are appended.
-const READY: usize = 32;
+const READY: usize = 64;
+/// Symbols that are as many bits as are read at once, at the most: 63 of five bits each.
+const AT_ONCE: usize = 12;
 
 /// A string that is no Huffman coding of anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +92,10 @@ pub(crate) fn decode(coded: &[u8], out: &mut Vec<u8>, wanted: usize) -> Result<(
             }
             rest = &[];
         }
+        if count > READY - AT_ONCE {
+            out.extend_from_slice(&ready[..count]);
+            count = 0;
+        }
         // With this many bits no code is cut, and there is room for four bytes more once there are fewer.
         let enough = if rest.is_empty() { 8 } else { 32 };
         while have >= enough {
@@ -107,10 +113,6 @@ pub(crate) fn decode(coded: &[u8], out: &mut Vec<u8>, wanted: usize) -> Result<(
             };
             ready[count % READY] = symbol;
             count += 1;
-            if count == READY {
-                out.extend_from_slice(&ready);
-                count = 0;
-            }
             window <<= bits;
             have -= bits;
         }

@@ -423,6 +423,10 @@ impl Request<'_, '_> {
             Ok(after) => after,
             Err(failure) => {
                 asking.own.start(self.open.worker.timers.lately());
+                // What failed after its head was sent on was told there.
+                if asking.unused > 0 {
+                    self.tell(&failure, started, || Some(log::request(&self.view(heads))));
+                }
                 self.fail(&failure, &asking, started).await
             }
         };
@@ -502,6 +506,9 @@ impl Request<'_, '_> {
 
         upstream.stats.borrow_mut().active_requests += 1;
         let outcome = self.send(heads, asking, started, route, &upstream, &mut out).await;
+        if let Err(failure) = &outcome {
+            self.tell(failure, *started, || log::sent(&out));
+        }
         // What was not sent will not be: the next request begins behind it.
         self.client.inbox.consume(std::mem::take(&mut asking.accepted) as usize);
         {
@@ -663,11 +670,25 @@ impl Request<'_, '_> {
         };
         self.open.serving.stats.borrow_mut().requests += 1;
         let failure = Failure { detail: detail.to_owned(), ..Failure::from(error) };
+        self.tell(&failure, false, || None);
         let after = self.fail(&failure, &asking, false).await;
         if after == After::Keep { After::Linger } else { after }
     }
 
-    /// Tells the caller, the counters and the log why there is no (whole) response.
+    /// Tells the log why there is no (whole) response.
+    fn tell(&self, failure: &Failure, started: bool, request: impl FnOnce() -> Option<String>) {
+        let cluster = failure.upstream.as_ref().map(|upstream| upstream.config());
+        let context = log::Context {
+            listener: &self.open.serving.name,
+            status: failure.error.reason.status().filter(|_| !started),
+            caller: self.client.downstream.peer.as_deref(),
+            cluster: cluster.as_ref().map(|cluster| &*cluster.name),
+            endpoint: failure.endpoint,
+        };
+        self.open.worker.log.failed(&failure.error, context, request);
+    }
+
+    /// Tells the caller and the counters why there is no (whole) response.
     async fn fail(&mut self, failure: &Failure, asking: &Asking, started: bool) -> After {
         let reason = failure.error.reason;
         let answerable = !started && reason.status().is_some();
@@ -683,17 +704,6 @@ impl Request<'_, '_> {
             append.extend_from_slice(hops::UNPROCESSED_LINE);
         }
         let reply = Reply { detail: &failure.detail, append: &append, ..Reply::new(reason) };
-        {
-            let cluster = failure.upstream.as_ref().map(|upstream| upstream.config());
-            let context = log::Context {
-                listener: &self.open.serving.name,
-                status: answerable.then(|| reply.status()),
-                caller: self.client.downstream.peer.as_deref(),
-                cluster: cluster.as_ref().map(|cluster| &*cluster.name),
-                endpoint: failure.endpoint,
-            };
-            self.open.worker.log.event(&failure.error, context);
-        }
         let after = if answerable {
             self.answer(reply, asking).await
         } else {

@@ -104,8 +104,19 @@ impl<'a> Line<'a> {
 /// What was asked for, in a word: method and path, without the query, which may hold what is nobody else's business. What
 /// is not printable ASCII is escaped.
 pub fn request(view: &impl RequestView) -> String {
+    named(view.method(), view.path())
+}
+
+/// The same of a head of HTTP/1.1 as it is sent on; `None` if it is not there any more.
+pub fn sent(head: &[u8]) -> Option<String> {
+    let mut words = head.splitn(3, |byte| *byte == b' ');
+    let (method, target) = (words.next()?, words.next()?);
+    Some(named(method, target.split(|byte| *byte == b'?').next()?))
+}
+
+fn named(method: &[u8], path: &[u8]) -> String {
     let cut = |bytes: &[u8]| bytes[..bytes.len().min(LONGEST)].escape_ascii().to_string();
-    format!("{} {}", cut(view.method()), cut(view.path()))
+    format!("{} {}", cut(method), cut(path))
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)]
@@ -172,11 +183,17 @@ impl WorkerLog {
 
     /// Writes a line, unless there were too many.
     pub fn event(&self, error: &ProxyError, context: Context<'_>) {
+        self.failed(error, context, || None);
+    }
+
+    /// The same of a request, as far as its head is still there.
+    pub fn failed(&self, error: &ProxyError, context: Context<'_>, request: impl FnOnce() -> Option<String>) {
         if !self.events.admits() {
             return;
         }
         let cause = error.source.as_ref().map(ToString::to_string);
-        self.write(&self.events, Line::new(error.reason, error.reason.sentence(), cause, context));
+        let line = Line::new(error.reason, error.reason.sentence(), cause, context);
+        self.write(&self.events, Line { request: request(), ..line });
     }
 
     /// Writes what an audited policy would have denied, unless there were too many lines of that.
@@ -259,6 +276,8 @@ mod tests {
             }
         }
         assert_eq!(request(&Asked("/a//b?token=secret".into())), "GET /a//b");
+        assert_eq!(sent(b"GET /a//b?token=secret HTTP/1.1\r\n\r\n").as_deref(), Some("GET /a//b"));
+        assert_eq!((sent(b""), sent(b"GET")), (None, None));
         assert_eq!(request(&Asked("/".repeat(9000))).len(), "GET ".len() + LONGEST);
         assert_eq!(request(&Asked("/a\u{9b}\"".into())), r#"GET /a\xc2\x9b\""#);
     }

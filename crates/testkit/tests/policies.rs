@@ -129,7 +129,7 @@ fn requests_are_allowed_and_denied_alike(pair: Pair) -> Result<()> {
         // Who was denied and by which policy, and whom an audit would have denied.
         let caller = "\"caller\":\"spiffe://outrider.internal/ns/shop/svc/client\"";
         for policy in [
-            "\"cause\":\"access policy admins/0\"",
+            "\"cause\":\"access policy admins/0\",\"request\":\"DELETE /admin\"",
             "\"cause\":\"access policy trial/0\",\"request\":\"GET /metrics\",\"audit\":true",
         ] {
             until(policy, LONG, || logged(&mesh, &[caller, policy, "\"reason\":\"caller_not_allowed\""]))?;

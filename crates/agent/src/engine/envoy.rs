@@ -440,6 +440,7 @@ fn count_cluster(cluster: &mut ClusterStats, what: &str, value: u64) {
         "upstream_cx_connect_fail" => cluster.connect_failures = value,
         "upstream_rq_total" => cluster.requests = value,
         "upstream_rq_retry" => cluster.retries = value,
+        "upstream_rq_retry_overflow" => cluster.retries_refused = value,
         "outlier_detection.ejections_enforced_total" => cluster.ejections = value,
         _ => {}
     }
@@ -583,12 +584,14 @@ mod tests {
                 {"name": format!("cluster.{name}.membership_healthy"), "value": well},
                 {"name": format!("cluster.{name}.membership_total"), "value": 4},
                 {"name": format!("cluster.{name}.upstream_rq_retry"), "value": 3},
+                {"name": format!("cluster.{name}.upstream_rq_retry_overflow"), "value": 5},
                 {"name": format!("cluster.{name}.outlier_detection.ejections_enforced_total"), "value": 2},
             ]});
             map_stats(body.to_string().as_bytes()).unwrap().clusters.remove(name).unwrap()
         };
         let ill = cluster(1);
         assert_eq!((ill.endpoints, ill.retries, ill.ejections, ill.unused_count), (4, 3, 2, 3));
+        assert_eq!(ill.retries_refused, 5);
         assert_eq!([cluster(4), cluster(5)].map(|one| one.unused_count), [0, 0]);
     }
 }

@@ -296,6 +296,7 @@ pub(super) fn traffic(proxy: &str, stats: &Stats) -> wire::Traffic {
             cluster: name.clone(),
             endpoints: cluster.endpoints,
             retries: cluster.retries,
+            retries_refused: cluster.retries_refused,
             ejections: cluster.ejections,
             unused: unused.collect(),
             unused_count,
@@ -344,6 +345,7 @@ mod tests {
         let cluster = |endpoints, unused| outrider_handover::ClusterStats {
             endpoints,
             retries: 2,
+            retries_refused: 4,
             ejections: 1,
             unused,
             ..Default::default()
@@ -367,7 +369,7 @@ mod tests {
         assert_eq!(told.clusters.iter().map(|one| one.unused_count).collect::<Vec<_>>(), [1, 70, 500]);
         assert_eq!(told.more_unused, 10 + 497);
         let first = &told.clusters[0];
-        assert_eq!((first.endpoints, first.retries, first.ejections), (2, 2, 1));
+        assert_eq!((first.endpoints, first.retries, first.retries_refused, first.ejections), (2, 2, 4, 1));
         assert_eq!(first.unused[0].address, "10.0.0.1:1000");
         assert_eq!(first.unused[0].why, "fails its checks: answers 500");
         assert_eq!(told.clusters[1].unused[0].why.chars().count(), wire::MAX_UNUSED_WHY);

@@ -29,6 +29,7 @@ pub(super) struct Traffic {
 struct Called {
     endpoints: u64,
     retries: u64,
+    retries_refused: u64,
     ejections: u64,
     unused: BTreeMap<SocketAddr, String>,
     /// How many are left alone, named or not.
@@ -84,6 +85,7 @@ impl Traffic {
             let called = traffic.called.entry(ServiceRef::new(namespace, service)).or_default();
             called.endpoints = called.endpoints.saturating_add(cluster.endpoints);
             called.retries = called.retries.saturating_add(cluster.retries);
+            called.retries_refused = called.retries_refused.saturating_add(cluster.retries_refused);
             called.ejections = called.ejections.saturating_add(cluster.ejections);
             let kept = cluster.unused.len().min(room);
             room -= kept;
@@ -182,6 +184,7 @@ impl World {
             let view = CalledView {
                 endpoints: one.endpoints,
                 retries: one.retries,
+                retries_refused: one.retries_refused,
                 ejections: one.ejections,
                 unused: one.unused.iter().map(|entry| unused(service, entry)).collect(),
                 unused_count: one.unused_count,

@@ -32,6 +32,7 @@ pub(crate) struct Judged {
 }
 
 impl Field<'_> {
+    #[inline]
     fn write(self, encoder: &mut Encoder, out: &mut Vec<u8>) {
         match self.judged {
             // Its name is in lower case.

@@ -16,9 +16,9 @@ use outrider_proxy_core::retry::hops::{self, ATTEMPTS};
 
 use super::downstream::{Down, DownState, find};
 use super::exchange::Exchange;
-use super::fields;
+use super::fields::{self, View};
 use super::wire::Wire;
-use crate::log::Context;
+use crate::log::{self, Context};
 
 /// What a failure is told with.
 pub(super) struct Failure {
@@ -67,7 +67,9 @@ impl Down {
                 cluster: cluster.as_ref().map(|cluster| &*cluster.name),
                 endpoint: exchange.address,
             };
-            self.worker.log.event(&error, context);
+            self.worker.log.failed(&error, context, || {
+                Some(log::request(&View::new(exchange.request.as_ref()?, &self.worker.buffers)))
+            });
         }
         self.give_up(exchange);
         if answerable {

@@ -268,6 +268,40 @@ async fn without_descriptors_callers_wait_and_are_served_later() {
     assert_eq!(last.response().await.1, "a");
 }
 
+/// Method and path are told, the query is not.
+#[tokio::test]
+async fn a_request_that_fails_is_in_the_log_with_what_it_asked_for() {
+    for protocol in ["http", "http2"] {
+        let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+        let file = directory.path().join("snapshot");
+        snapshot_of(protocol, &file, at, free_address());
+        let mut command = Command::new(PROGRAM);
+        command.args(["--standalone", "--snapshot"]).arg(&file).stderr(Stdio::piped());
+        let mut running = Running(command.spawn().unwrap());
+        let stderr = tokio::process::ChildStderr::from_std(running.0.stderr.take().unwrap()).unwrap();
+        let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(stderr));
+        let mut app = connect(at).await;
+        if protocol == "http" {
+            app.send("GET /orders?token=hidden HTTP/1.1\r\nHost: api\r\n\r\n").await;
+            assert!(app.response().await.0.starts_with("HTTP/1.1 503"));
+        } else {
+            let tcp = tokio::net::TcpStream::connect(at).await.unwrap();
+            let answer = super::http2::Caller::of(tcp).await.get("/orders?token=hidden").await;
+            assert_eq!(answer.status(), 503);
+        }
+        let told = soon("the line", async {
+            loop {
+                let line = lines.next_line().await.unwrap().unwrap();
+                if line.contains("connect_failed") {
+                    return line;
+                }
+            }
+        });
+        let told = told.await;
+        assert!(told.contains("\"request\":\"GET /orders\"") && !told.contains("hidden"), "{told}");
+    }
+}
+
 #[tokio::test]
 async fn the_limit_of_open_files_is_raised_as_far_as_allowed() {
     let (directory, at) = (tempfile::tempdir().unwrap(), free_address());

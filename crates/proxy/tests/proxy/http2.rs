@@ -44,7 +44,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    async fn of(tcp: TcpStream) -> Self {
+    pub async fn of(tcp: TcpStream) -> Self {
         Self::with(tcp, h2::client::Builder::new()).await
     }
 
@@ -105,7 +105,7 @@ impl Answer {
         self.head.headers().get(name).map(|value| value.to_str().unwrap())
     }
 
-    fn status(&self) -> u16 {
+    pub fn status(&self) -> u16 {
         self.head.status().as_u16()
     }
 

@@ -17,7 +17,7 @@ pub(super) fn called(proxy: &ProxyView, style: Style) -> Vec<String> {
             service.clone(),
             called.endpoints.to_string(),
             if count(called) == 0 { unused } else { style.warn(&unused) },
-            called.retries.to_string(),
+            retries(called),
             called.ejections.to_string(),
         ]);
     }
@@ -44,6 +44,14 @@ pub(super) fn called(proxy: &ProxyView, style: Style) -> Vec<String> {
 /// How many are left alone. A server of before names those it knows of, and has no number.
 fn count(called: &CalledView) -> u64 {
     called.unused_count.max(called.unused.len() as u64)
+}
+
+/// How many requests were sent again, and how many were not because the budget was used up.
+fn retries(called: &CalledView) -> String {
+    match called.retries_refused {
+        0 => called.retries.to_string(),
+        refused => format!("{} ({refused} more refused by budget)", called.retries),
+    }
 }
 
 fn unused(one: &UnusedView, called: &str, style: Style) -> String {
@@ -99,6 +107,7 @@ mod tests {
         let orders = CalledView {
             endpoints: 9,
             retries: 12,
+            retries_refused: 3,
             ejections: 1,
             unused: vec![
                 unused(
@@ -121,9 +130,9 @@ mod tests {
         ];
         let proxy = ProxyView { called: called_by_it.into(), more_unused: 7, ..ProxyView::default() };
         insta::assert_snapshot!(called(&proxy, Style::plain()).join("\n"), @r"
-        TO           ENDPOINTS  LEFT ALONE  RETRIES  EJECTIONS
-        shop/cart    2          0           0        0
-        shop/orders  9          8           12       1
+        TO           ENDPOINTS  LEFT ALONE  RETRIES                        EJECTIONS
+        shop/cart    2          0           0                              0
+        shop/orders  9          8           12 (3 more refused by budget)  1
           left alone: orders-7w5st (127.0.0.1:36471): fails its checks: answers 503
           left alone: standby-4b2xx of shop/standby (127.0.0.1:36472): ejected: 5 answers of 5xx in a row, until 03:04:05 UTC
           left alone: 127.0.0.1:36473 (no endpoint any more): was not �[2Jchecked yet

@@ -41,6 +41,7 @@ fn cluster(name: &str, unused: &[(&str, &str)]) -> wire::ClusterTraffic {
         cluster: name.into(),
         endpoints: 3,
         retries: 7,
+        retries_refused: 2,
         ejections: 1,
         unused: unused.collect(),
         unused_count: 0,
@@ -87,8 +88,8 @@ fn who_is_left_alone_is_told_by_name_at_the_caller_and_at_the_service() {
     let proxy = world.proxy("shop/checkout-1", 0).unwrap().proxy;
     let [(name, called)] = proxy.called.iter().collect::<Vec<_>>().try_into().unwrap();
     assert_eq!(
-        (name.as_str(), called.endpoints, called.retries, called.ejections),
-        ("shop/inventory", 3, 7, 1)
+        (name.as_str(), called.endpoints, called.retries, called.retries_refused, called.ejections),
+        ("shop/inventory", 3, 7, 2, 1)
     );
     let view = |address: &str, why: &str, owner: Option<(&str, &str)>| {
         let (service, instance) = owner.map(|(one, other)| (one.to_owned(), other.to_owned())).unzip();
