@@ -69,22 +69,19 @@ struct Mesh {
     policy: Policy,
 }
 
-/// Proxies outlive an agent, so a test that fails must not leave them behind.
+/// Proxies outlive an agent, so a test must not leave them behind. They are those that were told a path in this mesh's
+/// folder: of one that has just been started nothing may be written down yet.
 impl Drop for Mesh {
     fn drop(&mut self) {
-        for entry in std::fs::read_dir(self.path().join("run/p")).into_iter().flatten().flatten() {
-            let Ok(saved) = std::fs::read(entry.path().join("instance.json")) else { continue };
-            let saved: serde_json::Value = serde_json::from_slice(&saved).unwrap_or_default();
-            for process in saved["generations"].as_array().into_iter().flatten() {
-                let id =
-                    serde_json::from_value::<outrider_os::process::ProcessId>(process["process"].clone());
-                if let Ok(id) = id
-                    && id.exists()
-                    && let Some(pid) = rustix::process::Pid::from_raw(id.pid as i32)
-                {
-                    // It may just have ended.
-                    let _ = rustix::process::kill_process(pid, Signal::KILL);
-                }
+        let folder = self.path().file_name().unwrap().as_encoded_bytes();
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
+            if line.windows(folder.len()).any(|part| part == folder)
+                && let Some(pid) = rustix::process::Pid::from_raw(pid)
+            {
+                // It may just have ended.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
         }
     }

@@ -164,8 +164,7 @@ async fn services_that_have_gone_are_remembered_by_the_next_agent() {
     .await;
     let hosts = std::fs::read_to_string(folder_of(&mesh, &calling.name).join("hosts")).unwrap();
     assert!(hosts.contains(&format!("\n{} inventory", out.ip())), "{hosts}");
-    app.signals.send(Signal::TERM).unwrap();
-    assert_eq!(app.end().await, 128 + 15);
+    nothing_is_left(&mesh, [app]).await;
 }
 
 /// A client and a server of which the first reaches the second, and how the client is.
@@ -181,7 +180,7 @@ async fn both(mesh: &Mesh) -> ([crate::App; 2], InstanceOverview) {
     ([client, server], before)
 }
 
-async fn nothing_is_left(mesh: &Mesh, apps: [crate::App; 2]) {
+async fn nothing_is_left<const N: usize>(mesh: &Mesh, apps: [crate::App; N]) {
     for app in apps {
         app.signals.send(Signal::TERM).unwrap();
         assert_eq!(app.end().await, 128 + 15);
