@@ -551,22 +551,17 @@ impl Mesh {
         self.nodes().swap_remove(0)
     }
 
+    /// Ends every application that was started with this, and waits for its `run`.
+    pub fn end_applications(&self) -> Result<()> {
+        let apps = std::mem::take(&mut *self.apps.lock().unwrap_or_else(PoisonError::into_inner));
+        end(&apps)
+    }
+
     /// Ends everything in order, and fails if any process is left.
     pub fn finish(mut self) -> Result<()> {
-        let apps = std::mem::take(&mut *self.apps.lock().unwrap_or_else(PoisonError::into_inner));
-        let groups = [
-            apps,
-            std::mem::take(&mut self.agents).into_values().collect(),
-            self.server.take().into_iter().collect(),
-        ];
-        for group in groups {
-            for process in &group {
-                process.signal(Signal::TERM)?;
-            }
-            for process in &group {
-                process.wait(LONG)?;
-            }
-        }
+        self.end_applications()?;
+        end(&std::mem::take(&mut self.agents).into_values().collect::<Vec<_>>())?;
+        end(&self.server.take().into_iter().collect::<Vec<_>>())?;
         let mark = self.folder().display().to_string();
         until("every process of the mesh to be gone", LONG, || match marked(&mark) {
             left if left.is_empty() => Ok(()),
@@ -596,6 +591,16 @@ impl Mesh {
             }
         }
     }
+}
+
+fn end(processes: &[Proc]) -> Result<()> {
+    for process in processes {
+        process.signal(Signal::TERM)?;
+    }
+    for process in processes {
+        process.wait(LONG)?;
+    }
+    Ok(())
 }
 
 impl Drop for Mesh {

@@ -279,6 +279,12 @@ fn traffic_goes_on_without_control_plane_and_without_agent() -> Result<()> {
     let line = ["curl", "-sS", "--fail", "--retry", "5", "--retry-all-errors", "http://web:8080/asked"];
     let ended = run(mesh.run_command("node1", "shop/client", line)?, LONG)?.ok()?;
     assert_eq!(ended.stdout, "/asked");
+    // What an agent does not know to have ended when it is ended itself stays for the next one.
+    mesh.end_applications()?;
+    until("the agent to have ended their proxies", LONG, || match mesh.locals("node1") {
+        Ok(left) if left.is_empty() => Ok(()),
+        left => Err(format!("{left:?}")),
+    })?;
     mesh.finish()
 }
 
