@@ -205,6 +205,16 @@ impl Connection {
         self.streams.active()
     }
 
+    /// The identifier of the oldest of them.
+    pub fn oldest(&self) -> Option<u32> {
+        self.streams.oldest()
+    }
+
+    /// The highest identifier that was ever used; 0 before that.
+    pub const fn newest(&self) -> u32 {
+        self.streams.highest
+    }
+
     /// Bytes of streams that are over for both sides, and so count no more as [active](Self::active), that are not
     /// released: what of the connection's window they still take.
     pub const fn unread(&self) -> usize {

@@ -199,6 +199,12 @@ impl Streams {
         self.active
     }
 
+    /// The oldest of those that are not done.
+    pub(crate) fn oldest(&self) -> Option<u32> {
+        let open = |stream: &&Stream| self.slots.get(stream.slot()).is_some_and(|slot| !slot.done);
+        self.index.iter().find(open).map(|stream| stream.id)
+    }
+
     /// What of streams that do not count any more is not released.
     pub(crate) const fn unread(&self) -> usize {
         self.unread

@@ -73,16 +73,17 @@ fn abroad<'k>(
     led: &Targets<'k>,
     findings: &mut Vec<Diagnostic>,
 ) -> bool {
+    // Nearly all lead nowhere else, which is seen sooner than who calls.
+    let away = led.iter().filter(|(service, _)| service.namespace != parent.namespace);
+    let away: Targets<'k> = away.map(|(service, routes)| (*service, routes.clone())).collect();
     let calls = |caller: &Caller| match caller {
         Caller::Service(id) => intent.services.get(id).is_some_and(|one| one.calls.contains(parent)),
         _ => true,
     };
     let is_meant = |rule: &AccessRule| rule.from.is_empty() || rule.from.iter().any(calls);
-    if !policy.rules.iter().any(is_meant) {
+    if away.is_empty() || !policy.rules.iter().any(is_meant) {
         return false;
     }
-    let away = led.iter().filter(|(service, _)| service.namespace != parent.namespace);
-    let away = away.map(|(service, routes)| (*service, routes.clone())).collect();
     let before = findings.len();
     elsewhere(set, intent, (document, parent, policy), Some(&away), findings);
     findings.len() > before

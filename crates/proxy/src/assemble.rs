@@ -380,6 +380,11 @@ impl Assembler {
         if secrets.is_empty() {
             (self.identity, self.bundle) = (None, None);
         }
+        let (clusters, listeners) = (&self.clusters, &self.listeners);
+        self.broken.retain(|(of, name), _| match *of {
+            type_url::CLUSTER => clusters.contains_key(name),
+            _ => listeners.contains_key(name),
+        });
         let wanted = &self.wanted;
         self.refused.retain(|(type_url, name), _| {
             let names = wanted.iter().find(|(of, _)| **of == **type_url);

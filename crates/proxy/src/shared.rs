@@ -297,9 +297,9 @@ impl Shared {
         self.total.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether anybody waits for a place among the busy connections.
-    pub fn is_short(&self) -> bool {
-        self.turns.count() > 0
+    /// How many wait for a place among the busy connections.
+    pub fn waiting(&self) -> u32 {
+        self.turns.count()
     }
 
     /// How many connections are open.
@@ -363,6 +363,7 @@ impl Shared {
 
     /// Takes a new configuration of the cluster. To be called before the workers have it.
     pub fn configure(&self, cluster: &Cluster, now: u64, mut random: impl FnMut() -> u64) {
+        self.turns.limit(cluster.limits.connections, &self.busy);
         let mut state = self.state();
         state.name = Arc::clone(&cluster.name);
         let same = state.endpoints.as_ref().is_some_and(|known| Arc::ptr_eq(known, &cluster.endpoints));

@@ -267,9 +267,9 @@ impl Upstream {
         self.shared.borrow().try_busy(&self.config.borrow().limits)
     }
 
-    /// Whether anybody waits for one.
-    pub fn is_short(&self) -> bool {
-        self.shared.borrow().is_short()
+    /// Whether more wait for one than so many.
+    pub fn is_short(&self, own: u32) -> bool {
+        self.shared.borrow().waiting() > own
     }
 
     /// Whether a retry that is one more load on somebody may be made.

@@ -8,11 +8,11 @@
 //! requests wait for one as those of HTTP/1 do, in one line with them and for as long; one of the endpoint's connections,
 //! or a new one, then has it for all of them. Streams that follow each other without a gap keep no place from who waits for
 //! one: a connection takes no more of them then, for half of the time that one may wait, and only streams that last longer
-//! keep its place.
+//! keep its place, as long as they last.
 //! Does not: bound how many wait (each is one of the cluster's requests, which are bounded), or how long for room on a
 //! connection (their own limits do).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -72,16 +72,51 @@ struct Place {
     ready: Vec<Rc<Up>>,
     /// Those that are being opened, or wait for a place among the busy ones.
     connecting: usize,
-    /// And since when.
+    /// How many of them wait.
+    in_line: Rc<InLine>,
+    /// Who waits for one, and since when.
     waiting: VecDeque<(u64, Waiter)>,
     /// Connections in a row that took no stream at all.
     barren: u8,
     /// One that was too old has made way for another one, and is not closed yet.
     ending: bool,
+    /// The last one could not be made: before then, none is opened beside others that there are.
+    again_at: u64,
+}
+
+/// Who waits for a place among the busy connections on behalf of one endpoint: what its connections get is theirs as well,
+/// so they need not make room for them.
+#[derive(Default)]
+pub(super) struct InLine(Cell<u32>);
+
+impl InLine {
+    /// How many.
+    pub(super) fn count(&self) -> u32 {
+        self.0.get()
+    }
+
+    /// One more, as long as what is given is there.
+    pub(super) fn join(self: Rc<Self>) -> Joined {
+        self.0.set(self.0.get().saturating_add(1));
+        Joined(self)
+    }
+}
+
+/// See [`InLine::join`].
+pub(super) struct Joined(Rc<InLine>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.0.0.set(self.0.0.get().saturating_sub(1));
+    }
 }
 
 /// Connections in a row to one endpoint that take no stream at all, before requests that wait get no further one.
 const MAX_BARREN: u8 = 3;
+
+/// How long no other connection is opened to an endpoint that has some and took no further one, in milliseconds: one that
+/// ends gracefully listens no more, and serves on.
+const PAUSE: u64 = 1_000;
 
 /// See the module.
 #[derive(Default)]
@@ -95,6 +130,11 @@ impl Pool {
         let mut places = self.places.borrow_mut();
         let place = places.get_mut(endpoint.slot())?.as_mut();
         place.filter(|place| place.endpoint == endpoint).map(work)
+    }
+
+    /// Who waits on behalf of this endpoint.
+    pub(super) fn in_line(&self, endpoint: EndpointIndex) -> Rc<InLine> {
+        self.with(endpoint, |place| Rc::clone(&place.in_line)).unwrap_or_default()
     }
 
     /// A connection to this endpoint that has room, and its place among the busy ones.
@@ -125,9 +165,11 @@ impl Pool {
                     endpoint,
                     ready: Vec::new(),
                     connecting: 0,
+                    in_line: Rc::default(),
                     waiting: VecDeque::new(),
                     barren: 0,
                     ending: false,
+                    again_at: 0,
                 })
                 .waiting
                 .push_back((worker.timers.lately(), waiter));
@@ -137,28 +179,42 @@ impl Pool {
         for (_, orphan) in orphans {
             orphan.send_again();
         }
-        self.provide(worker, upstream, endpoint, address);
+        if self.provide(worker, upstream, endpoint, address).is_some() {
+            // Those that are there see to it.
+            self.nudge(endpoint);
+        }
     }
 
-    /// Opens a connection if those that are being opened have no room for who waits.
+    /// Opens a connection if those that are being opened have no room for who waits. Says when to ask for that again, if it
+    /// is too early.
     pub(super) fn provide(
         &self,
         worker: &Rc<Worker>,
         upstream: &Rc<Upstream>,
         endpoint: EndpointIndex,
         address: SocketAddr,
-    ) {
+    ) -> Option<u64> {
         let config = upstream.config();
-        let Some(settings) = config.version.http2() else { return };
+        let settings = config.version.http2()?;
         let needed = self.with(endpoint, |place| {
             let expected = place.connecting * settings.max_streams as usize;
-            let more = place.waiting.len() > expected;
-            place.connecting += usize::from(more);
-            more
+            if place.waiting.len() <= expected {
+                return None;
+            }
+            if !place.ready.is_empty() && worker.timers.lately() < place.again_at {
+                return Some(Err(place.again_at));
+            }
+            place.connecting += 1;
+            Some(Ok(()))
         });
-        if needed == Some(true) {
-            let (worker, upstream) = (Rc::clone(worker), Rc::clone(upstream));
-            tokio::task::spawn_local(upstream::run(worker, upstream, (endpoint, address), *settings, true));
+        match needed?? {
+            Ok(()) => {
+                let (worker, upstream) = (Rc::clone(worker), Rc::clone(upstream));
+                let at = (endpoint, address);
+                tokio::task::spawn_local(upstream::run(worker, upstream, at, *settings, true));
+                None
+            }
+            Err(again_at) => Some(again_at),
         }
     }
 
@@ -237,10 +293,12 @@ impl Pool {
     }
 
     /// A connection could not be made: tells who is left without one.
-    pub(super) fn tell_failed(&self, endpoint: EndpointIndex, error: &ProxyError) {
+    pub(super) fn tell_failed(&self, endpoint: EndpointIndex, error: &ProxyError, now: u64) {
         let mut first = true;
+        // Without a place among the busy ones nobody was asked.
+        let asked = error.retry == Retry::Safe;
         // Taken before any of them is told, because who is told may wait here again.
-        for (_, waiter) in self.failed(endpoint) {
+        for (_, waiter) in self.failed(endpoint, asked.then(|| now.saturating_add(PAUSE))) {
             waiter.could_not_connect(endpoint, error, &mut first);
         }
         self.nudge(endpoint);
@@ -297,9 +355,10 @@ impl Pool {
         });
     }
 
-    /// The same, and gives them.
-    fn failed(&self, endpoint: EndpointIndex) -> VecDeque<(u64, Waiter)> {
+    /// Gives who is left without one. No other is opened before `again_at`.
+    fn failed(&self, endpoint: EndpointIndex, again_at: Option<u64>) -> VecDeque<(u64, Waiter)> {
         let left = self.with(endpoint, |place| {
+            place.again_at = again_at.unwrap_or(place.again_at);
             place.connecting = place.connecting.saturating_sub(1);
             let hopeless = place.connecting == 0 && place.ready.is_empty();
             if hopeless { std::mem::take(&mut place.waiting) } else { VecDeque::new() }

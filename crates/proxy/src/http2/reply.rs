@@ -96,7 +96,7 @@ impl Down {
         exchange.down.clear(&self.worker.buffers);
         exchange.down.trailers = None;
         (exchange.waiting, exchange.running, exchange.picked) = (None, None, None);
-        exchange.tries.retrying = None;
+        (exchange.tries.retrying, exchange.fault) = (None, None);
     }
 
     /// Sends what the route of a request answers by itself: status, body and reason, with these header lines.

@@ -26,6 +26,7 @@ use rustls::ClientConfig;
 use super::downstream::{Down, Heard};
 use super::exchange::millis;
 use super::mirror::Mirror;
+use super::pool::InLine;
 use super::wire::Wire;
 use crate::buffers::{Filled, SIZES};
 use crate::config::Http2;
@@ -85,6 +86,9 @@ pub(super) struct Up {
     busy: RefCell<Option<Busy>>,
     /// Until when it takes no streams, because others wait for that place. Zero if none have waited since it has it.
     yields: Cell<u64>,
+    /// The newest stream at that time: those after it do not keep the place.
+    keeps: Cell<u32>,
+    in_line: Rc<InLine>,
     /// What changes.
     pub(super) state: RefCell<UpState>,
 }
@@ -191,20 +195,23 @@ impl Up {
     /// Whether it takes another stream with the place it has. Who waits for a place is to have this one, unless it takes long
     /// until it can be had.
     fn may_go_on(&self, upstream: &Upstream, now: u64) -> bool {
-        if !upstream.is_short() {
+        if !upstream.is_short(self.in_line.count()) {
             self.yields.set(0);
             return true;
         }
-        let unused = self.state.borrow().wire.core.active() == 0;
-        match self.yields.get() {
-            0 if unused => true,
-            0 => {
+        let state = self.state.borrow();
+        match (self.yields.get(), state.wire.core.oldest()) {
+            (0, None) => true,
+            (_, None) => false,
+            (until, Some(_)) if now < until => false,
+            (1.., Some(oldest)) if oldest <= self.keeps.get() => true,
+            _ => {
                 let patience = millis(Some(upstream.config().connect_timeout / 2));
                 self.yields.set(now.saturating_add(patience));
-                self.wake();
+                self.keeps.set(state.wire.core.newest());
+                state.wire.wake();
                 false
             }
-            until => !unused && now >= until,
         }
     }
 
@@ -292,7 +299,7 @@ pub(super) async fn run(
         Some(busy) => busy,
         None => {
             let full = ProxyError::new(Side::Local, Reason::OverloadConnections);
-            return upstream.h2.tell_failed(endpoint, &full);
+            return upstream.h2.tell_failed(endpoint, &full, worker.timers.now());
         }
     };
     let connected = Box::pin(connect(&worker, &upstream, endpoint, address, &alarm)).await;
@@ -300,7 +307,7 @@ pub(super) async fn run(
         Ok(connection) => connection,
         Err(error) => {
             drop(busy);
-            upstream.h2.tell_failed(endpoint, &error);
+            upstream.h2.tell_failed(endpoint, &error, worker.timers.now());
             return;
         }
     };
@@ -315,16 +322,18 @@ async fn wait(
     endpoint: EndpointIndex,
     alarm: &Alarm,
 ) -> Option<Busy> {
-    let config = upstream.config();
-    let patience = millis(Some(config.connect_timeout));
-    let full = || {
-        let limits =
-            format!("{} connections, {:?} waited", config.limits.connections, config.connect_timeout);
-        ProxyError::new(Side::Local, Reason::OverloadConnections).with_source(io::Error::other(limits))
-    };
-    let mut turn = pin!(upstream.shared().busy(config.limits));
+    let _joined = upstream.h2.in_line(endpoint).join();
+    let mut turn = pin!(upstream.shared().busy(upstream.config().limits));
     loop {
         let now = worker.timers.now();
+        // It may wait long enough for others to be in force.
+        let config = upstream.config();
+        let patience = millis(Some(config.connect_timeout));
+        let full = || {
+            let limits =
+                format!("{} connections, {:?} waited", config.limits.connections, config.connect_timeout);
+            ProxyError::new(Side::Local, Reason::OverloadConnections).with_source(io::Error::other(limits))
+        };
         let until = upstream.h2.give_up(endpoint, (now, patience), full)?;
         alarm.set_at(until, now);
         if let Some(busy) = alarm.within(turn.as_mut()).await {
@@ -385,6 +394,8 @@ async fn serve(
         connect: settings.connect,
         busy: RefCell::new(Some(busy)),
         yields: Cell::new(0),
+        keeps: Cell::new(0),
+        in_line: upstream.h2.in_line(endpoint),
         state: RefCell::new(UpState { wire, links: Vec::new() }),
     });
     let cluster = upstream.config();
@@ -400,6 +411,7 @@ async fn serve(
         unused_since: now,
         begin_by: now.saturating_add(millis(Some(cluster.connect_timeout))),
         failure: None,
+        provide_at: u64::MAX,
         asks: u64::MAX,
     };
     let end = poll_fn(|cx| task.poll(cx)).await;
@@ -410,7 +422,7 @@ async fn serve(
         upstream.h2.gone(worker, upstream, &up);
     } else {
         let error = failure.unwrap_or_else(|| not_begun(&end));
-        upstream.h2.tell_failed(endpoint, &error);
+        upstream.h2.tell_failed(endpoint, &error, worker.timers.now());
     }
     let links: Vec<Link> = up.state.borrow_mut().links.iter_mut().filter_map(Option::take).collect();
     for link in links {
@@ -476,6 +488,8 @@ struct Driver<'a> {
     /// When SETTINGS must be here.
     begin_by: u64,
     failure: Option<ProxyError>,
+    /// When another connection may be opened for who waits.
+    provide_at: u64,
     /// When an endpoint that was asked has to have answered, or is to be asked.
     asks: u64,
 }
@@ -635,6 +649,7 @@ impl Driver<'_> {
     /// Opens streams for who waits. Who has waited for this connection gets it, whatever has changed meanwhile: another one
     /// to the same endpoint would fit no better, and the next neither.
     fn serve_waiting(&mut self, now: u64) {
+        self.provide_at = u64::MAX;
         if !self.open {
             return;
         }
@@ -660,9 +675,11 @@ impl Driver<'_> {
         };
         let pool = &self.upstream.h2;
         let endpoint = self.up.endpoint;
-        if full || pool.is_wanted(endpoint) && !self.up.barren.replace(true) && pool.another_may(endpoint) {
-            self.upstream.h2.provide(self.worker, self.upstream, self.up.endpoint, self.up.address);
-        }
+        let another =
+            full || pool.is_wanted(endpoint) && !self.up.barren.replace(true) && pool.another_may(endpoint);
+        let later =
+            another.then(|| pool.provide(self.worker, self.upstream, endpoint, self.up.address)).flatten();
+        self.provide_at = later.unwrap_or(u64::MAX);
     }
 
     /// Lets those go on that had to stop.
@@ -721,7 +738,8 @@ impl Driver<'_> {
         // Then who waits may have it after all.
         let yields = self.up.yields.get();
         let yields = if yields > now { yields } else { u64::MAX };
-        self.alarm.set_at(pulse.min(unused_at).min(worn_at).min(begin_by).min(yields), now);
+        self.alarm
+            .set_at(pulse.min(unused_at).min(worn_at).min(begin_by).min(yields).min(self.provide_at), now);
         if self.asks != pulse && pulse != u64::MAX {
             // The question is to be written.
             self.asks = pulse;
@@ -760,6 +778,6 @@ mod tests {
         let task = size(run);
         println!("connection {task}, state {}", size_of::<Up>());
         assert!(task <= 384, "{task}");
-        assert!(size_of::<Up>() <= 1304, "{}", size_of::<Up>());
+        assert!(size_of::<Up>() <= 1320, "{}", size_of::<Up>());
     }
 }

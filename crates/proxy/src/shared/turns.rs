@@ -28,6 +28,8 @@ pub(super) struct Turns {
 #[derive(Default)]
 struct Line {
     last: u64,
+    /// How many places there are, once that was said to all: whoever waits may know an earlier number.
+    most: Option<u32>,
     /// By number, which grows.
     waiting: VecDeque<Waiter>,
 }
@@ -54,6 +56,15 @@ impl Turns {
         }
     }
 
+    /// There are so many places from now on, also for those who wait.
+    pub(super) fn limit(&self, most: u32, busy: &AtomicU32) {
+        let mut line = self.line();
+        line.most = Some(most);
+        let first = line.first(busy.load(Ordering::SeqCst));
+        drop(line);
+        wake(first);
+    }
+
     fn line(&self) -> MutexGuard<'_, Line> {
         // A panic ends the process, so nobody sees a line that somebody left in the middle.
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
@@ -63,7 +74,13 @@ impl Turns {
 impl Line {
     /// Whoever is first, if one more than these are not too many.
     fn first(&self, busy: u32) -> Option<Waker> {
-        self.waiting.front().filter(|waiter| busy < waiter.most).map(|waiter| waiter.waker.clone())
+        let free = |waiter: &&Waiter| busy < self.most(waiter.most);
+        self.waiting.front().filter(free).map(|waiter| waiter.waker.clone())
+    }
+
+    /// How many places there are, for one who knows of so many.
+    fn most(&self, known: u32) -> u32 {
+        self.most.unwrap_or(known)
     }
 
     fn find(&self, number: u64) -> Option<usize> {
@@ -124,7 +141,7 @@ impl<S: Deref<Target = Shared> + Clone + Unpin> Future for Turn<S> {
             }
         }
         let is_first = line.waiting.front().map(|waiter| waiter.number) == this.number;
-        if !is_first || !enter(&shared.busy, this.most) {
+        if !is_first || !enter(&shared.busy, line.most(this.most)) {
             return Poll::Pending;
         }
         let next = this.leave(&mut line);

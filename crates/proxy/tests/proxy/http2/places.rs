@@ -302,3 +302,114 @@ async fn a_stream_that_lasts_keeps_its_connection_for_others_too() {
     assert_eq!(answer(first).await.text(), "first");
     assert!(free.is_untouched().await);
 }
+
+/// Whoever raises the limit means those who wait already, too.
+#[tokio::test]
+async fn a_limit_that_is_raised_holds_for_who_waits() {
+    let (left, right) = (Origin::bind().await, Origin::bind().await);
+    let with = |most| {
+        let mut set = with_places(most, &[left.address(), right.address()], Thresholds::default());
+        cluster(&mut set, |cluster| cluster.connect_timeout = ms(3_000_000));
+        set
+    };
+    let (one, two) = (with(1), with(2));
+    let mut proxy = Proxy::start(one).await;
+    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+    let (first, _) = caller.ask(get("/first"), true).await;
+    let (mut busy, free) = first_of(left, right).await;
+    let (_, mut send) = busy.next().await;
+    let (second, _) = caller.ask(get("/second"), true).await;
+    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_requests == 2).await;
+    proxy.configure(two).await;
+    let mut other = Served::accept(&free).await;
+    reply(&mut other.next().await.1, "second");
+    assert_eq!(answer(second).await.text(), "second");
+    reply(&mut send, "first");
+    assert_eq!(answer(first).await.text(), "first");
+}
+
+/// Those who wait because their own connection is full take that place from nobody.
+#[tokio::test]
+async fn who_waits_for_room_on_a_connection_has_it_as_soon_as_there_is_some() {
+    let origin = Origin::bind().await;
+    let mut set = with_places(1, &[origin.address()], Thresholds::default());
+    cluster(&mut set, |cluster| cluster.connect_timeout = ms(3_000_000));
+    let mut proxy = Proxy::start(set).await;
+    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+    let (slow, _) = caller.ask(get("/slow"), true).await;
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(2);
+    let mut served = Served::accept_with(&origin, builder).await;
+    let (_, mut send) = served.next().await;
+    let (fast, _) = caller.ask(get("/fast"), true).await;
+    let (_, mut send_fast) = served.next().await;
+    let (third, _) = caller.ask(get("/third"), true).await;
+    proxy.counted("all", |stats| stats.listeners[OUTBOUND].active_requests == 3).await;
+    assert!(served.requests.try_recv().is_err());
+    reply(&mut send_fast, "fast");
+    assert_eq!(answer(fast).await.text(), "fast");
+    reply(&mut served.next().await.1, "third");
+    assert_eq!(answer(third).await.text(), "third");
+    reply(&mut send, "slow");
+    assert_eq!(answer(slow).await.text(), "slow");
+}
+
+/// One stream that lasts is no leave for all that come after it, each before the one before it has ended.
+#[tokio::test]
+async fn a_connection_gives_its_place_once_the_stream_that_kept_it_is_over() {
+    let (left, right) = (Origin::bind().await, Origin::bind().await);
+    let mut set = with_places(1, &[left.address(), right.address()], Thresholds::default());
+    cluster(&mut set, |cluster| cluster.connect_timeout = ms(8_000));
+    let mut proxy = Proxy::start(set).await;
+    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+    let (first, _) = caller.ask(get("/first"), true).await;
+    let (mut busy, free) = first_of(left, right).await;
+    let (_, mut send) = busy.next().await;
+    let (second, _) = caller.ask(get("/second"), true).await;
+    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_requests == 2).await;
+    let mut more = Vec::new();
+    for _ in 0..2 {
+        more.push(caller.ask(get("/more"), true).await.0);
+    }
+    // For half of the time it takes no other, for the sake of who waits.
+    let (_, mut beside) = busy.next().await;
+    reply(&mut send, "ok");
+    assert_eq!(answer(first).await.text(), "ok");
+    // There are more requests at the other one.
+    more.push(caller.ask(get("/late"), true).await.0);
+    proxy.counted("four", |stats| stats.listeners[OUTBOUND].active_requests == 4).await;
+    assert!(busy.requests.try_recv().is_err(), "what kept its place is over");
+    reply(&mut beside, "ok");
+    answer_all(busy);
+    tokio::spawn(async move {
+        loop {
+            answer_all(Served::accept(&free).await);
+        }
+    });
+    assert_eq!(answer(second).await.text(), "ok");
+    for response in more {
+        assert_eq!(answer(response).await.text(), "ok");
+    }
+}
+
+/// An endpoint that ends gracefully listens no more, and still serves on the connection that it has.
+#[tokio::test]
+async fn who_waits_beside_a_full_connection_does_not_connect_over_and_over() {
+    let origin = Origin::bind().await;
+    let mut set = with_places(10, &[origin.address()], Thresholds::default());
+    cluster(&mut set, |cluster| cluster.connect_timeout = ms(500));
+    let mut proxy = Proxy::start(set).await;
+    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+    let (first, _) = caller.ask(get("/first"), true).await;
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(1);
+    let mut served = Served::accept_with(&origin, builder).await;
+    let (_, mut send) = served.next().await;
+    drop(origin);
+    let told = caller.get("/second").await;
+    assert_eq!((told.status(), told.header("x-outrider-reason")), (503, Some("overload_pending")));
+    let failures = proxy.stats().await.clusters[OUTBOUND].connect_failures;
+    assert!((1..=4).contains(&failures), "{failures} within a second");
+    reply(&mut send, "first");
+    assert_eq!(answer(first).await.text(), "first");
+}
