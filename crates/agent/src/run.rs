@@ -84,7 +84,8 @@ pub struct Hooks {
     pub started: Box<dyn FnOnce(&mut Child) + Send>,
     /// Signals for the application. `SIGTERM` stops it in order.
     pub signals: mpsc::UnboundedReceiver<Signal>,
-    /// Told in words what is waited for, at most once per reason, after a second.
+    /// Told in words what is waited for, at most once per reason, after a second; and why the application is not
+    /// reached, or that it is again.
     pub progress: Box<dyn FnMut(&str) + Send>,
 }
 
@@ -225,6 +226,7 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
         tell_at: None,
         kill_at: None,
         away_said: false,
+        silence: String::new(),
     };
     let mut wait = Wait::new(options.timeout);
     let (hosts, env) = loop {
@@ -450,6 +452,8 @@ struct Session<'a> {
     tell_at: Option<Instant>,
     kill_at: Option<Instant>,
     away_said: bool,
+    /// Why the application is not reached, as it was said; empty if nothing was, or that it answers.
+    silence: String,
 }
 
 impl Session<'_> {
@@ -518,8 +522,14 @@ impl Session<'_> {
             Some(Told::Ready { keep, .. }) => {
                 self.keeper.offered(keep);
                 self.away_said = false;
+                self.silence.clear();
                 self.say(Said::AppStarted { pid: self.pid }).await;
                 progress("the agent is back");
+            }
+            Some(Told::Waiting { reason }) if reason != self.silence => {
+                let answers = "the application answers on its ports";
+                progress(if reason.is_empty() { answers } else { &reason });
+                self.silence = reason;
             }
             Some(Told::Refused { .. }) | None => {
                 self.agent = None;

@@ -97,6 +97,12 @@ impl Instance {
             self.said.clone_from(&reason);
             self.tell(Told::Waiting { reason: reason.clone() }).await;
         }
+        let silence = self.life.silence().unwrap_or_default();
+        if self.told_ready && self.said_silence != silence {
+            let reason = silence.to_owned();
+            self.said_silence.clone_from(&reason);
+            self.tell(Told::Waiting { reason }).await;
+        }
         if self.told_ready
             && self.saved.as_ref().is_some_and(|saved| saved.answers != self.life.in_endpoint_set())
         {
