@@ -356,7 +356,13 @@ fn a_node_is_let_in_for_what_its_token_names_and_put_out() -> Result<()> {
     let name = nodes[0]["name"].as_str().context("no node")?.to_owned();
     let described = mesh.cli(&["node", "describe", &name])?.ok()?.stdout;
     ensure!(described.contains("may run   every service"), "{described}");
-    let deleted = mesh.cli(&["node", "delete", &name])?.ok()?;
+    let refused = mesh.cli(&["node", "delete", &name])?;
+    ensure!(refused.code == 1, "{refused:?}");
+    for said in [&format!("node {name} is connected, and nothing runs there"), "--force"] {
+        ensure!(refused.stderr.contains(said), "{said}: {refused:?}");
+    }
+    assert_eq!(json(&mesh, &["node", "list"])?[0]["connected"], true);
+    let deleted = mesh.cli(&["node", "delete", "--force", &name])?.ok()?;
     ensure!(deleted.stdout.starts_with(&format!("node {name} deleted")), "{deleted:?}");
     ensure!(deleted.stderr.contains("new token"), "{deleted:?}");
     assert_eq!(json(&mesh, &["node", "list"])?, serde_json::json!([]));

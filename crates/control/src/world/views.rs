@@ -102,7 +102,7 @@ impl World {
             address: host.address.clone(),
             zone: host.zone.clone(),
             version: host.version.clone(),
-            connected: host.session.is_some() && !host.lost,
+            connected: host.is_connected(),
             heartbeat_age_ms: now.saturating_sub(host.last_heard),
             instances: u32::try_from(host.instances.len()).unwrap_or(u32::MAX),
             refused: {
