@@ -236,6 +236,21 @@ pub struct DescribeView {
     /// Of a service: up to how many more of its endpoints are left alone by callers that do not name all.
     #[serde(default)]
     pub more_left_alone: u64,
+    /// Of a service that fails over: itself, and the services that take its calls as far as its endpoints fail, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takers: Vec<TakerView>,
+}
+
+/// A service that takes calls, its own or those of another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TakerView {
+    /// `NS/SERVICE`.
+    pub service: String,
+    /// Its endpoints at the ports that take these calls.
+    pub endpoints: u64,
+    /// Those that not every caller leaves alone.
+    pub usable: u64,
 }
 
 /// An endpoint that callers leave alone.

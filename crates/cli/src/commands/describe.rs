@@ -143,7 +143,7 @@ fn object(described: &Described<'_>, kind: Kind, style: Style) -> String {
         ]);
     }
     section(&mut text, "Instances", table, style);
-    let left_alone = endpoints::left_alone(&view.left_alone, view.more_left_alone, &described.around, style);
+    let left_alone = endpoints::left_alone(view, &described.around, style);
     list(&mut text, "Endpoints left alone", &left_alone, style);
     text
 }

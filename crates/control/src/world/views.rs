@@ -62,7 +62,7 @@ impl World {
             })
             .collect();
         let (mut calls, mut called_by, mut instances) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut left_alone, mut more_left_alone) = (Vec::new(), 0);
+        let (mut left_alone, mut more_left_alone, mut takers) = (Vec::new(), 0, Vec::new());
         if key.kind == Kind::Service {
             let id = ServiceRef::new(&key.namespace, &key.name);
             if let Some(service) = self.declared.intent.services.get(&id) {
@@ -78,8 +78,18 @@ impl World {
                 .collect();
             instances = self.lives(Some(&key.namespace), Some(&key.name), now);
             (left_alone, more_left_alone) = self.left_alone(&id);
+            takers = self.takers_now(&id);
         }
-        Some(DescribeView { object, values, calls, called_by, instances, left_alone, more_left_alone })
+        Some(DescribeView {
+            object,
+            values,
+            calls,
+            called_by,
+            instances,
+            left_alone,
+            more_left_alone,
+            takers,
+        })
     }
 
     /// Nodes by name: hosts, and those that were admitted and are not seen, or not any more.
