@@ -215,7 +215,8 @@ pub(crate) struct RunArgs {
 /// `apply`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Everything is applied, or nothing: any error refuses the whole set, with all errors shown at once.
+Everything is applied, or nothing: any error refuses the whole set, with all errors shown at once. Input without a \
+document is refused too (exit code 1): what was to write it did not.
 
 Examples:
   outrider apply -f shop.yaml

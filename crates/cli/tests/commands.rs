@@ -326,6 +326,10 @@ fn exit_codes_of_what_needs_no_server() -> Result<()> {
         (&["schema"], 0),
         (&["completions", "bash"], 0),
         (&["validate", "-f", "/no/such/file"], 1),
+        (&["validate", "-f", "-"], 1),
+        (&["apply", "-f", "-", "--server", &nowhere], 1),
+        (&["diff", "-f", "/dev/null", "--server", &nowhere], 1),
+        (&["delete", "-f", "/dev/null", "--server", &nowhere], 1),
         (&["get", "pods"], 2),
         (&["get", "nodes", "--server", "nonsense"], 2),
         (&["get", "nodes", "--server", &nowhere], 4),
@@ -333,9 +337,11 @@ fn exit_codes_of_what_needs_no_server() -> Result<()> {
     ];
     for (arguments, code) in cases {
         let mut outrider = command(binary("outrider")?, folder.path());
-        outrider.args(*arguments);
+        outrider.args(*arguments).stdin(std::process::Stdio::null());
         let ended = run(outrider, LONG)?;
         assert_eq!(ended.code, *code, "{arguments:?}: {ended:?}");
+        let nothing = arguments.iter().any(|one| ["-", "/dev/null"].contains(one));
+        assert_eq!(ended.stderr.contains("nothing to "), nothing, "{arguments:?}: {ended:?}");
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ struct Validation {
 
 /// `validate -f`.
 pub(crate) fn validate(args: &ValidateArgs, context: Context) -> Outcome {
-    let sources = sources::read(&args.files.files, args.files.recursive).map_err(failed)?;
+    let sources = sources::read_for("check", &args.files.files, args.files.recursive).map_err(failed)?;
     let (documents, diagnostics) = check(&sources);
     let valid = !diagnostics.iter().any(|view| view.severity == "error");
     let result = Validation { valid, documents, diagnostics };
