@@ -334,7 +334,7 @@ pub struct InstanceView {
     pub name: String,
     /// Host.
     pub node: String,
-    /// `starting`, `ready`, `draining`, `lost` (its host is silent), `refused` (it does not count), or `held` (it is
+    /// `starting`, `ready`, `draining`, `drained` (callers have gone, and its application may run on), `lost` (its host is silent), `refused` (it does not count), or `held` (it is
     /// gone by what its host says, and still an endpoint because too many went at once).
     pub state: String,
     /// Why, if there is something to say.
@@ -469,7 +469,7 @@ pub struct ResourceView {
     pub name: String,
     /// Version it should have; empty if it should be gone.
     pub version: String,
-    /// `current`, `pending` or `rejected`.
+    /// `current`, `pending`, `rejected`, or `drained`: taken away because callers are to go elsewhere.
     pub state: String,
     /// What else is known: the version in use, or the engine's words.
     pub note: Option<String>,

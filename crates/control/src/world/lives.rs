@@ -201,6 +201,11 @@ impl Lives {
         }
     }
 
+    /// Whether nothing of callers is open at it any more, and none gets in.
+    pub(super) fn is_drained(&self, proxy: &str) -> bool {
+        self.proxies.get(proxy).is_some_and(|known| known.life.inbound == "drained")
+    }
+
     /// Where a proxy is by what was said last, with its times as they are at `now`.
     pub(super) fn view(&self, proxy: &str, now: Millis) -> Option<ProxyLife> {
         let Life { at, life, .. } = self.proxies.get(proxy)?;

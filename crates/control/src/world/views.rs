@@ -231,6 +231,7 @@ impl World {
             _ if host.lost => ("lost", "nothing is heard of its host".to_owned()),
             State::Starting => ("starting", instance.reason.clone()),
             State::Ready => ("ready", instance.reason.clone()),
+            State::Draining if self.lives.is_drained(proxy) => ("drained", instance.reason.clone()),
             State::Draining => ("draining", instance.reason.clone()),
         };
         let reason = if reason.is_empty() && !self.is_service(&instance.service) {
