@@ -99,7 +99,8 @@ impl Instance {
             self.tell(Told::Waiting { reason: reason.clone() }).await;
         }
         let silence = self.life.silence().unwrap_or_default();
-        if self.told_ready && self.said_silence != silence {
+        // One that leaves is not looked at any more.
+        if self.told_ready && !self.life.leaving() && self.said_silence != silence {
             let reason = silence.to_owned();
             self.said_silence.clone_from(&reason);
             self.tell(Told::Waiting { reason }).await;

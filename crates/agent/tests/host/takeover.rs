@@ -509,11 +509,17 @@ async fn an_application_that_listens_elsewhere_is_said_to_and_never_to_have_fall
     let after = mesh.instance("shop/inventory", |i| i.reason.contains(&target.to_string())).await;
     assert_eq!((after.reason, after.state.as_str()), (nothing, "starting"));
 
-    let _listening = reserved.listen(16).unwrap();
-    app.says("the application answers on its ports").await;
+    let answers = "the application answers on its ports";
+    let listening = reserved.listen(16).unwrap();
+    app.says(answers).await;
     mesh.instance("shop/inventory", |i| i.state == "ready" && i.reason.is_empty()).await;
+    drop(listening);
+    app.says(&format!("the application does not answer any more: 127.0.0.1:{target} refuses connections"))
+        .await;
     app.signals.send(Signal::TERM).unwrap();
-    assert_eq!(app.end().await, 128 + 15);
+    assert_eq!(app.task.await.unwrap().unwrap(), 128 + 15);
+    let last: Vec<_> = std::iter::from_fn(|| app.progress.try_recv().ok()).collect();
+    assert!(!last.iter().any(|said| said == answers), "of one that is stopped it is not true: {last:?}");
     mesh.on_stop = OnStop::EndAll;
     mesh.stop_agent().await;
 }
