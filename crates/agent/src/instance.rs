@@ -158,8 +158,8 @@ struct Instance {
     writer: Option<LineWriter>,
     engine: Option<Engine>,
     workload: Option<Workload>,
-    /// Ports of the application.
-    targets: watch::Sender<Targets>,
+    /// Ports of the application, once they are known.
+    targets: watch::Sender<Option<Targets>>,
     svid: Option<Svid>,
     places: Places,
     /// Its sockets, with `run`.
@@ -178,6 +178,8 @@ struct Instance {
     endpoints: BTreeMap<String, Subscription>,
     stats: Option<Stats>,
     said: String,
+    /// Why its application is not reached, as this `run` was told.
+    said_silence: String,
     /// Its application was told that it may start, or started under an earlier agent.
     told_ready: bool,
     /// As it was written last.
@@ -248,7 +250,7 @@ impl Instance {
             writer: None,
             engine: None,
             workload: None,
-            targets: watch::channel(Targets::default()).0,
+            targets: watch::channel(None).0,
             svid: None,
             keeper,
             inbound_closed: false,
@@ -260,6 +262,7 @@ impl Instance {
             endpoints: BTreeMap::new(),
             stats: None,
             said: String::new(),
+            said_silence: String::new(),
             told_ready: false,
             saved: None,
             unsaved: None,
@@ -447,9 +450,9 @@ impl Instance {
                 self.tell_ready().await;
             }
             // Once is for good: its `run` says so again each time it comes back.
-            Effect::ProbeApp if std::mem::replace(&mut self.probed, true) => {}
-            Effect::ProbeApp => {
-                tokio::spawn(probe::follow(self.targets.subscribe(), self.to_self.clone()));
+            Effect::ProbeApp { .. } if std::mem::replace(&mut self.probed, true) => {}
+            Effect::ProbeApp { answers } => {
+                tokio::spawn(probe::follow(self.targets.subscribe(), answers, self.to_self.clone()));
             }
             Effect::DrainInbound(within) => {
                 // The proxy first, so that it ends what is open in order; then nobody can come any more.

@@ -66,7 +66,7 @@ pub enum Event {
     AppStarted,
     /// The application answers on all its ports.
     AppAnswers,
-    /// The application does not answer any more.
+    /// The application does not answer any more, or did not begin to in good time.
     AppSilent {
         /// In words.
         reason: String,
@@ -103,7 +103,10 @@ pub enum Effect {
     /// Tell `run` that the application may start.
     TellReady,
     /// Begin asking the application's ports, and go on as long as it runs.
-    ProbeApp,
+    ProbeApp {
+        /// Whether it answers as far as is known.
+        answers: bool,
+    },
     /// Stop taking inbound connections, finish those that are open within this time, and watch for
     /// [`Event::InboundIdle`].
     DrainInbound(Duration),
@@ -160,10 +163,11 @@ pub struct Lifecycle {
     phase: Phase,
     proxy: Proxy,
     reachable: Reachable,
-    serves: bool,
+    /// Once it is known.
+    serves: Option<bool>,
     app_runs: bool,
     app_answers: bool,
-    /// Why it does not answer any more.
+    /// Why it does not answer.
     app_silent: Option<String>,
     missing: Option<String>,
     last_end: Option<String>,
@@ -183,7 +187,7 @@ impl Lifecycle {
             phase: Phase::Waiting,
             proxy: Proxy::None,
             reachable: Reachable::Until(None),
-            serves: false,
+            serves: None,
             app_runs: false,
             app_answers: false,
             app_silent: None,
@@ -234,7 +238,7 @@ impl Lifecycle {
 
     /// Says whether the service has ports of its own.
     pub fn set_serves(&mut self, serves: bool) {
-        self.serves = serves;
+        self.serves = Some(serves);
     }
 
     /// The phase.
@@ -264,7 +268,7 @@ impl Lifecycle {
             (Phase::Serving, Proxy::Absent) => {
                 format!("the proxy is starting again{}", last().unwrap_or_default())
             }
-            (Phase::Serving, _) if self.app_runs && !self.app_answers && self.serves => {
+            (Phase::Serving, _) if self.app_runs && !self.app_answers && self.serves == Some(true) => {
                 let yet = || "the application does not answer on its ports yet".to_owned();
                 self.app_silent.clone().unwrap_or_else(yet)
             }
@@ -275,6 +279,12 @@ impl Lifecycle {
             (Phase::Ending | Phase::Over, _) => "the application has ended".to_owned(),
             _ => String::new(),
         }
+    }
+
+    /// Why its application, which runs, is not reached, once that is worth a word.
+    pub fn silence(&self) -> Option<&str> {
+        let runs = self.phase == Phase::Serving && self.app_runs && self.serves == Some(true);
+        self.app_silent.as_deref().filter(|_| runs)
     }
 
     /// When [`Event::Tick`] is due, if at all.
@@ -329,10 +339,10 @@ impl Lifecycle {
             }
             Event::AppStarted => {
                 self.app_runs = true;
-                self.app_answers |= !self.serves;
+                self.app_answers |= self.serves == Some(false);
                 // One without ports may get some later.
                 if self.phase == Phase::Serving {
-                    effects.push(Effect::ProbeApp);
+                    effects.push(Effect::ProbeApp { answers: self.app_answers });
                 }
             }
             Event::AppAnswers => {
@@ -370,7 +380,7 @@ impl Lifecycle {
     fn stop(&mut self, now: Instant, within: Duration, effects: &mut Vec<Effect>) {
         match self.phase {
             Phase::Waiting | Phase::Starting => self.app_may_end(effects),
-            Phase::Serving if self.serves && self.app_answers => {
+            Phase::Serving if self.serves == Some(true) && self.app_answers => {
                 self.phase = Phase::Settling;
                 self.drain_until = Some(now + within);
                 // Half of the time is for what is open.

@@ -148,9 +148,10 @@ pub enum Told {
         /// Its name.
         instance: String,
     },
-    /// Not ready yet, and why; again whenever the reason changes.
+    /// Not ready yet, and why; again whenever the reason changes. Once the application runs: why it is not reached,
+    /// also again.
     Waiting {
-        /// One sentence.
+        /// One sentence; empty if it is reached.
         reason: String,
     },
     /// The proxy carries traffic: start the application.

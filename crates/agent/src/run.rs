@@ -84,7 +84,8 @@ pub struct Hooks {
     pub started: Box<dyn FnOnce(&mut Child) + Send>,
     /// Signals for the application. `SIGTERM` stops it in order.
     pub signals: mpsc::UnboundedReceiver<Signal>,
-    /// Told in words what is waited for, at most once per reason, after a second.
+    /// Told in words what is waited for, at most once per reason, after a second; and why the application is not
+    /// reached, or that it is again.
     pub progress: Box<dyn FnMut(&str) + Send>,
 }
 
@@ -99,6 +100,12 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// The agent's socket does not exist.
+    #[error(
+        "there is no agent's socket at {0}: start an agent with `outrider agent`, or name the socket of one that runs \
+         with --agent or OUTRIDER_AGENT"
+    )]
+    Absent(PathBuf),
     /// The agent is another user's.
     #[error("{socket} belongs to {owner}: run as that user, or start an agent as this one")]
     OtherUser {
@@ -142,7 +149,7 @@ impl RunError {
             Self::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             Self::Spawn { .. } => 126,
             Self::Timeout { .. } => 3,
-            Self::NoAgent { .. } | Self::OtherUser { .. } | Self::Lost(_) => 4,
+            Self::NoAgent { .. } | Self::Absent(_) | Self::OtherUser { .. } | Self::Lost(_) => 4,
             Self::Refused(_) | Self::Io(_) => 1,
         }
     }
@@ -225,6 +232,7 @@ pub async fn run_with(options: RunOptions, mut hooks: Hooks) -> Result<u8, RunEr
         tell_at: None,
         kill_at: None,
         away_said: false,
+        silence: String::new(),
     };
     let mut wait = Wait::new(options.timeout);
     let (hosts, env) = loop {
@@ -321,6 +329,7 @@ fn no_agent(socket: &Path, source: io::Error) -> RunError {
         Some(owner) if source.kind() == io::ErrorKind::PermissionDenied => {
             RunError::OtherUser { socket, owner: user(owner) }
         }
+        _ if source.kind() == io::ErrorKind::NotFound => RunError::Absent(socket),
         _ => RunError::NoAgent { socket, source },
     }
 }
@@ -450,6 +459,8 @@ struct Session<'a> {
     tell_at: Option<Instant>,
     kill_at: Option<Instant>,
     away_said: bool,
+    /// Why the application is not reached, as it was said; empty if nothing was, or that it answers.
+    silence: String,
 }
 
 impl Session<'_> {
@@ -518,8 +529,14 @@ impl Session<'_> {
             Some(Told::Ready { keep, .. }) => {
                 self.keeper.offered(keep);
                 self.away_said = false;
+                self.silence.clear();
                 self.say(Said::AppStarted { pid: self.pid }).await;
                 progress("the agent is back");
+            }
+            Some(Told::Waiting { reason }) if reason != self.silence => {
+                let answers = "the application answers on its ports";
+                progress(if reason.is_empty() { answers } else { &reason });
+                self.silence = reason;
             }
             Some(Told::Refused { .. }) | None => {
                 self.agent = None;
@@ -595,7 +612,7 @@ mod tests {
         assert!(!is_agent(1001, 1000) && !is_agent(1000, 0));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.sock");
-        assert!(matches!(connect(&path).await, Err(RunError::NoAgent { .. })));
+        assert!(matches!(connect(&path).await, Err(RunError::Absent(_))));
         let _listener = tokio::net::UnixListener::bind(&path).unwrap();
         let (_, user) = connect(&path).await.unwrap();
         assert_eq!(user, rustix::process::geteuid().as_raw());
@@ -610,6 +627,9 @@ mod tests {
         let denied = no_agent(&socket, io::ErrorKind::PermissionDenied.into()).to_string();
         assert!(denied.contains(&format!("belongs to {owner}: run as that user")), "{denied}");
         let gone = no_agent(&socket, io::ErrorKind::NotFound.into()).to_string();
-        assert!(gone.ends_with("start one with `outrider agent`"), "{gone}");
+        assert!(gone.starts_with(&format!("there is no agent's socket at {}:", socket.display())), "{gone}");
+        assert_eq!(RunError::Absent(socket.clone()).exit_code(), 4);
+        let silent = no_agent(&socket, io::ErrorKind::ConnectionRefused.into()).to_string();
+        assert!(silent.ends_with("start one with `outrider agent`"), "{silent}");
     }
 }

@@ -139,6 +139,15 @@ impl Svids {
         wanted.iter().map(|(id, svid)| (id.clone(), wait(svid))).min_by_key(|(_, wait)| *wait)
     }
 
+    /// The certificate of a service, and from when on the next one is asked for.
+    pub(crate) fn renewal(&self, id: &str) -> Option<(CertificateInfo, SystemTime)> {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let svid = wanted.get(id)?;
+        let info = svid.current.borrow().as_ref()?.info.clone();
+        let renew = info.renew_at(svid.schedule.jitter);
+        Some((info, renew))
+    }
+
     /// The services whose certificate is not good by the clock of now, in words.
     pub(crate) fn trouble(&self, now: SystemTime) -> Vec<String> {
         let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -228,6 +237,7 @@ mod tests {
         let der = |chain: Vec<CertificateDer<'static>>| chain.into_iter().map(|c| c.to_vec()).collect();
         let credential = Credential::new(key, der(chain), der(old.bundle())).unwrap();
         credential.save(&svid_file(dir.path(), id)).unwrap();
+        let info = credential.info.clone();
 
         let svids = Svids::default();
         let bundle =
@@ -235,7 +245,11 @@ mod tests {
         assert_eq!(bundle(&svids.want(dir.path(), id)), old.bundle(), "as it was kept");
         svids.release(id);
         svids.set_bundle(&new.bundle());
+        assert!(svids.renewal(id).is_none(), "nobody wants it");
         let again = svids.want(dir.path(), id);
+        let (shown, renew) = svids.renewal(id).unwrap();
+        assert_eq!(shown, info);
+        assert!(info.not_before < renew && renew < info.not_after, "{renew:?}");
         assert_eq!(bundle(&again), new.bundle());
         svids.set_bundle(&old.bundle());
         assert_eq!(bundle(&again), old.bundle(), "also while it is in use");

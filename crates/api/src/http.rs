@@ -236,6 +236,21 @@ pub struct DescribeView {
     /// Of a service: up to how many more of its endpoints are left alone by callers that do not name all.
     #[serde(default)]
     pub more_left_alone: u64,
+    /// Of a service that fails over: itself, and the services that take its calls as far as its endpoints fail, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takers: Vec<TakerView>,
+}
+
+/// A service that takes calls, its own or those of another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TakerView {
+    /// `NS/SERVICE`.
+    pub service: String,
+    /// Its endpoints at the ports that take these calls.
+    pub endpoints: u64,
+    /// Those that not every caller leaves alone.
+    pub usable: u64,
 }
 
 /// An endpoint that callers leave alone.
@@ -319,7 +334,7 @@ pub struct InstanceView {
     pub name: String,
     /// Host.
     pub node: String,
-    /// `starting`, `ready`, `draining`, `lost` (its host is silent), `refused` (it does not count), or `held` (it is
+    /// `starting`, `ready`, `draining`, `drained` (callers have gone, and its application may run on), `lost` (its host is silent), `refused` (it does not count), or `held` (it is
     /// gone by what its host says, and still an endpoint because too many went at once).
     pub state: String,
     /// Why, if there is something to say.
@@ -457,7 +472,7 @@ pub struct ResourceView {
     pub name: String,
     /// Version it should have; empty if it should be gone.
     pub version: String,
-    /// `current`, `pending` or `rejected`.
+    /// `current`, `pending`, `rejected`, or `drained`: taken away because callers are to go elsewhere.
     pub state: String,
     /// What else is known: the version in use, or the engine's words.
     pub note: Option<String>,

@@ -215,7 +215,8 @@ pub(crate) struct RunArgs {
 /// `apply`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Everything is applied, or nothing: any error refuses the whole set, with all errors shown at once.
+Everything is applied, or nothing: any error refuses the whole set, with all errors shown at once. Input without a \
+document is refused too (exit code 1): what was to write it did not.
 
 Examples:
   outrider apply -f shop.yaml
@@ -546,16 +547,21 @@ pub(crate) enum NodeCommand {
 /// `node delete`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Its connections are closed, and its instances are no endpoints any more, also after a restart of the control plane. \
+A host that is connected is deleted with --force only; what runs there is named. Its connections are closed, and its \
+instances are no endpoints any more, also after a restart of the control plane. \
 Certificates of services that it got before are good for up to 24 hours, so end what runs on it. It can join again \
 with a new token.
 
 Examples:
-  outrider node delete host-a")]
+  outrider node delete host-a
+  outrider node delete host-a --force")]
 pub(crate) struct NodeDeleteArgs {
     /// Their names
     #[arg(value_name = "NAME", required = true)]
     pub(crate) names: Vec<String>,
+    /// Delete hosts that are connected too: nothing that runs there is called any more
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Whom to ask and how to print.
     #[command(flatten)]
     pub(crate) remote: Remote,

@@ -108,7 +108,7 @@ impl Style {
     pub(crate) fn state(self, state: &str) -> String {
         match state {
             "ready" | "current" | "connected" | "created" => self.good(state),
-            "starting" | "pending" | "draining" | "held" | "updated" => self.warn(state),
+            "starting" | "pending" | "draining" | "drained" | "held" | "updated" => self.warn(state),
             "rejected" | "refused" | "lost" | "disconnected" | "unreachable" | "deleted" => self.bad(state),
             _ => state.to_owned(),
         }

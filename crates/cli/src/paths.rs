@@ -2,6 +2,7 @@
 //!
 //! Holds: the system's places for root, the user's own otherwise, so that nothing needs privileges.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::exit::CliError;
@@ -50,17 +51,22 @@ pub(crate) fn api_socket(state: &Path) -> PathBuf {
 }
 
 /// Checks that only this user or root could have put the agent's socket where it is: who answers there decides where
-/// the application's calls go. A folder that does not exist is left for the connection to report.
-pub(crate) fn trust_agent(socket: &Path) -> Result<(), CliError> {
+/// the application's calls go. `false`: it is not there, so there is nothing to trust; nothing may be sent to what comes
+/// there later without asking again.
+pub(crate) fn trust_agent(socket: &Path) -> Result<bool, CliError> {
     use std::os::unix::fs::MetadataExt;
     let folder = match socket.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    if std::fs::symlink_metadata(socket).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        return Ok(false);
+    }
     let user = rustix::process::geteuid().as_raw();
     // First the folder as it is named, which may be a link, then where that leads.
     for found in [std::fs::symlink_metadata(folder), std::fs::metadata(folder)] {
-        let Ok(found) = found else { return Ok(()) };
+        // The connection has more to say about a folder that cannot be looked at.
+        let Ok(found) = found else { return Ok(true) };
         let refused = if found.uid() != user && found.uid() != 0 {
             format!("belongs to user {}, neither to this one ({user}) nor to root", found.uid())
         } else if found.is_dir() && found.mode() & 0o022 != 0 {
@@ -73,7 +79,7 @@ pub(crate) fn trust_agent(socket: &Path) -> Result<(), CliError> {
             socket.display()
         )));
     }
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -87,8 +93,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("run");
         let socket = folder.join("agent.sock");
-        trust_agent(&socket).unwrap();
+        assert!(!trust_agent(&socket).unwrap(), "not even its folder is there");
         std::fs::create_dir(&folder).unwrap();
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(!trust_agent(&socket).unwrap(), "what is not there is not distrusted");
+        std::fs::write(&socket, "").unwrap();
         for (mode, good) in [(0o700, true), (0o755, true), (0o777, false), (0o1777, false), (0o770, false)] {
             std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(trust_agent(&socket).is_ok(), good, "{mode:o}");
@@ -96,7 +105,7 @@ mod tests {
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
         let link = root.path().join("link");
         std::os::unix::fs::symlink(&folder, &link).unwrap();
-        trust_agent(&link.join("agent.sock")).unwrap();
+        assert!(trust_agent(&link.join("agent.sock")).unwrap());
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::lchown(&link, Some(65_534), None).unwrap();
             let refused = trust_agent(&link.join("agent.sock")).unwrap_err().to_string();

@@ -1,8 +1,8 @@
 //! Reading documents named on the command line.
 //!
 //! Holds: as `kubectl` does, a folder means its `*.yaml`, `*.yml` and `*.json` files in the order of their
-//! names (but no `*.schema.json`), its subfolders only with `-R`, and `-` is standard input. Limits are checked while reading. Does
-//! not: look into the documents.
+//! names (but no `*.schema.json`), its subfolders only with `-R`, and `-` is standard input. Limits are checked while
+//! reading. Sources without a document are a mistake: whatever was to write them did not. Does not: look into the documents.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ use outrider_api::http::Source;
 pub(crate) const TOTAL_LIMIT: u64 = 4 << 20;
 /// Most files.
 const FILE_LIMIT: usize = 10_000;
+/// Most sources named in a message.
+const MAX_NAMED: usize = 5;
 /// Deepest subfolder.
 const DEPTH_LIMIT: usize = 32;
 
@@ -28,12 +30,45 @@ pub(crate) enum ReadError {
     /// A folder without documents.
     #[error("no *.yaml, *.yml or *.json files in {}{hint}", path.display())]
     Empty { path: PathBuf, hint: &'static str },
+    /// Text in which no document is.
+    #[error("nothing to {verb}: there is no document in {}", of.join(", "))]
+    Nothing { verb: &'static str, of: Vec<String> },
     /// More than a server takes.
     #[error("the documents are larger than {} MiB together", TOTAL_LIMIT >> 20)]
     TooLarge,
     /// More files than anybody means.
     #[error("more than {FILE_LIMIT} files, or folders deeper than {DEPTH_LIMIT}, under {}", .0.display())]
     TooMany(PathBuf),
+}
+
+/// Reads every source named by `paths`, for a command that is to `verb` what is in them. None named is none.
+pub(crate) fn read_for(
+    verb: &'static str,
+    paths: &[PathBuf],
+    recursive: bool,
+) -> Result<Vec<Source>, ReadError> {
+    let sources = read(paths, recursive)?;
+    if paths.is_empty() || sources.iter().any(|source| has_text(&source.text)) {
+        return Ok(sources);
+    }
+    let name = |source: &Source| match source.name.as_str() {
+        "-" => "standard input".to_owned(),
+        file => file.to_owned(),
+    };
+    let named = sources.iter().take(MAX_NAMED).map(name);
+    let more = sources.len().saturating_sub(MAX_NAMED);
+    let more = (more > 0).then(|| format!("{more} more files"));
+    Err(ReadError::Nothing { verb, of: named.chain(more).collect() })
+}
+
+/// Whether anything is in a text but comments and lines that part documents.
+fn has_text(text: &str) -> bool {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let empty = |line: &str| {
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#') || matches!(line, "..." | "{}" | "null" | "~")
+    };
+    !text.lines().all(empty)
 }
 
 /// Reads every source named by `paths`.
@@ -145,6 +180,27 @@ mod tests {
             names(&read(&paths, true).unwrap(), root.path()),
             ["a.yml", "b.yaml", "c.json", "sub/d.yaml"]
         );
+    }
+
+    #[test]
+    fn sources_without_a_document_are_a_mistake_unless_none_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let empty = file("empty.yaml", "");
+        let comments = file("comments.yaml", "\u{feff}# nothing yet\n\n---\n--- # still nothing\n...\n");
+        let document = file("document.yaml", "# a service\n---\nkind: Service\n");
+        for nothing in [&[empty.clone()][..], &[comments.clone()], &[empty.clone(), comments.clone()]] {
+            let said = read_for("apply", nothing, false).unwrap_err().to_string();
+            assert!(said.starts_with("nothing to apply: there is no document in "), "{said}");
+            assert!(nothing.iter().all(|path| said.contains(&*path.to_string_lossy())), "{said}");
+        }
+        assert_eq!(read_for("apply", &[empty, comments, document], false).unwrap().len(), 3);
+        assert_eq!(read_for("delete", &[], false).unwrap().len(), 0);
+        assert!(has_text("--- {kind: Service}") && has_text("-") && !has_text("  \n\t\n"));
     }
 
     #[test]

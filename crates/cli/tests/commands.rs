@@ -326,16 +326,23 @@ fn exit_codes_of_what_needs_no_server() -> Result<()> {
         (&["schema"], 0),
         (&["completions", "bash"], 0),
         (&["validate", "-f", "/no/such/file"], 1),
+        (&["validate", "-f", "-"], 1),
+        (&["apply", "-f", "-", "--server", &nowhere], 1),
+        (&["diff", "-f", "/dev/null", "--server", &nowhere], 1),
+        (&["delete", "-f", "/dev/null", "--server", &nowhere], 1),
         (&["get", "pods"], 2),
         (&["get", "nodes", "--server", "nonsense"], 2),
         (&["get", "nodes", "--server", &nowhere], 4),
         (&["apply", "-f", &file, "--server", &nowhere], 4),
+        (&["run", "--service", "shop/web", "--agent", "/tmp/there-is-no-such.sock", "--", "true"], 4),
     ];
     for (arguments, code) in cases {
         let mut outrider = command(binary("outrider")?, folder.path());
-        outrider.args(*arguments);
+        outrider.args(*arguments).stdin(std::process::Stdio::null());
         let ended = run(outrider, LONG)?;
         assert_eq!(ended.code, *code, "{arguments:?}: {ended:?}");
+        let nothing = arguments.iter().any(|one| ["-", "/dev/null"].contains(one));
+        assert_eq!(ended.stderr.contains("nothing to "), nothing, "{arguments:?}: {ended:?}");
     }
     Ok(())
 }
@@ -356,7 +363,13 @@ fn a_node_is_let_in_for_what_its_token_names_and_put_out() -> Result<()> {
     let name = nodes[0]["name"].as_str().context("no node")?.to_owned();
     let described = mesh.cli(&["node", "describe", &name])?.ok()?.stdout;
     ensure!(described.contains("may run   every service"), "{described}");
-    let deleted = mesh.cli(&["node", "delete", &name])?.ok()?;
+    let refused = mesh.cli(&["node", "delete", &name])?;
+    ensure!(refused.code == 1, "{refused:?}");
+    for said in [&format!("node {name} is connected, and nothing runs there"), "--force"] {
+        ensure!(refused.stderr.contains(said), "{said}: {refused:?}");
+    }
+    assert_eq!(json(&mesh, &["node", "list"])?[0]["connected"], true);
+    let deleted = mesh.cli(&["node", "delete", "--force", &name])?.ok()?;
     ensure!(deleted.stdout.starts_with(&format!("node {name} deleted")), "{deleted:?}");
     ensure!(deleted.stderr.contains("new token"), "{deleted:?}");
     assert_eq!(json(&mesh, &["node", "list"])?, serde_json::json!([]));

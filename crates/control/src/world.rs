@@ -243,6 +243,12 @@ impl World {
         Some(instances.unwrap_or_default())
     }
 
+    /// What runs on a node that is connected, as `NS/INSTANCE`; `None` if it is not.
+    pub(crate) fn runs_on(&self, node: &str) -> Option<Vec<String>> {
+        let host = self.hosts.get(node).filter(|host| host.is_connected())?;
+        Some(host.instances.keys().cloned().collect())
+    }
+
     /// The host that runs a proxy.
     pub(crate) fn owner(&self, proxy: &str) -> Option<&str> {
         self.hosts.owner(proxy)

@@ -83,7 +83,7 @@ reasons! {
     InvalidHost "invalid_host" 400 Client "The Host field is missing, repeated or malformed.";
     HeaderTooLarge "header_too_large" 431 Client "The head of the request is larger than the limit.";
     TooManyHeaders "too_many_headers" 431 Client "The request has more header fields than the limit.";
-    UnsupportedVersion "unsupported_version" 505 Client "Only HTTP/1.1 and HTTP/1.0 are spoken on this port.";
+    UnsupportedVersion "unsupported_version" 505 Client "The request is in a version of HTTP that this port does not speak.";
     UnsupportedTransferCoding "unsupported_transfer_coding" 501 Client "The only transfer coding supported is chunked.";
     ConnectNotSupported "connect_not_supported" 501 Client "The CONNECT method is not supported.";
     ProtocolNotSupported "protocol_not_supported" 501 Client "The only protocol that a stream can be opened for here is websocket, where it is allowed.";
@@ -96,7 +96,7 @@ reasons! {
     UnknownService "unknown_service" 503 Policy "The called service does not exist.";
     NoRoute "no_route" 404 Policy "No route matches the request.";
     NoBackends "no_backends" 500 Policy "The matching route has no backend to send to.";
-    DirectResponse "direct_response" none Policy "The matching route answers by itself.";
+    DirectResponse "direct_response" none Policy "The matching route answers by itself, with a redirect or a fixed response: no service is asked.";
     RateLimited "rate_limited" 429 Policy "There are more requests than the declared rate limit lets through.";
     FaultInjected "fault_injected" 503 Policy "A fault was declared for this request, to try out what its caller makes of it.";
     CallerNotAllowed "caller_not_allowed" 403 Policy "The caller is not allowed to call this service.";

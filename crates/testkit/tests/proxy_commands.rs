@@ -210,5 +210,12 @@ fn proxies_are_listed_restarted_upgraded_rolled_back_and_drained_underneath_thei
     operator.done(&["drain", &proxy, "--within", "10s"], "no caller is connected, and none gets in")?;
     let left = scene.mesh.local(NODE, Side::Web.service())?;
     ensure!(left.state == "draining", "{left:?}");
+    let view: Value =
+        serde_json::from_str(&operator.try_proxy(&["describe", &proxy, "-o", "json"])?.ok()?.stdout)?;
+    ensure!((&view["state"], &view["proxy"]["config"]) == (&json!("drained"), &json!("current")), "{view}");
+    // Its certificate is renewed before it ends.
+    let certificate = &view["proxy"]["life"]["certificate"];
+    let dates = ["fromMs", "renewMs", "untilMs"].map(|date| certificate[date].as_u64().unwrap_or_default());
+    ensure!(dates[0] > 0 && dates.is_sorted_by(|one, next| one < next), "{certificate}");
     scene.finish()
 }

@@ -58,6 +58,7 @@ impl Instance {
         }
         self.holder = holder;
         self.writer = Some(writer);
+        self.said_silence.clear();
         sources.reader = Some(reader);
         sources.returning = None;
         self.tell(Told::Attached { instance: self.who.name.clone() }).await;

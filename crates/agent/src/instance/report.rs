@@ -14,6 +14,7 @@ use super::withdrawal::Drain;
 use super::{Identity, Instance};
 use crate::engine::Engine;
 use crate::isolation;
+use crate::journal::milliseconds;
 use crate::lifecycle::Phase;
 use crate::local::{InstanceOverview, Told};
 use crate::releases::BUILTIN;
@@ -97,6 +98,13 @@ impl Instance {
             self.said.clone_from(&reason);
             self.tell(Told::Waiting { reason: reason.clone() }).await;
         }
+        let silence = self.life.silence().unwrap_or_default();
+        // One that leaves is not looked at any more.
+        if self.told_ready && !self.life.leaving() && self.said_silence != silence {
+            let reason = silence.to_owned();
+            self.said_silence.clone_from(&reason);
+            self.tell(Told::Waiting { reason }).await;
+        }
         if self.told_ready
             && self.saved.as_ref().is_some_and(|saved| saved.answers != self.life.in_endpoint_set())
         {
@@ -177,10 +185,20 @@ impl Instance {
             observed: shown.and_then(|live| live.observed),
         };
         status.isolation = self.engine.and_then(|engine| isolation::shown(engine, seen));
+        status.certificate = self.certificate();
         let age = |written| SystemTime::now().duration_since(written).unwrap_or_default().as_millis();
         status.last_good_age_ms =
             self.last_good.map(|written| u64::try_from(age(written)).unwrap_or(u64::MAX));
         status
+    }
+
+    fn certificate(&self) -> Option<wire::Certificate> {
+        let (info, renew) = self.host.svids.renewal(&self.svid.as_ref()?.id)?;
+        Some(wire::Certificate {
+            not_before_ms: milliseconds(info.not_before),
+            not_after_ms: milliseconds(info.not_after),
+            renew_ms: milliseconds(renew),
+        })
     }
 
     /// Looks which releases of its engine are on this host.

@@ -9,19 +9,22 @@ use outrider_xds_types::workload::Workload;
 
 use super::Instance;
 use crate::lifecycle::Phase;
-use crate::probe::{self, Targets};
+use crate::probe::{self, Port, Targets};
 
 impl Instance {
     /// Claims the ports of `workload`.
     pub(super) fn claim(&self, workload: &Workload) {
-        let ports = workload.ports.iter().filter_map(|port| u16::try_from(port.target_port).ok());
-        let ports: Vec<u16> = ports.collect();
+        let ports = workload.ports.iter().filter_map(|port| {
+            Some(Port { name: port.name.clone(), number: port.target_port.try_into().ok()? })
+        });
+        let ports: Vec<Port> = ports.collect();
+        let numbers: Vec<u16> = ports.iter().map(|port| port.number).collect();
         let proxy = self.who.proxy();
-        let taken = match self.host.claims().claim(&proxy, if self.who.adopts { &[] } else { &ports }) {
+        let taken = match self.host.claims().claim(&proxy, if self.who.adopts { &[] } else { &numbers }) {
             Ok(()) => None,
             Err((port, holder)) => Some(format!("127.0.0.1:{port} is taken by {holder}")),
         };
-        let targets = Targets { ports, taken };
+        let targets = Some(Targets { service: self.who.service_ref(), ports, taken });
         self.targets.send_if_modified(|old| {
             let changed = *old != targets;
             if changed {
@@ -36,7 +39,7 @@ impl Instance {
         if self.who.adopts || self.life.phase() != Phase::Waiting {
             return None;
         }
-        let targets = self.targets.borrow().clone();
+        let targets = self.targets.borrow().clone()?;
         if targets.taken.is_some() || self.who.returns {
             return targets.taken;
         }

@@ -54,7 +54,7 @@ fn the_application_starts_after_its_proxy_is_ready_and_is_an_endpoint_after_it_a
     assert_eq!(life.give(Event::Missing(None)), [Effect::StartProxy]);
     assert_eq!(life.machine.reason(), "the proxy is starting");
     assert_eq!(life.give(Event::ProxyServes), [Effect::TellReady]);
-    assert_eq!(life.give(Event::AppStarted), [Effect::ProbeApp]);
+    assert_eq!(life.give(Event::AppStarted), [Effect::ProbeApp { answers: false }]);
     assert!(!life.machine.in_endpoint_set());
     assert_eq!(life.give(Event::AppAnswers), []);
     assert!(life.machine.in_endpoint_set());
@@ -67,8 +67,9 @@ fn an_application_that_falls_silent_leaves_the_endpoint_set_until_it_answers() {
     let reason = "127.0.0.1:9 refuses connections".to_owned();
     assert_eq!(life.give(Event::AppSilent { reason: reason.clone() }), []);
     assert!(!life.machine.in_endpoint_set());
-    assert_eq!(life.machine.reason(), reason);
+    assert_eq!((life.machine.reason(), life.machine.silence()), (reason.clone(), Some(reason.as_str())));
     assert_eq!(life.give(Event::AppAnswers), []);
+    assert_eq!(life.machine.silence(), None);
     assert!(life.machine.in_endpoint_set());
     assert_eq!(life.machine.reason(), "");
     // Nothing comes to one that is silent, so there is nothing to drain.
@@ -231,10 +232,16 @@ fn one_that_was_here_before_this_agent_stays_where_it_was_and_is_told_again() {
         life.give(Event::ProxyServes);
         assert_eq!(life.machine.in_endpoint_set(), answers);
         assert_eq!(life.machine.next_tick(), None);
-        assert_eq!(life.give(Event::AppStarted), [Effect::ProbeApp], "its run has come back");
+        assert_eq!(life.give(Event::AppStarted), [Effect::ProbeApp { answers }], "its run has come back");
         assert_eq!(life.give(Event::AppEnded), [Effect::StopProxy(Times::default().end)]);
         assert_eq!(life.give(Event::ProxyStopped), [Effect::Over]);
     }
+    // What it serves is not known before its configuration is: it is no more an endpoint for that.
+    let now = Instant::now();
+    let mut life = Life { machine: Lifecycle::resumed(Times::default(), false, now), now, log: Vec::new() };
+    life.give(Event::ProxyServes);
+    assert_eq!(life.give(Event::AppStarted), [Effect::ProbeApp { answers: false }]);
+    assert!(!life.machine.in_endpoint_set());
     // Its proxy did not live on.
     let now = Instant::now();
     let mut life = Life { machine: Lifecycle::resumed(Times::default(), true, now), now, log: Vec::new() };

@@ -516,7 +516,7 @@ async fn refusals_say_what_to_do() {
     mesh.stop_agent().await;
     assert!(!mesh.socket().exists());
     let gone = mesh.run("shop/checkout", "true").task.await.unwrap();
-    assert!(matches!(gone, Err(RunError::NoAgent { .. })));
+    assert!(matches!(gone, Err(RunError::Absent(_))));
 
     let with = |change: &dyn Fn(&mut AgentOptions)| {
         let mut options = mesh.options();

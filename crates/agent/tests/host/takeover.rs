@@ -483,3 +483,42 @@ async fn the_next_agent_tells_a_control_plane_that_was_away_what_happened_before
     pair.mesh.on_stop = OnStop::EndAll;
     pair.mesh.stop_agent().await;
 }
+
+/// It listens elsewhere, or nowhere: its owner reads so in the terminal, also after the agent was replaced.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_listens_elsewhere_is_said_to_and_never_to_have_fallen_silent() {
+    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let target = reserved.local_addr().unwrap().port();
+    let Some(mut mesh) = native_mesh(&shop("native", target)).await else { return };
+    mesh.on_stop = OnStop::HandOver;
+    mesh.start_agent(true).await;
+    let mut app = mesh.run_as("shop/inventory", "exec sleep 600", false);
+    let nothing = format!(
+        "nothing listens on 127.0.0.1:{target}, the port that shop/inventory declares for `http`: make the \
+         application listen there, or set targetPort to where it listens"
+    );
+    app.says(&nothing).await;
+    let shown = mesh.instance("shop/inventory", |i| i.reason == nothing).await;
+    assert_eq!(shown.state, "starting");
+
+    mesh.stop_agent().await;
+    mesh.start_agent(false).await;
+    app.says("the agent is back").await;
+    let after = mesh.instance("shop/inventory", |i| i.reason.contains(&target.to_string())).await;
+    assert_eq!((after.reason, after.state.as_str()), (nothing, "starting"));
+
+    let answers = "the application answers on its ports";
+    let listening = reserved.listen(16).unwrap();
+    app.says(answers).await;
+    mesh.instance("shop/inventory", |i| i.state == "ready" && i.reason.is_empty()).await;
+    drop(listening);
+    app.says(&format!("the application does not answer any more: 127.0.0.1:{target} refuses connections"))
+        .await;
+    app.signals.send(Signal::TERM).unwrap();
+    assert_eq!(app.task.await.unwrap().unwrap(), 128 + 15);
+    let last: Vec<_> = std::iter::from_fn(|| app.progress.try_recv().ok()).collect();
+    assert!(!last.iter().any(|said| said == answers), "of one that is stopped it is not true: {last:?}");
+    mesh.on_stop = OnStop::EndAll;
+    mesh.stop_agent().await;
+}

@@ -253,6 +253,7 @@ impl ProxyStatus {
             last_good_age_ms: None,
             inbound_cut: None,
             inbound_left_ms: None,
+            certificate: None,
         }
     }
 }

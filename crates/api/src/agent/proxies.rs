@@ -75,6 +75,21 @@ pub struct ProxyStatus {
     /// Until the deadline of a drain by request; absent once it has ended.
     #[prost(uint64, optional, tag = "19")]
     pub inbound_left_ms: Option<u64>,
+    /// The certificate of its service that its agent has; absent before there is one.
+    #[prost(message, optional, tag = "20")]
+    pub certificate: Option<Certificate>,
+}
+
+/// When a certificate is good and when it is replaced, in milliseconds since 1970 by the clock of its node.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Certificate {
+    #[prost(uint64, tag = "1")]
+    pub not_before_ms: u64,
+    #[prost(uint64, tag = "2")]
+    pub not_after_ms: u64,
+    /// From then on the next one is asked for.
+    #[prost(uint64, tag = "3")]
+    pub renew_ms: u64,
 }
 
 /// Whether callers get in.

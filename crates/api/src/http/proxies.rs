@@ -75,6 +75,21 @@ pub struct ProxyLife {
     pub isolation: Option<IsolationView>,
     /// Milliseconds since its configuration was last good, if it runs with that one because its agent has no newer.
     pub last_good_age_ms: Option<u64>,
+    /// The certificate of its service, as its agent has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateView>,
+}
+
+/// When a certificate is good and when it is replaced, in milliseconds since 1970 by the clock of its node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateView {
+    /// It is good from then on.
+    pub from_ms: u64,
+    /// It ends.
+    pub until_ms: u64,
+    /// From then on the next one is asked for.
+    pub renew_ms: u64,
 }
 
 /// One process of a proxy.

@@ -41,7 +41,7 @@ struct Applied<'a> {
 /// `apply`.
 pub(crate) async fn apply(args: ApplyArgs, context: Context) -> Outcome {
     let format = args.remote.format();
-    let sources = read(&args.files)?;
+    let sources = read("apply", &args.files)?;
     let client = super::client(args.remote.connection)?;
     let request =
         ApplyRequest { sources: sources.clone(), dry_run: args.dry.dry_run, ..ApplyRequest::default() };
@@ -72,7 +72,7 @@ pub(crate) async fn apply(args: ApplyArgs, context: Context) -> Outcome {
 /// `delete`.
 pub(crate) async fn delete(args: DeleteArgs, context: Context) -> Outcome {
     let format = args.remote.format();
-    let sources = read(&args.files)?;
+    let sources = read("delete", &args.files)?;
     let objects_named = match args.kind {
         Some(kind) => args.names.iter().map(|name| key(kind, &args.within.namespace, name)).collect(),
         None => Vec::new(),
@@ -104,7 +104,7 @@ fn key(kind: ObjectKind, namespace: &str, name: &str) -> ObjectKey {
 /// `diff`.
 pub(crate) async fn diff(args: DiffArgs, context: Context) -> Outcome {
     let format = args.remote.format();
-    let sources = read(&args.files)?;
+    let sources = read("compare", &args.files)?;
     let client = super::client(args.remote.connection)?;
     let request = ApplyRequest { sources: sources.clone(), dry_run: true, proxies: true, documents: true };
     let change = change(&client, "/v1/apply", &request, &sources, format, context).await?;
@@ -113,8 +113,9 @@ pub(crate) async fn diff(args: DiffArgs, context: Context) -> Outcome {
     Ok(ExitCode::from(if differs && args.exit_code { exit::DIFFERS } else { exit::OK }))
 }
 
-fn read(files: &Files) -> Result<Vec<Source>, CliError> {
-    sources::read(&files.files, files.recursive).map_err(|error| CliError::Failed(error.to_string()))
+fn read(verb: &'static str, files: &Files) -> Result<Vec<Source>, CliError> {
+    sources::read_for(verb, &files.files, files.recursive)
+        .map_err(|error| CliError::Failed(error.to_string()))
 }
 
 /// Sends a change; a refusal is shown in the format asked for and ends the command.

@@ -1,9 +1,10 @@
 //! `describe`: everything about one object, with the origin of every value.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outrider_api::http::{
-    DescribeView, InstanceView, IsolationView, NodeView, OpenView, ProxyLife, ProxyView, TrafficView,
+    CertificateView, DescribeView, InstanceView, IsolationView, NodeView, OpenView, ProxyLife, ProxyView,
+    TrafficView,
 };
 use serde::Serialize;
 
@@ -143,7 +144,7 @@ fn object(described: &Described<'_>, kind: Kind, style: Style) -> String {
         ]);
     }
     section(&mut text, "Instances", table, style);
-    let left_alone = endpoints::left_alone(&view.left_alone, view.more_left_alone, &described.around, style);
+    let left_alone = endpoints::left_alone(view, &described.around, style);
     list(&mut text, "Endpoints left alone", &left_alone, style);
     text
 }
@@ -226,6 +227,9 @@ fn life_lines(life: &ProxyLife, style: Style) -> Vec<(&'static str, String)> {
         let text = format!("the last good configuration, {} old: no control plane is heard", span(ms));
         lines.push(("from disk", style.warn(&text)));
     }
+    if let Some(certificate) = &life.certificate {
+        lines.push(("identity", dates(certificate, now_ms(), style)));
+    }
     let good: Vec<String> = life.good.iter().map(ToString::to_string).collect();
     if !good.is_empty() {
         lines.push(("ran well", good.join(", ")));
@@ -241,6 +245,23 @@ fn life_lines(life: &ProxyLife, style: Style) -> Vec<(&'static str, String)> {
         lines.push(("log", life.log.clone()));
     }
     lines
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// When a certificate ends, and when the next one comes.
+fn dates(one: &CertificateView, now: u64, style: Style) -> String {
+    if one.until_ms <= now {
+        return style.bad(&format!("its certificate ended {}", utc(one.until_ms)));
+    }
+    let renewed = match one.renew_ms.saturating_sub(now) {
+        0 => style.warn(&format!("due for renewal since {}", utc(one.renew_ms))),
+        left => format!("renewed {} (in {})", utc(one.renew_ms), span(left)),
+    };
+    format!("certificate since {}, {renewed}, ends {}", utc(one.from_ms), utc(one.until_ms))
 }
 
 fn limits(isolation: &IsolationView, style: Style) -> String {
@@ -400,6 +421,19 @@ mod tests {
     fn other_namespaces_are_named() {
         assert_eq!(found_in(std::iter::empty()), "");
         assert_eq!(found_in(["a", "b"].into_iter()), "; there is one with -n a or -n b");
+    }
+
+    #[test]
+    fn a_certificate_says_when_it_ends_and_when_the_next_one_comes() {
+        let hour = 3_600_000;
+        let one = CertificateView { from_ms: 0, renew_ms: 12 * hour, until_ms: 24 * hour };
+        let at = |hours| dates(&one, hours * hour, Style::plain());
+        assert_eq!(
+            at(1),
+            "certificate since 1970-01-01T00:00:00Z, renewed 1970-01-01T12:00:00Z (in 11h), ends 1970-01-02T00:00:00Z"
+        );
+        assert!(at(13).contains("due for renewal since 1970-01-01T12:00:00Z"), "{}", at(13));
+        assert_eq!(at(24), "its certificate ended 1970-01-02T00:00:00Z");
     }
 
     #[test]

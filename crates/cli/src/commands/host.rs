@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use outrider_agent::{AgentOptions, OnStop, RunOptions};
+use outrider_agent::{AgentOptions, OnStop, RunError, RunOptions};
 use outrider_control as control;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -88,7 +88,9 @@ pub(crate) async fn run(args: RunArgs) -> Outcome {
     let mut words = args.command.into_iter();
     let command = words.next().ok_or_else(|| CliError::Usage("there is no command after --".into()))?;
     let socket = args.agent.unwrap_or_else(|| paths::runtime().join("agent.sock"));
-    paths::trust_agent(&socket)?;
+    if !paths::trust_agent(&socket)? {
+        return Err(CliError::Run(RunError::Absent(socket)));
+    }
     let options = RunOptions {
         socket,
         service: args.service,

@@ -23,7 +23,7 @@ struct Validation {
 
 /// `validate -f`.
 pub(crate) fn validate(args: &ValidateArgs, context: Context) -> Outcome {
-    let sources = sources::read(&args.files.files, args.files.recursive).map_err(failed)?;
+    let sources = sources::read_for("check", &args.files.files, args.files.recursive).map_err(failed)?;
     let (documents, diagnostics) = check(&sources);
     let valid = !diagnostics.iter().any(|view| view.severity == "error");
     let result = Validation { valid, documents, diagnostics };
@@ -109,4 +109,53 @@ pub(crate) fn version(args: &VersionArgs) -> Outcome {
         )
     })?;
     ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MISTAKES: &str = "
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{name: http, prot: 80, protocol: http}]}
+---
+kind: [
+---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {name: checkout, namespace: shop}
+spec: {role: client, calls: [nowhere, web]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: split, namespace: shop}
+spec:
+  parentRefs: [{kind: Service, name: web}]
+  rules: [{backendRefs: [{name: gone, port: 80}]}]
+---
+apiVersion: outrider.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: web, namespace: shop}
+spec: {targetRef: {kind: Service, name: absent}}
+";
+
+    #[test]
+    fn a_mistake_in_one_document_hides_none_in_another() {
+        let (_, found) = check(&[Source { name: "a.yaml".into(), text: MISTAKES.into() }]);
+        let codes: Vec<_> = found.iter().map(|one| (one.line, one.code.as_str())).collect();
+        assert_eq!(
+            codes,
+            [
+                (5, "missing-field"),
+                (5, "unknown-field"),
+                (7, "yaml-syntax"),
+                (12, "unknown-service"),
+                (19, "unknown-service"),
+                (24, "unknown-service"),
+            ],
+            "a service whose document has a mistake is declared all the same"
+        );
+    }
 }

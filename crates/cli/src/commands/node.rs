@@ -12,7 +12,8 @@ pub(crate) async fn delete(args: NodeDeleteArgs) -> Outcome {
     let format = args.remote.format();
     let client = super::client(args.remote.connection)?;
     for name in &args.names {
-        let deleted: NodeDeleted = client.delete(&format!("/v1/nodes/{}", segment(name)?)).await?;
+        let force = if args.force { "?force=true" } else { "" };
+        let deleted: NodeDeleted = client.delete(&format!("/v1/nodes/{}{force}", segment(name)?)).await?;
         show(format, &deleted, || {
             let instances = match &deleted.instances[..] {
                 [] => String::new(),

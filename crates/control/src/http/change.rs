@@ -13,9 +13,11 @@ use outrider_api::http::{
 use outrider_identity::JoinToken;
 use outrider_intent::{Parsed, parse};
 use outrider_store::{Change, CommitError, NewTokenError, Store, Token};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::Api;
-use super::error::{Body, Problem, Segments};
+use super::error::{Body, Params, Problem, Segments};
 use crate::declare::{self, DeleteOptions, KeyError, Plan};
 use crate::world::{Millis, Scope, World};
 
@@ -23,6 +25,8 @@ use crate::world::{Millis, Scope, World};
 const MAX_SOURCES: usize = 4 << 20;
 /// Bytes of the name of a source: the longest path. Every finding repeats it.
 const MAX_SOURCE_NAME: usize = 4_096;
+/// Most instances of a node that are named where it is not deleted.
+const MAX_NAMED: usize = 20;
 
 /// Declares objects: everything, or nothing.
 #[utoipa::path(post, path = "/v1/apply", request_body = ApplyRequest, responses(
@@ -173,27 +177,57 @@ pub(crate) async fn create_token(
     }
 }
 
+/// How a node is deleted.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct NodeDeletion {
+    /// Also one that is connected.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Deletes a node: its certificate is good for nothing from now on, its streams are closed, and its instances are
-/// no endpoints any more. It may join again with a new token.
-#[utoipa::path(delete, path = "/v1/nodes/{name}", params(("name" = String, Path)), responses(
+/// no endpoints any more. It may join again with a new token. Refused is one that is connected, unless forced.
+#[utoipa::path(delete, path = "/v1/nodes/{name}", params(("name" = String, Path), NodeDeletion), responses(
     (status = 200, body = NodeDeleted, description = "deleted, and on disk"),
+    (status = 409, body = ErrorBody, description = "it is connected; the message names what runs there"),
     (status = "default", body = ErrorBody),
 ))]
 pub(crate) async fn delete_node(
     State(api): State<Api>,
     Segments(name): Segments<String>,
+    Params(NodeDeletion { force }): Params<NodeDeletion>,
 ) -> Result<Json<NodeDeleted>, Problem> {
     let node = name.clone();
     let evicted = api.world.run(move |world, store, _| {
+        if let Some(instances) = world.runs_on(&node).filter(|_| !force) {
+            return Err(still_connected(&node, &instances));
+        }
         // On disk first: whoever is told that it is done may rely on it after a restart.
-        store.put_nodes(&[(node.clone(), None)])?;
-        Ok::<_, outrider_store::StorageError>(world.evict(&node))
+        store.put_nodes(&[(node.clone(), None)]).map_err(Problem::internal)?;
+        Ok(world.evict(&node))
     });
-    let evicted = evicted.await?.map_err(Problem::internal)?;
+    let evicted = evicted.await??;
     let instances = evicted.ok_or_else(|| Problem::not_found(format!("there is no node {name}")))?;
     for streams in &api.streams {
         streams.evict(&name);
     }
     tracing::info!(node = name, instances = instances.len(), "node deleted");
     Ok(Json(NodeDeleted { name, instances }))
+}
+
+fn still_connected(node: &str, instances: &[String]) -> Problem {
+    let named = instances.iter().take(MAX_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let runs = match instances.len() {
+        0 => "nothing runs there".to_owned(),
+        all if all > MAX_NAMED => format!("{named} and {} more run there", all - MAX_NAMED),
+        1 => format!("{named} runs there"),
+        _ => format!("{named} run there"),
+    };
+    let text = format!("node {node} is connected, and {runs}");
+    Problem::new(StatusCode::CONFLICT, "node-connected", text).help(
+        "end what runs there and its agent first, or delete it all the same with --force: then nothing there is called \
+         any more, and it joins again with a new token only",
+    )
 }

@@ -115,6 +115,11 @@ impl Host {
         }
     }
 
+    /// Its session is up, and it is heard.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.session.is_some() && !self.lost
+    }
+
     fn services(&self) -> impl Iterator<Item = ServiceRef> {
         self.instances.values().map(|instance| instance.service.clone())
     }

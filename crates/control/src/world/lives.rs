@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use outrider_api::agent as wire;
 use outrider_api::http::{
-    GenerationView, IsolationView, OpenView, ProxyChangeView, ProxyLife, QuarantineView, QueuedView,
-    ReleaseView,
+    CertificateView, GenerationView, IsolationView, OpenView, ProxyChangeView, ProxyLife, QuarantineView,
+    QueuedView, ReleaseView,
 };
 
 use super::Millis;
@@ -138,6 +138,11 @@ pub(crate) fn read(status: &wire::ProxyStatus) -> ProxyLife {
             unconfined: sentence(&isolation.unconfined),
         }),
         last_good_age_ms: status.last_good_age_ms,
+        certificate: status.certificate.map(|one| CertificateView {
+            from_ms: one.not_before_ms,
+            until_ms: one.not_after_ms,
+            renew_ms: one.renew_ms,
+        }),
     }
 }
 
@@ -201,6 +206,11 @@ impl Lives {
         }
     }
 
+    /// Whether nothing of callers is open at it any more, and none gets in.
+    pub(super) fn is_drained(&self, proxy: &str) -> bool {
+        self.proxies.get(proxy).is_some_and(|known| known.life.inbound == "drained")
+    }
+
     /// Where a proxy is by what was said last, with its times as they are at `now`.
     pub(super) fn view(&self, proxy: &str, now: Millis) -> Option<ProxyLife> {
         let Life { at, life, .. } = self.proxies.get(proxy)?;
@@ -253,6 +263,7 @@ mod tests {
                 ..wire::ChangeStatus::default()
             }),
             last_good_age_ms: Some(5),
+            certificate: Some(wire::Certificate { not_before_ms: 1, not_after_ms: 3, renew_ms: 2 }),
             inbound: wire::InboundState::Draining.into(),
             ..wire::ProxyStatus::default()
         }
@@ -267,6 +278,8 @@ mod tests {
         assert_eq!((life.age_ms, one.since_ms, one.uptime_ms, one.left_ms), (2_500, 2_510, 2_520, Some(0)));
         assert_eq!((life.change.unwrap().left_ms, life.last_good_age_ms), (Some(27_500), Some(2_505)));
         assert_eq!((&*life.inbound, life.stop_ms), ("draining", None));
+        // Dates stay what they are.
+        assert_eq!(life.certificate, Some(CertificateView { from_ms: 1, until_ms: 3, renew_ms: 2 }));
         lives.forget("s/p");
         assert_eq!((lives.view("s/p", 3_500), lives.nodes.len()), (None, 0));
     }

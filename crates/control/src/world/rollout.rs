@@ -42,6 +42,7 @@ impl World {
             let Expected { kind, name, .. } = resource;
             match self.acks.standing(proxy, resource) {
                 Standing::Current => {}
+                Standing::Pending { .. } if is_taken_away(instance, resource) => {}
                 Standing::Pending { has: None } => {
                     comparison.pending.push(format!("{kind} {name}: not in use yet"));
                 }
@@ -112,6 +113,9 @@ impl World {
         for resource in &expected {
             let (state, note) = match self.acks.standing(proxy, resource) {
                 Standing::Current => ("current", None),
+                Standing::Pending { .. } if is_taken_away(instance, resource) => {
+                    ("drained", Some("its callers were sent elsewhere".to_owned()))
+                }
                 Standing::Pending { has } => {
                     ("pending", has.map(|version| format!("version {version} is in use")))
                 }
@@ -140,6 +144,11 @@ impl World {
         }
         Some(views.into_values().collect())
     }
+}
+
+/// Whether its agent keeps a resource from a proxy: where callers come in, once they are to go elsewhere for good.
+fn is_taken_away(instance: &Instance, resource: &Expected) -> bool {
+    instance.state == State::Draining && resource.kind == "listener" && resource.name.starts_with("inbound/")
 }
 
 #[cfg(test)]

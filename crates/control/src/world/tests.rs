@@ -166,6 +166,48 @@ fn a_host_sees_its_own_instances_only_and_no_change_that_is_not_its_own() {
     assert!(!before.shared.changes_to(&after.shared).is_empty());
 }
 
+/// Its agent has taken the inbound listener away, and its application runs on.
+#[test]
+fn a_proxy_that_was_drained_is_shown_as_that_and_not_as_behind() {
+    let mut world = world();
+    world.fact("a", 1, &hello("a"), 0).unwrap();
+    let inventory = |state| instances(&[instance("checkout", 1, Ready), instance("inventory", 1, state)]);
+    let drained = |inbound: wire::InboundState| {
+        wire::FactKind::ProxyStatus(Box::new(wire::ProxyStatus {
+            proxy: "shop/inventory-1".into(),
+            inbound: inbound.into(),
+            ..wire::ProxyStatus::default()
+        }))
+    };
+    let shown = |world: &World| {
+        let view = world.proxy("shop/inventory-1", 0).unwrap();
+        let listener = world.proxy_resources("shop/inventory-1").unwrap();
+        let listener = listener.into_iter().find(|one| one.kind == "listener").unwrap();
+        (view.state, view.proxy.config, listener.state)
+    };
+    let words = |state: &str, config: &str, listener: &str| (state.into(), config.into(), listener.into());
+    world.fact("a", 1, &inventory(Ready), 0).unwrap();
+    for fact in acks(&world, "a", "shop/inventory-1") {
+        let taken = |one: &wire::FactKind| matches!(one, wire::FactKind::Applied(all) if all.type_url == type_url::LISTENER);
+        if !taken(&fact) {
+            world.fact("a", 1, &fact, 0).unwrap();
+        }
+    }
+    let gone = wire::FactKind::Applied(wire::Applied {
+        proxy: "shop/inventory-1".into(),
+        type_url: type_url::LISTENER.into(),
+        removed: vec!["inbound/http".into()],
+        ..wire::Applied::default()
+    });
+    world.fact("a", 1, &gone, 0).unwrap();
+    assert_eq!(shown(&world), words("ready", "pending", "pending"));
+    world.fact("a", 1, &inventory(Draining), 0).unwrap();
+    world.fact("a", 1, &drained(wire::InboundState::Draining), 0).unwrap();
+    assert_eq!(shown(&world), words("draining", "current", "drained"));
+    world.fact("a", 1, &drained(wire::InboundState::Drained), 0).unwrap();
+    assert_eq!(shown(&world), words("drained", "current", "drained"));
+}
+
 #[test]
 fn a_rollout_is_current_only_when_everything_is_said_to_be_in_use() {
     let mut world = world();

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use outrider_api::agent as wire;
-use outrider_api::http::{CalledView, LeftAloneView, TrafficView, UnusedView};
+use outrider_api::http::{CalledView, LeftAloneView, TakerView, TrafficView, UnusedView};
 use outrider_intent::model::ServiceRef;
 
 use super::World;
@@ -228,6 +228,43 @@ impl World {
         // Whose the others are is not told: they may be those of another service that the calls go on to.
         let more = more.min((own.len() - found.len()) as u64);
         (found.into_iter().map(view).collect(), more)
+    }
+
+    /// Who could take the calls of a service that fails over now: itself first, then in the order of its list. What no
+    /// caller names as left alone is taken to be well.
+    pub(super) fn takers_now(&self, id: &ServiceRef) -> Vec<TakerView> {
+        let Some(service) = self.declared.intent.services.get(id) else { return Vec::new() };
+        if service.traffic.failover.is_empty() {
+            return Vec::new();
+        }
+        let (mut callers, mut unused) = (0_u64, BTreeMap::<SocketAddr, u64>::new());
+        for (proxy, traffic) in &self.traffic {
+            if self.hosts.find(proxy).is_none_or(|(_, host, _)| host.lost) {
+                continue;
+            }
+            let Some(called) = traffic.called.get(id) else { continue };
+            callers += 1;
+            called.unused.keys().for_each(|address| *unused.entry(*address).or_default() += 1);
+        }
+        let view = |taker: &ServiceRef, ports: BTreeSet<&String>| {
+            let served = self.hold.ports_of(taker).flat_map(|(_, served)| served);
+            let all: BTreeSet<_> =
+                served.filter(|(port, _)| ports.contains(port)).map(|(_, address)| address).collect();
+            let gone =
+                all.iter().filter(|one| unused.get(**one).is_some_and(|seen| *seen == callers)).count();
+            TakerView {
+                service: taker.to_string(),
+                endpoints: all.len() as u64,
+                usable: (all.len() - gone) as u64,
+            }
+        };
+        let own = view(id, service.ports.iter().map(|port| &port.name).collect());
+        let others = service.traffic.failover.iter().map(|one| &one.service).map(|other| {
+            let taking = service.ports.iter().flat_map(|port| self.declared.intent.failover(service, port));
+            let taking = taking.filter(|(taker, _)| taker.id == *other).map(|(_, port)| &port.name);
+            view(other, taking.collect())
+        });
+        std::iter::once(own).chain(others).collect()
     }
 }
 

@@ -62,7 +62,7 @@ impl World {
             })
             .collect();
         let (mut calls, mut called_by, mut instances) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut left_alone, mut more_left_alone) = (Vec::new(), 0);
+        let (mut left_alone, mut more_left_alone, mut takers) = (Vec::new(), 0, Vec::new());
         if key.kind == Kind::Service {
             let id = ServiceRef::new(&key.namespace, &key.name);
             if let Some(service) = self.declared.intent.services.get(&id) {
@@ -78,8 +78,18 @@ impl World {
                 .collect();
             instances = self.lives(Some(&key.namespace), Some(&key.name), now);
             (left_alone, more_left_alone) = self.left_alone(&id);
+            takers = self.takers_now(&id);
         }
-        Some(DescribeView { object, values, calls, called_by, instances, left_alone, more_left_alone })
+        Some(DescribeView {
+            object,
+            values,
+            calls,
+            called_by,
+            instances,
+            left_alone,
+            more_left_alone,
+            takers,
+        })
     }
 
     /// Nodes by name: hosts, and those that were admitted and are not seen, or not any more.
@@ -102,7 +112,7 @@ impl World {
             address: host.address.clone(),
             zone: host.zone.clone(),
             version: host.version.clone(),
-            connected: host.session.is_some() && !host.lost,
+            connected: host.is_connected(),
             heartbeat_age_ms: now.saturating_sub(host.last_heard),
             instances: u32::try_from(host.instances.len()).unwrap_or(u32::MAX),
             refused: {
@@ -221,6 +231,7 @@ impl World {
             _ if host.lost => ("lost", "nothing is heard of its host".to_owned()),
             State::Starting => ("starting", instance.reason.clone()),
             State::Ready => ("ready", instance.reason.clone()),
+            State::Draining if self.lives.is_drained(proxy) => ("drained", instance.reason.clone()),
             State::Draining => ("draining", instance.reason.clone()),
         };
         let reason = if reason.is_empty() && !self.is_service(&instance.service) {

@@ -76,6 +76,22 @@ async fn a_node_acts_for_what_its_token_named_and_is_told_what_does_not_count() 
 }
 
 #[tokio::test]
+async fn a_node_that_is_not_connected_is_deleted_without_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = TestServer::start(folder.path()).await;
+    server.apply(SHOP).await;
+    let agent = TestAgent::join(&server, "host-a").await;
+    let (facts, told) = agent.session().await;
+    facts.send(instances(&[("inventory", 1)])).await.unwrap();
+    server.until("/v1/instances", |list| list[0]["state"] == "ready").await;
+    drop((facts, told));
+    server.until("/v1/nodes", |list| list[0]["connected"] == false).await;
+    let (status, deleted) = server.delete("/v1/nodes/host-a").await;
+    assert_eq!((status, &deleted["instances"]), (200, &json!(["shop/inventory-1"])), "{deleted}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_deleted_node_is_out_until_a_new_token_lets_it_in() {
     let folder = tempfile::tempdir().unwrap();
     let server = TestServer::start(folder.path()).await;
@@ -94,7 +110,13 @@ async fn a_deleted_node_is_out_until_a_new_token_lets_it_in() {
     server.until("/v1/instances", |list| list[0]["state"] == "ready").await;
 
     assert_eq!(server.delete("/v1/nodes/host-x").await.0, 404);
-    let (status, deleted) = server.delete("/v1/nodes/host-a").await;
+    // As long as it is connected, somebody has to mean it.
+    let (status, refused) = server.delete("/v1/nodes/host-a").await;
+    assert_eq!((status, &refused["code"]), (409, &json!("node-connected")), "{refused}");
+    assert_eq!(refused["message"], "node host-a is connected, and shop/inventory-1 runs there");
+    assert_eq!(server.get("/v1/instances").await.1[0]["state"], "ready");
+    assert_eq!(server.delete("/v1/nodes/host-a?forced=true").await.0, 400);
+    let (status, deleted) = server.delete("/v1/nodes/host-a?force=true").await;
     assert_eq!((status, &deleted["instances"]), (200, &json!(["shop/inventory-1"])), "{deleted}");
     assert_eq!(server.get("/v1/instances").await.1, json!([]));
     assert_eq!(server.get("/v1/nodes").await.1, json!([]));

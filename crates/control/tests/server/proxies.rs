@@ -239,11 +239,11 @@ async fn whoever_asks_is_told_when_the_agent_is_silent_gone_replaced_or_put_out(
 
     // Put out while it was asked.
     let agent = TestAgent::join(&server, "host-b").await;
-    server.delete("/v1/nodes/host-a").await;
+    server.delete("/v1/nodes/host-a?force=true").await;
     let (_facts, mut told) = session(&server, &agent).await;
     let put_out = async {
         next_command(&mut told).await;
-        assert_eq!(server.delete("/v1/nodes/host-b").await.0, 200);
+        assert_eq!(server.delete("/v1/nodes/host-b?force=true").await.0, 200);
     };
     let ((status, answer), ()) = tokio::join!(restart(), put_out);
     assert_eq!((status, &answer["code"]), (504, &json!("agent-gone")), "{answer}");

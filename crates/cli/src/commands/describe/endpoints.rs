@@ -1,6 +1,6 @@
 //! Which endpoints are left alone, and why: by one caller, and of one service by all of them.
 
-use outrider_api::http::{CalledView, LeftAloneView, ProxyView, UnusedView};
+use outrider_api::http::{CalledView, DescribeView, LeftAloneView, ProxyView, TakerView, UnusedView};
 
 use crate::commands::surroundings::Surroundings;
 use crate::output::{Style, Table, value};
@@ -66,12 +66,8 @@ fn unused(one: &UnusedView, called: &str, style: Style) -> String {
 }
 
 /// Which endpoints of a service its callers leave alone, and where the calls go instead.
-pub(super) fn left_alone(
-    views: &[LeftAloneView],
-    more: u64,
-    around: &Surroundings,
-    style: Style,
-) -> Vec<String> {
+pub(super) fn left_alone(view: &DescribeView, around: &Surroundings, style: Style) -> Vec<String> {
+    let (views, more) = (&view.left_alone, view.more_left_alone);
     let line = |one: &LeftAloneView| {
         let who = if one.instance.is_empty() { &one.address } else { &one.instance };
         let callers =
@@ -86,14 +82,48 @@ pub(super) fn left_alone(
     if more > 0 {
         lines.push(style.warn(&format!("up to {more} more, which callers do not name")));
     }
-    if let (false, Some(next)) = (lines.is_empty(), around.next_taker()) {
-        lines.push(format!("as far as its endpoints fail, its calls go on to {next}"));
+    match &view.takers[..] {
+        [own, others @ ..] if !lines.is_empty() || own.endpoints == 0 => {
+            if own.endpoints == 0 {
+                lines.push(style.warn("it has no endpoint"));
+            }
+            lines.push(go_on(others, style));
+        }
+        // A control plane of before does not say who is well.
+        [] if !lines.is_empty() => lines.extend(
+            around
+                .next_taker()
+                .map(|next| format!("as far as its endpoints fail, its calls go on to {next}")),
+        ),
+        _ => {}
     }
     lines
 }
 
+/// Which of these services takes the calls.
+fn go_on(others: &[TakerView], style: Style) -> String {
+    let passed_over = |some: &[TakerView]| {
+        let why = |one: &TakerView| match one.endpoints {
+            0 => format!("{} (no endpoint)", one.service),
+            _ => format!("{} (left alone by every caller)", one.service),
+        };
+        some.iter().map(why).collect::<Vec<_>>().join(", ")
+    };
+    match others.iter().position(|one| one.usable > 0) {
+        Some(0) => format!("as far as its endpoints fail, its calls go on to {}", others[0].service),
+        Some(at) => format!(
+            "as far as its endpoints fail, its calls go on to {}; not to {}",
+            others[at].service,
+            passed_over(&others[..at])
+        ),
+        None => style.warn(&format!("no service it fails over to takes its calls: {}", passed_over(others))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use outrider_api::http::{ObjectKey, ObjectView};
+
     use super::*;
 
     fn unused(address: &str, why: &str, owner: Option<(&str, &str)>) -> UnusedView {
@@ -141,9 +171,64 @@ mod tests {
         ");
     }
 
-    fn shown(views: &[LeftAloneView], more: u64, failover: &[&str]) -> String {
-        let around = Surroundings::failing_over_to(failover);
-        left_alone(views, more, &around, Style::plain()).join("\n")
+    fn shown(views: &[LeftAloneView], more: u64, takers: &[(&str, u64, u64)]) -> String {
+        let taker = |(service, usable, endpoints): &(&str, u64, u64)| TakerView {
+            service: (*service).to_owned(),
+            usable: *usable,
+            endpoints: *endpoints,
+        };
+        let view = DescribeView {
+            left_alone: views.to_vec(),
+            more_left_alone: more,
+            takers: takers.iter().map(taker).collect(),
+            ..view()
+        };
+        left_alone(&view, &Surroundings::default(), Style::plain()).join("\n")
+    }
+
+    fn view() -> DescribeView {
+        let (namespace, name) = ("shop".to_owned(), "orders".to_owned());
+        let key = ObjectKey { kind: "Service".to_owned(), namespace, name };
+        DescribeView {
+            object: ObjectView { key, revision: 1, document: serde_json::Value::Null },
+            values: Vec::new(),
+            calls: Vec::new(),
+            called_by: Vec::new(),
+            instances: Vec::new(),
+            left_alone: Vec::new(),
+            more_left_alone: 0,
+            takers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn calls_go_on_to_the_first_service_that_takes_them_or_to_none() {
+        let one =
+            LeftAloneView { address: "10.0.0.2:1".into(), seen_by: 1, callers: 1, ..Default::default() };
+        let last = |takers: &[_]| {
+            let text = shown(std::slice::from_ref(&one), 0, takers);
+            text.lines().last().unwrap_or_default().to_owned()
+        };
+        let (own, standby) = (("shop/orders", 0, 1), ("shop/standby", 0, 2));
+        assert_eq!(
+            last(&[own, standby, ("shop/old", 0, 0), ("shop/legacy", 1, 2)]),
+            "as far as its endpoints fail, its calls go on to shop/legacy; not to shop/standby (left alone by every \
+             caller), shop/old (no endpoint)"
+        );
+        assert_eq!(
+            last(&[own, standby]),
+            "no service it fails over to takes its calls: shop/standby (left alone by every caller)"
+        );
+        let ended = shown(&[], 0, &[("shop/orders", 0, 0), ("shop/standby", 1, 1)]);
+        assert_eq!(
+            ended,
+            "it has no endpoint\nas far as its endpoints fail, its calls go on to shop/standby"
+        );
+        assert_eq!(shown(&[], 0, &[("shop/orders", 1, 1), standby]), "", "nothing is the matter");
+        // A control plane of before says who is left alone only.
+        let around = Surroundings::failing_over_to(&["shop/standby"]);
+        let before = left_alone(&DescribeView { left_alone: vec![one], ..view() }, &around, Style::plain());
+        assert!(before[1].ends_with("go on to shop/standby"), "{before:?}");
     }
 
     #[test]
@@ -155,13 +240,13 @@ mod tests {
             seen_by,
             callers,
         };
-        assert_eq!(shown(&[], 0, &["shop/standby"]), "");
+        let takers = [("shop/orders", 0, 2), ("shop/standby", 1, 1), ("shop/legacy", 1, 1)];
         let two_ports = [
             one("orders-7w5st", "10.0.0.1:1", 1, 2),
             one("orders-7w5st", "10.0.0.1:2", 1, 2),
             one("", "10.0.0.2:1", 1, 1),
         ];
-        insta::assert_snapshot!(shown(&two_ports, 7, &["shop/standby", "shop/legacy"]), @r"
+        insta::assert_snapshot!(shown(&two_ports, 7, &takers), @r"
         left alone by 1 of 1 caller: 10.0.0.2:1 (fails its checks: answers 503)
         left alone by 1 of 2 callers: orders-7w5st (fails its checks: answers 503)
         up to 7 more, which callers do not name

@@ -34,8 +34,14 @@ enum LogsError {
 pub(crate) async fn logs(args: ProxyLogsArgs) -> Outcome {
     let (namespace, name) = pair(&args.proxy)?;
     let socket = args.agent.unwrap_or_else(|| paths::runtime().join("agent.sock"));
-    paths::trust_agent(&socket)?;
-    let here = match tokio::time::timeout(ANSWER, ask(&socket, &args.proxy, args.lines)).await {
+    let there = paths::trust_agent(&socket)?;
+    let asked = async {
+        match there {
+            true => ask(&socket, &args.proxy, args.lines).await,
+            false => Err(no_agent(&socket, "it does not exist")),
+        }
+    };
+    let here = match tokio::time::timeout(ANSWER, asked).await {
         Ok(here) => here,
         Err(_) => Err(no_agent(&socket, &format!("no answer within {} s", ANSWER.as_secs()))),
     };

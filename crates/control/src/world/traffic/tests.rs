@@ -169,3 +169,42 @@ fn what_agents_tell_of_endpoints_is_bounded() {
     last.fit(std::iter::repeat_n(&one, MAX_TRAFFIC / one.bytes()));
     assert!(last.called.is_empty() && last.resident_bytes == 5);
 }
+
+/// Which of several services takes the calls, as callers see it now.
+#[test]
+fn who_takes_the_calls_of_a_service_that_fails_is_told_in_order() {
+    let list = "failover: [{name: spare}, {name: last}]";
+    let last = "---
+apiVersion: outrider.dev/v1alpha1
+kind: Service
+metadata: {name: last, namespace: shop}
+spec: {ports: [{name: http, port: 8082, protocol: http}, {name: admin, port: 8083, protocol: http}]}
+";
+    let declared = declared(1, &format!("{SHOP}{FAILOVER}{last}").replace("failover: [{name: spare}]", list));
+    let mut world =
+        World::new("outrider.internal", Timing::default(), declared, admitted(), BTreeMap::new(), 0);
+    let all = [
+        instance("checkout", 1, Ready),
+        instance("checkout", 2, Ready),
+        instance("inventory", 3, Ready),
+        instance("spare", 4, Ready),
+        instance("last", 5, Ready),
+    ];
+    world.fact("a", 1, &hello("a"), 0).unwrap();
+    world.fact("a", 1, &instances(&all), 0).unwrap();
+    let takers = |world: &World, name: &str| {
+        let key = Key { kind: Kind::Service, namespace: "shop".into(), name: name.into() };
+        let view = |one: TakerView| format!("{} {}/{}", one.service, one.usable, one.endpoints);
+        world.describe(&key, 0).unwrap().takers.into_iter().map(view).collect::<Vec<_>>()
+    };
+    assert_eq!(takers(&world, "inventory"), ["shop/inventory 1/1", "shop/spare 1/1", "shop/last 1/1"]);
+    assert!(takers(&world, "spare").is_empty(), "it fails over to nobody");
+    let ill = [("10.0.0.1:4003", ILL), ("10.0.0.1:4004", ILL)];
+    tell(&mut world, "a", "shop/checkout-1", vec![cluster(CALLED, &ill)]).unwrap();
+    assert_eq!(takers(&world, "inventory"), ["shop/inventory 0/1", "shop/spare 0/1", "shop/last 1/1"]);
+    // As long as another caller uses it, it takes some.
+    tell(&mut world, "a", "shop/checkout-2", vec![cluster(CALLED, &ill[..1])]).unwrap();
+    assert_eq!(takers(&world, "inventory"), ["shop/inventory 0/1", "shop/spare 1/1", "shop/last 1/1"]);
+    world.fact("a", 1, &instances(&all[..3]), 0).unwrap();
+    assert_eq!(takers(&world, "inventory"), ["shop/inventory 0/1", "shop/spare 0/0", "shop/last 0/0"]);
+}
