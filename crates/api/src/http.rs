@@ -334,8 +334,9 @@ pub struct InstanceView {
     pub name: String,
     /// Host.
     pub node: String,
-    /// `starting`, `ready`, `draining`, `drained` (callers have gone, and its application may run on), `lost` (its host is silent), `refused` (it does not count), or `held` (it is
-    /// gone by what its host says, and still an endpoint because too many went at once).
+    /// `starting`, `ready`, `draining`, `drained` (callers have gone, and its application may run on), `lost` (its host is
+    /// silent), `refused` (it does not count), or `held` (it is gone by what its host says, and still an endpoint because
+    /// too many went at once).
     pub state: String,
     /// Why, if there is something to say.
     pub reason: String,

@@ -193,8 +193,8 @@ mod tests {
         let empty = file("empty.yaml", "");
         let comments = file("comments.yaml", "\u{feff}# nothing yet\n\n---\n--- # still nothing\n...\n");
         let document = file("document.yaml", "# a service\n---\nkind: Service\n");
-        for nothing in [&[empty.clone()][..], &[comments.clone()], &[empty.clone(), comments.clone()]] {
-            let said = read_for("apply", nothing, false).unwrap_err().to_string();
+        for nothing in [vec![empty.clone()], vec![comments.clone()], vec![empty.clone(), comments.clone()]] {
+            let said = read_for("apply", &nothing, false).unwrap_err().to_string();
             assert!(said.starts_with("nothing to apply: there is no document in "), "{said}");
             assert!(nothing.iter().all(|path| said.contains(&*path.to_string_lossy())), "{said}");
         }
