@@ -343,6 +343,8 @@ struct Asking {
     version: Version,
     asked: Asked,
     persistent: bool,
+    /// The caller has the first bytes of the response.
+    started: bool,
     body: BodyScanner,
     /// Bytes of the head that are still in the inbox.
     unused: u32,
@@ -404,6 +406,7 @@ impl Request<'_, '_> {
                 version: heads.request.version(),
                 asked: Asked { head: heads.request.method() == Method::Head, upgrade },
                 persistent: heads.request.is_persistent(),
+                started: false,
                 body: BodyScanner::new(heads.request.framing()),
                 // Far less than 4 GiB, as all that is in an inbox.
                 unused: heads.request.length() as u32,
@@ -418,16 +421,16 @@ impl Request<'_, '_> {
         // As of the service: nothing was waited for since it was looked up.
         heads.allowed = Allowed::since(self.open.serving.changes());
         asking.own.start(self.open.worker.timers.lately());
-        let mut started = false;
-        let after = match self.proxy(heads, &mut asking, &mut started).await {
+        let after = match self.proxy(heads, &mut asking).await {
             Ok(after) => after,
             Err(failure) => {
                 asking.own.start(self.open.worker.timers.lately());
-                // What failed after its head was sent on was told there.
-                if asking.unused > 0 {
-                    self.tell(&failure, started, || Some(log::request(&self.view(heads))));
-                }
-                self.fail(&failure, &asking, started).await
+                let request = || match asking.unused {
+                    0 => log::asked(&heads.came),
+                    _ => log::request(&self.view(heads)),
+                };
+                self.tell(&failure, asking.started, request);
+                self.fail(&failure, &asking).await
             }
         };
         if asking.becomes != Becomes::Switched {
@@ -443,13 +446,8 @@ impl Request<'_, '_> {
         after
     }
 
-    /// The phases. `started` becomes true with the first byte of the response.
-    async fn proxy(
-        &mut self,
-        heads: &mut Heads,
-        asking: &mut Asking,
-        started: &mut bool,
-    ) -> Result<After, Failure> {
+    /// The phases.
+    async fn proxy(&mut self, heads: &mut Heads, asking: &mut Asking) -> Result<After, Failure> {
         let (service, worker) = (self.service, &self.open.worker);
         let local = |reason| Failure::from(ProxyError::new(Side::Local, reason));
 
@@ -505,17 +503,19 @@ impl Request<'_, '_> {
         self.client.inbox.consume(std::mem::take(&mut asking.unused) as usize);
 
         upstream.stats.borrow_mut().active_requests += 1;
-        let outcome = self.send(heads, asking, started, route, &upstream, &mut out).await;
-        if let Err(failure) = &outcome {
-            self.tell(failure, *started, || log::sent(&out));
-        }
+        let outcome = self.send(heads, asking, route, &upstream, &mut out).await;
         // What was not sent will not be: the next request begins behind it.
         self.client.inbox.consume(std::mem::take(&mut asking.accepted) as usize);
         {
             let mut stats = upstream.stats.borrow_mut();
             stats.active_requests = stats.active_requests.saturating_sub(1);
         }
-        worker.buffers.give_scratch(out);
+        // The log tells of it.
+        if outcome.is_err() && heads.came.is_empty() {
+            heads.came = out;
+        } else {
+            worker.buffers.give_scratch(out);
+        }
         outcome
     }
 
@@ -524,7 +524,6 @@ impl Request<'_, '_> {
         &mut self,
         heads: &mut Heads,
         asking: &mut Asking,
-        started: &mut bool,
         route: &Route,
         upstream: &Rc<Upstream>,
         out: &mut Vec<u8>,
@@ -551,14 +550,15 @@ impl Request<'_, '_> {
                     self.began_ms,
                 );
                 let outcome = exchange.run(heads, out).await;
-                *started |= exchange.response_started();
-                let whole = exchange.is_replayable() && !*started;
+                let started = exchange.response_started();
+                let whole = exchange.is_replayable() && !started;
                 let status = exchange.status();
                 exchange.count(&mut self.open.serving.stats.borrow_mut());
                 if let Some(after) = exchange.answered() {
                     upstream.answered(&picked, after);
                 }
                 let (connection, told) = exchange.into_connection();
+                asking.started |= started;
                 if let Some(outcome) = exchange::outcome(&outcome, status, self.open.worker.is_saving()) {
                     upstream.ended(&picked, outcome, &self.open.worker);
                 }
@@ -659,6 +659,7 @@ impl Request<'_, '_> {
             version: Version::Http11,
             asked: Asked::default(),
             persistent: false,
+            started: false,
             body: BodyScanner::new(outrider_proxy_core::http1::BodyFraming::None),
             unused: 0,
             accepted: 0,
@@ -671,7 +672,7 @@ impl Request<'_, '_> {
         self.open.serving.stats.borrow_mut().requests += 1;
         let failure = Failure { detail: detail.to_owned(), ..Failure::from(error) };
         self.tell(&failure, false, || None);
-        let after = self.fail(&failure, &asking, false).await;
+        let after = self.fail(&failure, &asking).await;
         if after == After::Keep { After::Linger } else { after }
     }
 
@@ -689,9 +690,9 @@ impl Request<'_, '_> {
     }
 
     /// Tells the caller and the counters why there is no (whole) response.
-    async fn fail(&mut self, failure: &Failure, asking: &Asking, started: bool) -> After {
+    async fn fail(&mut self, failure: &Failure, asking: &Asking) -> After {
         let reason = failure.error.reason;
-        let answerable = !started && reason.status().is_some();
+        let answerable = !asking.started && reason.status().is_some();
         let mut append = self.open.worker.buffers.take_scratch();
         // What another attempt needs is a moment, or another endpoint.
         if reason == Reason::OverloadMemory {

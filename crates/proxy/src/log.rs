@@ -102,21 +102,22 @@ impl<'a> Line<'a> {
 }
 
 /// What was asked for, in a word: method and path, without the query, which may hold what is nobody else's business. What
-/// is not printable ASCII is escaped.
-pub fn request(view: &impl RequestView) -> String {
+/// is not printable ASCII is escaped. `None` if it is not known.
+pub fn request(view: &impl RequestView) -> Option<String> {
     named(view.method(), view.path())
 }
 
-/// The same of a head of HTTP/1.1 as it is sent on; `None` if it is not there any more.
-pub fn sent(head: &[u8]) -> Option<String> {
+/// The same of a head of HTTP/1.1; `None` if it is not there any more.
+pub fn asked(head: &[u8]) -> Option<String> {
     let mut words = head.splitn(3, |byte| *byte == b' ');
     let (method, target) = (words.next()?, words.next()?);
-    Some(named(method, target.split(|byte| *byte == b'?').next()?))
+    named(method, target.split(|byte| *byte == b'?').next()?)
 }
 
-fn named(method: &[u8], path: &[u8]) -> String {
+/// `None` if the head was not read so far.
+fn named(method: &[u8], path: &[u8]) -> Option<String> {
     let cut = |bytes: &[u8]| bytes[..bytes.len().min(LONGEST)].escape_ascii().to_string();
-    format!("{} {}", cut(method), cut(path))
+    (!method.is_empty()).then(|| format!("{} {}", cut(method), cut(path)))
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)]
@@ -275,11 +276,11 @@ mod tests {
                 std::iter::empty()
             }
         }
-        assert_eq!(request(&Asked("/a//b?token=secret".into())), "GET /a//b");
-        assert_eq!(sent(b"GET /a//b?token=secret HTTP/1.1\r\n\r\n").as_deref(), Some("GET /a//b"));
-        assert_eq!((sent(b""), sent(b"GET")), (None, None));
-        assert_eq!(request(&Asked("/".repeat(9000))).len(), "GET ".len() + LONGEST);
-        assert_eq!(request(&Asked("/a\u{9b}\"".into())), r#"GET /a\xc2\x9b\""#);
+        assert_eq!(request(&Asked("/a//b?token=secret".into())).as_deref(), Some("GET /a//b"));
+        assert_eq!(asked(b"GET /a//b?token=secret HTTP/1.1\r\n\r\n").as_deref(), Some("GET /a//b"));
+        assert_eq!([asked(b""), asked(b"GET"), asked(b" / HTTP/1.1")], [const { None }; 3]);
+        assert_eq!(request(&Asked("/".repeat(9000))).unwrap().len(), "GET ".len() + LONGEST);
+        assert_eq!(request(&Asked("/a\u{9b}\"".into())).unwrap(), r#"GET /a\xc2\x9b\""#);
     }
 
     #[test]

@@ -108,7 +108,8 @@ pub struct Heads {
     pub response: ResponseHead,
     /// Whether what was asked for still is.
     pub(crate) allowed: Allowed,
-    /// The head as it came, where access is decided by it or it goes on as something else.
+    /// The head as it came, where access is decided by it or it goes on as something else; of a request that failed at least as
+    /// it was sent on.
     pub(crate) came: Vec<u8>,
     /// Copies of the request that want its body.
     pub(crate) taps: Option<Box<Taps>>,

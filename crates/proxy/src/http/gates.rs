@@ -24,7 +24,7 @@ impl Request<'_, '_> {
         let peer = client.downstream.peer.as_deref();
         let told = self.service.told(&client.xfcc);
         let view = self.view(heads);
-        let what = || Some(log::request(&view));
+        let what = || log::request(&view);
         let audit = |policy: &_| audited((&open.worker, &open.serving), peer, policy, what);
         let decided = rules.decide(client.downstream.peer(), &view, told, audit);
         decided.map_err(|denied| Failure { detail: NOT_THIS.to_owned(), ..not_allowed(denied).into() })

@@ -32,7 +32,7 @@ impl Down {
         let view = View::new(head, &self.worker.buffers);
         let hear = |policy: &_| {
             if audit {
-                let what = || Some(log::request(&view));
+                let what = || log::request(&view);
                 audited((&self.worker, &self.serving), self.peer.as_deref(), policy, what);
             }
         };

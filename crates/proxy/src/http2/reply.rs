@@ -68,7 +68,7 @@ impl Down {
                 endpoint: exchange.address,
             };
             self.worker.log.failed(&error, context, || {
-                Some(log::request(&View::new(exchange.request.as_ref()?, &self.worker.buffers)))
+                log::request(&View::new(exchange.request.as_ref()?, &self.worker.buffers))
             });
         }
         self.give_up(exchange);

@@ -40,8 +40,9 @@ def bystander():
                 stream = speaker.highest + 2
                 speaker.step("HEADERS N ES+EH get x-case=bystander")
                 speaker.until("an answer", lambda: speaker.ended(stream) or speaker.resets() or speaker.over)
-                if speaker.statuses(stream) != [200] or speaker.body(stream) != b"ok":
-                    raise AssertionError(speaker.told())
+                statuses, body = speaker.statuses(stream), speaker.body(stream)
+                if statuses != [200] or body != b"ok":
+                    raise AssertionError(f"{stream}: {statuses} {body[:200]!r}; {speaker.told()}")
                 answered[0] += 1
                 if over.is_set():
                     break

@@ -114,7 +114,7 @@ class Speaker:
             try:
                 return self.sock.send(write[:1 << 16])
             except ConnectionError:
-                self.over = True
+                # What the other end said before is still to be read.
                 return len(write)
         return 0
 

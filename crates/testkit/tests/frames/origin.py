@@ -48,8 +48,8 @@ class Server(asyncio.Protocol):
         for event in events:
             try:
                 self.handle(event)
-            except h2.exceptions.StreamClosedError:
-                # A later event of the same bytes is its reset.
+            except (h2.exceptions.StreamClosedError, h2.exceptions.StreamIDTooLowError):
+                # A later event of the same bytes is its reset, and it may be forgotten since.
                 pass
         self.transport.write(self.h2.data_to_send())
 

@@ -1,5 +1,6 @@
 //! Places among the busy connections of a cluster: who has one, and who waits for one.
 
+use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster;
 use outrider_xds_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 
 use super::super::resilience::{cluster, ms, n, set, thresholds};
@@ -34,6 +35,43 @@ async fn first_of(left: Origin, right: Origin) -> (Served, Origin) {
     tokio::select! {
         served = Served::accept(&left) => (served, right),
         served = Served::accept(&right) => (served, left),
+    }
+}
+
+/// Two endpoints, of which one has the only place by a request of this caller.
+struct Taken {
+    proxy: Proxy,
+    caller: Caller,
+    first: ResponseFuture,
+    busy: Served,
+    /// The answer to the first request.
+    send: SendResponse<Bytes>,
+    free: Origin,
+}
+
+impl Taken {
+    async fn start(more: Thresholds, change: impl FnOnce(&mut Cluster)) -> Self {
+        let (left, right) = (Origin::bind().await, Origin::bind().await);
+        let mut set = with_places(1, &[left.address(), right.address()], more);
+        cluster(&mut set, change);
+        let proxy = Proxy::start(set).await;
+        let mut caller = Caller::connect(&proxy, OUTBOUND).await;
+        let (first, _) = caller.ask(get("/first"), true).await;
+        let (mut busy, free) = first_of(left, right).await;
+        let (_, send) = busy.next().await;
+        Self { proxy, caller, first, busy, send, free }
+    }
+
+    /// The same where whoever waits does so for this long.
+    async fn waiting(for_ms: i64) -> Self {
+        Self::start(Thresholds::default(), |cluster| cluster.connect_timeout = ms(for_ms)).await
+    }
+
+    /// Another request, which is for the other endpoint, as less is under way there.
+    async fn second(&mut self) -> (ResponseFuture, SendStream<Bytes>) {
+        let asked = self.caller.ask(get("/second"), true).await;
+        self.proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_requests == 2).await;
+        asked
     }
 }
 
@@ -102,16 +140,10 @@ async fn workers_share_a_place_as_long_as_they_use_it_in_turn() {
 /// One request has the place; another one for the other endpoint waits for it, and a third may not.
 #[tokio::test]
 async fn requests_wait_for_a_place_in_bounded_number() {
-    let (left, right) = (Origin::bind().await, Origin::bind().await);
     let more = Thresholds { max_pending_requests: n(1), ..Default::default() };
-    let mut proxy = Proxy::start(with_places(1, &[left.address(), right.address()], more)).await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
-    let (first, _) = caller.ask(get("/first"), true).await;
-    let (mut busy, free) = first_of(left, right).await;
-    let (_, mut send) = busy.next().await;
-    // Less is under way to the other one.
-    let (second, _) = caller.ask(get("/second"), true).await;
-    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_requests == 2).await;
+    let mut taken = Taken::start(more, |_| {}).await;
+    let (second, _) = taken.second().await;
+    let Taken { mut proxy, mut caller, first, busy, mut send, free } = taken;
     let told = caller.get("/third").await;
     assert_eq!(
         (told.status(), told.header("x-outrider-reason")),
@@ -133,14 +165,7 @@ async fn requests_wait_for_a_place_in_bounded_number() {
 
 #[tokio::test]
 async fn waiting_for_a_place_ends_and_says_why() {
-    let (left, right) = (Origin::bind().await, Origin::bind().await);
-    let mut set = with_places(1, &[left.address(), right.address()], Thresholds::default());
-    cluster(&mut set, |cluster| cluster.connect_timeout = ms(300));
-    let proxy = Proxy::start(set).await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
-    let (first, _) = caller.ask(get("/first"), true).await;
-    let (mut busy, free) = first_of(left, right).await;
-    let (_, mut send) = busy.next().await;
+    let Taken { proxy: _proxy, mut caller, first, mut busy, mut send, free } = Taken::waiting(300).await;
     let began = std::time::Instant::now();
     let told = caller.get("/second").await;
     assert_eq!((told.status(), told.header("x-outrider-reason")), (503, Some("overload_connections")));
@@ -212,17 +237,9 @@ async fn who_waits_for_a_place_gets_it_for_the_connection_that_is_there() {
 /// Where nobody waits any more when there is a place at last, nothing is opened, and the place is free.
 #[tokio::test]
 async fn nothing_is_opened_for_who_waited_for_a_place_and_left() {
-    let (left, right) = (Origin::bind().await, Origin::bind().await);
-    let mut set = with_places(1, &[left.address(), right.address()], Thresholds::default());
-    cluster(&mut set, |cluster| cluster.connect_timeout = ms(3_000_000));
-    let mut proxy = Proxy::start(set).await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
-    let (first, _) = caller.ask(get("/first"), true).await;
-    let (mut busy, free) = first_of(left, right).await;
-    let (_, mut send) = busy.next().await;
-    let (second, up) = caller.ask(get("/second"), true).await;
-    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_requests == 2).await;
-    drop((second, up));
+    let mut taken = Taken::waiting(3_000_000).await;
+    drop(taken.second().await);
+    let Taken { mut proxy, caller: _, first, busy: _, mut send, free } = taken;
     proxy.counted("one left", |stats| stats.listeners[OUTBOUND].active_requests == 1).await;
     reply(&mut send, "first");
     assert_eq!(answer(first).await.text(), "first");
@@ -243,15 +260,9 @@ fn answer_all(mut served: Served) {
 /// A connection with one request or another at any time would else keep its place for ever.
 #[tokio::test]
 async fn a_connection_takes_no_more_streams_while_others_wait_for_its_place() {
-    let (left, right) = (Origin::bind().await, Origin::bind().await);
-    let set = with_places(1, &[left.address(), right.address()], Thresholds::default());
-    let mut proxy = Proxy::start(set).await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
-    let (first, _) = caller.ask(get("/first"), true).await;
-    let (mut busy, free) = first_of(left, right).await;
-    let (_, mut send) = busy.next().await;
-    let (second, _) = caller.ask(get("/second"), true).await;
-    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_requests == 2).await;
+    let mut taken = Taken::start(Thresholds::default(), |_| {}).await;
+    let (second, _) = taken.second().await;
+    let Taken { mut proxy, mut caller, first, mut busy, mut send, free } = taken;
     // One of them is for the connection that is there.
     let mut more = Vec::new();
     for _ in 0..2 {
@@ -277,16 +288,9 @@ async fn a_connection_takes_no_more_streams_while_others_wait_for_its_place() {
 /// Whoever waits for that would wait in vain, and others with them.
 #[tokio::test]
 async fn a_stream_that_lasts_keeps_its_connection_for_others_too() {
-    let (left, right) = (Origin::bind().await, Origin::bind().await);
-    let mut set = with_places(1, &[left.address(), right.address()], Thresholds::default());
-    cluster(&mut set, |cluster| cluster.connect_timeout = ms(400));
-    let mut proxy = Proxy::start(set).await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
-    let (first, _) = caller.ask(get("/first"), true).await;
-    let (mut busy, free) = first_of(left, right).await;
-    let (_, mut send) = busy.next().await;
-    let (second, _) = caller.ask(get("/second"), true).await;
-    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_requests == 2).await;
+    let mut taken = Taken::waiting(400).await;
+    let (second, _) = taken.second().await;
+    let Taken { proxy: _, mut caller, first, mut busy, mut send, free } = taken;
     let mut more = Vec::new();
     for _ in 0..2 {
         more.push(caller.ask(get("/more"), true).await.0);
@@ -357,16 +361,9 @@ async fn who_waits_for_room_on_a_connection_has_it_as_soon_as_there_is_some() {
 /// One stream that lasts is no leave for all that come after it, each before the one before it has ended.
 #[tokio::test]
 async fn a_connection_gives_its_place_once_the_stream_that_kept_it_is_over() {
-    let (left, right) = (Origin::bind().await, Origin::bind().await);
-    let mut set = with_places(1, &[left.address(), right.address()], Thresholds::default());
-    cluster(&mut set, |cluster| cluster.connect_timeout = ms(8_000));
-    let mut proxy = Proxy::start(set).await;
-    let mut caller = Caller::connect(&proxy, OUTBOUND).await;
-    let (first, _) = caller.ask(get("/first"), true).await;
-    let (mut busy, free) = first_of(left, right).await;
-    let (_, mut send) = busy.next().await;
-    let (second, _) = caller.ask(get("/second"), true).await;
-    proxy.counted("both", |stats| stats.listeners[OUTBOUND].active_requests == 2).await;
+    let mut taken = Taken::waiting(8_000).await;
+    let (second, _) = taken.second().await;
+    let Taken { mut proxy, mut caller, first, mut busy, mut send, free } = taken;
     let mut more = Vec::new();
     for _ in 0..2 {
         more.push(caller.ask(get("/more"), true).await.0);
