@@ -70,14 +70,15 @@ struct Mesh {
 }
 
 /// Proxies outlive an agent, so a test must not leave them behind. They are those that were told a path in this mesh's
-/// folder: of one that has just been started nothing may be written down yet.
+/// folder, the stand-ins in their environment: of one that has just been started nothing may be written down yet.
 impl Drop for Mesh {
     fn drop(&mut self) {
         let folder = self.path().file_name().unwrap().as_encoded_bytes();
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-            if line.windows(folder.len()).any(|part| part == folder)
+            let told =
+                ["cmdline", "environ"].iter().filter_map(|file| std::fs::read(entry.path().join(file)).ok());
+            if told.flatten().collect::<Vec<_>>().windows(folder.len()).any(|part| part == folder)
                 && let Some(pid) = rustix::process::Pid::from_raw(pid)
             {
                 // It may just have ended.
@@ -248,6 +249,16 @@ impl App {
     async fn end(self) -> u8 {
         self.task.await.unwrap().unwrap()
     }
+}
+
+/// Ends applications; with them go their proxies, which are not to be ended while an agent would start others.
+async fn nothing_is_left<const N: usize>(mesh: &Mesh, apps: [App; N]) {
+    for app in apps {
+        app.signals.send(Signal::TERM).unwrap();
+        assert_eq!(app.end().await, 128 + 15);
+    }
+    let left = || async { mesh.overview().await.instances.is_empty().then_some(()) };
+    eventually("nothing is left", left).await;
 }
 
 async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {

@@ -8,7 +8,7 @@ use outrider_xds_types::type_url;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{App, Mesh, OUT, address, eventually, kill, shop};
+use crate::{Mesh, OUT, address, eventually, kill, nothing_is_left, shop};
 
 /// The proxy of an engine, or `None` (and the reason printed) where there is none.
 pub fn engine(name: &str) -> Option<Option<PathBuf>> {
@@ -73,13 +73,6 @@ pub async fn get(address: SocketAddr) -> String {
     match Caller::connect(address).await {
         Some(mut caller) => caller.get().await,
         None => "refused".to_owned(),
-    }
-}
-
-async fn end(apps: impl IntoIterator<Item = App>) {
-    for app in apps {
-        app.signals.send(Signal::TERM).unwrap();
-        assert_eq!(app.end().await, 128 + 15);
     }
 }
 
@@ -157,7 +150,7 @@ async fn deleted_service(engine: &str, binary: Option<PathBuf>) {
 
     mesh.control().shared.apply(&with);
     eventually("it is back at the same address", || async { ok(get(outbound).await) }).await;
-    end(apps).await;
+    nothing_is_left(&mesh, apps).await;
 }
 
 async fn deleted_tcp_service(engine: &str, binary: Option<PathBuf>) {
@@ -189,7 +182,7 @@ async fn deleted_tcp_service(engine: &str, binary: Option<PathBuf>) {
     .await;
     mesh.control().shared.apply(&with);
     eventually("it is back at the same address", echo).await;
-    end(apps).await;
+    nothing_is_left(&mesh, apps).await;
 }
 
 async fn carries_requests(engine: &str, binary: Option<PathBuf>) {
@@ -214,7 +207,7 @@ async fn carries_requests(engine: &str, binary: Option<PathBuf>) {
         i.stats.as_ref().and_then(|s| s.listeners.get("inbound/http")).is_some_and(|l| l.requests >= 2)
     })
     .await;
-    end([client, server]).await;
+    nothing_is_left(&mesh, [client, server]).await;
 }
 
 async fn renewal(engine: &str, binary: Option<PathBuf>) {
@@ -238,5 +231,5 @@ async fn renewal(engine: &str, binary: Option<PathBuf>) {
     assert!(calls > 20, "{calls}");
     let after = mesh.instance("shop/checkout", |_| true).await;
     assert_eq!((after.restarts, after.reason.as_str()), (0, ""));
-    end(apps).await;
+    nothing_is_left(&mesh, apps).await;
 }

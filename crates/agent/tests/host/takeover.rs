@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::control_plane::ControlPlane;
 use crate::generations::{Load, Pair, folder_of, lives};
 use crate::real::{engine, get, has_gone, origin};
-use crate::{Mesh, OUT, address, eventually, kill, shop};
+use crate::{Mesh, OUT, address, eventually, kill, nothing_is_left, shop};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_agent_takes_over_and_nothing_is_lost() {
@@ -178,15 +178,6 @@ async fn both(mesh: &Mesh) -> ([crate::App; 2], InstanceOverview) {
     })
     .await;
     ([client, server], before)
-}
-
-async fn nothing_is_left<const N: usize>(mesh: &Mesh, apps: [crate::App; N]) {
-    for app in apps {
-        app.signals.send(Signal::TERM).unwrap();
-        assert_eq!(app.end().await, 128 + 15);
-    }
-    eventually("nothing is left", || async { mesh.overview().await.instances.is_empty().then_some(()) })
-        .await;
 }
 
 /// The agent that a test kills.
