@@ -18,7 +18,7 @@ pub(super) struct ActiveRoutes {
     pub(super) serial: Serial,
     pub(super) version: Arc<str>,
     table: Arc<RouteTable>,
-    clusters: Vec<u32>,
+    pub(super) clusters: Vec<u32>,
 }
 
 pub(super) struct ActiveListener {

@@ -138,8 +138,10 @@ impl Assembler {
             ParsedService::Tcp { split, .. } => self.clusters_blocked(slots_of(split)),
             ParsedService::Http(http) => match &http.routes {
                 Routes::Inline(_, slots) => self.clusters_blocked(slots.iter().copied()),
-                Routes::Rds(name) if self.active_routes.contains_key(name.as_str()) => None,
-                Routes::Rds(name) => self.routes_blocked(name),
+                Routes::Rds(name) => match self.active_routes.get(name.as_str()) {
+                    Some(active) => self.clusters_blocked(active.clusters.iter().copied()),
+                    None => self.routes_blocked(name),
+                },
             },
         })
     }
@@ -197,10 +199,11 @@ impl Assembler {
                     ParsedService::Tcp { split, .. } => cold(&slots_of(split).collect::<Vec<_>>()),
                     ParsedService::Http(http) => match &http.routes {
                         Routes::Inline(_, slots) => cold(slots),
-                        Routes::Rds(rds) if !self.active_routes.contains_key(rds.as_str()) => {
-                            Some(format!("routes {rds}"))
-                        }
-                        Routes::Rds(_) => None,
+                        Routes::Rds(rds) => match self.active_routes.get(rds.as_str()) {
+                            // Whose clusters may have gone while no listener led to them.
+                            Some(active) => cold(&active.clusters),
+                            None => Some(format!("routes {rds}")),
+                        },
                     },
                 })
             }),

@@ -241,6 +241,35 @@ fn routes_reach_a_listener_whose_next_version_waits() {
 }
 
 #[test]
+fn a_listener_says_that_it_waits_for_a_cluster_of_routes_that_were_whole() {
+    let set = web("off");
+    let mut bench = Bench::new(&set);
+    let mut moved = set.clone();
+    routed_by(&mut moved, "other");
+    let moved = elsewhere(&mut bench, &moved, OUTBOUND);
+    let at = bench.sockets[OUTBOUND].local_addr().unwrap();
+    let [item] = bench
+        .ingest(type_url::LISTENER, [moved.get(type_url::LISTENER, OUTBOUND).unwrap()])
+        .try_into()
+        .unwrap();
+    bench.follow();
+    assert_eq!(bench.assembler.waits_for(&item), format!("waits for its sockets at {at}"));
+    let table = set.get(type_url::ROUTE, OUTBOUND).unwrap().renamed("other");
+    assert!(bench.take(&[table].into_iter().collect(), type_url::ROUTE, "other"));
+    // Nothing that is in use leads to the cluster any more, and it goes.
+    assert!(bench.take(&without_routes(&set), type_url::ROUTE, OUTBOUND));
+    bench.remove(type_url::CLUSTER, OUTBOUND);
+    bench.assembler.add_sockets(OUTBOUND, at);
+    bench.follow();
+    assert!(!bench.assembler.is_in_use(&item));
+    assert_eq!(bench.assembler.waits_for(&item), format!("waits for cluster {OUTBOUND}"));
+    assert_eq!(bench.assembler.hopeless(&item), None, "it may come back");
+
+    assert!(bench.take(&set, type_url::CLUSTER, OUTBOUND) || bench.take_endpoints(&addresses(1)));
+    assert!(bench.assembler.is_in_use(&item));
+}
+
+#[test]
 fn certificates_reach_a_listener_whose_next_version_waits() {
     let (authority, yaml) = (Authority::new(), pair("http", "required", 1, ""));
     let set = of_api(&yaml, &authority);
