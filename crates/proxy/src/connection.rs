@@ -228,6 +228,7 @@ async fn meet(open: &Open, tcp: TcpStream, number: Option<u64>) -> Option<Downst
     let Open { worker, serving, .. } = open;
     let alarm = worker.timers.alarm();
     let config = serving.config();
+    let mut from = None;
     let greeted = match &config.tls {
         None => Ok((Stream::Plain(tcp), None)),
         Some((settings, secure)) => {
@@ -235,6 +236,7 @@ async fn meet(open: &Open, tcp: TcpStream, number: Option<u64>) -> Option<Downst
             let detect = config.detect.filter(|_| plain);
             let settings = Arc::clone(settings);
             let http = Spoken::of(secure);
+            from = tcp.peer_addr().ok();
             Box::pin(greet(open, &alarm, tcp, settings, plain, detect, http)).await
         }
     };
@@ -247,7 +249,7 @@ async fn meet(open: &Open, tcp: TcpStream, number: Option<u64>) -> Option<Downst
         Err(None) => return None,
         Err(Some((error, status))) => {
             serving.stats.borrow_mut().reason(error.reason);
-            worker.log.event(&error, Context { listener: &serving.name, status, ..Context::default() });
+            worker.log.event(&error, Context { listener: &serving.name, status, from, ..Context::default() });
             return None;
         }
     };

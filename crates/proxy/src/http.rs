@@ -425,11 +425,7 @@ impl Request<'_, '_> {
             Ok(after) => after,
             Err(failure) => {
                 asking.own.start(self.open.worker.timers.lately());
-                let request = || match asking.unused {
-                    0 => log::asked(&heads.came),
-                    _ => log::request(&self.view(heads)),
-                };
-                self.tell(&failure, asking.started, request);
+                self.tell(&failure, asking.started, || self.what(heads, &asking));
                 self.fail(&failure, &asking).await
             }
         };
@@ -468,7 +464,7 @@ impl Request<'_, '_> {
         if let Some(limit) = route.limit.as_ref().or(service.limit.as_ref())
             && let Err(empty) = limit.admit(timers::precise_ns(), worker.random())
         {
-            return Ok(Box::pin(self.limited(limit, empty, asking)).await);
+            return Ok(Box::pin(self.limited(limit, empty, asking, heads)).await);
         }
         if let Some(fault) = route.fault.as_ref().or(service.fault.as_ref()) {
             let injected = fault.draw(&self.view(heads), || worker.random());
@@ -685,8 +681,28 @@ impl Request<'_, '_> {
             caller: self.client.downstream.peer.as_deref(),
             cluster: cluster.as_ref().map(|cluster| &*cluster.name),
             endpoint: failure.endpoint,
+            ..log::Context::default()
         };
         self.open.worker.log.failed(&failure.error, context, request);
+    }
+
+    /// Tells the log what is answered because the configuration says so.
+    fn tell_answer(&self, reply: &Reply<'_>, heads: &Heads, asking: &Asking) {
+        let context = log::Context {
+            listener: &self.open.serving.name,
+            status: Some(reply.status()),
+            caller: self.client.downstream.peer.as_deref(),
+            ..log::Context::default()
+        };
+        self.open.worker.log.answered(reply.reason, context, || self.what(heads, asking));
+    }
+
+    /// What was asked for, as far as the head is still there.
+    fn what(&self, heads: &Heads, asking: &Asking) -> Option<String> {
+        match asking.unused {
+            0 => log::asked(&heads.came),
+            _ => log::request(&self.view(heads)),
+        }
     }
 
     /// Tells the caller and the counters why there is no (whole) response.

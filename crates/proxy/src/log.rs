@@ -1,12 +1,14 @@
 //! Lines about what the proxy answered or ended by itself: JSON on standard error.
 //!
 //! Holds: a worker never waits for the reader of the log. Lines go through a bounded queue to one thread, and
-//! a worker writes at most [`PER_SECOND`] of them, and [`AUDITED_PER_SECOND`] about audits, which take nothing away from the
-//! others. What is left out is counted and told in the next line of its kind.
-//! Does not: log successful requests.
+//! a worker writes at most [`PER_SECOND`] of them, [`AUDITED_PER_SECOND`] about audits and [`ANSWERED_PER_SECOND`] about what
+//! was answered because the configuration says so; neither takes anything away from the others. What is left out is counted and
+//! told in the next line of its kind.
+//! Does not: log successful requests, nor redirects and fixed responses, which are what was wanted.
 
 use std::cell::Cell;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +20,8 @@ use serde::Serialize;
 pub const PER_SECOND: u32 = 50;
 /// The same of lines about what an audited policy would have denied: all of them are counted, and a few tell what they are.
 pub const AUDITED_PER_SECOND: u32 = 5;
+/// The same of lines about requests that were answered as configured: one too many, a fault that was asked for, no backend.
+pub const ANSWERED_PER_SECOND: u32 = 5;
 /// Most bytes of a method, and of a path, in a line.
 const LONGEST: usize = 256;
 /// Lines that wait for the writing thread.
@@ -66,6 +70,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<String>,
@@ -91,6 +97,9 @@ impl<'a> Line<'a> {
             fault: reason.fault().as_str(),
             status: context.status,
             caller: context.caller,
+            from: context
+                .from
+                .map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()),
             cluster: context.cluster,
             endpoint: context.endpoint.map(|address| address.to_string()),
             cause,
@@ -134,10 +143,12 @@ pub struct Context<'a> {
     pub status: Option<u16>,
     /// The caller's identity.
     pub caller: Option<&'a str>,
+    /// Where the connection of a caller comes from that has not said who it is.
+    pub from: Option<SocketAddr>,
     /// Cluster's name.
     pub cluster: Option<&'a str>,
     /// Endpoint tried last.
-    pub endpoint: Option<std::net::SocketAddr>,
+    pub endpoint: Option<SocketAddr>,
 }
 
 /// A worker's share of the log.
@@ -145,6 +156,7 @@ pub struct WorkerLog {
     log: Log,
     events: Allowance,
     audits: Allowance,
+    answers: Allowance,
 }
 
 /// Lines of one kind.
@@ -179,7 +191,8 @@ impl Allowance {
 impl WorkerLog {
     /// An unused share.
     pub fn new(log: Log) -> Self {
-        Self { log, events: Allowance::new(PER_SECOND), audits: Allowance::new(AUDITED_PER_SECOND) }
+        let of = Allowance::new;
+        Self { log, events: of(PER_SECOND), audits: of(AUDITED_PER_SECOND), answers: of(ANSWERED_PER_SECOND) }
     }
 
     /// Writes a line, unless there were too many.
@@ -204,6 +217,15 @@ impl WorkerLog {
             let cause = Some(format!("access policy {policy}"));
             let line = Line::new(Reason::CallerNotAllowed, message, cause, context);
             self.write(&self.audits, Line { audit: true, request: request(), ..line });
+        }
+    }
+
+    /// Writes what was answered because the configuration says so, unless there were too many lines of that; nothing of what
+    /// was to be answered so ([`Reason::DirectResponse`]).
+    pub fn answered(&self, reason: Reason, context: Context<'_>, request: impl FnOnce() -> Option<String>) {
+        if reason != Reason::DirectResponse && self.answers.admits() {
+            let line = Line::new(reason, reason.sentence(), None, context);
+            self.write(&self.answers, Line { request: request(), ..line });
         }
     }
 
@@ -254,6 +276,23 @@ mod tests {
         assert_eq!(last.get("left_out"), None, "no line of its kind was left out");
         assert!(audits.len() >= AUDITED_PER_SECOND as usize && audits.len() < PER_SECOND as usize);
         assert!(audits.iter().all(|line| line["audit"] == true && line["request"] == "GET /"));
+    }
+
+    #[test]
+    fn what_is_answered_as_configured_leaves_the_lines_of_failures_alone() {
+        let (log, queue) = log(QUEUE);
+        for reason in [Reason::RateLimited, Reason::DirectResponse].repeat(20 * PER_SECOND as usize) {
+            log.answered(reason, Context { status: Some(429), ..Context::default() }, || {
+                Some("GET /".into())
+            });
+        }
+        log.event(&reset(), Context { from: "[::ffff:10.0.0.7]:80".parse().ok(), ..Context::default() });
+        let lines = lines(&queue);
+        let (last, answers) = lines.split_last().unwrap();
+        assert_eq!((&last["reason"], &last["from"]), (&"upstream_reset".into(), &"10.0.0.7:80".into()));
+        assert_eq!(last.get("left_out"), None, "no line of its kind was left out");
+        assert!(answers.len() >= ANSWERED_PER_SECOND as usize && answers.len() < PER_SECOND as usize);
+        assert!(answers.iter().all(|line| line["reason"] == "rate_limited" && line["request"] == "GET /"));
     }
 
     #[test]

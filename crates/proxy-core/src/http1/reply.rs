@@ -21,7 +21,7 @@ pub struct Reply<'a> {
     pub detail: &'a str,
     /// Overrides the reason's status, as a direct response does.
     pub status: Option<u16>,
-    /// Body that replaces the sentence.
+    /// Body that replaces the sentence, of [`BODY_TYPE`] unless `append` names another.
     pub body: Option<&'a [u8]>,
     /// Complete header lines to append, each `name: value\r\n`.
     pub append: &'a [u8],
@@ -76,6 +76,11 @@ impl<'a> Reply<'a> {
         match self.body {
             _ if !has_body => out.put_slice(b"\r\n"),
             Some(body) => {
+                if !body.is_empty() && !names_type(self.append) {
+                    out.put_slice(b"Content-Type: ");
+                    out.put_slice(BODY_TYPE.as_bytes());
+                    out.put_slice(b"\r\n");
+                }
                 out.put_slice(b"Content-Length: ");
                 put_decimal(body.len() as u64, out);
                 out.put_slice(b"\r\n\r\n");
@@ -97,6 +102,16 @@ impl<'a> Reply<'a> {
             }
         }
     }
+}
+
+/// The type of a body that is configuration, as Envoy says it, unless the header lines beside it name one.
+pub const BODY_TYPE: &str = "text/plain";
+
+/// Whether these complete header lines say what type the body has.
+pub fn names_type(lines: &[u8]) -> bool {
+    const NAME: &[u8] = b"content-type:";
+    let begins = |line: &[u8]| line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME));
+    lines.split(|&byte| byte == b'\n').any(begins)
 }
 
 /// The interim response that lets a caller with `Expect: 100-continue` go on.

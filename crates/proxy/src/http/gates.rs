@@ -31,7 +31,13 @@ impl Request<'_, '_> {
     }
 
     /// Answers a request that is one too many.
-    pub(super) async fn limited(&mut self, limit: &RateLimit, empty: Empty, asking: &Asking) -> After {
+    pub(super) async fn limited(
+        &mut self,
+        limit: &RateLimit,
+        empty: Empty,
+        asking: &Asking,
+        heads: &Heads,
+    ) -> After {
         use std::io::Write as _;
         let mut append = self.open.worker.buffers.take_scratch();
         let seconds = empty.wait.div_ceil(1_000_000_000).max(1);
@@ -39,6 +45,7 @@ impl Request<'_, '_> {
         let _ = write!(append, "Retry-After: {seconds}\r\n");
         append.extend_from_slice(&limit.headers);
         let reply = Reply { status: Some(limit.status), append: &append, ..Reply::new(Reason::RateLimited) };
+        self.tell_answer(&reply, heads, asking);
         let after = self.answer(reply, asking).await;
         self.open.worker.buffers.give_scratch(append);
         after
@@ -58,6 +65,7 @@ impl Request<'_, '_> {
         }
         let Some(abort) = injected.abort else { return Ok(None) };
         let reply = Reply { status: Some(abort.status()), ..Reply::new(Reason::FaultInjected) };
+        self.tell_answer(&reply, heads, asking);
         Ok(Some(self.answer(reply, asking).await))
     }
 }

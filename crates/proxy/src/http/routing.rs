@@ -105,6 +105,7 @@ impl Request<'_, '_> {
             Destination::Cluster(_) => return Err(Reason::InternalError),
         };
         let reply = Reply { status: Some(status), body: Some(body), append: &lines, ..Reply::new(reason) };
+        self.tell_answer(&reply, heads, asking);
         let after = self.answer(reply, asking).await;
         buffers.give_scratch(lines);
         Ok(after)

@@ -509,6 +509,7 @@ impl Down {
             caller: self.peer.as_deref(),
             cluster: cluster.as_ref().map(|cluster| &*cluster.name),
             endpoint: exchange.and_then(|exchange| exchange.address),
+            ..Context::default()
         };
         self.worker.log.event(error, context);
         self.serving.stats.borrow_mut().reason(error.reason);

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use outrider_http2::{ErrorCode, Field, Stream};
 use outrider_proxy_core::fault::Abort;
 use outrider_proxy_core::grpc;
-use outrider_proxy_core::http1::reply::REASON_HEADER;
+use outrider_proxy_core::http1::reply::{BODY_TYPE, REASON_HEADER, names_type};
 use outrider_proxy_core::limit::{Empty, RateLimit};
 use outrider_proxy_core::reason::{ProxyError, Reason};
 use outrider_proxy_core::retry::hops::{self, ATTEMPTS};
@@ -66,10 +66,9 @@ impl Down {
                 caller: self.peer.as_deref(),
                 cluster: cluster.as_ref().map(|cluster| &*cluster.name),
                 endpoint: exchange.address,
+                ..Context::default()
             };
-            self.worker.log.failed(&error, context, || {
-                log::request(&View::new(exchange.request.as_ref()?, &self.worker.buffers))
-            });
+            self.worker.log.failed(&error, context, || self.what(exchange));
         }
         self.give_up(exchange);
         if answerable {
@@ -81,6 +80,11 @@ impl Down {
             Self::cut(wire, exchange, reason);
         }
         self.settle(state, stream);
+    }
+
+    /// What was asked for, as far as the head is still there.
+    fn what(&self, exchange: &Exchange) -> Option<String> {
+        log::request(&View::new(exchange.request.as_ref()?, &self.worker.buffers))
     }
 
     /// The endpoint is not to go on, and what was held for the request is for others while its answer is read.
@@ -108,7 +112,26 @@ impl Down {
         lines: &[u8],
     ) {
         let answer = Answer { status: Some(status), body: Some(body), lines, ..Answer::default() };
-        self.answer(wire, exchange, reason, &answer);
+        self.answer_as_configured(wire, exchange, reason, &answer);
+    }
+
+    /// Sends what the configuration says is to be the answer, and tells the log.
+    fn answer_as_configured(
+        self: &Rc<Self>,
+        wire: &mut Wire,
+        exchange: &mut Exchange,
+        reason: Reason,
+        answer: &Answer<'_>,
+    ) {
+        let status = if exchange.grpc { Some(200) } else { answer.status.or(reason.status()) };
+        let context = Context {
+            listener: &self.serving.name,
+            status,
+            caller: self.peer.as_deref(),
+            ..Context::default()
+        };
+        self.worker.log.answered(reason, context, || self.what(exchange));
+        self.answer(wire, exchange, reason, answer);
     }
 
     /// Answers a request that is one too many.
@@ -127,14 +150,14 @@ impl Down {
         lines.extend_from_slice(&limit.headers);
         let code = limit.resource_exhausted.then_some(grpc::Status::ResourceExhausted);
         let answer = Answer { status: Some(limit.status), code, lines: &lines, ..Answer::default() };
-        self.answer(wire, exchange, Reason::RateLimited, &answer);
+        self.answer_as_configured(wire, exchange, Reason::RateLimited, &answer);
         self.worker.buffers.give_scratch(lines);
     }
 
     /// Answers a request on purpose.
     pub(super) fn answer_aborted(self: &Rc<Self>, wire: &mut Wire, exchange: &mut Exchange, abort: Abort) {
         let answer = Answer { status: Some(abort.status()), code: abort.grpc(), ..Answer::default() };
-        self.answer(wire, exchange, Reason::FaultInjected, &answer);
+        self.answer_as_configured(wire, exchange, Reason::FaultInjected, &answer);
     }
 
     /// Sends a reply of our own. Nobody is asked any more.
@@ -178,7 +201,8 @@ impl Down {
             wire.core.send_response(stream, 200, fields, true)
         } else {
             let kind: &[u8] = match body {
-                Some(_) => b"",
+                Some(body) if body.is_empty() || names_type(lines) => b"",
+                Some(_) => BODY_TYPE.as_bytes(),
                 None => b"text/plain; charset=utf-8",
             };
             match body {

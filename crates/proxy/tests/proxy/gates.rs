@@ -25,7 +25,7 @@ use outrider_xds_types::type_url;
 use super::resilience::{Scripted, hosts, ms, n, reason, set, status};
 use super::support::*;
 
-fn percent(numerator: u32) -> Option<FractionalPercent> {
+pub fn percent(numerator: u32) -> Option<FractionalPercent> {
     Some(FractionalPercent { numerator, denominator: 0 })
 }
 
@@ -34,7 +34,7 @@ fn any<M: Message + Name>(message: &M) -> Any {
 }
 
 /// Puts a filter before the router of the outbound listener.
-fn filtered<M: Message + Name>(set: &mut ResourceSet, message: &M) {
+pub fn filtered<M: Message + Name>(set: &mut ResourceSet, message: &M) {
     edit(set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
         for filter in listener.filter_chains.iter_mut().flat_map(|chain| &mut chain.filters) {
             if let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type {
@@ -112,7 +112,7 @@ async fn a_delay_ends_with_a_drain() {
     assert_eq!(reason(&mut client, 503).await.0, "draining");
 }
 
-fn limit(tokens: u32) -> LocalRateLimit {
+pub fn limit(tokens: u32) -> LocalRateLimit {
     let all = Some(RuntimeFractionalPercent { default_value: percent(100), ..Default::default() });
     LocalRateLimit {
         token_bucket: Some(TokenBucket {

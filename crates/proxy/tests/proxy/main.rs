@@ -42,6 +42,7 @@ mod start;
 mod support;
 mod tables;
 mod tcp;
+mod told;
 mod unreachable;
 mod upgrades;
 mod withdrawals;

@@ -211,6 +211,50 @@ async fn callers_are_redirected() {
     assert!(head.starts_with("HTTP/1.1 301 Moved Permanently\r\n"), "{head}");
 }
 
+/// As Envoy says it: text, unless the configuration names a type, and none of what is empty.
+#[tokio::test]
+async fn a_body_that_is_configuration_has_a_type() {
+    let line =
+        HeaderValue { key: "content-type".to_owned(), value: "text/html".to_owned(), ..Default::default() };
+    let html = Route {
+        response_headers_to_add: vec![HeaderValueOption {
+            header: Some(line),
+            append_action: HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
+            ..HeaderValueOption::default()
+        }],
+        ..route(on(PathSpecifier::Path("/html".to_owned())), direct(200))
+    };
+    let empty = Action::DirectResponse(DirectResponseAction { status: 200, ..Default::default() });
+    let list = vec![
+        html,
+        route(on(PathSpecifier::Path("/empty".to_owned())), empty),
+        route(anything(), direct(200)),
+    ];
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    for protocol in ["http", "http2"] {
+        let mut set = base(protocol, nowhere, nowhere);
+        routes(&mut set, list.clone());
+        let proxy = Proxy::start(set).await;
+        for (path, kind) in [("/html", Some("text/html")), ("/empty", None), ("/", Some("text/plain"))] {
+            let is = if protocol == "http" {
+                let mut client = proxy.connect(OUTBOUND).await;
+                client.send(format!("GET {path} HTTP/1.1\r\nHost: api\r\n\r\n")).await;
+                let (head, _) = client.response().await;
+                assert_eq!(
+                    head.to_lowercase().matches("content-type").count(),
+                    usize::from(kind.is_some()),
+                    "{head}"
+                );
+                header(&head, "content-type").map(str::to_owned)
+            } else {
+                let answer = crate::http2::Caller::connect(&proxy, OUTBOUND).await.get(path).await;
+                answer.header("content-type").map(str::to_owned)
+            };
+            assert_eq!(is.as_deref(), kind, "{protocol} {path}");
+        }
+    }
+}
+
 fn shares(stable: u32, canary: u32, by: Option<RandomValueSpecifier>) -> Vec<Route> {
     let weight = |name: &str, weight: u32| ClusterWeight {
         name: name.to_owned(),
