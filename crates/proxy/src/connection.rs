@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use outrider_proxy_core::access::{Denied, Peer};
+use outrider_proxy_core::access::{AccessPolicy, Denied, Peer};
 use outrider_proxy_core::http1::reply::Reply;
 use outrider_proxy_core::http1::{Limits, Parsed, RequestHead};
 use outrider_proxy_core::reason::{ProxyError, Reason, Side};
@@ -88,7 +88,7 @@ fn may_call(serving: &Serving, peer: Option<&str>, asked: Asked<'_>) -> Result<(
     let (access, rules) = service.access();
     let finishes = serving.config().lets_finish(peer);
     if !finishes {
-        access.decide(as_peer(peer)).map_err(|reason| ProxyError::new(Side::Local, reason))?;
+        let_in(access, as_peer(peer))?;
     }
     let Some(rules) = rules else { return Ok(()) };
     let decided = match asked {
@@ -109,6 +109,22 @@ fn may_call(serving: &Serving, peer: Option<&str>, asked: Asked<'_>) -> Result<(
         Err(denied) if finishes && denied.is_by_omission() => Ok(()),
         decided => decided.map_err(not_allowed),
     }
+}
+
+/// Who may make no request at all is not in the list of those who may: that names no policy.
+#[derive(Debug, thiserror::Error)]
+#[error("none of the callers that are let in: it declares no such call, or policies leave it none")]
+struct NotLetIn;
+
+/// Whether this caller may call at all.
+///
+/// # Errors
+/// It may not; the cause is for the log.
+pub(crate) fn let_in(access: &AccessPolicy, peer: Peer<'_>) -> Result<(), ProxyError> {
+    access.decide(peer).map_err(|reason| {
+        let error = ProxyError::new(Side::Local, reason);
+        if reason == Reason::CallerNotAllowed { error.with_source(NotLetIn) } else { error }
+    })
 }
 
 /// What is told where a rule denies: who it was is in the log, and by which policy as the cause.

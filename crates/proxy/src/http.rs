@@ -163,6 +163,9 @@ async fn refuse(open: &Open, client: &mut Client<'_>, reason: Reason) -> After {
     let _ = client.downstream.alarm.within(client.downstream.stream.write_all(&out)).await;
     open.worker.buffers.give_scratch(out);
     open.serving.stats.borrow_mut().reason(reason);
+    let (listener, from) = (&*open.serving.name, client.downstream.stream.tcp().peer_addr().ok());
+    let context = log::Context { listener, status: Some(reply.status()), from, ..log::Context::default() };
+    open.worker.log.event(&ProxyError::new(Side::Downstream, reason), context);
     After::Linger
 }
 
@@ -454,7 +457,7 @@ impl Request<'_, '_> {
         crate::stamp::faults::before_request().await?;
 
         // May this caller call at all?
-        service.access.decide(self.client.downstream.peer()).map_err(local)?;
+        connection::let_in(&service.access, self.client.downstream.peer())?;
         if let Some(rules) = &service.rules {
             self.permitted(rules, heads)?;
         }
@@ -642,7 +645,10 @@ impl Request<'_, '_> {
             Ok(()) => After::Close,
             Err(error) => {
                 stats.reason(error.reason);
+                drop(stats);
                 connection.stream.reset_on_close();
+                let connection::Asked::Request(head) = asked else { return After::Abort };
+                self.tell(&error.into(), true, || log::asked(head));
                 After::Abort
             }
         }

@@ -19,7 +19,7 @@ use tokio::io::AsyncWrite;
 
 use crate::buffers::{Buffers, Filled, Inbox, SIZES};
 use crate::config::TcpService;
-use crate::connection::{Allowed, Asked, Downstream, audited, not_allowed};
+use crate::connection::{Allowed, Asked, Downstream, audited, let_in, not_allowed};
 use crate::liveness::Lookout;
 use crate::log::Context;
 use crate::pipes::Pipe;
@@ -71,7 +71,7 @@ async fn forward(
     to: &mut Destination,
 ) -> Result<(), ProxyError> {
     let Open { worker, serving, .. } = open;
-    service.access.decide(downstream.peer()).map_err(|reason| ProxyError::new(Side::Local, reason))?;
+    let_in(&service.access, downstream.peer())?;
     permitted(open, downstream, service)?;
     let slot = service.split.pick(None, worker.random());
     let slot = slot.ok_or_else(|| ProxyError::new(Side::Local, Reason::NoBackends))?;

@@ -21,6 +21,7 @@ use super::reply::Failure;
 use super::upstream::{Up, UpState, is_full};
 use super::wire::Wire;
 use crate::buffers::Buffers;
+use crate::connection::let_in;
 use crate::http::UPGRADE;
 use crate::http::attempts::may_repeat;
 use crate::http::gates::Active;
@@ -57,7 +58,7 @@ impl Down {
         }
 
         // May this caller call at all?
-        service.access.decide(self.caller()).map_err(local)?;
+        let_in(&service.access, self.caller())?;
 
         let Some(head) = &exchange.request else { return Ok(()) };
         if service.rules.is_some() {

@@ -47,7 +47,14 @@ pub fn snapshot_with(
 ) {
     let mut set: ResourceSet = compiled(&pair(protocol, "off", 1, ""), "shop/web");
     set.insert(assignment(ENDPOINTS, &[origin]));
-    edit(&mut set, type_url::LISTENER, OUTBOUND, |listener: &mut Listener| {
+    moved(&mut set, OUTBOUND, at);
+    change(&mut set);
+    write(path, &set, &[type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER, type_url::ENDPOINT]);
+}
+
+/// Has this listener be at another address.
+pub fn moved(set: &mut ResourceSet, listener: &str, at: std::net::SocketAddr) {
+    edit(set, type_url::LISTENER, listener, |listener: &mut Listener| {
         let address = address::Address::SocketAddress(SocketAddress {
             address: at.ip().to_string(),
             port_specifier: Some(socket_address::PortSpecifier::PortValue(at.port().into())),
@@ -55,12 +62,10 @@ pub fn snapshot_with(
         });
         listener.address.get_or_insert_default().address = Some(address);
     });
-    change(&mut set);
-    write(path, &set, &[type_url::LISTENER, type_url::ROUTE, type_url::CLUSTER, type_url::ENDPOINT]);
 }
 
 /// What a set has of these kinds, as a file.
-fn write(path: &Path, set: &ResourceSet, kinds: &[&str]) {
+pub fn write(path: &Path, set: &ResourceSet, kinds: &[&str]) {
     let mut bytes = Vec::new();
     for &kind in kinds {
         let response = DeltaDiscoveryResponse {

@@ -385,7 +385,7 @@ async fn an_endpoint_that_refuses_is_not_noticed_by_callers_and_is_ejected() {
 }
 
 /// What nobody can mistake for an end.
-fn reset(peer: Peer) {
+pub fn reset(peer: Peer) {
     socket2::SockRef::from(&peer.tcp).set_linger(Some(Duration::ZERO)).unwrap();
 }
 

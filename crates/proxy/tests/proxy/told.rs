@@ -1,5 +1,6 @@
 //! What the program writes into its log of requests that it answered by itself.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use outrider_xds::ResourceSet;
@@ -7,10 +8,12 @@ use outrider_xds_types::pb::envoy::config::route::v3::DirectResponseAction;
 use outrider_xds_types::pb::envoy::config::route::v3::route::Action;
 use outrider_xds_types::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
 use outrider_xds_types::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault};
+use outrider_xds_types::type_url;
 
-use super::binary::{PROGRAM, Running, connect, free_address, snapshot_with};
+use super::binary::{PROGRAM, Running, connect, free_address, moved, snapshot_with, write};
 use super::gates::{filtered, limit, percent};
-use super::resilience::hosts;
+use super::mesh::{of_api, with_secrets};
+use super::resilience::{hosts, reset};
 use super::support::*;
 
 /// Every request fails, if nothing else answers it: there is no endpoint.
@@ -55,6 +58,36 @@ async fn a_request_that_the_proxy_answers_is_in_the_log_with_what_it_asked_for()
     }
 }
 
+/// The program with a snapshot, and what it writes.
+struct Told {
+    _running: Running,
+    lines: tokio::io::Lines<tokio::io::BufReader<tokio::process::ChildStderr>>,
+}
+
+impl Told {
+    fn start(file: &Path) -> Self {
+        let mut command = Command::new(PROGRAM);
+        command.args(["--workers", "1", "--standalone", "--snapshot"]).arg(file).stderr(Stdio::piped());
+        let mut running = Running(command.spawn().unwrap());
+        let stderr = tokio::process::ChildStderr::from_std(running.0.stderr.take().unwrap()).unwrap();
+        let lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(stderr));
+        Self { _running: running, lines }
+    }
+
+    /// The next line with this reason.
+    async fn line(&mut self, reason: &str) -> String {
+        let told = soon(reason, async {
+            loop {
+                let line = self.lines.next_line().await.unwrap().unwrap();
+                if line.contains(&format!("\"reason\":\"{reason}\"")) {
+                    return line;
+                }
+            }
+        });
+        told.await
+    }
+}
+
 /// Asks until it was answered with these statuses, and gives the line with this reason.
 async fn last_line(
     protocol: &str,
@@ -65,11 +98,7 @@ async fn last_line(
     let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
     let file = directory.path().join("snapshot");
     snapshot_with(protocol, &file, at, free_address(), change);
-    let mut command = Command::new(PROGRAM);
-    command.args(["--workers", "1", "--standalone", "--snapshot"]).arg(&file).stderr(Stdio::piped());
-    let mut running = Running(command.spawn().unwrap());
-    let stderr = tokio::process::ChildStderr::from_std(running.0.stderr.take().unwrap()).unwrap();
-    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(stderr));
+    let mut told = Told::start(&file);
     for expected in statuses {
         let mut app = connect(at).await;
         let status = if protocol == "http" {
@@ -82,13 +111,57 @@ async fn last_line(
         };
         assert_eq!(status, *expected, "{protocol} {reason}");
     }
-    let told = soon("the line", async {
-        loop {
-            let line = lines.next_line().await.unwrap().unwrap();
-            if line.contains(&format!("\"reason\":\"{reason}\"")) {
-                return line;
-            }
-        }
-    });
-    told.await
+    told.line(reason).await
+}
+
+/// A WebSocket that is cut is told of as a stream of bytes is.
+#[tokio::test]
+async fn a_websocket_that_is_cut_is_in_the_log_with_what_was_asked_for() {
+    let (directory, at, origin) = (tempfile::tempdir().unwrap(), free_address(), Origin::bind().await);
+    let file = directory.path().join("snapshot");
+    snapshot_with("http", &file, at, origin.address(), unchanged);
+    let mut told = Told::start(&file);
+    let mut app = connect(at).await;
+    app.send(UPGRADE.replace("/ws", "/ws?token=hidden")).await;
+    let mut behind = origin.accept().await;
+    behind.head().await;
+    behind.send(SWITCHED).await;
+    app.head().await;
+    reset(behind);
+    assert!(app.rest().await.is_err());
+    let line = told.line("upstream_reset").await;
+    assert!(line.contains("\"request\":\"GET /ws\"") && !line.contains("hidden"), "{line}");
+}
+
+/// Of who did not say who it is the address is told, and of who may make no call at all that no policy decided it.
+#[tokio::test]
+async fn who_is_not_let_in_is_in_the_log_as_far_as_it_is_known() {
+    let (directory, at, origin) = (tempfile::tempdir().unwrap(), free_address(), Origin::bind().await);
+    let (file, authority) = (directory.path().join("snapshot"), Authority::new());
+    let mut set = of_api(&pair("http", "required", origin.port(), ""), &authority);
+    moved(&mut set, INBOUND, at);
+    // Its outbound listeners have addresses that nobody has given to this machine.
+    let of_others: Vec<_> = set.of_type(type_url::LISTENER).map(|of| of.name.to_string()).collect();
+    for name in of_others.iter().filter(|name| *name != INBOUND) {
+        set.remove(type_url::LISTENER, name);
+    }
+    write(&file, &set, &[type_url::LISTENER, type_url::CLUSTER, type_url::ENDPOINT, type_url::SECRET]);
+    let mut told = Told::start(&file);
+    let mut plain = connect(at).await;
+    let from = plain.tcp.local_addr().unwrap();
+    plain.send("GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
+    assert!(plain.response().await.0.starts_with("HTTP/1.1 403 "));
+    let line = told.line("mtls_required").await;
+    assert!(line.contains(&format!("\"from\":\"{from}\"")), "{line}");
+
+    let mut set = with_secrets(&pair("http", "required", 1, ""), "shop/web", &authority, "shop/stranger");
+    set.insert(assignment(ENDPOINTS, &[at]));
+    let stranger = Proxy::start(set).await;
+    let mut app = stranger.connect(OUTBOUND).await;
+    app.send("GET /orders HTTP/1.1\r\nHost: api\r\n\r\n").await;
+    assert!(app.response().await.0.starts_with("HTTP/1.1 403 "));
+    let line = told.line("caller_not_allowed").await;
+    assert!(line.contains("/svc/stranger\"") && line.contains("GET /orders"), "{line}");
+    assert!(line.contains("none of the callers that are let in"), "{line}");
+    assert!(origin.is_untouched().await);
 }

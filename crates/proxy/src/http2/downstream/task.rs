@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use super::{Down, DownState, find};
 use crate::buffers::{Filled, Inbox, SIZES};
 use crate::config::{Http2, HttpService};
-use crate::connection::{Downstream, http2_service};
+use crate::connection::{Downstream, http2_service, let_in};
 use crate::http::linger;
 use crate::http2::exchange::{Exchange, NEVER, millis};
 use crate::http2::mirror::lines_of;
@@ -312,9 +312,10 @@ impl Driver<'_> {
             let service = self.down.service();
             self.limits = Limits::of(service.as_deref().map(|service| &**service));
             if let Some(service) = service {
-                match service.access.decide(self.down.caller()) {
-                    Err(reason) if !self.down.finishes() => self.fail_all(|open| {
-                        (!open.is_answered).then(|| ProxyError::new(Side::Local, reason).into())
+                match let_in(&service.access, self.down.caller()) {
+                    Err(_) if !self.down.finishes() => self.fail_all(|open| {
+                        let refused = || let_in(&service.access, self.down.caller()).err().map(Into::into);
+                        (!open.is_answered).then(refused).flatten()
                     }),
                     _ if service.rules.is_some() => {
                         self.fail_all(|open| self.down.still_permitted(&service, open).err());
