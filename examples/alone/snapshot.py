@@ -47,8 +47,11 @@ def delimited(message):
 def main():
     with open(sys.argv[1]) as file:
         resources = [json_format.ParseDict(one, any_pb2.Any()) for one in json.load(file)]
-    for kind in KINDS:
-        url = "type.googleapis.com/" + kind.DESCRIPTOR.full_name
+    kinds = {"type.googleapis.com/" + kind.DESCRIPTOR.full_name: kind for kind in KINDS}
+    unknown = sorted({resource.type_url for resource in resources} - kinds.keys())
+    if unknown:
+        sys.exit(f"no resources that a proxy has: {', '.join(unknown)}")
+    for url, kind in kinds.items():
         answer = discovery_pb2.DeltaDiscoveryResponse(type_url=url, nonce="1")
         for resource in resources:
             if resource.type_url == url:
@@ -56,10 +59,6 @@ def main():
                 name = message.cluster_name if kind is endpoint_pb2.ClusterLoadAssignment else message.name
                 answer.resources.add(name=name, version="1", resource=resource)
         sys.stdout.buffer.write(delimited(answer))
-    known = {"type.googleapis.com/" + kind.DESCRIPTOR.full_name for kind in KINDS}
-    unknown = sorted({resource.type_url for resource in resources} - known)
-    if unknown:
-        sys.exit(f"no resources of the proxy: {', '.join(unknown)}")
 
 
 main()

@@ -191,6 +191,28 @@ fn enter(command: &mut Command, rules: Option<landlock::Rules>, step: &Step) {
     }
 }
 
+/// Begins this program anew, with the same arguments, where no parent has done the first half and there are threads that only
+/// a parent can confine. Returns where that is not so, and what is in the way where it cannot be done: the calling thread is
+/// confined then.
+///
+/// To be called before anything is open that is to stay open.
+///
+/// # Errors
+/// [`ConfineError`]: what is in the way.
+pub fn begin_anew(view: &View) -> Result<(), ConfineError> {
+    use std::os::unix::process::CommandExt;
+    if std::env::var_os(VARIABLE).is_some() || privileges::threads() <= 1 {
+        return Ok(());
+    }
+    let failed = |what: &str, source| ConfineError::View { what: what.to_owned(), source };
+    let program = std::env::current_exe().map_err(|error| failed("this program", error))?;
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new(&program);
+    command.arg0(arguments.next().unwrap_or_default()).args(arguments);
+    before_exec(&mut command, view)?;
+    Err(failed(&program.display().to_string(), command.exec()))
+}
+
 /// What the process itself needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {

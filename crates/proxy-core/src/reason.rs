@@ -113,7 +113,7 @@ reasons! {
     UpstreamTlsFailed "upstream_tls_failed" 503 Upstream "The TLS handshake with the endpoint failed.";
     UpstreamIdentityMismatch "upstream_identity_mismatch" 503 Upstream "The endpoint presented another identity than the called service has.";
     UpstreamClosedBeforeResponse "upstream_closed_before_response" 503 Upstream "The endpoint closed the connection before it answered.";
-    UpstreamClosedReusedConnection "upstream_closed_reused_connection" 503 Upstream "The endpoint closed an idle connection just as it was used again.";
+    UpstreamClosedReusedConnection "upstream_closed_reused_connection" 503 Upstream "The endpoint closed a connection that had been used before, and answered nothing to this request.";
     UpstreamReset "upstream_reset" 503 Upstream "The endpoint reset the connection.";
     UpstreamProtocolError "upstream_protocol_error" 502 Upstream "The response is not valid HTTP.";
     UpstreamNoWebsocket "upstream_no_websocket" 502 Upstream "The endpoint does not take WebSockets in a way that they can be carried on.";

@@ -16,6 +16,7 @@ fn page() -> String {
     for reason in Reason::ALL {
         let status = match reason {
             Reason::DirectResponse => "the route's".to_owned(),
+            Reason::FaultInjected => "the fault's".to_owned(),
             _ => reason.status().map_or("connection ends".to_owned(), |status| status.to_string()),
         };
         let fault = reason.fault().as_str().replace('_', " ");

@@ -406,9 +406,11 @@ impl Conductor {
                 self.to_server = Some(requests);
             }
             Event::Disconnected(cause) => {
-                tracing::warn!(cause, "the xDS stream ended; what is in use stays");
+                match self.to_server.take() {
+                    Some(_) => tracing::warn!(cause, "the xDS stream ended; what is in use stays"),
+                    None => tracing::warn!(cause, "the xDS server cannot be reached; it is tried again"),
+                }
                 self.client.disconnected();
-                self.to_server = None;
             }
             Event::Response(response) => match self.client.on_response(*response) {
                 Ok(update) => {
@@ -537,10 +539,13 @@ impl Conductor {
         let request = if open.refused.is_empty() {
             self.client.ack(open.token)
         } else {
+            let request = self.client.refuse(open.token, &open.refused);
+            // Nobody is there to be told any more if there is none.
+            let kind = request.as_ref().and_then(|request| request.type_url.rsplit('.').next());
             for (name, why) in &open.refused {
-                tracing::warn!(name, why, "refused");
+                tracing::warn!(kind, name, why, "refused");
             }
-            self.client.refuse(open.token, &open.refused)
+            request
         };
         if let Some(request) = request {
             self.send(request);

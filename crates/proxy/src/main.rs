@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// The native proxy of Outrider's data plane. Started by the agent; people start it for tests.
+/// The native proxy of Outrider's data plane. The agent starts it; with --standalone it is a proxy by itself.
 #[derive(Parser)]
 #[command(name = "outrider-proxy", version = stamp::version())]
 struct Arguments {
@@ -66,7 +66,8 @@ struct Arguments {
     /// Bind the addresses of listeners ourselves. Not together with --control-fd.
     #[arg(long, conflicts_with = "control_fd")]
     standalone: bool,
-    /// A file of resources to begin with: length-delimited DeltaDiscoveryResponse messages.
+    /// A file of resources to begin with: length-delimited DeltaDiscoveryResponse messages, as `examples/alone/snapshot.py`
+    /// makes them of JSON.
     #[arg(long)]
     snapshot: Option<PathBuf>,
     /// Give up everything that is not needed: privileges, files, system calls. What of it this kernel cannot do is
@@ -193,6 +194,11 @@ fn confine(arguments: &Arguments) -> Result<Confinement, SecureError> {
         view.read.extend(files.folders()?);
     }
     view.bind = arguments.standalone;
+    // An agent confines what it starts, and what it gave is open already.
+    if arguments.control_fd.is_none() {
+        // What is not done then is logged as missing.
+        let _ = outrider_os::confine::begin_anew(&view);
+    }
     let descriptors = arguments.control_fd.into_iter().collect();
     Ok(outrider_os::confine::this_process(&Needs { view, descriptors }))
 }

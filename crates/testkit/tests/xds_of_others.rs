@@ -236,6 +236,31 @@ fn another_server_of_xds_is_heard_over_a_unix_socket() -> Result<()> {
     lives_with(folder.path(), &at, &at, &[])
 }
 
+/// The example of `docs/alone.md`, at other ports.
+#[test]
+fn a_snapshot_of_resources_in_json_is_served() -> Result<()> {
+    let Some(mut command) = peers::xds_protos()? else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/alone");
+    let ((_app, app), at) = (named("app")?, ports::reserve()?);
+    let text = std::fs::read_to_string(example.join("resources.json"))?;
+    ensure!(text.contains("18080") && text.contains("19000"), "the example has other ports");
+    let text = text.replace("18080", &at.to_string()).replace("19000", &app.to_string());
+    let (resources, snapshot) = (folder.path().join("resources.json"), folder.path().join("snapshot"));
+    std::fs::write(&resources, text)?;
+    command.arg(example.join("snapshot.py")).arg(resources);
+    command.stdout(std::fs::File::create(&snapshot)?);
+    ensure!(command.status()?.success(), "the example cannot be run");
+    let mut command = Command::new(mesh::binary("outrider-proxy")?);
+    command.args(["--standalone", "--confine", "--snapshot"]).arg(&snapshot);
+    let proxy = Proc::start("proxy", command, &folder.path().join("proxy.log"))?;
+    answered(at, "/", "app")?;
+    answered(at, "/healthz", "fine\n")?;
+    ensure!(proxy.output().contains("\"missing\":\"[]\""), "{}", proxy.output());
+    proxy.kill()?;
+    Ok(())
+}
+
 #[test]
 fn servers_that_cannot_be_reached_are_refused_by_name() -> Result<()> {
     let folder = tempfile::tempdir()?;

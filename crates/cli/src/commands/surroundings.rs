@@ -4,8 +4,8 @@
 //! Holds: computed from all documents by the code the control plane uses. Does not: ask anybody.
 
 use outrider_intent::model::{
-    BackendRef, Failover, HttpMatch, HttpRoute, HttpRule, Intent, Links, PathChange, PathMatch, Port,
-    ServiceRef, TcpRoute, ValueMatch,
+    BackendRef, Failover, HeaderEdits, HttpMatch, HttpRoute, HttpRule, Intent, Links, PathChange, PathMatch,
+    Port, ServiceRef, TcpRoute, ValueMatch,
 };
 use serde::Serialize;
 
@@ -285,7 +285,8 @@ fn backend_view(backend: &BackendRef) -> BackendView {
 fn changes(rule: &HttpRule) -> Vec<String> {
     let path = |change: &PathChange| match change {
         PathChange::Full(path) => format!("path {path}"),
-        PathChange::Prefix(prefix) => format!("prefix {prefix}/"),
+        PathChange::Prefix(prefix) if prefix.is_empty() => "prefix /".to_owned(),
+        PathChange::Prefix(prefix) => format!("prefix {prefix}"),
     };
     let mut all = Vec::new();
     if let Some(redirect) = &rule.redirect {
@@ -305,7 +306,25 @@ fn changes(rule: &HttpRule) -> Vec<String> {
         let percent = f64::from(mirror.per_million) / 10_000.0;
         all.push(format!("{percent} % copied to {}:{}", mirror.service, mirror.port));
     }
+    all.extend(edits("request", &rule.request_headers));
+    all.extend(edits("response", &rule.response_headers));
+    for (name, limit) in [("request", rule.request_timeout), ("backendRequest", rule.try_timeout)] {
+        all.extend(limit.map(|limit| match limit {
+            Some(limit) => format!("timeouts.{name} {limit:?}"),
+            None => format!("timeouts.{name} none"),
+        }));
+    }
     all
+}
+
+/// `request headers: x-a: 1 set, x-b removed`.
+fn edits(of: &str, edits: &HeaderEdits) -> Option<String> {
+    let said = |word: &'static str| move |(name, value): &(String, String)| format!("{name}: {value} {word}");
+    let set = edits.set.iter().map(said("set"));
+    let added = edits.add.iter().map(said("added"));
+    let removed = edits.remove.iter().map(|name| format!("{name} removed"));
+    let words: Vec<String> = set.chain(added).chain(removed).collect();
+    (!words.is_empty()).then(|| format!("{of} headers: {}", words.join(", ")))
 }
 
 fn rule_view(rule: &HttpRule) -> RuleView {
@@ -412,6 +431,16 @@ spec:
         - {path: {value: /b}}
         - {path: {value: /c}}
       backendRefs: [{name: api-v2, port: 80}]
+    - matches: [{path: {value: /new}}]
+      filters:
+        - type: URLRewrite
+          urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /old}}
+        - type: RequestHeaderModifier
+          requestHeaderModifier: {set: [{name: x-a, value: '1'}], add: [{name: x-b, value: '2'}], remove: [x-c]}
+        - type: ResponseHeaderModifier
+          responseHeaderModifier: {remove: [server]}
+      timeouts: {request: 2s, backendRequest: 500ms}
+      backendRefs: [{name: api, port: 80}]
     - matches: [{path: {value: /gone}}]
     - matches: [{path: {value: /off}}]
       backendRefs: [{name: api, port: 80, weight: 0}]
@@ -448,6 +477,7 @@ spec:
           shop/split  of shop/api port 80
             every request → shop/api:80 weight 95, shop/api-v2:80 weight 5
             GET /health or /a and below with x-user: 7 or any path with x-user: 8 or 2 more → shop/api-v2:80
+            /new and below → shop/api:80 (rewritten to prefix /old; request headers: x-a: 1 set, x-b: 2 added, x-c removed; response headers: server removed; timeouts.request 2s; timeouts.backendRequest 500ms)
             /gone and below → nowhere: answered with 500
             /off and below → shop/api:80 weight 0
         Routes that send here
@@ -479,6 +509,7 @@ spec:
         Rules
           every request → shop/api:80 weight 95, shop/api-v2:80 weight 5
           GET /health or /a and below with x-user: 7 or any path with x-user: 8 or 2 more → shop/api-v2:80
+          /new and below → shop/api:80 (rewritten to prefix /old; request headers: x-a: 1 set, x-b: 2 added, x-c removed; response headers: server removed; timeouts.request 2s; timeouts.backendRequest 500ms)
           /gone and below → nowhere: answered with 500
           /off and below → shop/api:80 weight 0
         ");

@@ -727,8 +727,11 @@ pub(super) fn outcome(
     }
 }
 
-/// What exactly happened, for the reply; empty if the reason says it all.
+/// What exactly happened, for the reply; empty if the reason says it all, or the rest is for the log only.
 pub(super) fn explain(error: &ProxyError, route: &Route) -> String {
+    if error.reason == Reason::CallerNotAllowed {
+        return String::new();
+    }
     match (route.timeouts.about(error.reason), &error.source) {
         (Some((name, limit)), _) => format!("{} ({name}: {limit:?})", error.reason.sentence()),
         (None, Some(cause)) => format!("{} ({cause})", error.reason.sentence()),

@@ -19,13 +19,13 @@ use outrider_proxy_core::retry::hops::ATTEMPTS;
 
 use super::bridge::MAX_INTERIM;
 use super::exchange::{Exchange, is_unfit};
-use super::fields;
+use super::fields::{self, View};
 use super::reply::Failure;
 use super::request::unsendable;
 use super::upstream::describe;
 use super::wire::Wire;
 use crate::connection::{as_peer, http2_service};
-use crate::log::Context;
+use crate::log::{self, Context};
 use crate::worker::{Http, Serving, Worker};
 
 mod task;
@@ -508,10 +508,12 @@ impl Down {
             status: None,
             caller: self.peer.as_deref(),
             cluster: cluster.as_ref().map(|cluster| &*cluster.name),
-            endpoint: exchange.and_then(|exchange| exchange.address),
+            endpoint: exchange.as_ref().and_then(|exchange| exchange.address),
             ..Context::default()
         };
-        self.worker.log.event(error, context);
+        let asked = exchange.as_ref().and_then(|exchange| exchange.request.as_ref());
+        let request = || log::request(&View::new(asked?, &self.worker.buffers));
+        self.worker.log.failed(error, context, request);
         self.serving.stats.borrow_mut().reason(error.reason);
     }
 

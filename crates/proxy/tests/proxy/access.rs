@@ -252,9 +252,11 @@ async fn a_request_that_waits_is_answered_when_it_is_denied() {
     let deny = policy("none", "action: deny, rules: [{to: [{methods: [GET]}]}]");
     let documents = documents("http", "required", origin.port(), &deny);
     server.configure(of_api(&documents, &authority)).await;
-    let (head, _) = app.response().await;
+    let (head, body) = app.response().await;
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
     assert_eq!(header(&head, "x-outrider-reason"), Some("caller_not_allowed"));
+    // Which policy it was is no business of the caller's.
+    assert!(body.starts_with("caller_not_allowed: ") && !body.contains("none"), "{body}");
 }
 
 /// N58: what was let in by the request as it came is asked about again by that, whatever it went on as, and however many

@@ -116,7 +116,16 @@ async fn serves_and_drains(options: &[&str]) {
     app.send(GET).await;
     assert_eq!(app.response().await.1, "a");
     let status = std::fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap();
-    assert_eq!(status.contains("Seccomp:\t2"), options.contains(&"--confine"), "{status}");
+    let confined = options.contains(&"--confine");
+    assert_eq!(status.contains("Seccomp:\t2"), confined, "{status}");
+    // Threads that were there before the program's own as well.
+    for thread in std::fs::read_dir(format!("/proc/{}/task", running.0.id())).unwrap().filter(|_| confined) {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        assert!(
+            status.contains("CapEff:\t0000000000000000") && status.contains("NoNewPrivs:\t1"),
+            "{status}"
+        );
+    }
     let pid = rustix::process::Pid::from_child(&running.0);
     drop(app);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
