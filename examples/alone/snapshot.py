@@ -15,15 +15,22 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2, tls_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2, json_format
 
 # What a resource may be made of: each import above makes messages known to the JSON reader.
-_ = (router_pb2, http_connection_manager_pb2, tcp_proxy_pb2, tls_pb2)
+_ = (fault_pb2, local_rate_limit_pb2, rbac_pb2, router_pb2, tls_inspector_pb2, http_connection_manager_pb2)
+_ = (network_rbac_pb2, tcp_proxy_pb2, tls_pb2, http_protocol_options_pb2)
 
 KINDS = [
     cluster_pb2.Cluster,

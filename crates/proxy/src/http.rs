@@ -576,10 +576,8 @@ impl Request<'_, '_> {
                         let Watched { allowed, asked } = heads.watched(out);
                         return Ok(Box::pin(self.tunnel(connection, asked, *allowed, socket)).await);
                     }
-                    Ok(Outcome::Again { reuse }) => {
-                        if reuse && !self.open.worker.is_saving() {
-                            upstream.keep(connection, self.open.worker.timers.lately(), told);
-                        }
+                    Ok(Outcome::Again { left }) => {
+                        attempts::let_go(&self.open.worker, connection, left, told);
                         drop(picked);
                         Box::pin(self.again(upstream, asking, heads, out)).await?;
                         continue 'again;

@@ -3,20 +3,29 @@
 //! Holds: whether there is another one is decided in one place, by [`RetryPolicy::decide`] and the cluster's budget;
 //! nobody waits for a caller that left or may not ask any more, or beyond the end of a drain. Does not: send anything.
 
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use outrider_proxy_core::balance::EndpointIndex;
+use outrider_proxy_core::http1::BodyScanner;
 use outrider_proxy_core::reason::{ProxyError, Reason, Side};
 use outrider_proxy_core::retry::{Ended, Facts, RetryPolicy, Verdict, hops};
 use outrider_proxy_core::route::{RequestView, Route};
 use outrider_proxy_core::stats::Stopwatch;
 
+use super::exchange::Left;
 use super::{Asking, Failure, Request, exchange};
+use crate::buffers::Filled;
 use crate::connection::Watched;
 use crate::shared::{Busy, Places as _, Retrying};
-use crate::upstream::Upstream;
-use crate::worker::Heads;
+use crate::upstream::{Connection, Upstream};
+use crate::worker::{Heads, Worker};
+
+/// How long and how many bytes of a response that nobody gets are read, so that its connection can be used again:
+/// what says that something failed is short, and comes right behind its head.
+const REST: (Duration, usize) = (Duration::from_secs(1), 64 << 10);
 
 /// Endpoints that were tried for a request and are remembered.
 const TRIED: usize = 3;
@@ -178,5 +187,48 @@ impl Request<'_, '_> {
             let reason = Reason::OverloadConnections;
             failure(reason, format!("{} ({limits})", reason.sentence()))
         })
+    }
+}
+
+/// Keeps the connection of a response that was left out, once the rest of that is read. Nobody waits for it.
+pub(super) fn let_go(worker: &Rc<Worker>, connection: Connection, left: Left, told: Option<u32>) {
+    let upstream = Rc::clone(connection.upstream());
+    match left {
+        Left::Nothing if !worker.is_saving() => upstream.keep(connection, worker.timers.lately(), told),
+        Left::Body(body) if !worker.is_saving() => {
+            tokio::task::spawn_local(read_out(Rc::clone(worker), upstream, connection, body, told));
+        }
+        Left::Nothing | Left::Body(_) | Left::Unusable => {}
+    }
+}
+
+async fn read_out(
+    worker: Rc<Worker>,
+    upstream: Rc<Upstream>,
+    mut connection: Connection,
+    mut body: Box<BodyScanner>,
+    told: Option<u32>,
+) {
+    let (alarm, mut room) = (worker.timers.alarm(), REST.1);
+    alarm.set(Some(REST.0));
+    let Connection { stream, inbox, .. } = &mut connection;
+    let whole = poll_fn(|cx| {
+        loop {
+            let Ok(Filled::Bytes(read)) = ready!(inbox.poll_fill(cx, stream, &worker.buffers, 0)) else {
+                return Poll::Ready(false);
+            };
+            let Ok(scan) = body.scan(inbox.bytes()) else { return Poll::Ready(false) };
+            inbox.consume(scan.consumed);
+            if body.is_done() {
+                return Poll::Ready(inbox.is_empty());
+            }
+            let Some(left) = room.checked_sub(read) else { return Poll::Ready(false) };
+            room = left;
+        }
+    });
+    let whole = alarm.within(whole).await == Some(true);
+    connection.inbox.clear(&worker.buffers);
+    if whole && !worker.is_saving() {
+        upstream.keep(connection, worker.timers.lately(), told);
     }
 }

@@ -52,9 +52,19 @@ pub(super) enum Outcome {
     Tunnel,
     /// There was a response, which the caller does not get: the request is sent again.
     Again {
-        /// Whether the endpoint's connection can serve another request.
-        reuse: bool,
+        /// What becomes of the endpoint's connection.
+        left: Left,
     },
+}
+
+/// What is left of a response that nobody gets.
+pub(super) enum Left {
+    /// Nothing: the connection can serve another request.
+    Nothing,
+    /// Part of its body is to come, and then the connection can.
+    Body(Box<BodyScanner>),
+    /// It cannot.
+    Unusable,
 }
 
 /// A final response under way.
@@ -100,8 +110,8 @@ pub(super) struct Exchange<'a, 'c> {
     interim: u32,
     switched: bool,
     response: Option<Response>,
-    /// The response is left out: its status, and whether the connection can be used again.
-    left_out: Option<(u16, bool)>,
+    /// The response is left out: its status, and what is left of it.
+    left_out: Option<(u16, Left)>,
     told: Option<u32>,
 
     bytes_in: u64,
@@ -186,7 +196,7 @@ impl<'a, 'c> Exchange<'a, 'c> {
     /// Of the response, as far as there is one.
     pub(super) fn status(&self) -> Option<u16> {
         let answered = self.response.as_ref().map(|response| response.status);
-        answered.or(self.left_out.map(|(status, _)| status)).or(self.switched.then_some(101))
+        answered.or(self.left_out.as_ref().map(|(status, _)| *status)).or(self.switched.then_some(101))
     }
 
     /// Whether a reply of our own would no longer be understood: a byte of a final response, or a part of an
@@ -366,8 +376,8 @@ impl<'a, 'c> Exchange<'a, 'c> {
                         .map_err(client_gone)?;
                     return Poll::Ready(Ok(Outcome::Tunnel));
                 }
-                if let Some((_, reuse)) = self.left_out {
-                    return Poll::Ready(Ok(Outcome::Again { reuse }));
+                if let Some((_, left)) = self.left_out.take() {
+                    return Poll::Ready(Ok(Outcome::Again { left }));
                 }
                 ready!(self.poll_head(cx, heads))?;
                 continue;
@@ -566,7 +576,7 @@ impl<'a, 'c> Exchange<'a, 'c> {
         self.asking.tries.decide(&self.route.retry, upstream, ended, facts, random)
     }
 
-    /// Passes over a response. Its body is not waited for: if it is not here, the connection is not used again.
+    /// Passes over a response. Its body is not waited for.
     fn leave_out(&mut self, head: &ResponseHead, framing: BodyFraming) {
         let inbox = &mut self.connection.inbox;
         self.told = head.keep_alive_timeout();
@@ -577,9 +587,13 @@ impl<'a, 'c> Exchange<'a, 'c> {
         {
             inbox.consume(scan.consumed);
         }
-        let whole = self.request_done && !self.refused && body.is_done() && inbox.is_empty();
-        let reuse = whole && head.is_persistent() && framing != BodyFraming::UntilClose;
-        self.left_out = Some((head.status(), reuse));
+        let goes_on = self.request_done && !self.refused && inbox.is_empty();
+        let left = match goes_on && head.is_persistent() && framing != BodyFraming::UntilClose {
+            true if body.is_done() => Left::Nothing,
+            true => Left::Body(Box::new(body)),
+            false => Left::Unusable,
+        };
+        self.left_out = Some((head.status(), left));
     }
 
     /// Checks what was read of the body and puts it on its way: copied if it is small and follows a head or

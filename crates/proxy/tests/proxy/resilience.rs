@@ -698,3 +698,45 @@ async fn nobody_waits_for_a_caller_that_left() {
     reset(second);
     proxy.counted("noticed", |stats| stats.listeners[OUTBOUND].active_requests == 1).await;
 }
+
+/// The body of an answer that nobody gets comes behind its head. It is read, so that its connection serves further requests;
+/// one that does not come, or not in a moment, costs the connection.
+#[tokio::test]
+async fn the_rest_of_an_answer_that_is_left_out_is_read_and_its_connection_used_again() {
+    const HEAD: &str = "HTTP/1.1 503 X\r\nContent-Length: 3\r\n\r\n";
+    let origin = Origin::bind().await;
+    let mut set = set("http", &[origin.address()]);
+    retrying(&mut set, &on("5xx", 1));
+    let proxy = Proxy::start(set).await;
+    let (mut one, mut other) = (proxy.connect(OUTBOUND).await, proxy.connect(OUTBOUND).await);
+    one.send(GET).await;
+    let mut first = origin.accept().await;
+    first.expect(GET).await;
+    first.send(HEAD).await;
+    let mut second = origin.accept().await;
+    first.send("bad").await;
+    second.head().await;
+    second.send(OK).await;
+    one.expect(OK).await;
+    // Both at a time, and no further connection.
+    one.send(GET).await;
+    other.send(GET).await;
+    for served in [&mut first, &mut second] {
+        served.head().await;
+        served.send(OK).await;
+    }
+    one.expect(OK).await;
+    other.expect(OK).await;
+    assert!(origin.is_untouched().await);
+
+    one.send(GET).await;
+    let (asked, idle) = tokio::select! {
+        _ = first.head() => (&mut first, &mut second),
+        _ = second.head() => (&mut second, &mut first),
+    };
+    asked.send(HEAD).await;
+    idle.head().await;
+    idle.send(OK).await;
+    one.expect(OK).await;
+    assert!(matches!(asked.rest().await.as_deref(), Ok(b"") | Err(_)), "it is waited for");
+}
