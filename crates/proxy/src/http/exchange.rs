@@ -376,7 +376,8 @@ impl<'a, 'c> Exchange<'a, 'c> {
                         .map_err(client_gone)?;
                     return Poll::Ready(Ok(Outcome::Tunnel));
                 }
-                if let Some((_, left)) = self.left_out.take() {
+                if let Some((_, left)) = &mut self.left_out {
+                    let left = std::mem::replace(left, Left::Unusable);
                     return Poll::Ready(Ok(Outcome::Again { left }));
                 }
                 ready!(self.poll_head(cx, heads))?;

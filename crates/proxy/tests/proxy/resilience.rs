@@ -699,6 +699,30 @@ async fn nobody_waits_for_a_caller_that_left() {
     proxy.counted("noticed", |stats| stats.listeners[OUTBOUND].active_requests == 1).await;
 }
 
+/// Nobody gets the answers, and they are the endpoint's all the same.
+#[tokio::test]
+async fn answers_that_are_left_out_count_against_their_endpoint() {
+    let (bad, good) = (Scripted::always(503, "no").await, Scripted::always(200, "ok").await);
+    let mut set = set("http", &[bad.address, good.address]);
+    let hour = ms(3_600_000);
+    let detection = OutlierDetection {
+        consecutive_5xx: n(3),
+        max_ejection_percent: n(50),
+        base_ejection_time: hour,
+        max_ejection_time: hour,
+        ..Default::default()
+    };
+    ejecting(&mut set, detection);
+    retrying(&mut set, &on("5xx", 1));
+    let mut proxy = Proxy::start(set).await;
+    let mut client = proxy.connect(OUTBOUND).await;
+    for _ in 0..60 {
+        assert_eq!(status(&mut client, GET).await, 200);
+        proxy.stats().await;
+    }
+    assert_eq!(bad.hits(), 3);
+}
+
 /// The body of an answer that nobody gets comes behind its head. It is read, so that its connection serves further requests;
 /// one that does not come, or not in a moment, costs the connection.
 #[tokio::test]
