@@ -1,5 +1,6 @@
 //! `outrider-proxy`: reads its command line and runs [`outrider_proxy::conductor`].
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -153,6 +154,8 @@ pub(crate) fn main() -> ExitCode {
         .json()
         .flatten_event(true)
         .with_writer(std::io::stderr)
+        // What cannot be written would be told on the same descriptor, with a panic where that fails too.
+        .log_internal_errors(false)
         .with_env_filter(filter)
         .init();
     tracing::debug!(settings = outrider_os::allocator::settings(), "allocator");
@@ -203,8 +206,7 @@ fn confine(arguments: &Arguments) -> Result<Confinement, SecureError> {
     Ok(outrider_os::confine::this_process(&Needs { view, descriptors }))
 }
 
-#[allow(clippy::print_stderr)]
 fn fail(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("outrider-proxy: {error}");
+    let _ = writeln!(std::io::stderr(), "outrider-proxy: {error}");
     ExitCode::FAILURE
 }

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -125,6 +126,7 @@ pub struct Options {
     agent: Vec<String>,
     zones: Vec<(&'static str, &'static str)>,
     disk: Option<u64>,
+    outputs_are_full: bool,
     server_environment: Environment,
     agent_environment: Environment,
 }
@@ -165,6 +167,13 @@ impl Options {
     #[must_use]
     pub fn small_disk(mut self, bytes: u64) -> Self {
         self.disk = Some(bytes);
+        self
+    }
+
+    /// Nothing that the control plane, agents and `outrider run` print finds room where it goes.
+    #[must_use]
+    pub fn full_outputs(mut self) -> Self {
+        self.outputs_are_full = true;
         self
     }
 
@@ -344,13 +353,21 @@ impl Mesh {
         self.folder().join("log").join(format!("{name}.log"))
     }
 
+    fn start_process(&self, name: &str, command: Command) -> Result<Proc> {
+        let log = self.log(name);
+        if self.options.outputs_are_full {
+            return Proc::start_to(name, command, &log, File::options().write(true).open("/dev/full")?);
+        }
+        Proc::start(name, command, &log)
+    }
+
     /// Starts the control plane (again) and waits until it answers.
     pub fn start_server(&mut self) -> Result<()> {
         let mut command = self.outrider_on(None)?;
         command.args(["server", "--http", "127.0.0.1:0", "--log", LOG, "--state"]);
         command.arg(self.folder().join("server")).args(["--grpc", &self.grpc.to_string()]);
         command.envs(self.options.server_environment.iter().cloned());
-        let server = Proc::start("server", command, &self.log("server"))?;
+        let server = self.start_process("server", command)?;
         self.server = Some(server.clone());
         until("the server to answer", LONG, || {
             if let Ok(Some(status)) = server.ended() {
@@ -416,7 +433,7 @@ impl Mesh {
         for (_, zone) in zones {
             command.args(["--zone", zone]);
         }
-        let agent = Proc::start(&format!("agent-{node}"), command, &self.log(&format!("agent-{node}")))?;
+        let agent = self.start_process(&format!("agent-{node}"), command)?;
         self.agents.insert(node.to_owned(), agent.clone());
         Ok(agent)
     }
@@ -507,7 +524,7 @@ impl Mesh {
         command.current_dir(&folder);
         let number = folder.file_name().unwrap_or_default().to_string_lossy();
         let name = format!("app-{number}-{}", service.replace('/', "-"));
-        let run = Proc::start(&name, command, &self.log(&name))?;
+        let run = self.start_process(&name, command)?;
         self.apps.lock().unwrap_or_else(PoisonError::into_inner).push(run.clone());
         Ok(App { service: service.to_owned(), run, folder })
     }

@@ -43,8 +43,13 @@ pub struct Proc {
 
 impl Proc {
     /// Starts `command` in a process group of its own, both outputs appended to `log`.
-    pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+    pub fn start(name: &str, command: Command, log: &Path) -> Result<Self> {
         let output = File::options().create(true).append(true).open(log)?;
+        Self::start_to(name, command, log, output)
+    }
+
+    /// The same with its outputs somewhere else, like on a disk that is full; `log` stays as it is.
+    pub fn start_to(name: &str, mut command: Command, log: &Path, output: File) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         let child = command.spawn().with_context(|| format!("starting {name}: {command:?}"))?;
         Ok(Self { name: name.into(), log: log.into(), pid: child.id(), child: Arc::new(Mutex::new(child)) })

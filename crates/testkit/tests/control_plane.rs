@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use outrider_api::http::{ApplyRequest, ObjectView, Source};
 use outrider_testkit::http::Connection;
+use outrider_testkit::mesh::Options;
 use outrider_testkit::origin::Origin;
 use outrider_testkit::process::{self, run};
 use outrider_testkit::shell::Shell;
@@ -31,8 +32,12 @@ struct Scene {
 }
 
 fn scene() -> Result<Scene> {
+    scene_with(Options::default())
+}
+
+fn scene_with(options: Options) -> Result<Scene> {
     let target = ports::reserve()?;
-    let mesh = Mesh::start()?;
+    let mesh = options.start()?;
     mesh.apply(&services(target, "15s"))?;
     let origin = Origin::http(target)?;
     mesh.stand_in("shop/web")?;
@@ -46,6 +51,24 @@ fn ask(address: SocketAddr) -> Result<()> {
     let response = Connection::open(address)?.get("web", "/asked")?;
     ensure!(response.text() == "/asked", "{:?} {:?}", response.head.line, response.reason());
     Ok(())
+}
+
+/// What cannot be logged is lost, and nothing else is: control plane, agent and `outrider run` go on.
+#[test]
+fn nothing_needs_room_for_its_log() -> Result<()> {
+    let mut scene = scene_with(Options::default().full_outputs())?;
+    let apply = |scene: &Scene, timeout: &str| -> Result<()> {
+        let intent = services(scene.target, timeout);
+        run(scene.mesh.apply_command(&intent, &["--wait", "--timeout", "30s"])?, LONG * 2)?.ok().map(drop)
+    };
+    apply(&scene, "10s")?;
+    scene.mesh.kill_server()?;
+    scene.mesh.start_server()?;
+    scene.mesh.kill_agent("node1")?;
+    scene.mesh.start_agent("node1")?;
+    apply(&scene, "11s")?;
+    ask(scene.address)?;
+    scene.mesh.finish()
 }
 
 /// N29: `apply --wait` returns when the change is in use, or names the proxies that do not use it.

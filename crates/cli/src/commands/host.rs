@@ -116,7 +116,11 @@ fn failed(error: impl std::fmt::Display) -> CliError {
 fn start_log(args: &LogArgs) -> Result<(), CliError> {
     let filter = EnvFilter::try_new(&args.log)
         .map_err(|error| CliError::Usage(format!("--log {}: {error}", args.log)))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be written would be told on the same descriptor, with a panic where that fails too.
+    let builder = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let started = if args.log_json {
         builder.json().try_init()
     } else {

@@ -40,9 +40,16 @@ pub(super) fn start(state: &Path, say: mpsc::Sender<String>, context: Context) {
         .ok()
         .and_then(|text| EnvFilter::try_new(text).ok())
         .unwrap_or_else(|| EnvFilter::new("info"));
-    let to_file = file
-        .map(|file| tracing_subscriber::fmt::layer().with_ansi(false).with_writer(file).with_filter(filter));
+    // What cannot be written would be told on standard error, in the view, and with a panic where that is gone.
+    let to_file = file.map(|file| {
+        tracing_subscriber::fmt::layer()
+            .log_internal_errors(false)
+            .with_ansi(false)
+            .with_writer(file)
+            .with_filter(filter)
+    });
     let to_view = tracing_subscriber::fmt::layer()
+        .log_internal_errors(false)
         .with_ansi(false)
         .without_time()
         .with_target(false)

@@ -96,21 +96,32 @@ pub async fn connect(at: std::net::SocketAddr) -> Peer {
 
 #[tokio::test]
 async fn serves_alone_from_a_snapshot_and_drains_on_sigterm() {
-    serves_and_drains(&[]).await;
+    serves_and_drains(&[], Stdio::inherit()).await;
 }
 
 #[tokio::test]
 async fn serves_and_drains_confined() {
-    serves_and_drains(&["--confine"]).await;
+    serves_and_drains(&["--confine"], Stdio::inherit()).await;
 }
 
-async fn serves_and_drains(options: &[&str]) {
+/// A log that nothing can be written to is lost, and nothing else is.
+#[tokio::test]
+async fn serves_and_drains_while_the_disk_of_its_log_is_full() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    serves_and_drains(&["--confine", "--log", "debug"], full.into()).await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    serves_and_drains(&["--confine", "--log", "debug"], writer.into()).await;
+}
+
+async fn serves_and_drains(options: &[&str], log: Stdio) {
     let origin = Origin::bind().await.answer_all("a");
     let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
     let file = directory.path().join("snapshot");
     snapshot(&file, at, origin);
-    let child =
-        Command::new(PROGRAM).args(options).args(["--standalone", "--snapshot"]).arg(&file).spawn().unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(options).args(["--standalone", "--snapshot"]).arg(&file).stderr(log);
+    let child = command.spawn().unwrap();
     let mut running = Running(child);
     let mut app = connect(at).await;
     app.send(GET).await;
