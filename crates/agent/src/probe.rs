@@ -85,6 +85,8 @@ struct Judge {
     refused: u32,
     /// Since when one that never answered was seen not to listen.
     since: Option<Instant>,
+    /// The ports it answered on, when all did last.
+    heard: Vec<u16>,
     /// Why it does not answer, as it was said.
     said: Option<String>,
 }
@@ -96,6 +98,9 @@ impl Judge {
     }
 
     fn saw(&mut self, now: Instant, look: Look, targets: &Targets) -> Option<Event> {
+        if look == Look::Answered || self.answered && self.heard.is_empty() {
+            self.heard = targets.ports.iter().map(|port| port.number).collect();
+        }
         if !matches!(look, Look::Refused(_)) {
             (self.refused, self.since) = (0, None);
         }
@@ -108,8 +113,12 @@ impl Judge {
             Look::Busy => None,
             Look::Refused(port) if self.answered => {
                 self.refused = self.refused.saturating_add(1);
-                let reason =
-                    format!("the application does not answer any more: 127.0.0.1:{port} refuses connections");
+                // Where it never did, another port was declared since.
+                let reason = if self.heard.contains(&port) {
+                    format!("the application does not answer any more: 127.0.0.1:{port} refuses connections")
+                } else {
+                    targets.elsewhere(port)
+                };
                 if self.refused < REFUSED { None } else { self.silent(reason) }
             }
             Look::Refused(port) => {
@@ -287,6 +296,23 @@ mod tests {
         let silent = Event::AppSilent { reason: gone.to_owned() };
         let said = [(); 4].map(|()| judge.saw(began, Refused(7), &targets()));
         assert_eq!(said, [None, None, Some(silent), None]);
+    }
+
+    #[test]
+    fn one_whose_port_is_changed_to_where_nobody_listens_is_said_to_listen_elsewhere() {
+        let mut judge = Judge::new(false);
+        let now = Instant::now();
+        let moved = Targets { ports: vec![port(9)], ..targets() };
+        assert_eq!(judge.saw(now, Look::Answered, &targets()), Some(Event::AppAnswers));
+        let said: Vec<_> = (0..4).filter_map(|_| judge.saw(now, Look::Refused(9), &moved)).collect();
+        assert_eq!(said, [Event::AppSilent { reason: moved.elsewhere(9) }]);
+        // And back.
+        assert_eq!(judge.saw(now, Look::Answered, &targets()), Some(Event::AppAnswers));
+        let said: Vec<_> = (0..4).filter_map(|_| judge.saw(now, Look::Refused(7), &targets())).collect();
+        assert!(
+            matches!(&said[..], [Event::AppSilent { reason }] if reason.contains("any more")),
+            "{said:?}"
+        );
     }
 
     #[tokio::test]

@@ -334,6 +334,7 @@ fn exit_codes_of_what_needs_no_server() -> Result<()> {
         (&["get", "nodes", "--server", "nonsense"], 2),
         (&["get", "nodes", "--server", &nowhere], 4),
         (&["apply", "-f", &file, "--server", &nowhere], 4),
+        (&["run", "--service", "web", "--agent", "/tmp/there-is-no-such.sock", "--", "true"], 2),
         (&["run", "--service", "shop/web", "--agent", "/tmp/there-is-no-such.sock", "--", "true"], 4),
     ];
     for (arguments, code) in cases {

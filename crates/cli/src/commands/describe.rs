@@ -99,6 +99,14 @@ pub(super) fn segment(name: &str) -> Result<&str, CliError> {
     }
 }
 
+/// The two names in `NAMESPACE/NAME`, which is a `what`.
+pub(super) fn pair_of<'a>(text: &'a str, what: &str) -> Result<(&'a str, &'a str), CliError> {
+    let (namespace, name) = text
+        .split_once('/')
+        .ok_or_else(|| CliError::Usage(format!("`{text}` is not a {what}: write NAMESPACE/NAME")))?;
+    Ok((segment(namespace)?, segment(name)?))
+}
+
 /// What is known of an object: the control plane's answer, and what other documents say of it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

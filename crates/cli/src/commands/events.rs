@@ -10,7 +10,7 @@ use outrider_api::http::{EventList, ProxyEvent};
 use serde::Serialize;
 
 use super::Context;
-use super::describe::segment;
+use super::describe::pair_of;
 use super::get::{instances, objects};
 use crate::args::EventsArgs;
 use crate::client::Client;
@@ -29,10 +29,8 @@ pub(crate) async fn events(args: EventsArgs, context: Context) -> Outcome {
     let mut query = format!("limit={}", args.limit);
     for (key, name) in [("service", &args.service), ("proxy", &args.proxy)] {
         if let Some(name) = name {
-            let (namespace, name) = name
-                .split_once('/')
-                .ok_or_else(|| CliError::Usage(format!("`{name}` is not a {key}: write NAMESPACE/NAME")))?;
-            query.push_str(&format!("&{key}={}/{}", segment(namespace)?, segment(name)?));
+            let (namespace, name) = pair_of(name, key)?;
+            query.push_str(&format!("&{key}={namespace}/{name}"));
         }
     }
     let oldest = args.since.map(|since| now_ms().saturating_sub(ms(since))).unwrap_or_default();
@@ -216,7 +214,9 @@ pub(crate) fn table(events: &[ProxyEvent], style: Style) -> String {
 /// What happened last, short: the cause and how long ago.
 pub(crate) fn last(event: Option<&ProxyEvent>, style: Style) -> String {
     let Some(event) = event else { return "-".to_owned() };
-    let text = format!("{} {} ago", value(&event.cause), span(now_ms().saturating_sub(event.time_ms)));
+    // There is no cause for a first start.
+    let cause = if event.cause == "nobody_served" { "began".to_owned() } else { value(&event.cause) };
+    let text = format!("{cause} {} ago", span(now_ms().saturating_sub(event.time_ms)));
     if is_bad(event) { style.bad(&text) } else { text }
 }
 

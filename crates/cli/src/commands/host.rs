@@ -85,6 +85,7 @@ fn host_name() -> Result<String, CliError> {
 
 /// `run`: the application's exit code is ours.
 pub(crate) async fn run(args: RunArgs) -> Outcome {
+    super::describe::pair_of(&args.service, "service")?;
     let mut words = args.command.into_iter();
     let command = words.next().ok_or_else(|| CliError::Usage("there is no command after --".into()))?;
     let socket = args.agent.unwrap_or_else(|| paths::runtime().join("agent.sock"));

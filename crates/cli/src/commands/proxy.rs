@@ -15,7 +15,7 @@ use serde::Serialize;
 pub(crate) use self::goal::under_way;
 use self::goal::{Goal, Look};
 use super::Context;
-use super::describe::segment;
+use super::describe::{pair_of, segment};
 use super::get::instances;
 use crate::args::{
     Follow, ProxyChoice, ProxyDrainArgs, ProxyMoveArgs, ProxyPardonArgs, ProxyUpgradeArgs, Until,
@@ -189,11 +189,7 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), CliError> {
 
 /// The proxies of a service, by name.
 async fn of_service(client: &Client, service: &str) -> Result<Vec<(String, String)>, CliError> {
-    let (namespace, name) = service
-        .split_once('/')
-        .ok_or_else(|| CliError::Usage(format!("`{service}` is not a service: write NAMESPACE/NAME")))?;
-    segment(namespace)?;
-    segment(name)?;
+    let (namespace, name) = pair_of(service, "service")?;
     let path = format!("/v1/instances?namespace={namespace}&service={name}");
     let all: Vec<InstanceView> = client.get(&path, Duration::ZERO).await?;
     // Those that do not count, and those that are gone, have no proxy that could be asked.
