@@ -210,7 +210,14 @@ pub fn begin_anew(view: &View) -> Result<(), ConfineError> {
     let mut command = Command::new(&program);
     command.arg0(arguments.next().unwrap_or_default()).args(arguments);
     before_exec(&mut command, view)?;
-    Err(failed(&program.display().to_string(), command.exec()))
+    let source = command.exec();
+    // For the program that has not begun, the standard library lets a pipe that nobody reads end the process.
+    // SAFETY: no handler comes in; the signal is ignored again, as it is from the start of every program in Rust.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+    }
+    Err(failed(&program.display().to_string(), source))
 }
 
 /// What the process itself needs.

@@ -170,6 +170,8 @@ struct Conductor {
     assembler: Assembler,
     client: Client,
     to_server: Option<ads::Requests>,
+    /// The server was reached by the stream there is, or was until it was left.
+    server_met: bool,
     to_agent: Option<Outbox>,
     open: Vec<Open>,
     /// What the client was told to subscribe to.
@@ -235,6 +237,7 @@ impl Conductor {
             assembler: Assembler::default(),
             client,
             to_server: None,
+            server_met: false,
             to_agent: None,
             open: Vec::new(),
             subscribed: None,
@@ -403,12 +406,14 @@ impl Conductor {
                 for request in self.client.connect() {
                     requests.send(request);
                 }
-                self.to_server = Some(requests);
+                (self.to_server, self.server_met) = (Some(requests), true);
             }
             Event::Disconnected(cause) => {
-                match self.to_server.take() {
-                    Some(_) => tracing::warn!(cause, "the xDS stream ended; what is in use stays"),
-                    None => tracing::warn!(cause, "the xDS server cannot be reached; it is tried again"),
+                self.to_server = None;
+                if std::mem::take(&mut self.server_met) {
+                    tracing::warn!(cause, "the xDS stream ended; what is in use stays");
+                } else {
+                    tracing::warn!(cause, "the xDS server cannot be reached; it is tried again");
                 }
                 self.client.disconnected();
             }

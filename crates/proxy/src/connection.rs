@@ -20,7 +20,7 @@ use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::config::{HttpService, Service};
-use crate::log::Context;
+use crate::log::{Caller, Context};
 use crate::stream::Stream;
 use crate::timers::Alarm;
 use crate::tls::handshake;
@@ -46,6 +46,11 @@ impl Downstream {
     /// For access decisions.
     pub fn peer(&self) -> Peer<'_> {
         as_peer(self.peer.as_deref())
+    }
+
+    /// For the log.
+    pub fn named(&self) -> Caller<'_> {
+        Caller::of(self.peer.as_deref(), self.stream.tcp())
     }
 }
 
@@ -135,13 +140,13 @@ pub(crate) fn not_allowed(denied: Denied) -> ProxyError {
 /// A policy that is audited would deny something: counted and logged, and nothing else. `request`: what was asked for.
 pub(crate) fn audited(
     open: (&Worker, &Serving),
-    peer: Option<&str>,
+    caller: Caller<'_>,
     policy: &Arc<str>,
     request: impl FnOnce() -> Option<String>,
 ) {
     let (worker, serving) = open;
     serving.stats.borrow_mut().audited(policy);
-    let context = Context { listener: &serving.name, caller: peer, ..Context::default() };
+    let context = Context { listener: &serving.name, caller, ..Context::default() };
     worker.log.audited(policy, context, request);
 }
 
@@ -265,7 +270,8 @@ async fn meet(open: &Open, tcp: TcpStream, number: Option<u64>) -> Option<Downst
         Err(None) => return None,
         Err(Some((error, status))) => {
             serving.stats.borrow_mut().reason(error.reason);
-            worker.log.event(&error, Context { listener: &serving.name, status, from, ..Context::default() });
+            let (listener, caller) = (&*serving.name, Caller::at(None, from));
+            worker.log.event(&error, Context { listener, status, caller, ..Context::default() });
             return None;
         }
     };

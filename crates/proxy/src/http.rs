@@ -163,8 +163,8 @@ async fn refuse(open: &Open, client: &mut Client<'_>, reason: Reason) -> After {
     let _ = client.downstream.alarm.within(client.downstream.stream.write_all(&out)).await;
     open.worker.buffers.give_scratch(out);
     open.serving.stats.borrow_mut().reason(reason);
-    let (listener, from) = (&*open.serving.name, client.downstream.stream.tcp().peer_addr().ok());
-    let context = log::Context { listener, status: Some(reply.status()), from, ..log::Context::default() };
+    let (listener, caller) = (&*open.serving.name, client.downstream.named());
+    let context = log::Context { listener, status: Some(reply.status()), caller, ..log::Context::default() };
     open.worker.log.event(&ProxyError::new(Side::Downstream, reason), context);
     After::Linger
 }
@@ -301,6 +301,10 @@ impl Client<'_> {
         }
         self.downstream.alarm.set(Some(service.head_timeout));
         loop {
+            // What is here of it takes memory until the rest comes, and then it would be refused.
+            if worker.is_shedding() {
+                return Err((ProxyError::new(Side::Local, Reason::OverloadMemory), String::new()));
+            }
             if self.inbox.is_full() && !self.inbox.grow(&worker.buffers) {
                 return Err((ProxyError::new(Side::Downstream, Reason::HeaderTooLarge), String::new()));
             }
@@ -682,10 +686,9 @@ impl Request<'_, '_> {
         let context = log::Context {
             listener: &self.open.serving.name,
             status: failure.error.reason.status().filter(|_| !started),
-            caller: self.client.downstream.peer.as_deref(),
+            caller: self.client.downstream.named(),
             cluster: cluster.as_ref().map(|cluster| &*cluster.name),
             endpoint: failure.endpoint,
-            ..log::Context::default()
         };
         self.open.worker.log.failed(&failure.error, context, request);
     }
@@ -695,7 +698,7 @@ impl Request<'_, '_> {
         let context = log::Context {
             listener: &self.open.serving.name,
             status: Some(reply.status()),
-            caller: self.client.downstream.peer.as_deref(),
+            caller: self.client.downstream.named(),
             ..log::Context::default()
         };
         self.open.worker.log.answered(reply.reason, context, || self.what(heads, asking));

@@ -15,6 +15,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use outrider_proxy_core::reason::{ProxyError, Reason};
 use outrider_proxy_core::route::RequestView;
 use serde::Serialize;
+use tokio::net::TcpStream;
 
 /// Most lines of one worker per second.
 pub const PER_SECOND: u32 = 50;
@@ -96,9 +97,10 @@ impl<'a> Line<'a> {
             reason: reason.as_str(),
             fault: reason.fault().as_str(),
             status: context.status,
-            caller: context.caller,
+            caller: context.caller.identity(),
             from: context
-                .from
+                .caller
+                .address()
                 .map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()),
             cluster: context.cluster,
             endpoint: context.endpoint.map(|address| address.to_string()),
@@ -141,14 +143,57 @@ pub struct Context<'a> {
     pub listener: &'a str,
     /// Status of the reply, if one was sent.
     pub status: Option<u16>,
-    /// The caller's identity.
-    pub caller: Option<&'a str>,
-    /// Where the connection of a caller comes from that has not said who it is.
-    pub from: Option<SocketAddr>,
+    /// Who called.
+    pub caller: Caller<'a>,
     /// Cluster's name.
     pub cluster: Option<&'a str>,
     /// Endpoint tried last.
     pub endpoint: Option<SocketAddr>,
+}
+
+/// Who called: its identity, or where its connection comes from if it has not said who it is.
+#[derive(Clone, Copy, Default)]
+pub enum Caller<'a> {
+    /// Neither is known.
+    #[default]
+    Unknown,
+    /// Its identity.
+    Proven(&'a str),
+    /// Its address.
+    At(SocketAddr),
+    /// Its connection, which is asked for the address if there is to be a line.
+    By(&'a TcpStream),
+}
+
+impl<'a> Caller<'a> {
+    /// With this identity, if it has proved one, by this connection.
+    pub fn of(identity: Option<&'a str>, tcp: &'a TcpStream) -> Self {
+        identity.map_or(Self::By(tcp), Self::Proven)
+    }
+
+    /// The same from this address, if that is known.
+    pub fn at(identity: Option<&'a str>, address: Option<SocketAddr>) -> Self {
+        match (identity, address) {
+            (Some(identity), _) => Self::Proven(identity),
+            (None, Some(address)) => Self::At(address),
+            (None, None) => Self::Unknown,
+        }
+    }
+
+    fn identity(self) -> Option<&'a str> {
+        match self {
+            Self::Proven(identity) => Some(identity),
+            _ => None,
+        }
+    }
+
+    fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::At(address) => Some(address),
+            Self::By(tcp) => tcp.peer_addr().ok(),
+            Self::Unknown | Self::Proven(_) => None,
+        }
+    }
 }
 
 /// A worker's share of the log.
@@ -286,7 +331,8 @@ mod tests {
                 Some("GET /".into())
             });
         }
-        log.event(&reset(), Context { from: "[::ffff:10.0.0.7]:80".parse().ok(), ..Context::default() });
+        let caller = Caller::at(None, "[::ffff:10.0.0.7]:80".parse().ok());
+        log.event(&reset(), Context { caller, ..Context::default() });
         let lines = lines(&queue);
         let (last, answers) = lines.split_last().unwrap();
         assert_eq!((&last["reason"], &last["from"]), (&"upstream_reset".into(), &"10.0.0.7:80".into()));

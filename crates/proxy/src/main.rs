@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use outrider_handover::{FromProxy, ToProxy, ask_first};
-use outrider_os::confine::{Confinement, Needs, View};
+use outrider_os::confine::{ConfineError, Confinement, Needs, View, begin_anew};
 use outrider_proxy::ads::secure::{self, Files, SecureError};
 use outrider_proxy::ads::{Server, ServerError};
 use outrider_proxy::conductor::{self, Options};
@@ -126,8 +126,8 @@ pub(crate) fn main() -> ExitCode {
     if let Some(name) = arguments.xds.as_ref().filter(|_| arguments.confine).and_then(Server::name) {
         return fail(&NoNames(name.to_owned()));
     }
-    let confinement = match arguments.confine.then(|| confine(&arguments)).transpose() {
-        Ok(confinement) => confinement,
+    let (confinement, alone) = match arguments.confine.then(|| confine(&arguments)).transpose() {
+        Ok(confinement) => confinement.unzip(),
         Err(error) => return fail(&error),
     };
     if arguments.spare {
@@ -160,6 +160,9 @@ pub(crate) fn main() -> ExitCode {
         .init();
     tracing::debug!(settings = outrider_os::allocator::settings(), "allocator");
     if let Some(confinement) = confinement {
+        if let Err(error) = alone.unwrap_or(Ok(())) {
+            tracing::warn!(%error, "cannot begin anew, to be confined as a whole");
+        }
         tracing::info!(missing = ?confinement.shortcomings(), descriptors = confinement.descriptors, "confined");
     }
     let options = Options {
@@ -190,7 +193,9 @@ fn files(arguments: &Arguments) -> Option<Files> {
 
 /// Leaves this process what it still needs: the control socket, the snapshot, what an xDS server is reached with, and
 /// nothing else.
-fn confine(arguments: &Arguments) -> Result<Confinement, SecureError> {
+///
+/// Beside it stands why it could not begin anew for that.
+fn confine(arguments: &Arguments) -> Result<(Confinement, Result<(), ConfineError>), SecureError> {
     let mut view = View::of_program(&std::env::current_exe().unwrap_or_default());
     view.read.extend(arguments.snapshot.clone());
     if let Some(files) = arguments.xds.as_ref().and_then(Server::files) {
@@ -198,12 +203,9 @@ fn confine(arguments: &Arguments) -> Result<Confinement, SecureError> {
     }
     view.bind = arguments.standalone;
     // An agent confines what it starts, and what it gave is open already.
-    if arguments.control_fd.is_none() {
-        // What is not done then is logged as missing.
-        let _ = outrider_os::confine::begin_anew(&view);
-    }
+    let anew = if arguments.control_fd.is_none() { begin_anew(&view) } else { Ok(()) };
     let descriptors = arguments.control_fd.into_iter().collect();
-    Ok(outrider_os::confine::this_process(&Needs { view, descriptors }))
+    Ok((outrider_os::confine::this_process(&Needs { view, descriptors }), anew))
 }
 
 fn fail(error: &dyn std::error::Error) -> ExitCode {

@@ -50,7 +50,13 @@ impl Stream {
 
     /// Where the other side is. Costs a system call.
     pub fn peer(&self) -> Option<IpAddr> {
-        self.tcp().peer_addr().ok().map(|address| address.ip().to_canonical())
+        self.peer_address().map(|address| address.ip())
+    }
+
+    /// The same with its port.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        let address = self.tcp().peer_addr().ok()?;
+        Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
     /// The socket, if its bytes are the stream's bytes.

@@ -46,7 +46,7 @@ pub fn serve<'a>(
             let name = to.cluster.map(|upstream| upstream.config());
             let context = Context {
                 listener: &open.serving.name,
-                caller: downstream.peer.as_deref(),
+                caller: downstream.named(),
                 cluster: name.as_ref().map(|cluster| &*cluster.name),
                 endpoint: to.endpoint,
                 ..Context::default()
@@ -140,8 +140,8 @@ async fn forward(
 /// Whether rules let this caller in.
 fn permitted(open: &Open, downstream: &Downstream, service: &TcpService) -> Result<(), ProxyError> {
     let Some(rules) = &service.rules else { return Ok(()) };
-    let peer = downstream.peer.as_deref();
-    let audit = |policy: &_| audited((&open.worker, &open.serving), peer, policy, || None);
+    let caller = downstream.named();
+    let audit = |policy: &_| audited((&open.worker, &open.serving), caller, policy, || None);
     rules.decide_bytes(downstream.peer(), audit).map_err(not_allowed)
 }
 

@@ -44,6 +44,8 @@ pub struct Upstream {
     /// what it has issued itself.
     sessions: RefCell<Vec<Option<Sessions>>>,
     kept: Rc<Kept>,
+    /// Told when connections on which nobody waits for an answer are to end.
+    wanted: Notify,
     /// Its connections of HTTP/2.
     pub h2: Pool,
     /// The cluster is gone: nothing is kept any more.
@@ -189,6 +191,7 @@ impl Upstream {
             idle: RefCell::default(),
             sessions: RefCell::default(),
             kept: Rc::clone(kept),
+            wanted: Notify::new(),
             h2: Pool::default(),
             retired: Cell::new(false),
             epoch: Cell::new(0),
@@ -562,11 +565,28 @@ impl Upstream {
     fn close_one_idle(&self) -> Option<()> {
         let oldest = {
             let mut idle = self.idle.borrow_mut();
-            let list = idle.iter_mut().find(|list| !list.is_empty())?;
-            list.remove(0)
+            idle.iter_mut().find(|list| !list.is_empty()).map(|list| list.remove(0))
         };
-        drop(oldest);
-        Some(())
+        if oldest.is_none() {
+            self.wanted.notify_waiters();
+        }
+        oldest.map(drop)
+    }
+
+    /// Takes the place among the busy ones from a connection that may be read for a moment although nobody waits for what
+    /// comes. `false`: there are too many for that.
+    pub fn spare(&self, connection: &mut Connection) -> bool {
+        let config = self.config();
+        let room = config.shared.open() < config.limits.connections;
+        if room {
+            drop(connection.busy.take());
+        }
+        room
+    }
+
+    /// Waits until such connections are to make room for others.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
     }
 }
 

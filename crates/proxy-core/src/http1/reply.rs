@@ -90,7 +90,10 @@ impl<'a> Reply<'a> {
             }
             None => {
                 let name = self.reason.as_str();
-                out.put_slice(b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: ");
+                if !names_type(self.append) {
+                    out.put_slice(b"Content-Type: text/plain; charset=utf-8\r\n");
+                }
+                out.put_slice(b"Content-Length: ");
                 put_decimal((name.len() + 2 + sentence.len() + 1) as u64, out);
                 out.put_slice(b"\r\n\r\n");
                 if !self.head {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use outrider_xds_types::{SECRET_BUNDLE, SECRET_SVID, type_url};
 
-use super::listeners::slots_of;
+use super::listeners::{ActiveRoutes, slots_of};
 use super::{Assembler, Item, Latest};
 use crate::config::cluster::Source;
 use crate::config::listener::{ParsedListener, ParsedService, Routes};
@@ -128,6 +128,12 @@ impl Assembler {
         }
     }
 
+    /// Where the version of these routes leads that is to come after the one in use, if there is one.
+    fn later(&self, name: &str, active: &ActiveRoutes) -> Option<&[u32]> {
+        let latest = self.routes.get(name).filter(|latest| latest.serial != active.serial)?;
+        Some(&latest.value.1)
+    }
+
     fn listener_blocked(&self, latest: &Latest<Arc<ParsedListener>>) -> Option<String> {
         if latest.value.tls.is_some()
             && let Some(blocked) = self.secrets_blocked()
@@ -139,7 +145,13 @@ impl Assembler {
             ParsedService::Http(http) => match &http.routes {
                 Routes::Inline(_, slots) => self.clusters_blocked(slots.iter().copied()),
                 Routes::Rds(name) => match self.active_routes.get(name.as_str()) {
-                    Some(active) => self.clusters_blocked(active.clusters.iter().copied()),
+                    // A later version may come to be used in its stead.
+                    Some(active)
+                        if self.later(name, active).is_none() || self.routes_blocked(name).is_some() =>
+                    {
+                        self.clusters_blocked(active.clusters.iter().copied())
+                    }
+                    Some(_) => None,
                     None => self.routes_blocked(name),
                 },
             },
@@ -201,7 +213,10 @@ impl Assembler {
                         Routes::Inline(_, slots) => cold(slots),
                         Routes::Rds(rds) => match self.active_routes.get(rds.as_str()) {
                             // Whose clusters may have gone while no listener led to them.
-                            Some(active) => cold(&active.clusters),
+                            Some(active) => match self.later(rds, active) {
+                                Some(slots) => cold(slots).or_else(|| cold(&active.clusters)),
+                                None => cold(&active.clusters),
+                            },
                             None => Some(format!("routes {rds}")),
                         },
                     },

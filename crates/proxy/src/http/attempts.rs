@@ -190,12 +190,13 @@ impl Request<'_, '_> {
     }
 }
 
-/// Keeps the connection of a response that was left out, once the rest of that is read. Nobody waits for it.
-pub(super) fn let_go(worker: &Rc<Worker>, connection: Connection, left: Left, told: Option<u32>) {
+/// Keeps the connection of a response that was left out, once the rest of that is read. Nobody waits for it, and it makes way for
+/// whoever does.
+pub(super) fn let_go(worker: &Rc<Worker>, mut connection: Connection, left: Left, told: Option<u32>) {
     let upstream = Rc::clone(connection.upstream());
     match left {
         Left::Nothing if !worker.is_saving() => upstream.keep(connection, worker.timers.lately(), told),
-        Left::Body(body) if !worker.is_saving() => {
+        Left::Body(body) if !worker.is_saving() && upstream.spare(&mut connection) => {
             tokio::task::spawn_local(read_out(Rc::clone(worker), upstream, connection, body, told));
         }
         Left::Nothing | Left::Body(_) | Left::Unusable => {}
@@ -226,7 +227,12 @@ async fn read_out(
             room = left;
         }
     });
-    let whole = alarm.within(whole).await == Some(true);
+    let whole = alarm.within(whole);
+    let whole = tokio::select! {
+        biased;
+        () = upstream.wanted() => false,
+        whole = whole => whole == Some(true),
+    };
     connection.inbox.clear(&worker.buffers);
     if whole && !worker.is_saving() {
         upstream.keep(connection, worker.timers.lately(), told);

@@ -21,11 +21,11 @@ impl Request<'_, '_> {
     /// Whether this caller may make this request.
     pub(super) fn permitted(&self, rules: &Rules, heads: &Heads) -> Result<(), Failure> {
         let (open, client) = (self.open, &*self.client);
-        let peer = client.downstream.peer.as_deref();
+        let caller = client.downstream.named();
         let told = self.service.told(&client.xfcc);
         let view = self.view(heads);
         let what = || log::request(&view);
-        let audit = |policy: &_| audited((&open.worker, &open.serving), peer, policy, what);
+        let audit = |policy: &_| audited((&open.worker, &open.serving), caller, policy, what);
         let decided = rules.decide(client.downstream.peer(), &view, told, audit);
         decided.map_err(|denied| Failure { detail: NOT_THIS.to_owned(), ..not_allowed(denied).into() })
     }

@@ -33,7 +33,7 @@ impl Down {
         let hear = |policy: &_| {
             if audit {
                 let what = || log::request(&view);
-                audited((&self.worker, &self.serving), self.peer.as_deref(), policy, what);
+                audited((&self.worker, &self.serving), self.named(), policy, what);
             }
         };
         rules.decide(self.caller(), &view, told, hear)

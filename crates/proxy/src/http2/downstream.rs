@@ -5,7 +5,7 @@
 //! drains says so twice (RFC 9113 section 6.8), so that no request on its way is lost. Does not: route.
 
 use std::cell::RefCell;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub(super) struct Down {
     /// Who is there.
     pub(super) peer: Option<Arc<str>>,
     /// Their address.
-    pub(super) from: Option<IpAddr>,
+    pub(super) from: Option<SocketAddr>,
     /// Value of `x-forwarded-client-cert`.
     pub(super) xfcc: Vec<u8>,
     /// Requests to be sent, another time.
@@ -500,16 +500,20 @@ impl Down {
         self.conclude(state, stream, code);
     }
 
+    /// Who calls, for the log.
+    pub(super) fn named(&self) -> log::Caller<'_> {
+        log::Caller::at(self.peer.as_deref(), self.from)
+    }
+
     fn record(&self, exchange: Option<&mut Exchange>, error: &ProxyError) {
         let upstream = exchange.as_ref().and_then(|exchange| exchange.upstream.as_ref());
         let cluster = upstream.map(|upstream| upstream.config());
         let context = Context {
             listener: &self.serving.name,
             status: None,
-            caller: self.peer.as_deref(),
+            caller: self.named(),
             cluster: cluster.as_ref().map(|cluster| &*cluster.name),
             endpoint: exchange.as_ref().and_then(|exchange| exchange.address),
-            ..Context::default()
         };
         let asked = exchange.as_ref().and_then(|exchange| exchange.request.as_ref());
         let request = || log::request(&View::new(asked?, &self.worker.buffers));

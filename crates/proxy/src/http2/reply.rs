@@ -63,10 +63,9 @@ impl Down {
             let context = Context {
                 listener: &self.serving.name,
                 status: answerable.then(|| if exchange.grpc { Some(200) } else { reason.status() }).flatten(),
-                caller: self.peer.as_deref(),
+                caller: self.named(),
                 cluster: cluster.as_ref().map(|cluster| &*cluster.name),
                 endpoint: exchange.address,
-                ..Context::default()
             };
             self.worker.log.failed(&error, context, || self.what(exchange));
         }
@@ -124,12 +123,8 @@ impl Down {
         answer: &Answer<'_>,
     ) {
         let status = if exchange.grpc { Some(200) } else { answer.status.or(reason.status()) };
-        let context = Context {
-            listener: &self.serving.name,
-            status,
-            caller: self.peer.as_deref(),
-            ..Context::default()
-        };
+        let context =
+            Context { listener: &self.serving.name, status, caller: self.named(), ..Context::default() };
         self.worker.log.answered(reason, context, || self.what(exchange));
         self.answer(wire, exchange, reason, answer);
     }
@@ -203,6 +198,7 @@ impl Down {
             let kind: &[u8] = match body {
                 Some(body) if body.is_empty() || names_type(lines) => b"",
                 Some(_) => BODY_TYPE.as_bytes(),
+                None if names_type(lines) => b"",
                 None => b"text/plain; charset=utf-8",
             };
             match body {

@@ -129,7 +129,7 @@ impl Down {
         let Some(route) = service.routes.routes().get(place) else { return Ok(()) };
         let Some(head) = &exchange.request else { return Ok(()) };
         let view = View::new(head, &self.worker.buffers);
-        let from = if route.asks_for_source() { self.from } else { None };
+        let from = if route.asks_for_source() { self.from.map(|from| from.ip()) } else { None };
         let (key, made) = route.key(&view, from, self.worker.random());
         exchange.key = key;
         exchange.made = made.map(Box::new);

@@ -144,6 +144,43 @@ async fn serves_and_drains(options: &[&str], log: Stdio) {
     assert!(soon("the end", ended).await.unwrap().success());
 }
 
+/// It cannot begin anew where only privileges lead to its program. It says so, and serves on whoever reads its log.
+#[tokio::test]
+async fn serves_where_it_cannot_be_confined_as_a_whole() {
+    use std::io::{BufRead as _, BufReader};
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let origin = Origin::bind().await.answer_all("a");
+    let (directory, at) = (tempfile::tempdir().unwrap(), free_address());
+    let (file, folder) = (directory.path().join("snapshot"), directory.path().join("another's"));
+    snapshot(&file, at, origin);
+    std::fs::create_dir(&folder).unwrap();
+    let program = folder.join("proxy");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
+    chown(&folder, Some(65_534), Some(65_534)).unwrap();
+    let mut command = Command::new(&program);
+    command.args(["--confine", "--log", "debug", "--standalone", "--snapshot"]).arg(&file);
+    let mut running = Running(command.stderr(Stdio::piped()).spawn().unwrap());
+    let mut log = BufReader::new(running.0.stderr.take().unwrap()).lines();
+    let said = log.by_ref().map_while(Result::ok).find(|line| line.contains("cannot begin anew")).unwrap();
+    assert!(said.contains("Permission denied") && said.contains("another's/proxy"), "{said}");
+    drop(log);
+    for _ in 0..3 {
+        let mut app = connect(at).await;
+        // The second is answered, and told of, by the proxy itself.
+        app.send(
+            "GET / HTTP/1.1\r\nHost: api\r\n\r\nGET / HTTP/1.1\r\nHost: api\r\nContent-Length: x\r\n\r\n",
+        )
+        .await;
+        assert_eq!(app.response().await.1, "a");
+        assert!(app.response().await.0.contains(" 400 "));
+    }
+    assert!(running.0.try_wait().unwrap().is_none());
+}
+
 #[tokio::test]
 async fn a_snapshot_that_cannot_be_used_is_named() {
     let directory = tempfile::tempdir().unwrap();

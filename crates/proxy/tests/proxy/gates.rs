@@ -130,6 +130,42 @@ pub fn limit(tokens: u32) -> LocalRateLimit {
     }
 }
 
+/// The reason is text, unless the limit's own lines say what it is.
+#[tokio::test]
+async fn what_answers_one_too_many_has_one_type() {
+    for own in [false, true] {
+        for protocol in ["http", "http2"] {
+            let mut set = set(protocol, &[super::binary::free_address()]);
+            let mut limit = limit(1);
+            let header =
+                HeaderValue { key: "content-type".into(), value: "x/y".into(), ..Default::default() };
+            if own {
+                limit.response_headers_to_add[0].header = Some(header);
+            }
+            filtered(&mut set, &limit);
+            let proxy = Proxy::start(set).await;
+            let mut client = proxy.connect(OUTBOUND).await;
+            // One may go on, to where nobody listens.
+            let kinds: Vec<String> = if protocol == "http" {
+                assert_eq!(status(&mut client, GET).await, 503);
+                client.send(GET).await;
+                let (head, _) = client.response().await;
+                let lines = head.lines().filter_map(|line| line.split_once(": "));
+                let kinds = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+                kinds.map(|(_, kind)| kind.to_owned()).collect()
+            } else {
+                let mut caller = super::http2::Caller::of(client.tcp).await;
+                assert_eq!(caller.get("/").await.status(), 503);
+                let response = caller.get("/").await;
+                let kinds = response.head.headers().get_all("content-type");
+                kinds.iter().map(|kind| kind.to_str().unwrap().to_owned()).collect()
+            };
+            let kind = if own { "x/y" } else { "text/plain; charset=utf-8" };
+            assert_eq!(kinds, [kind], "{protocol}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_rate_limit_is_kept_by_all_workers_together_and_says_when_to_come_back() {
     let origin = Scripted::always(200, "ok").await;

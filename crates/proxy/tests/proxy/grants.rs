@@ -125,6 +125,32 @@ impl Meter for Generous {
     }
 }
 
+/// A head takes memory for as long as it takes to come, and its request would be refused when it is there.
+#[tokio::test]
+async fn short_of_memory_a_head_is_not_waited_for() {
+    let origin = Origin::bind().await;
+    let dial = Dial::new(1);
+    let mut proxy = start(&dial, "http", &origin).await;
+    let (mut first, mut second) = (proxy.connect(OUTBOUND).await, proxy.connect(OUTBOUND).await);
+    for app in [&mut first, &mut second] {
+        app.send(GET).await;
+        let mut server = origin.accept().await;
+        server.head().await;
+        server.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
+        assert_eq!(app.response().await.1, "ok");
+    }
+    dial.used(95);
+    proxy.counted("shedding", |stats| stats.pressure == Pressure::Shedding).await;
+    for (app, begun) in [(&mut first, "G"), (&mut second, "GET / HTTP/1.1\r\nHost: api\r\nX-Long: ")] {
+        app.send(begun).await;
+        let (head, _) = app.response().await;
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        let fields = ["x-outrider-reason", "retry-after", "connection"].map(|name| header(&head, name));
+        assert_eq!(fields, [Some("overload_memory"), Some("1"), Some("close")]);
+    }
+    assert!(origin.is_untouched().await);
+}
+
 #[tokio::test]
 async fn a_limit_that_is_raised_is_seen_before_anything_is_refused() {
     let origin = Origin::bind().await;

@@ -10,7 +10,9 @@ use outrider_xds::{Resource, ResourceSet};
 use outrider_xds_types::pb::envoy::config::cluster::v3::Cluster as WireCluster;
 use outrider_xds_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use outrider_xds_types::pb::envoy::config::listener::v3::{Listener as WireListener, filter};
-use outrider_xds_types::pb::envoy::config::route::v3::RouteConfiguration;
+use outrider_xds_types::pb::envoy::config::route::v3::{
+    RouteConfiguration, route::Action, route_action::ClusterSpecifier,
+};
 use outrider_xds_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager::RouteSpecifier,
 };
@@ -265,6 +267,56 @@ fn a_listener_says_that_it_waits_for_a_cluster_of_routes_that_were_whole() {
     assert_eq!(bench.assembler.waits_for(&item), format!("waits for cluster {OUTBOUND}"));
     assert_eq!(bench.assembler.hopeless(&item), None, "it may come back");
 
+    // It comes back as nothing that could be used, and then the routes are about to lead to another one.
+    let mut bad = set.clone();
+    edit(&mut bad, type_url::CLUSTER, OUTBOUND, |cluster: &mut WireCluster| {
+        cluster.lb_subset_config = Some(Default::default());
+    });
+    let bad = bad.get(type_url::CLUSTER, OUTBOUND).unwrap();
+    let arrival = Arrival { name: OUTBOUND, version: &bad.version, body: &bad.body };
+    assert_eq!(bench.assembler.ingest(&type_url::CLUSTER.into(), [arrival], &[]).refused.len(), 1);
+    assert!(bench.assembler.hopeless(&item).is_some());
+    let mut next = set.clone();
+    edit(&mut next, type_url::ROUTE, OUTBOUND, |table: &mut RouteConfiguration| {
+        for route in table.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
+            let Some(Action::Route(action)) = &mut route.action else { panic!() };
+            action.cluster_specifier = Some(ClusterSpecifier::Cluster(OTHER.to_owned()));
+        }
+    });
+    edit(&mut next, type_url::CLUSTER, OUTBOUND, |cluster: &mut WireCluster| {
+        cluster.name = OTHER.to_owned();
+        cluster.eds_cluster_config.as_mut().unwrap().service_name = OTHER.to_owned();
+    });
+    let renamed = |kind, name| [Arc::new(next.get(kind, OUTBOUND).unwrap().renamed(name))];
+    bench.ingest(type_url::CLUSTER, &renamed(type_url::CLUSTER, OTHER));
+    bench.ingest(type_url::ROUTE, &renamed(type_url::ROUTE, "other"));
+    bench.follow();
+    assert_eq!(bench.assembler.hopeless(&item), None, "the next routes lead elsewhere");
+    assert_eq!(bench.assembler.waits_for(&item), format!("waits for cluster {OTHER}"));
+    let list = [Arc::new(Resource::clone(&assignment(OTHER, &addresses(1))))];
+    bench.ingest(type_url::ENDPOINT, &list);
+    bench.follow();
+    assert!(bench.assembler.is_in_use(&item));
+}
+
+#[test]
+fn a_listener_is_used_once_the_cluster_of_routes_that_were_whole_is_back() {
+    let set = web("off");
+    let mut bench = Bench::new(&set);
+    let mut moved = set.clone();
+    routed_by(&mut moved, "other");
+    let moved = elsewhere(&mut bench, &moved, OUTBOUND);
+    let [item] = bench
+        .ingest(type_url::LISTENER, [moved.get(type_url::LISTENER, OUTBOUND).unwrap()])
+        .try_into()
+        .unwrap();
+    let table = set.get(type_url::ROUTE, OUTBOUND).unwrap().renamed("other");
+    assert!(bench.take(&[table].into_iter().collect(), type_url::ROUTE, "other"));
+    assert!(bench.take(&without_routes(&set), type_url::ROUTE, OUTBOUND));
+    bench.remove(type_url::CLUSTER, OUTBOUND);
+    bench.assembler.add_sockets(OUTBOUND, bench.sockets[OUTBOUND].local_addr().unwrap());
+    bench.follow();
+    assert!(!bench.assembler.is_in_use(&item));
     assert!(bench.take(&set, type_url::CLUSTER, OUTBOUND) || bench.take_endpoints(&addresses(1)));
     assert!(bench.assembler.is_in_use(&item));
 }

@@ -764,3 +764,34 @@ async fn the_rest_of_an_answer_that_is_left_out_is_read_and_its_connection_used_
     one.expect(OK).await;
     assert!(matches!(asked.rest().await.as_deref(), Ok(b"") | Err(_)), "it is waited for");
 }
+
+/// Its connection has no place meanwhile, and ends as soon as another one is to be opened in its stead.
+#[tokio::test]
+async fn an_answer_that_is_read_to_its_end_takes_no_place_from_others() {
+    const HEAD: &str = "HTTP/1.1 503 X\r\nContent-Length: 3\r\n\r\n";
+    for most in [1, 2] {
+        let origin = Origin::bind().await;
+        let mut set = set("http", &[origin.address()]);
+        retrying(&mut set, &on("5xx", 1));
+        thresholds(&mut set, Thresholds { max_connections: n(most), ..Default::default() });
+        cluster(&mut set, |cluster| cluster.connect_timeout = ms(300));
+        let mut proxy = Proxy::start(set).await;
+        let (mut one, mut other) = (proxy.connect(OUTBOUND).await, proxy.connect(OUTBOUND).await);
+        one.send(GET).await;
+        let mut first = origin.accept().await;
+        first.expect(GET).await;
+        first.send(HEAD).await;
+        let mut second = origin.accept().await;
+        second.head().await;
+        if most == 2 {
+            other.send(GET).await;
+            let mut third = origin.accept().await;
+            third.head().await;
+            third.send(OK).await;
+            other.expect(OK).await;
+        }
+        assert_eq!(proxy.stats().await.clusters[OUTBOUND].active_connections, u64::from(most));
+        second.send(OK).await;
+        one.expect(OK).await;
+    }
+}

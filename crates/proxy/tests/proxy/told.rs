@@ -53,7 +53,7 @@ async fn a_request_that_the_proxy_answers_is_in_the_log_with_what_it_asked_for()
             let last = last_line(protocol, change, statuses, reason).await;
             assert!(last.contains("\"request\":\"GET /orders\"") && !last.contains("hidden"), "{last}");
             let status = format!("\"status\":{}", statuses.last().unwrap());
-            assert!(last.contains(&status), "{last}");
+            assert!(last.contains(&status) && last.contains("\"from\":\"127.0.0.1:"), "{last}");
         }
     }
 }
@@ -136,9 +136,15 @@ async fn a_websocket_that_is_cut_is_in_the_log_with_what_was_asked_for() {
 /// Of who did not say who it is the address is told, and of who may make no call at all that no policy decided it.
 #[tokio::test]
 async fn who_is_not_let_in_is_in_the_log_as_far_as_it_is_known() {
+    for protocol in ["http", "http2"] {
+        not_let_in(protocol).await;
+    }
+}
+
+async fn not_let_in(protocol: &str) {
     let (directory, at, origin) = (tempfile::tempdir().unwrap(), free_address(), Origin::bind().await);
     let (file, authority) = (directory.path().join("snapshot"), Authority::new());
-    let mut set = of_api(&pair("http", "required", origin.port(), ""), &authority);
+    let mut set = of_api(&pair(protocol, "required", origin.port(), ""), &authority);
     moved(&mut set, INBOUND, at);
     // Its outbound listeners have addresses that nobody has given to this machine.
     let of_others: Vec<_> = set.of_type(type_url::LISTENER).map(|of| of.name.to_string()).collect();
@@ -149,17 +155,26 @@ async fn who_is_not_let_in_is_in_the_log_as_far_as_it_is_known() {
     let mut told = Told::start(&file);
     let mut plain = connect(at).await;
     let from = plain.tcp.local_addr().unwrap();
-    plain.send("GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
-    assert!(plain.response().await.0.starts_with("HTTP/1.1 403 "));
+    if protocol == "http" {
+        plain.send("GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
+        assert!(plain.response().await.0.starts_with("HTTP/1.1 403 "));
+    } else {
+        assert_eq!(super::http2::Caller::of(plain.tcp).await.get("/").await.status(), 403);
+    }
     let line = told.line("mtls_required").await;
     assert!(line.contains(&format!("\"from\":\"{from}\"")), "{line}");
 
-    let mut set = with_secrets(&pair("http", "required", 1, ""), "shop/web", &authority, "shop/stranger");
+    let mut set = with_secrets(&pair(protocol, "required", 1, ""), "shop/web", &authority, "shop/stranger");
     set.insert(assignment(ENDPOINTS, &[at]));
     let stranger = Proxy::start(set).await;
-    let mut app = stranger.connect(OUTBOUND).await;
-    app.send("GET /orders HTTP/1.1\r\nHost: api\r\n\r\n").await;
-    assert!(app.response().await.0.starts_with("HTTP/1.1 403 "));
+    if protocol == "http" {
+        let mut app = stranger.connect(OUTBOUND).await;
+        app.send("GET /orders HTTP/1.1\r\nHost: api\r\n\r\n").await;
+        assert!(app.response().await.0.starts_with("HTTP/1.1 403 "));
+    } else {
+        let app = stranger.connect(OUTBOUND).await;
+        assert_eq!(super::http2::Caller::of(app.tcp).await.get("/orders").await.status(), 403);
+    }
     let line = told.line("caller_not_allowed").await;
     assert!(line.contains("/svc/stranger\"") && line.contains("GET /orders"), "{line}");
     assert!(line.contains("none of the callers that are let in"), "{line}");

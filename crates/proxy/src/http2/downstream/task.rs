@@ -71,9 +71,9 @@ pub(crate) async fn serve(open: &Open, downstream: &mut Downstream) {
     };
     let settings = service.as_ref().and_then(|service| service.version.http2()).copied().unwrap_or(defaults);
     let limits = service.as_ref().map(|service| service.limits).unwrap_or_default();
-    let from = downstream.stream.peer();
+    let from = downstream.stream.peer_address();
     let config = Config {
-        huffman: !from.is_some_and(|from| from.is_loopback()),
+        huffman: !from.is_some_and(|from| from.ip().is_loopback()),
         stream_window: settings.stream_window,
         connection_window: settings.connection_window,
         max_streams: settings.max_streams,
