@@ -118,6 +118,23 @@ impl Process {
 
     /// How it ended. Says [`Ending::Unknown`] of a process that runs.
     pub fn ending(&self) -> Ending {
+        let told = match self.told() {
+            Ok(Some(status)) => return Ending::Status(status),
+            told => told.is_ok(),
+        };
+        match Entry::of(self.id.pid) {
+            Some(entry) if entry.id == self.id && !entry.zombie => Ending::Unknown,
+            // 0 is also what is shown to those who may not know.
+            Some(Entry { id, status: 0, .. }) if id == self.id && told => Ending::NotReaped,
+            Some(Entry { id, status: 0, .. }) if id == self.id => Ending::Unknown,
+            Some(Entry { id, status, .. }) if id == self.id => Ending::Status(ExitStatus::from_raw(status)),
+            // Its parent may have taken note of it since the kernel was asked.
+            _ => self.told().ok().flatten().map_or(Ending::Unknown, Ending::Status),
+        }
+    }
+
+    /// How it ended, once its parent has taken note; an error where the kernel does not tell that of any.
+    fn told(&self) -> io::Result<Option<ExitStatus>> {
         let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
         // SAFETY: the number of this command has the size of the structure in it, and the kernel writes no more than
         // that.
@@ -129,16 +146,10 @@ impl Process {
                 std::ptr::from_mut(&mut info),
             )
         };
-        if outcome == 0 && info.mask & PIDFD_INFO_EXIT != 0 {
-            return Ending::Status(ExitStatus::from_raw(info.exit_code));
+        if outcome != 0 {
+            return Err(io::Error::last_os_error());
         }
-        match Entry::of(self.id.pid) {
-            Some(entry) if entry.id != self.id || !entry.zombie => Ending::Unknown,
-            // 0 is also what is shown to those who may not know.
-            Some(Entry { status: 0, .. }) if outcome == 0 => Ending::NotReaped,
-            Some(Entry { status: 0, .. }) | None => Ending::Unknown,
-            Some(Entry { status, .. }) => Ending::Status(ExitStatus::from_raw(status)),
-        }
+        Ok((info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_raw(info.exit_code)))
     }
 
     /// Waits until it has ended and, up to `patience`, until its parent has taken note; then says how it ended.
@@ -400,6 +411,24 @@ mod tests {
             }
             parent.kill().unwrap();
             parent.wait().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_parent_that_takes_note_meanwhile_hides_no_end() {
+        for _ in 0..200 {
+            let mut child = Command::new("/bin/true").spawn().unwrap();
+            let process = ProcessId::of(child.id()).unwrap().open().unwrap().unwrap();
+            process.ended().await.unwrap();
+            assert_eq!(process.ending(), Ending::NotReaped);
+            let parent = std::thread::spawn(move || child.wait().unwrap());
+            let ending = loop {
+                match process.ending() {
+                    Ending::NotReaped => {}
+                    ending => break ending,
+                }
+            };
+            assert_eq!(ending, Ending::Status(parent.join().unwrap()));
         }
     }
 
