@@ -122,14 +122,14 @@ impl Process {
             Ok(Some(status)) => return Ending::Status(status),
             told => told.is_ok(),
         };
-        match Entry::of(self.id.pid) {
-            Some(entry) if entry.id == self.id && !entry.zombie => Ending::Unknown,
+        match Entry::of(self.id.pid).filter(|entry| entry.id == self.id) {
+            Some(Entry { zombie: false, .. }) => Ending::Unknown,
             // 0 is also what is shown to those who may not know.
-            Some(Entry { id, status: 0, .. }) if id == self.id && told => Ending::NotReaped,
-            Some(Entry { id, status: 0, .. }) if id == self.id => Ending::Unknown,
-            Some(Entry { id, status, .. }) if id == self.id => Ending::Status(ExitStatus::from_raw(status)),
+            Some(Entry { status: 0, .. }) if told => Ending::NotReaped,
+            Some(Entry { status: 0, .. }) => Ending::Unknown,
+            Some(Entry { status, .. }) => Ending::Status(ExitStatus::from_raw(status)),
             // Its parent may have taken note of it since the kernel was asked.
-            _ => self.told().ok().flatten().map_or(Ending::Unknown, Ending::Status),
+            None => self.told().ok().flatten().map_or(Ending::Unknown, Ending::Status),
         }
     }
 

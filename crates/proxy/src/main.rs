@@ -160,7 +160,7 @@ pub(crate) fn main() -> ExitCode {
         .init();
     tracing::debug!(settings = outrider_os::allocator::settings(), "allocator");
     if let Some(confinement) = confinement {
-        if let Err(error) = alone.unwrap_or(Ok(())) {
+        if let Some(error) = alone.flatten() {
             tracing::warn!(%error, "cannot begin anew, to be confined as a whole");
         }
         tracing::info!(missing = ?confinement.shortcomings(), descriptors = confinement.descriptors, "confined");
@@ -194,8 +194,8 @@ fn files(arguments: &Arguments) -> Option<Files> {
 /// Leaves this process what it still needs: the control socket, the snapshot, what an xDS server is reached with, and
 /// nothing else.
 ///
-/// Beside it stands why it could not begin anew for that.
-fn confine(arguments: &Arguments) -> Result<(Confinement, Result<(), ConfineError>), SecureError> {
+/// Beside it stands why it could not begin anew for that, if it could not.
+fn confine(arguments: &Arguments) -> Result<(Confinement, Option<ConfineError>), SecureError> {
     let mut view = View::of_program(&std::env::current_exe().unwrap_or_default());
     view.read.extend(arguments.snapshot.clone());
     if let Some(files) = arguments.xds.as_ref().and_then(Server::files) {
@@ -203,9 +203,9 @@ fn confine(arguments: &Arguments) -> Result<(Confinement, Result<(), ConfineErro
     }
     view.bind = arguments.standalone;
     // An agent confines what it starts, and what it gave is open already.
-    let anew = if arguments.control_fd.is_none() { begin_anew(&view) } else { Ok(()) };
+    let alone = if arguments.control_fd.is_none() { begin_anew(&view).err() } else { None };
     let descriptors = arguments.control_fd.into_iter().collect();
-    Ok((outrider_os::confine::this_process(&Needs { view, descriptors }), anew))
+    Ok((outrider_os::confine::this_process(&Needs { view, descriptors }), alone))
 }
 
 fn fail(error: &dyn std::error::Error) -> ExitCode {

@@ -195,11 +195,14 @@ impl Request<'_, '_> {
 pub(super) fn let_go(worker: &Rc<Worker>, mut connection: Connection, left: Left, told: Option<u32>) {
     let upstream = Rc::clone(connection.upstream());
     match left {
-        Left::Nothing if !worker.is_saving() => upstream.keep(connection, worker.timers.lately(), told),
-        Left::Body(body) if !worker.is_saving() && upstream.spare(&mut connection) => {
-            tokio::task::spawn_local(read_out(Rc::clone(worker), upstream, connection, body, told));
+        _ if worker.is_saving() => {}
+        Left::Nothing => upstream.keep(connection, worker.timers.lately(), told),
+        Left::Body(body) => {
+            if upstream.spare(&mut connection) {
+                tokio::task::spawn_local(read_out(Rc::clone(worker), upstream, connection, body, told));
+            }
         }
-        Left::Nothing | Left::Body(_) | Left::Unusable => {}
+        Left::Unusable => {}
     }
 }
 

@@ -242,18 +242,22 @@ fn routes_reach_a_listener_whose_next_version_waits() {
     assert_eq!(bench.wants(ROUTES), ["other"]);
 }
 
+/// The next version of its listener, which has no sockets so far and routes of another name.
+fn led_anew(bench: &mut Bench, set: &ResourceSet) -> Item {
+    let mut moved = set.clone();
+    routed_by(&mut moved, "other");
+    let moved = elsewhere(bench, &moved, OUTBOUND);
+    let listener = moved.get(type_url::LISTENER, OUTBOUND).unwrap();
+    let [item] = bench.ingest(type_url::LISTENER, [listener]).try_into().unwrap();
+    item
+}
+
 #[test]
 fn a_listener_says_that_it_waits_for_a_cluster_of_routes_that_were_whole() {
     let set = web("off");
     let mut bench = Bench::new(&set);
-    let mut moved = set.clone();
-    routed_by(&mut moved, "other");
-    let moved = elsewhere(&mut bench, &moved, OUTBOUND);
+    let item = led_anew(&mut bench, &set);
     let at = bench.sockets[OUTBOUND].local_addr().unwrap();
-    let [item] = bench
-        .ingest(type_url::LISTENER, [moved.get(type_url::LISTENER, OUTBOUND).unwrap()])
-        .try_into()
-        .unwrap();
     bench.follow();
     assert_eq!(bench.assembler.waits_for(&item), format!("waits for its sockets at {at}"));
     let table = set.get(type_url::ROUTE, OUTBOUND).unwrap().renamed("other");
@@ -303,13 +307,7 @@ fn a_listener_says_that_it_waits_for_a_cluster_of_routes_that_were_whole() {
 fn a_listener_is_used_once_the_cluster_of_routes_that_were_whole_is_back() {
     let set = web("off");
     let mut bench = Bench::new(&set);
-    let mut moved = set.clone();
-    routed_by(&mut moved, "other");
-    let moved = elsewhere(&mut bench, &moved, OUTBOUND);
-    let [item] = bench
-        .ingest(type_url::LISTENER, [moved.get(type_url::LISTENER, OUTBOUND).unwrap()])
-        .try_into()
-        .unwrap();
+    let item = led_anew(&mut bench, &set);
     let table = set.get(type_url::ROUTE, OUTBOUND).unwrap().renamed("other");
     assert!(bench.take(&[table].into_iter().collect(), type_url::ROUTE, "other"));
     assert!(bench.take(&without_routes(&set), type_url::ROUTE, OUTBOUND));

@@ -723,11 +723,13 @@ async fn answers_that_are_left_out_count_against_their_endpoint() {
     assert_eq!(bad.hits(), 3);
 }
 
+/// An answer that is tried again, without its body.
+const BEGUN: &str = "HTTP/1.1 503 X\r\nContent-Length: 3\r\n\r\n";
+
 /// The body of an answer that nobody gets comes behind its head. It is read, so that its connection serves further requests;
 /// one that does not come, or not in a moment, costs the connection.
 #[tokio::test]
 async fn the_rest_of_an_answer_that_is_left_out_is_read_and_its_connection_used_again() {
-    const HEAD: &str = "HTTP/1.1 503 X\r\nContent-Length: 3\r\n\r\n";
     let origin = Origin::bind().await;
     let mut set = set("http", &[origin.address()]);
     retrying(&mut set, &on("5xx", 1));
@@ -736,7 +738,7 @@ async fn the_rest_of_an_answer_that_is_left_out_is_read_and_its_connection_used_
     one.send(GET).await;
     let mut first = origin.accept().await;
     first.expect(GET).await;
-    first.send(HEAD).await;
+    first.send(BEGUN).await;
     let mut second = origin.accept().await;
     first.send("bad").await;
     second.head().await;
@@ -758,7 +760,7 @@ async fn the_rest_of_an_answer_that_is_left_out_is_read_and_its_connection_used_
         _ = first.head() => (&mut first, &mut second),
         _ = second.head() => (&mut second, &mut first),
     };
-    asked.send(HEAD).await;
+    asked.send(BEGUN).await;
     idle.head().await;
     idle.send(OK).await;
     one.expect(OK).await;
@@ -768,7 +770,6 @@ async fn the_rest_of_an_answer_that_is_left_out_is_read_and_its_connection_used_
 /// Its connection has no place meanwhile, and ends as soon as another one is to be opened in its stead.
 #[tokio::test]
 async fn an_answer_that_is_read_to_its_end_takes_no_place_from_others() {
-    const HEAD: &str = "HTTP/1.1 503 X\r\nContent-Length: 3\r\n\r\n";
     for most in [1, 2] {
         let origin = Origin::bind().await;
         let mut set = set("http", &[origin.address()]);
@@ -780,7 +781,7 @@ async fn an_answer_that_is_read_to_its_end_takes_no_place_from_others() {
         one.send(GET).await;
         let mut first = origin.accept().await;
         first.expect(GET).await;
-        first.send(HEAD).await;
+        first.send(BEGUN).await;
         let mut second = origin.accept().await;
         second.head().await;
         if most == 2 {
